@@ -1,0 +1,124 @@
+"""What a backend does: carry one message there, and a stream of messages back.
+
+A backend knows nothing of jobs, errors or services: a message's body is opaque to it. The loop that feeds
+the handler may be its own (Redis) or a framework's (rq, a web server): whoever calls `serve` cannot tell.
+Nothing here may import the core, and no backend may import another one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib import import_module
+from importlib.metadata import entry_points
+from inspect import Parameter, signature
+from typing import Any, Protocol, get_type_hints
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+
+import msgspec
+
+from ..addresses import Address
+from ..errors import SettingsError, Unsupported
+from ..message import Handler, Message
+
+
+class Replies(Protocol):
+    """What comes back for one request, in the order in which it was sent."""
+
+    def receive(self, timeout: float | None) -> Message:
+        """The next reply. Raises RpcTimeout after `timeout` seconds without one, and stays usable."""
+
+    def close(self) -> None:
+        """Nobody listens any more: what was not started is not done, what runs is told. Idempotent."""
+
+
+class Backend(Protocol):
+    """What a broker, or a network, must offer. Only RpcTimeout, BackendUnavailable, QueueFull and
+    Unsupported leave these methods."""
+
+    features: frozenset[str]
+    """Of: durable, redelivers, topics, groups, priorities, processes."""
+    max_message: int | None
+    """The largest body, in bytes; None if the transport sets no limit."""
+
+    def send(self, to: Address, message: Message) -> None:
+        """Hand the message over. Returns once the broker has it, not once it is handled."""
+
+    def request(self, to: Address, message: Message) -> Replies:
+        """The same, with a way back that is open before the message leaves. The message has `reply-to`."""
+
+    def serve(self, addresses: Sequence[Address], handler: Handler, concurrency: int = 1) -> None:
+        """Feed the handler what arrives, queues in order of priority, at most `concurrency` messages of
+        theirs at a time. Blocks until `stop()`, then finishes what it started."""
+
+    def stop(self) -> None:
+        """Make `serve` take nothing new and return. Only sets a flag: any thread, signal-safe."""
+
+    def close(self) -> None:
+        """Hand back what `serve` still holds, then give back connections. Idempotent."""
+
+
+BACKENDS = {
+    "memory": ("rpc.backends.memory:MemoryBackend", None),
+    "rq+redis": ("rpc.backends.rq:PythonRqBackend", None),
+    "rq+rediss": ("rpc.backends.rq:PythonRqBackend", None),
+    "rq+unix": ("rpc.backends.rq:PythonRqBackend", None),
+}
+"""URL scheme -> the backend's class, and the extra that brings its driver. Others come from the entry
+points of the group `rpc.backends`."""
+
+
+def backend_from_url(url: str, **options: Any) -> Backend:
+    """The backend that a URL names, such as "rq+redis://127.0.0.1:6379/0?lease=5" or "memory://".
+
+    `options`, and those of the URL's query that the backend knows, are the keyword arguments of its
+    constructor; the rest of the query is the driver's. Raises SettingsError for a URL or an option that
+    makes no sense, Unsupported if the driver is not installed.
+    """
+    parts = urlsplit(url)
+    factory = _load(parts.scheme, url)
+    known = {
+        name: parameter
+        for name, parameter in signature(factory).parameters.items()
+        if parameter.kind is Parameter.KEYWORD_ONLY
+    }
+    query = parse_qsl(parts.query, keep_blank_values=True)
+    given = {name: value for name, value in query if name in known}
+    for name in options:
+        if name not in known:
+            raise SettingsError(
+                f"{parts.scheme}: has no option {name!r}; it has {', '.join(known) or 'none'}"
+            )
+    rest = urlencode([(name, value) for name, value in query if name not in known])
+    hints = get_type_hints(factory.__init__)
+    try:
+        converted = {name: msgspec.convert(value, hints[name], strict=False) for name, value in given.items()}
+        backend: Backend = factory(urlunsplit(parts._replace(query=rest)), **options, **converted)
+    except (msgspec.ValidationError, ValueError, TypeError) as error:
+        raise SettingsError(f"{redacted(url)}: {error}") from error
+    return backend
+
+
+def redacted(url: str) -> str:
+    """The URL without its password, for logs and errors."""
+    parts = urlsplit(url)
+    if parts.password is None:
+        return url
+    return url.replace(f":{parts.password}@", ":***@", 1)
+
+
+def _load(scheme: str, url: str) -> Any:
+    if scheme in BACKENDS:
+        path, extra = BACKENDS[scheme]
+    else:
+        found = {entry.name: entry.value for entry in entry_points(group="rpc.backends")}
+        if scheme not in found:
+            known = ", ".join(f"{name}:" for name in sorted({*BACKENDS, *found}))
+            raise SettingsError(f"{redacted(url)!r} names no backend; known are {known}")
+        path, extra = found[scheme], None
+    module, _, name = path.partition(":")
+    try:
+        return getattr(import_module(module), name)
+    except ModuleNotFoundError as error:
+        if extra is None:
+            raise
+        raise Unsupported(f"{scheme}: needs `pip install python-rpc[{extra}]`") from error

@@ -1,0 +1,169 @@
+"""The caller's shell: it sends, and it waits. What is said and what it means is in `core`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from threading import Lock
+from types import ModuleType, TracebackType
+from typing import Any, Final
+from weakref import WeakSet
+
+from .addresses import queue as queue_address
+from .backends import Backend, Replies, backend_from_url
+from .core.codecs import Codec, codec_named
+from .core.conversation import Conversation, Response, call_message
+from .core.jobs import current_request
+from .errors import Cancelled, RpcTimeout
+from .message import Message
+from .settings import Settings, load_settings
+
+_AS_SET: Final[Any] = object()
+NESTED_MARGIN = 0.95
+"""Share of the time left that a call made by a handler may take: the rest is for telling the handler's own
+caller what went wrong."""
+MOST_SUBMITTED = 1024
+"""Threads that wait for futures, at most: one for each call submitted and not yet answered."""
+
+
+class RpcClient:
+    """Calls jobs by name. Safe to share between threads, and to use after a fork.
+
+    Without `backend`, everything that is not given comes from the settings module (see `rpc.settings`);
+    `settings` names another one, or is one. `backend` is a backend or its URL, `timeout` the seconds a call
+    waits (None: without end), `queue` where calls go, `codec` "json" or "msgpack", `max_message_bytes` the
+    largest request. Raises SettingsError if there is no usable setting; connects at the first call.
+    """
+
+    def __init__(
+        self,
+        *,
+        settings: str | ModuleType | Settings | None = None,
+        backend: Backend | str | None = None,
+        timeout: float | None = _AS_SET,
+        queue: str = "default",
+        codec: str | Codec | None = None,
+        max_message_bytes: int | None = None,
+    ) -> None:
+        if not isinstance(settings, Settings):
+            settings = load_settings(settings) if backend is None or settings is not None else Settings()
+        chosen = settings.for_clients if backend is None else backend
+        self.backend: Backend = backend_from_url(chosen) if isinstance(chosen, str) else chosen
+        self._owns_backend = isinstance(chosen, str)
+        self.timeout = settings.timeout if timeout is _AS_SET else timeout
+        self._queue, self._codec = queue, codec_named(codec or settings.codec)
+        limits = (max_message_bytes or settings.max_message_bytes, self.backend.max_message)
+        self._max_message = min(limit for limit in limits if limit is not None)
+        self._lock = Lock()
+        self._waiters: ThreadPoolExecutor | None = None
+        self._submitted: WeakSet[Future[Response]] = WeakSet()
+
+    def call(self, name: str, data: Any = None, *, queue: str | None = None, ttl: float | None = None) -> str:
+        """Send a job and do not wait: the id of the request. Returns once the broker has it.
+
+        `data` is a dict or a list; `ttl` is the seconds after which it is no longer wanted (None: it waits
+        as long as it must). Raises SerializationError before anything is sent, BackendUnavailable, QueueFull.
+        """
+        message = self._message(name, data, ttl, replies=False)
+        self.backend.send(queue_address(queue or self._queue), message)
+        return message.id
+
+    def call_and_wait(
+        self, name: str, data: Any = None, *, timeout: float | None = _AS_SET, queue: str | None = None
+    ) -> Response:
+        """Send a job and wait for its response.
+
+        `data` is a dict or a list; `timeout` is in seconds (None: without end). Raises RemoteError if the
+        handler raised, MethodNotFound, InvalidParams, WorkerLost, SerializationError, RpcTimeout when the
+        time is up, BackendUnavailable. A caller that stops waiting, for whatever reason, withdraws the job.
+        """
+        conversation, replies = self._ask(name, data, timeout, queue)
+        return self._answer(conversation, replies)
+
+    def submit(
+        self, name: str, data: Any = None, *, timeout: float | None = _AS_SET, queue: str | None = None
+    ) -> Future[Response]:
+        """Send a job, and return a future of its response. Errors as in `call_and_wait`: those of sending
+        at once, the others by the future. `cancel()` withdraws the job until it is answered."""
+        conversation, replies = self._ask(name, data, timeout, queue)
+        future: Future[Response] = Future()
+        self._submitted.add(future)
+        future.add_done_callback(lambda done: replies.close() if done.cancelled() else None)
+        self._pool().submit(self._resolve, future, conversation, replies)
+        return future
+
+    def close(self) -> None:
+        """Cancel the submitted calls that are not answered, and give back connections. Idempotent."""
+        with self._lock:
+            waiters, self._waiters = self._waiters, None
+        for future in list(self._submitted):
+            future.cancel()
+        if waiters:
+            waiters.shutdown()
+        if self._owns_backend:
+            self.backend.close()
+
+    def __enter__(self) -> RpcClient:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _message(self, name: str, data: Any, ttl: float | None, *, replies: bool) -> Message:
+        return call_message(name, data, self._codec, ttl=ttl, replies=replies, max_message=self._max_message)
+
+    def _ask(
+        self, name: str, data: Any, timeout: float | None, queue: str | None
+    ) -> tuple[Conversation, Replies]:
+        timeout = self._allowed(self.timeout if timeout is _AS_SET else timeout)
+        now = time.monotonic()
+        message = self._message(name, data, timeout, replies=True)
+        conversation = Conversation(message, name, timeout, now)
+        return conversation, self.backend.request(queue_address(queue or self._queue), message)
+
+    def _allowed(self, timeout: float | None) -> float | None:
+        """The timeout, within the time that is left to the request that is being handled here, if one is."""
+        request = current_request.get()
+        if request is None or request.deadline is None:
+            return timeout
+        left = (request.deadline - time.monotonic()) * NESTED_MARGIN
+        return max(left, 0.0) if timeout is None else min(timeout, max(left, 0.0))
+
+    def _answer(
+        self, conversation: Conversation, replies: Replies, abandoned: Callable[[], bool] | None = None
+    ) -> Response:
+        """The response; `abandoned` is asked every second whether it is still wanted."""
+        try:
+            while True:
+                left = conversation.remaining(time.monotonic())
+                slice = left if abandoned is None else min(left or 1.0, 1.0)
+                try:
+                    reply = replies.receive(slice)
+                except RpcTimeout as timeout:
+                    if slice == left:
+                        raise conversation.timed_out(str(timeout)) from None
+                    if abandoned is not None and abandoned():
+                        raise Cancelled("the call was cancelled") from None
+                else:
+                    return conversation.feed(reply)
+        finally:
+            replies.close()
+
+    def _resolve(self, future: Future[Response], conversation: Conversation, replies: Replies) -> None:
+        try:
+            response = self._answer(conversation, replies, future.cancelled)
+        except BaseException as error:  # the future raises it where it is waited for
+            if future.set_running_or_notify_cancel():
+                future.set_exception(error)
+        else:
+            if future.set_running_or_notify_cancel():
+                future.set_result(response)
+
+    def _pool(self) -> ThreadPoolExecutor:
+        with self._lock:
+            if self._waiters is None:
+                self._waiters = ThreadPoolExecutor(MOST_SUBMITTED, thread_name_prefix="rpc-client")
+            return self._waiters

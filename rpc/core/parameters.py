@@ -1,0 +1,90 @@
+"""A handler's signature, read once: which style it has, and how a call's arguments become its own.
+
+Arguments are converted and validated against the annotations by msgspec, strictly: "1" is no int.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from collections.abc import Callable
+from typing import Any, get_type_hints
+
+import msgspec
+
+from ..errors import InvalidParams
+from .protocol import Call
+
+logger = logging.getLogger(__name__)
+
+_NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+
+
+class Parameters:
+    """The parameters of a handler in typed style."""
+
+    def __init__(self, handler: Callable[..., Any]) -> None:
+        self._signature = inspect.signature(handler)
+        parameters = self._signature.parameters.values()
+        hints = _hints(handler)
+        self._kinds = {p.name: hints[p.name] for p in parameters if hints.get(p.name, Any) is not Any}
+        self._variadic = {
+            p.name: p.kind
+            for p in parameters
+            if p.kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+        }
+        self._named = {p.name for p in parameters}
+        self._required = {p.name for p in parameters if p.default is p.empty}
+        self._all_named = all(p.kind in _NAMED for p in parameters)
+
+    def bind(self, call: Call) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """The positional and named arguments for the handler; InvalidParams says which is wrong and why."""
+        params = call.params
+        if self._all_named and (params is None or isinstance(params, dict)):
+            named = params or {}
+            if named.keys() <= self._named and named.keys() >= self._required:
+                return (), self._converted(named)
+        try:
+            if isinstance(params, list):
+                bound = self._signature.bind(*params, **(call.kwargs or {}))
+            else:
+                bound = self._signature.bind(**(params or {}))
+        except TypeError as error:
+            raise InvalidParams(f"{call.method}: {error}") from None
+        bound.arguments.update(self._converted(bound.arguments))
+        return bound.args, bound.kwargs
+
+    def _converted(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        converted = {}
+        for name, value in arguments.items():
+            kind = self._kinds.get(name)
+            converted[name] = value if kind is None else self._convert(name, value, kind)
+        return converted
+
+    def _convert(self, name: str, value: Any, kind: Any) -> Any:
+        match self._variadic.get(name):
+            case inspect.Parameter.VAR_POSITIONAL:
+                kind = tuple[kind, ...]
+            case inspect.Parameter.VAR_KEYWORD:
+                kind = dict[str, kind]
+        try:
+            return msgspec.convert(value, kind)
+        except msgspec.ValidationError as error:
+            raise InvalidParams(f"{name}: {error}") from None
+
+
+def wants_request(handler: Callable[..., Any], request_type: type) -> bool:
+    """Whether a handler is in request style: its only parameter is named `request` or annotated Request."""
+    parameters = list(inspect.signature(handler).parameters.values())
+    if len(parameters) != 1 or parameters[0].kind not in (inspect.Parameter.POSITIONAL_ONLY, *_NAMED[:1]):
+        return False
+    return parameters[0].name == "request" or _hints(handler).get(parameters[0].name) is request_type
+
+
+def _hints(handler: Callable[..., Any]) -> dict[str, Any]:
+    function = handler if inspect.isroutine(handler) else type(handler).__call__
+    try:
+        return get_type_hints(function, include_extras=True)
+    except NameError as error:
+        logger.warning("%r: %s; its arguments are not validated", handler, error)
+        return {}

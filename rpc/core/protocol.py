@@ -1,0 +1,140 @@
+"""JSON-RPC 2.0 objects (https://www.jsonrpc.org/specification) in the bodies of messages.
+
+A call is `{"jsonrpc", "id", "method", "params"}`, to which positional and named arguments together add the
+extension member `kwargs`; a reply has `result` or `error: {"code", "message", "data"}`. What comes off
+the wire is any bytes at all: each function here returns a value or raises an RpcError.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from .. import errors
+from ..errors import RemoteError, RpcError, SerializationError
+from .codecs import Codec
+
+PARSE_ERROR, INVALID_REQUEST = -32700, -32600
+
+_BY_CODE: dict[int, type[RpcError]] = {
+    kind.code: kind
+    for kind in vars(errors).values()
+    if isinstance(kind, type) and issubclass(kind, RpcError) and kind not in (RpcError, RemoteError)
+    if "code" in vars(kind)
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What a request asks for."""
+
+    method: str
+    params: dict[str, Any] | list[Any] | None = None
+    kwargs: dict[str, Any] | None = None
+
+
+def encode_call(call: Call, id: str, codec: Codec) -> bytes:
+    """The body of a request. Raises SerializationError, also if `params` is neither a dict nor a list
+    once it is encoded."""
+    members: dict[str, Any] = {"jsonrpc": "2.0", "id": id, "method": call.method}
+    if call.params is not None:
+        if isinstance(call.params, str | bytes | int | float):
+            kind = type(call.params).__name__
+            raise SerializationError(f"data of type {kind} cannot be sent: it must be a dict or a list")
+        members["params"] = call.params
+    if call.kwargs:
+        members["kwargs"] = call.kwargs
+    return codec.encode(members)
+
+
+def decode_call(body: bytes, codec: Codec) -> Call:
+    """The call in the body of a request; SerializationError if there is none."""
+    try:
+        decoded = codec.decode(body)
+    except SerializationError as error:
+        error.code = PARSE_ERROR
+        raise
+    try:
+        return _call(decoded)
+    except SerializationError as error:
+        error.code = INVALID_REQUEST
+        raise
+
+
+def _call(decoded: Any) -> Call:
+    match decoded:
+        case {"method": str(method), **rest} if method:
+            params, kwargs = rest.get("params"), rest.get("kwargs") or {}
+            if not isinstance(params, dict | list | None):
+                raise SerializationError("not a call: `params` is neither an object nor an array")
+            if not isinstance(kwargs, dict) or (kwargs and not isinstance(params, list)):
+                raise SerializationError("not a call: `kwargs` goes with an array of `params`")
+            return Call(method, params, kwargs)
+        case _:
+            raise SerializationError("not a call: no object with a `method`")
+
+
+def encode_result(id: str, result: Any, codec: Codec) -> bytes:
+    """The body of the reply that carries a result; SerializationError if it cannot be encoded."""
+    return codec.encode({"jsonrpc": "2.0", "id": id, "result": result})
+
+
+def encode_error(id: str, error: RpcError, codec: Codec) -> bytes:
+    """The body of the reply that carries an error. Does not fail: data that cannot be encoded is left out."""
+    members: dict[str, Any] = {"code": error.code, "message": _text(error)}
+    if isinstance(error, RemoteError):
+        members["message"] = _printable(error.message)
+        members["data"] = {"type": _printable(error.type)}
+        if error.traceback is not None:
+            members["data"]["traceback"] = _printable(error.traceback)
+        if error.data is not None:
+            try:
+                codec.encode(error.data)
+                members["data"]["data"] = error.data
+            except SerializationError:
+                members["data"]["data"] = None
+    return codec.encode({"jsonrpc": "2.0", "id": id, "error": members})
+
+
+def decode_reply(body: bytes, codec: Codec) -> Any:
+    """The result in the body of a reply. Raises the error that it carries, or SerializationError."""
+    match codec.decode(body):
+        case {"error": {"code": int(code), "message": str(message), **rest}}:
+            raise _error(code, message, rest.get("data"))
+        case {"result": result}:
+            return result
+        case _:
+            raise SerializationError("not a reply: it has neither a `result` nor an `error`")
+
+
+def remote_error(error: BaseException, traceback: str | None = None) -> RemoteError:
+    """What the caller is told of an exception that a handler raised."""
+    if isinstance(error, RemoteError):  # of a call that the handler made itself: keep the origin
+        return error
+    return RemoteError(type(error).__name__, _text(error), traceback=traceback)
+
+
+def _error(code: int, message: str, data: Any) -> RpcError:
+    if code in _BY_CODE:
+        return _BY_CODE[code](message)
+    if code in (PARSE_ERROR, INVALID_REQUEST):
+        return SerializationError(message)
+    details = data if isinstance(data, dict) else {}
+    kind, trace = details.get("type"), details.get("traceback")
+    return RemoteError(
+        kind if isinstance(kind, str) else "RemoteError",
+        message,
+        details.get("data"),
+        trace if isinstance(trace, str) else None,
+    )
+
+
+def _text(error: BaseException) -> str:
+    try:
+        return _printable(str(error))
+    except Exception:  # the class is the user's: its __str__ may raise anything
+        return "(an error whose text cannot be had)"
+
+
+def _printable(text: str) -> str:
+    return text.encode("utf-8", "replace").decode()  # lone surrogates cannot travel

@@ -1,0 +1,115 @@
+"""Everything that this library raises, and the JSON-RPC 2.0 code each error has on the wire.
+
+RpcError
+├── RemoteError           the handler raised: .type .message .data .traceback are the remote ones
+├── MethodNotFound        no receiver maps this name
+├── InvalidParams         the handler's signature or annotations do not admit these arguments
+├── RpcTimeout            no answer within the time allowed
+├── WorkerLost            the worker died, and the job will not be tried again
+├── NoReceivers           nobody serves what was asked for
+├── Cancelled             the caller withdrew the call
+├── QueueFull             the queue is bounded and has no room
+├── BackendUnavailable    the broker or the network failed
+├── SerializationError    a value, or a message, cannot be encoded or decoded
+├── Unauthorized          the receiver does not accept this caller
+├── Unsupported           this backend cannot do that
+└── SettingsError         a setting is missing, unknown or of the wrong type
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+class RpcError(Exception):
+    """Base of every error raised by this library."""
+
+    code = -32000
+
+
+class RemoteError(RpcError):
+    """The handler raised an exception, or the receiver failed in its place.
+
+    `type` is the name of the remote exception's class, `message` its text (both str), `data` what
+    else came with it (a dict or None), `traceback` the remote traceback as text if the receiver was
+    set to send it (`RPC_SEND_TRACEBACKS`), else None.
+    """
+
+    code = -32000
+
+    def __init__(self, type: str, message: str, data: Any = None, traceback: str | None = None) -> None:
+        super().__init__(f"{type}: {message}" if message else type)
+        self.type, self.message, self.data, self.traceback = type, message, data, traceback
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return self.__class__, (self.type, self.message, self.data, self.traceback)
+
+
+class MethodNotFound(RpcError):
+    """No receiver maps this name to a handler."""
+
+    code = -32601
+
+
+class InvalidParams(RpcError):
+    """The arguments do not fit the handler's signature or annotations; the text says which and why."""
+
+    code = -32602
+
+
+class RpcTimeout(RpcError, TimeoutError):
+    """No answer came within the time allowed."""
+
+    code = -32001
+
+
+class WorkerLost(RpcError):
+    """The worker died while it held the job, and the job will not be tried again."""
+
+    code = -32002
+
+
+class Unauthorized(RpcError):
+    """The receiver does not accept this caller."""
+
+    code = -32003
+
+
+class Cancelled(RpcError):
+    """The call was withdrawn before it was answered."""
+
+    code = -32004
+
+
+class QueueFull(RpcError):
+    """The queue is bounded and has no room."""
+
+    code = -32005
+
+
+class SerializationError(RpcError):
+    """A value or a message cannot be encoded or decoded, or is too large."""
+
+    code = -32006
+
+
+class NoReceivers(RpcError):
+    """Nobody serves what was asked for."""
+
+    code = -32007
+
+
+class Unsupported(RpcError):
+    """This backend cannot do that; the text names those that can, or what to install."""
+
+    code = -32008
+
+
+class BackendUnavailable(RpcError, ConnectionError):
+    """The broker, or the network on the way to it, failed."""
+
+    code = -32009
+
+
+class SettingsError(RpcError):
+    """A setting is missing, unknown or of the wrong type; the text names the key and the module."""

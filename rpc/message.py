@@ -1,0 +1,129 @@
+"""What travels: a flat map of short strings, and a body that is opaque to whoever carries it; and what it
+is in the hands of a handler.
+
+A backend acts on the headers `id`, `ttl` and `reply-to`, sets `deliveries` and the `ttl` that is left, and
+carries the others as they are. Transports with headers of their own use them; for the rest there is one
+compact frame: `packed()` and `unpacked()`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import msgspec
+
+from .errors import SerializationError
+
+LOST = "lost"
+"""Header of a reply that a backend writes in place of a handler that died; its text says what happened."""
+
+FAILED = "error"
+"""Header of a reply that carries an error: the name of its type. For logs, dashboards, dead letters."""
+
+STREAM = "stream"
+"""Header of a reply after which more will come. One without it ends the conversation."""
+
+NAME = "name"
+"""Header that tells people what a message asks for. A label: nothing is ever looked up by it."""
+
+MAX_HEADERS = 64
+MAX_HEADER_BYTES = 8192
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """Headers (short strings) and a body (bytes). Changed by making another one: see `but()`."""
+
+    body: bytes = b""
+    headers: Mapping[str, str] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return f"<Message {self.id or '-'}, {len(self.body)} bytes>"  # bodies and tokens stay out of logs
+
+    @property
+    def id(self) -> str:
+        """The request's id, which its replies carry too; "" if it has none."""
+        return self.headers.get("id", "")
+
+    @property
+    def reply_to(self) -> str | None:
+        """The name of the caller's inbox; None if nobody waits for a reply."""
+        return self.headers.get("reply-to")
+
+    @property
+    def ttl(self) -> float | None:
+        """Seconds left until nobody wants it any more; None if it does not expire."""
+        if "ttl" not in self.headers:
+            return None
+        try:
+            ttl = float(self.headers["ttl"])
+        except ValueError:
+            ttl = math.nan
+        if not math.isfinite(ttl):
+            raise SerializationError("the ttl header is not a number of seconds")
+        return ttl
+
+    @property
+    def deliveries(self) -> int:
+        """How often it was handed to a receiver, this time included."""
+        deliveries = self.headers.get("deliveries", "1")
+        return int(deliveries) if deliveries.isdecimal() else 1
+
+    def but(self, **headers: str | float | None) -> Message:
+        """The same message with other headers; None removes one. `reply_to` stands for `reply-to`."""
+        merged = dict(self.headers)
+        for name, value in headers.items():
+            if value is None:
+                merged.pop(name.replace("_", "-"), None)
+            else:
+                merged[name.replace("_", "-")] = str(value)
+        return Message(self.body, merged)
+
+
+_encode_headers = msgspec.msgpack.Encoder().encode
+_decode_headers = msgspec.msgpack.Decoder(dict[str, str]).decode
+
+
+def packed(message: Message) -> bytes:
+    """The compact frame: two bytes, big-endian, the length of the headers; the headers as a MessagePack map
+    of strings; the body."""
+    headers = _encode_headers(message.headers)
+    if len(headers) > MAX_HEADER_BYTES or len(message.headers) > MAX_HEADERS:
+        raise SerializationError(f"headers of {len(headers)} bytes: at most {MAX_HEADER_BYTES} are carried")
+    return len(headers).to_bytes(2, "big") + headers + message.body
+
+
+def unpacked(frame: bytes) -> Message:
+    """The message in a compact frame; SerializationError if it is none."""
+    end = 2 + int.from_bytes(frame[:2], "big")
+    if not 2 < end <= min(len(frame), MAX_HEADER_BYTES + 2):
+        raise SerializationError("not a frame: its length does not fit")
+    try:
+        return Message(frame[end:], _decode_headers(frame[2:end]))
+    except (msgspec.DecodeError, RecursionError) as error:
+        raise SerializationError(f"not a frame: {error}") from error
+
+
+class Delivery(Protocol):
+    """One message in the hands of a handler."""
+
+    message: Message
+    cancelled: bool
+    """True as soon as nobody listens for the reply any more. May change at any time."""
+    on_cancel: Callable[[], object] | None
+    """Called, from any thread, when `cancelled` becomes true."""
+
+    def reply(self, message: Message) -> bool:
+        """Send a reply at once, before the handler is done. False if nobody listens."""
+
+    def forbid_redelivery(self) -> None:
+        """If this process dies now, nobody gets this message again: its caller is told instead."""
+
+
+Handler = Callable[[Delivery], Message | None]
+"""Takes a delivery and returns the last reply, which leaves together with the acknowledgement; None if
+there is no reply (left) to send. A handler does not raise; if it does, the loop survives it. If the
+process dies first, the message is delivered again (feature `redelivers`)."""

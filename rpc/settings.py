@@ -1,0 +1,140 @@
+"""The settings module: read once where a process starts, checked whole, and passed on as arguments.
+
+The module is the one that RPC_SETTINGS_MODULE (or SETTINGS_IMPORT_PATH) names, else `settings`; it is looked
+up from the working directory too. Nothing below the entry points reads it, or the environment.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from types import ModuleType
+from typing import Any, Literal, get_type_hints
+
+import msgspec
+
+from .errors import SettingsError
+
+VARIABLES = ("RPC_SETTINGS_MODULE", "SETTINGS_IMPORT_PATH")
+DEFAULT_MODULE = "settings"
+DEFAULT_QUEUES = ("high", "default", "low")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """Every key `RPC_<NAME IN CAPITALS>` of a settings module, with its default. Times are in seconds."""
+
+    module: str = "(none)"
+    job_mapping: Mapping[str, Any] = field(default_factory=dict)
+    """Name -> callable, or the dotted path of one."""
+    backend: Any = None
+    """A backend, or its URL: for receivers and clients alike."""
+    receiver_backend: Any = None
+    """The same, for receivers alone."""
+    client_backend: Any = None
+    """The same, for clients alone."""
+    timeout: float | None = 30.0
+    """How long a call waits. None: without end."""
+    concurrency: int = 1
+    """How many jobs a worker runs at a time."""
+    queues: tuple[str, ...] = DEFAULT_QUEUES
+    """What a worker serves, in order of priority."""
+    codec: Literal["json", "msgpack"] = "json"
+    """How a client encodes."""
+    accept: tuple[str, ...] = ("json", "msgpack")
+    """What a receiver decodes."""
+    delivery: Literal["at-least-once", "at-most-once"] = "at-least-once"
+    lease: float | None = None
+    """How long after its last sign of life a worker is given up. None: as the backend has it."""
+    max_deliveries: int | None = None
+    """How often a job is given to a worker before it is given up. None: as the backend has it."""
+    max_message_bytes: int = 16 * 1024 * 1024
+    """The largest request or reply, in bytes."""
+    send_tracebacks: bool = False
+    """Whether a RemoteError has the receiver's traceback."""
+    grace: float = 30.0
+    """How long a worker that is told to stop may finish what it runs."""
+
+    @property
+    def for_receivers(self) -> Any:
+        """The backend of receivers: an instance or a URL; SettingsError if there is none."""
+        return self._either(self.receiver_backend, "RPC_RECEIVER_BACKEND")
+
+    @property
+    def for_clients(self) -> Any:
+        """The backend of clients: an instance or a URL; SettingsError if there is none."""
+        return self._either(self.client_backend, "RPC_CLIENT_BACKEND")
+
+    def _either(self, backend: Any, key: str) -> Any:
+        if backend is None and self.backend is None:
+            raise SettingsError(f"{self.module} has neither RPC_BACKEND nor {key}: set one to a URL")
+        return self.backend if backend is None else backend
+
+    def jobs(self) -> dict[str, Callable[..., Any]]:
+        """The job mapping with every dotted path imported; SettingsError if one cannot be."""
+        return {name: self._handler(name, target) for name, target in self.job_mapping.items()}
+
+    def _handler(self, name: str, target: Any) -> Callable[..., Any]:
+        where = f"{self.module}: RPC_JOB_MAPPING[{name!r}]"
+        if isinstance(target, str):
+            target = _imported(target, where)
+        if not callable(target):
+            raise SettingsError(f"{where} is {target!r}, which cannot be called")
+        handler: Callable[..., Any] = target
+        return handler
+
+
+def load_settings(source: str | ModuleType | None = None) -> Settings:
+    """The settings of a module, or of the module that this name, or the environment, names.
+
+    Raises SettingsError, naming the key and the module, if it cannot be imported, or has a key that is
+    unknown or of the wrong type.
+    """
+    if not isinstance(source, ModuleType):
+        source = _module(source)
+    types = get_type_hints(Settings)
+    known = {f"RPC_{field.name.upper()}": field.name for field in fields(Settings) if field.name != "module"}
+    values: dict[str, Any] = {}
+    for key, value in vars(source).items():
+        if not key.startswith("RPC_"):
+            continue
+        if key not in known:
+            raise SettingsError(f"{source.__name__} has the unknown key {key}; known are {', '.join(known)}")
+        try:
+            values[known[key]] = msgspec.convert(value, types[known[key]])
+        except msgspec.ValidationError as error:
+            raise SettingsError(f"{source.__name__}: {key}: {error}") from None
+    return Settings(module=source.__name__, **values)
+
+
+def _module(name: str | None) -> ModuleType:
+    found = [variable for variable in VARIABLES if os.environ.get(variable)]
+    name = name or (os.environ[found[0]] if found else DEFAULT_MODULE)
+    if os.getcwd() not in sys.path and "" not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    try:
+        return importlib.import_module(name)
+    except ModuleNotFoundError as error:
+        if error.name is not None and (name == error.name or name.startswith(error.name + ".")):
+            how = f"set {VARIABLES[0]} or pass --settings, or run where {name.replace('.', '/')}.py is"
+            raise SettingsError(f"there is no settings module {name!r}: {how}") from None
+        raise SettingsError(f"settings module {name!r} cannot be imported: {error}") from error
+    except Exception as error:  # the module is the user's: its code may raise anything
+        raise SettingsError(
+            f"settings module {name!r} cannot be imported: {type(error).__name__}: {error}"
+        ) from error
+
+
+def _imported(path: str, where: str) -> Any:
+    module, _, attribute = path.rpartition(".")
+    if not module:
+        raise SettingsError(f"{where} is {path!r}, which is no dotted path")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except AttributeError:
+        raise SettingsError(f"{where} is {path!r}, but {module} has no {attribute}") from None
+    except Exception as error:  # as above
+        raise SettingsError(f"{where} is {path!r}: {type(error).__name__}: {error}") from error
