@@ -1,0 +1,186 @@
+"""rq on Redis: a message is an rq job, visible to `rq info` and to rq's dashboards under its name.
+
+rq keeps the records (jobs, queues, registries, workers); the moves between them are ours (`_rq_scripts`), so
+that several queues can be served in order of priority without losing the job of a worker that dies. The
+worker runs one function, and refuses whatever else it finds in the queue without importing it. Topics,
+inboxes and the way back are those of every backend on Redis.
+"""
+
+from __future__ import annotations
+
+import base64
+import logging
+from collections import deque
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import redis
+from rq import Queue, Retry
+from rq.job import Job, JobStatus
+from rq.serializers import JSONSerializer
+from rq.utils import now
+
+from ..addresses import Address
+from ..errors import Unsupported
+from ..message import NAME, Handler, Message
+from . import _rq_scripts as scripts
+from ._loops import run_together
+from ._rq_worker import PERFORM, Records, RqWorker, RqWorkerOptions
+from .redis import KEEP_REPLY, Channels, RedisReplies, milliseconds, persistent, reply_key, tuned
+
+logger = logging.getLogger(__name__)
+
+RETRY_FOR = 5.0
+"""Seconds that sending goes on trying while Redis cannot be had."""
+NO_ANSWER_FROM = {
+    JobStatus.FAILED.value: "its worker died; it is not delivered again",
+    JobStatus.STOPPED.value: "it was stopped",
+    JobStatus.CANCELED.value: "it was cancelled",
+}
+
+
+class PythonRqBackend:
+    """rq ≥ 2.9 on Redis.
+
+    `source` is a `redis.Redis`, of which only the address and the credentials are used, or a URL:
+    `rq+redis://`, `rq+rediss://` (TLS), `rq+unix://`. A worker that gives no sign of life for `lease` seconds
+    has lost its job, and the job is delivered again, at most `max_deliveries` times. `fork=True` runs each
+    job in a process of its own. `job_timeout` (seconds) ends a handler that runs longer with RpcTimeout: in
+    the worker's main thread or with `fork=True`, as only there it can be interrupted. rq's records of
+    finished and failed jobs are kept for `result_ttl` and `failure_ttl` seconds. Connects at first use.
+    """
+
+    features = frozenset({"durable", "redelivers", "topics", "groups", "priorities", "processes"})
+    max_message = 64 * 1024 * 1024
+
+    def __init__(
+        self,
+        source: redis.Redis | str,
+        *,
+        lease: float = 10.0,
+        max_deliveries: int = 3,
+        fork: bool = False,
+        job_timeout: float | None = None,
+        result_ttl: int = 30,
+        failure_ttl: int = 60,
+    ) -> None:
+        if lease < 1 or max_deliveries < 1 or result_ttl < 0 or failure_ttl < 1:
+            raise ValueError("lease, max_deliveries and failure_ttl are at least 1, result_ttl is at least 0")
+        self._client = tuned(source.removeprefix("rq+") if isinstance(source, str) else source)
+        self._options = RqWorkerOptions(lease, max_deliveries, fork, job_timeout, result_ttl, failure_ttl)
+        self._channels = Channels(self._client)
+        self._records = Records(self._client)
+        self._read: deque[str] = deque()
+        self._workers: list[RqWorker] = []
+        self._stopped = False
+
+    def send(self, to: Address, message: Message) -> None:
+        if to.kind != "queue":
+            return self._channels.send(to, message)
+        self._enqueue(to, message)
+
+    def request(self, to: Address, message: Message) -> RedisReplies:
+        if to.kind != "queue":
+            return self._channels.request(to, message)
+        self._enqueue(to, message)
+        return RedisReplies(
+            self._client,
+            message.reply_to or "",
+            lost=partial(self._lost, message.id),
+            hint=partial(self._hint, to.name),
+            withdraw=partial(self._withdraw, to.name, message.id),
+            finished=self._read.append,
+        )
+
+    def serve(self, addresses: Sequence[Address], handler: Handler, concurrency: int = 1) -> None:
+        if self._options.fork and concurrency > 1:
+            raise Unsupported("rq with fork=True runs one job at a time: start more workers instead")
+        queues = [address.name for address in addresses if address.kind == "queue"]
+        others = [address for address in addresses if address.kind != "queue"]
+        self._workers = [
+            RqWorker(self._records, queues, handler, self._options, self._is_stopped)
+            for _ in range(concurrency if queues else 0)
+        ]
+        loops = [worker.work for worker in self._workers]
+        loops += self._channels.loops(others, handler, self._is_stopped)
+        if self._workers and not self._options.fork:
+            loops.append(partial(RqWorker.keep_alive, self._workers))
+        try:
+            run_together(loops, self.stop)
+        finally:
+            self._stopped = False
+
+    def stop(self) -> None:
+        self._stopped = True
+
+    def close(self) -> None:
+        for worker in self._workers:
+            worker.hand_back()
+        self._client.close()
+
+    def _is_stopped(self) -> bool:
+        return self._stopped
+
+    def _enqueue(self, to: Address, message: Message) -> None:
+        queue = self._records.queue(to.name)
+        ttl = message.ttl
+        fields: list[Any] = []
+        for name, value in _job(message, queue, self._options).to_dict().items():
+            fields += (name, value)
+        if message.reply_to:
+            fields += ("rpc_reply_to", message.reply_to)
+        keys = [Job.key_for(message.id), queue.key, Queue.redis_queues_keys, self._records.bell(to.name)]
+        if message.reply_to:
+            keys.append(reply_key(message.reply_to))
+        # A queued job outlives its ttl by the 5 s that CLAIM takes off again: else a caller could find it
+        # gone before its own time is up.
+        arguments = [
+            message.id,
+            0 if ttl is None else milliseconds(max(ttl, 0) + 5),
+            milliseconds((ttl or 0) + KEEP_REPLY),
+            *fields,
+        ]
+        persistent(partial(self._records.run, scripts.SEND, keys, arguments), RETRY_FOR)
+        self._sweep()
+
+    def _sweep(self) -> None:
+        """Remove ways back that were read to their end. They would expire, but only after a minute."""
+        if len(self._read) >= 32:
+            persistent(partial(self._client.unlink, *(self._read.popleft() for _ in range(32))), RETRY_FOR)
+
+    def _lost(self, id: str) -> str | None:
+        status = self._client.hget(Job.key_for(id), "status")
+        if status is None:
+            return "Redis no longer has it"
+        return NO_ANSWER_FROM.get(status.decode("utf-8", "replace"))
+
+    def _hint(self, queue: str) -> str:
+        return "" if self._records.has_workers(queue) else f"no worker serves queue {queue!r}"
+
+    def _withdraw(self, queue: str, id: str) -> None:
+        keys = [self._records.queue(queue).key, Job.key_for(id)]
+        self._records.run(scripts.WITHDRAW, keys, [id])
+
+
+def _job(message: Message, queue: Queue, options: RqWorkerOptions) -> Job:
+    try:
+        body, encoding = message.body.decode(), "utf-8"
+    except UnicodeDecodeError:
+        body, encoding = base64.b64encode(message.body).decode(), "base64"
+    job = Job.create(
+        PERFORM,
+        args=[dict(message.headers), body, encoding],
+        id=message.id,
+        origin=queue.name,
+        description=message.headers.get(NAME, message.id),
+        connection=queue.connection,
+        serializer=JSONSerializer,
+        timeout=-1 if options.job_timeout is None else max(1, round(options.job_timeout)),
+        result_ttl=options.result_ttl,
+        failure_ttl=options.failure_ttl,
+        retry=Retry(max=options.max_deliveries - 1) if options.max_deliveries > 1 else None,
+        status=JobStatus.QUEUED,
+    )
+    job.enqueued_at = now()
+    return job

@@ -1,0 +1,604 @@
+"""The suite that every backend passes: ours, and those of third parties.
+
+    class TestMyBackend(Conformance):
+        @pytest.fixture
+        def site(self):
+            with Site("my+scheme://…") as site:
+                yield site
+
+Bodies are opaque here: there is no RPC. A test of what a backend does not claim to have (`Backend.features`)
+is skipped with "has no feature …".
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from ..addresses import Address, inbox, queue, topic
+from ..backends import Backend, Replies, backend_from_url
+from ..errors import BackendUnavailable, RpcTimeout
+from ..message import LOST, STREAM, Delivery, Handler, Message
+
+PATIENCE = 20.0
+"""Seconds after which something that must happen is taken to have failed to."""
+
+
+class Log:
+    """What handlers did, kept in a file: it does not depend on the broker under test."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.touch()
+
+    def write(self, line: str) -> None:
+        with self.path.open("ab", buffering=0) as file:
+            file.write(line.encode() + b"\n")
+
+    def lines(self) -> list[str]:
+        return self.path.read_text().split("\n")[:-1]
+
+
+class Toy:
+    """A handler that does what the body says: `verb:argument`."""
+
+    def __init__(self, log: Log, name: str = "toy") -> None:
+        self._log, self._name = log, name
+        self.released = threading.Event()
+
+    def __call__(self, delivery: Delivery) -> Message | None:
+        verb, _, argument = delivery.message.body.partition(b":")
+        return getattr(self, verb.decode())(delivery, argument)  # type: ignore[no-any-return]
+
+    def echo(self, delivery: Delivery, argument: bytes) -> Message:
+        return self._reply(delivery, argument)
+
+    def headers(self, delivery: Delivery, argument: bytes) -> Message:
+        return self._reply(delivery, delivery.message.headers[argument.decode()].encode())
+
+    def whoami(self, delivery: Delivery, argument: bytes) -> Message:
+        return self._reply(delivery, self._name.encode())
+
+    def log(self, delivery: Delivery, argument: bytes) -> Message:
+        self._log.write(f"{self._name} {argument.decode()}")
+        return self._reply(delivery, b"logged")
+
+    def count(self, delivery: Delivery, argument: bytes) -> Message:
+        for number in range(int(argument)):
+            delivery.reply(self._reply(delivery, b"%d" % number, **{STREAM: "1"}))
+        return self._reply(delivery, b"end")
+
+    def early(self, delivery: Delivery, argument: bytes) -> None:
+        self._log.write(f"sent {delivery.reply(self._reply(delivery, argument))}")
+        self._wait(self.released.is_set)
+        self._log.write("ended")
+
+    def hold(self, delivery: Delivery, argument: bytes) -> Message:
+        self._log.write(f"holding {argument.decode()}")
+        self._wait(self.released.is_set)
+        self._log.write(f"held {argument.decode()}")
+        return self._reply(delivery, argument)
+
+    def until_cancelled(self, delivery: Delivery, argument: bytes) -> Message:
+        called = threading.Event()
+        delivery.on_cancel = called.set
+        self._log.write("waiting")
+        self._wait(lambda: delivery.cancelled)
+        called.wait(PATIENCE)
+        self._log.write(f"cancelled, sent {delivery.reply(self._reply(delivery, b'late'))}")
+        return self._reply(delivery, b"late")
+
+    def fail(self, delivery: Delivery, argument: bytes) -> Message:
+        raise ValueError(argument)
+
+    def die_at_first(self, delivery: Delivery, argument: bytes) -> Message:
+        message = delivery.message
+        self._log.write(f"{message.id} {message.deliveries}")
+        if message.deliveries <= int(argument):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return self._reply(delivery, b"%d" % message.deliveries)
+
+    def die_once(self, delivery: Delivery, argument: bytes) -> None:
+        delivery.forbid_redelivery()
+        self._log.write("once")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def _reply(self, delivery: Delivery, body: bytes, **headers: str) -> Message:
+        return Message(body, {"id": delivery.message.id, **headers})
+
+    def _wait(self, happened: Callable[[], bool]) -> None:
+        eventually(happened, "the handler was left waiting")
+
+
+class Site:
+    """Where a test happens: backends of one URL, each closed at the end, and what serves them."""
+
+    def __init__(self, url: str, *, disrupt: Callable[[], object] | None = None) -> None:
+        """`disrupt` cuts every connection to the broker, once; None if there is none to cut."""
+        self.url, self.disrupt = url, disrupt
+        self._name = f"q{uuid4().hex[:8]}"
+        self._stack = ExitStack()
+        self._toys: list[Toy] = []
+
+    def __enter__(self) -> Site:
+        self._directory = Path(self._stack.enter_context(TemporaryDirectory()))
+        self.log = Log(self._directory / "log")
+        self.client = self.backend()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    def name(self, part: str = "") -> str:
+        return self._name + part
+
+    def queue(self, part: str = "") -> Address:
+        return queue(self.name(part))
+
+    def needs(self, *features: str) -> None:
+        for feature in features:
+            if feature not in self.client.features:
+                pytest.skip(f"{self.url.split(':')[0]} has no feature {feature!r}")
+
+    def backend(self) -> Backend:
+        backend = backend_from_url(self.url)
+        self._stack.callback(backend.close)
+        return backend
+
+    def toy(self, name: str = "toy") -> Toy:
+        toy = Toy(self.log, name)
+        self._toys.append(toy)
+        return toy
+
+    def serve(
+        self, handler: Handler | None = None, *addresses: Address, concurrency: int = 1
+    ) -> tuple[Backend, threading.Thread]:
+        """A backend that serves in a thread, until the end of the test; by default a toy on the queue."""
+        backend = self.backend()
+        arguments = [addresses or [self.queue()], handler or self.toy(), concurrency]
+        thread = threading.Thread(target=backend.serve, args=arguments)
+        thread.start()
+
+        def end() -> None:
+            backend.stop()
+            for toy in self._toys:
+                toy.released.set()
+            thread.join(PATIENCE)
+            assert not thread.is_alive(), "serve() did not return after stop()"
+
+        self._stack.callback(end)
+        return backend, thread
+
+    def spawn(self) -> subprocess.Popen[bytes]:
+        """A process that serves a toy on the queue."""
+        process = subprocess.Popen(
+            [sys.executable, "-m", __spec__.name, self.url, self.name(), self.log.path]
+        )
+
+        def end() -> None:
+            process.kill()
+            process.wait()
+
+        self._stack.callback(end)
+        return process
+
+    def ask(self, body: bytes, to: Address | None = None, ttl: float | None = 30, **headers: str) -> Replies:
+        """A request; its way back is closed at the end of the test."""
+        replies = self.client.request(to or self.queue(), request(body, ttl, **headers))
+        self._stack.callback(replies.close)
+        return replies
+
+    def tell(self, body: bytes, to: Address | None = None, **headers: str) -> None:
+        self.client.send(to or self.queue(), Message(body, {"id": uuid4().hex, **headers}))
+
+
+def request(body: bytes, ttl: float | None = 30, **headers: str) -> Message:
+    id = uuid4().hex
+    return Message(body, {"id": id, "reply-to": id, **headers}).but(ttl=ttl)
+
+
+def eventually(check: Callable[[], Any], what: str = "it never happened") -> Any:
+    """What `check` returns, as soon as it is true."""
+    end = time.monotonic() + PATIENCE
+    while not (result := check()):
+        assert time.monotonic() < end, what
+        time.sleep(0.01)
+    return result
+
+
+class Conformance:
+    """One test for each rule that a backend keeps."""
+
+    # Requests and replies.
+
+    def test_a_request_gets_its_reply(self, site: Site) -> None:
+        site.serve()
+        reply = site.ask(b"echo:hello").receive(PATIENCE)
+        assert reply.body == b"hello"
+        assert reply.id
+
+    @pytest.mark.parametrize(
+        "body",
+        [b"", bytes(range(256)), b"\xff" * 1_000_000, b"x" * 1_000_000],
+        ids=["none", "all", "1MB", "text"],
+    )
+    def test_bodies_are_opaque(self, site: Site, body: bytes) -> None:
+        site.serve()
+        assert site.ask(b"echo:" + body).receive(PATIENCE).body == body
+
+    def test_headers_are_carried(self, site: Site) -> None:
+        site.serve()
+        assert site.ask(b"headers:colour", colour="grün").receive(PATIENCE).body == "grün".encode()
+
+    def test_replies_come_in_order(self, site: Site) -> None:
+        site.serve()
+        replies = site.ask(b"count:30")
+        assert [replies.receive(PATIENCE).body for _ in range(31)] == [b"%d" % i for i in range(30)] + [
+            b"end"
+        ]
+
+    def test_each_request_gets_its_own_replies(self, site: Site) -> None:
+        site.serve(concurrency=3)
+        pending = [site.ask(b"echo:%d" % i) for i in range(20)]
+        assert [replies.receive(PATIENCE).body for replies in pending] == [b"%d" % i for i in range(20)]
+
+    def test_a_reply_can_leave_before_the_handler_is_done(self, site: Site) -> None:
+        toy = site.toy()
+        site.serve(toy)
+        assert site.ask(b"early:now").receive(PATIENCE).body == b"now"
+        assert "ended" not in site.log.lines()
+        toy.released.set()
+        eventually(lambda: site.log.lines() == ["sent True", "ended"])
+
+    def test_a_message_without_a_way_back_has_nobody_to_reply_to(self, site: Site) -> None:
+        toy = site.toy()
+        toy.released.set()
+        site.serve(toy)
+        site.tell(b"early:x")
+        eventually(lambda: site.log.lines() == ["sent False", "ended"])
+
+    # Time.
+
+    @pytest.mark.parametrize("timeout", [0.05, 0.3, 1.2])
+    def test_receive_times_out_and_stays_usable(self, site: Site, timeout: float) -> None:
+        toy = site.toy()
+        site.serve(toy)
+        replies = site.ask(b"hold:x")
+        start = time.monotonic()
+        with pytest.raises(RpcTimeout):
+            replies.receive(timeout)
+        assert timeout <= time.monotonic() - start < timeout + PATIENCE / 4
+        toy.released.set()
+        assert replies.receive(PATIENCE).body == b"x"
+
+    def test_without_a_timeout_it_waits(self, site: Site) -> None:
+        site.serve()
+        assert site.ask(b"echo:x", ttl=None).receive(None).body == b"x"
+
+    def test_nobody_serves(self, site: Site) -> None:
+        with pytest.raises(RpcTimeout):
+            site.ask(b"echo:x").receive(0.2)
+
+    def test_the_receiver_is_told_how_much_time_is_left(self, site: Site) -> None:
+        replies = site.ask(b"headers:ttl", ttl=60)
+        time.sleep(0.3)  # it is time itself that is tested
+        site.serve()
+        assert 60 - PATIENCE < float(replies.receive(PATIENCE).body) <= 59.8
+
+    def test_an_expired_message_is_not_delivered_as_if_it_were_fresh(self, site: Site) -> None:
+        seen: list[float | None] = []
+
+        def handler(delivery: Delivery) -> None:
+            seen.append(delivery.message.ttl)
+
+        site.client.send(site.queue(), Message(b"", {"id": "old", "ttl": "0.1"}))
+        time.sleep(0.3)
+        site.tell(b"new")
+        site.serve(handler)
+        eventually(lambda: None in seen)
+        assert all(ttl is None or ttl <= 0 for ttl in seen)
+
+    # Queues.
+
+    def test_one_of_the_receivers_gets_each_message(self, site: Site) -> None:
+        for name in "ab":
+            site.serve(site.toy(name))
+        for number in range(30):
+            site.tell(b"log:%d" % number)
+        eventually(lambda: len(site.log.lines()) >= 30)
+        assert Counter(line.split()[1] for line in site.log.lines()) == Counter(map(str, range(30)))
+
+    def test_first_in_first_out(self, site: Site) -> None:
+        for number in range(30):
+            site.tell(b"log:%d" % number)
+        site.serve()
+        eventually(lambda: len(site.log.lines()) == 30)
+        assert site.log.lines() == [f"toy {number}" for number in range(30)]
+
+    def test_queues_are_served_in_order_of_priority(self, site: Site) -> None:
+        site.needs("priorities")
+        for part in "lmh":
+            for number in range(3):
+                site.tell(b"log:%s%d" % (part.encode(), number), site.queue(part))
+        site.serve(site.toy(), *(site.queue(part) for part in "hml"))
+        eventually(lambda: len(site.log.lines()) == 9)
+        assert [line.split()[1] for line in site.log.lines()] == [f"{p}{n}" for p in "hml" for n in range(3)]
+
+    def test_so_many_run_at_a_time_and_no_more(self, site: Site) -> None:
+        toy = site.toy()
+        site.serve(toy, concurrency=3)
+        pending = [site.ask(b"hold:%d" % number) for number in range(5)]
+        eventually(lambda: len(site.log.lines()) == 3)
+        with pytest.raises(RpcTimeout):
+            pending[4].receive(0.3)
+        assert len(site.log.lines()) == 3
+        toy.released.set()
+        assert {replies.receive(PATIENCE).body for replies in pending} == {b"%d" % i for i in range(5)}
+
+    def test_the_same_message_sent_twice_is_handled_once(self, site: Site) -> None:
+        site.needs("durable")
+        message = Message(b"log:x", {"id": uuid4().hex})
+        for _ in range(3):
+            site.client.send(site.queue(), message)
+        site.tell(b"log:y")
+        site.serve()
+        eventually(lambda: "toy y" in site.log.lines())
+        assert site.log.lines() == ["toy x", "toy y"]
+
+    # Ends.
+
+    def test_stop_finishes_what_it_started_and_takes_nothing_new(self, site: Site) -> None:
+        toy = site.toy()
+        backend, thread = site.serve(toy)
+        first, second = site.ask(b"hold:1"), site.ask(b"echo:2")
+        eventually(site.log.lines)
+        backend.stop()
+        toy.released.set()
+        thread.join(PATIENCE)
+        assert not thread.is_alive()
+        assert first.receive(PATIENCE).body == b"1"
+        with pytest.raises(RpcTimeout):
+            second.receive(0.3)
+        site.serve()
+        assert second.receive(PATIENCE).body == b"2"
+
+    def test_stop_before_serve_makes_it_return(self, site: Site) -> None:
+        backend = site.backend()
+        backend.stop()
+        backend.serve([site.queue()], site.toy())
+
+    def test_it_can_be_served_again_after_a_stop(self, site: Site) -> None:
+        backend, thread = site.serve()
+        backend.stop()
+        thread.join(PATIENCE)
+        again = threading.Thread(target=backend.serve, args=[[site.queue()], site.toy()])
+        again.start()
+        assert site.ask(b"echo:x").receive(PATIENCE).body == b"x"
+        backend.stop()
+        again.join(PATIENCE)
+        assert not again.is_alive()
+
+    def test_close_is_idempotent(self, site: Site) -> None:
+        site.serve()
+        backend = site.backend()
+        replies = backend.request(site.queue(), request(b"echo:x"))
+        replies.receive(PATIENCE)
+        for closing in (replies, replies, backend, backend):
+            closing.close()
+
+    def test_what_nobody_waits_for_any_more_is_not_started(self, site: Site) -> None:
+        site.ask(b"log:withdrawn").close()
+        site.tell(b"log:kept")
+        site.serve()
+        eventually(site.log.lines)
+        assert site.log.lines() == ["toy kept"]
+
+    def test_a_running_handler_is_told_that_nobody_waits_any_more(self, site: Site) -> None:
+        site.serve()
+        replies = site.ask(b"until_cancelled:")
+        eventually(site.log.lines)
+        replies.close()
+        eventually(lambda: site.log.lines() == ["waiting", "cancelled, sent False"])
+        assert site.ask(b"echo:x").receive(PATIENCE).body == b"x"
+
+    def test_a_handler_that_was_answered_is_not_cancelled(self, site: Site) -> None:
+        toy, cancelled = site.toy(), threading.Event()
+
+        def handler(delivery: Delivery) -> Message | None:
+            delivery.on_cancel = cancelled.set
+            return toy(delivery)
+
+        site.serve(handler)
+        replies = site.ask(b"early:x")
+        replies.receive(PATIENCE)
+        replies.close()
+        toy.released.set()
+        eventually(lambda: "ended" in site.log.lines())
+        assert not cancelled.is_set()
+
+    # Faults.
+
+    def test_the_loop_survives_a_handler_that_raises_and_the_caller_is_told(self, site: Site) -> None:
+        site.serve()
+        assert LOST in site.ask(b"fail:x").receive(PATIENCE).headers
+        assert site.ask(b"echo:x").receive(PATIENCE).body == b"x"
+
+    def test_constructing_does_no_io(self, site: Site) -> None:
+        site.needs("processes")
+        scheme = site.url.split(":")[0]
+        backend = backend_from_url(f"{scheme}://127.0.0.1:1/0")
+        with pytest.raises(BackendUnavailable):
+            backend.send(site.queue(), Message(b"", {"id": "x"}))
+        backend.close()
+
+    def test_many_threads_share_one_backend(self, site: Site) -> None:
+        site.serve(concurrency=4)
+
+        def ask(number: int) -> bool:
+            return all(
+                site.ask(b"echo:%d-%d" % (number, turn)).receive(PATIENCE).body == b"%d-%d" % (number, turn)
+                for turn in range(5)
+            )
+
+        with ThreadPoolExecutor(32) as pool:
+            assert all(pool.map(ask, range(32)))
+
+    def test_a_backend_that_was_used_before_a_fork_works_in_each_child(self, site: Site) -> None:
+        site.needs("processes")
+        site.spawn()
+        assert site.ask(b"echo:x").receive(PATIENCE).body == b"x"
+        children = [_fork(lambda number=number: _ask_often(site, number)) for number in range(3)]
+        _ask_often(site, 9)
+        assert [os.waitpid(child, 0)[1] for child in children] == [0, 0, 0]
+
+    def test_a_cut_connection_loses_nothing(self, site: Site) -> None:
+        site.needs("processes")
+        assert site.disrupt is not None, "give Site a way to cut connections"
+        toy = site.toy()
+        site.serve(toy)
+        waiting = site.ask(b"hold:x")
+        eventually(site.log.lines)
+        site.disrupt()
+        toy.released.set()
+        assert waiting.receive(PATIENCE).body == b"x"
+        site.disrupt()
+        assert site.ask(b"echo:y").receive(PATIENCE).body == b"y"
+        assert site.log.lines().count("held x") == 1
+
+    def test_a_worker_killed_in_the_middle_loses_nothing(self, site: Site) -> None:
+        site.needs("redelivers")
+        message = request(b"die_at_first:1")
+        with _closing(site.client.request(site.queue(), message)) as replies:
+            site.spawn()
+            eventually(site.log.lines)
+            site.spawn()
+            assert replies.receive(PATIENCE * 2).body == b"2"
+        assert site.log.lines() == [f"{message.id} 1", f"{message.id} 2"]
+
+    def test_a_message_that_kills_every_worker_is_given_up(self, site: Site) -> None:
+        site.needs("redelivers")
+        replies = site.ask(b"die_at_first:99", ttl=120)
+        workers = [site.spawn() for _ in range(5)]
+        assert LOST in replies.receive(PATIENCE * 3).headers
+        assert len(site.log.lines()) == 3
+        assert sum(worker.poll() is None for worker in workers) == 2
+
+    def test_a_message_not_to_be_redelivered_is_not(self, site: Site) -> None:
+        site.needs("redelivers")
+        replies = site.ask(b"die_once:")
+        for _ in range(2):
+            site.spawn()
+        assert LOST in replies.receive(PATIENCE * 2).headers
+        assert site.log.lines() == ["once"]
+
+    # Topics and inboxes.
+
+    def test_every_receiver_of_a_topic_gets_each_message(self, site: Site) -> None:
+        site.needs("topics")
+        to = topic(site.name())
+        for name in "abc":
+            site.serve(site.toy(name), to)
+        _until_heard(site, to, "abc")
+        site.tell(b"log:news", to)
+        eventually(lambda: sum(line.endswith("news") for line in site.log.lines()) == 3)
+        assert {line for line in site.log.lines() if "news" in line} == {"a news", "b news", "c news"}
+
+    def test_a_group_shares_one_copy(self, site: Site) -> None:
+        site.needs("topics", "groups")
+        plain = topic(site.name())
+        site.serve(site.toy("alone"), plain)
+        for name in "xy":
+            site.serve(site.toy(name), topic(site.name(), group="team"))
+        _until_heard(site, plain, ["alone", "xy"])
+        for number in range(20):
+            site.tell(b"log:n%d" % number, plain)
+        eventually(lambda: sum(" n" in line for line in site.log.lines()) == 40)
+        heard = Counter("alone" if "alone" in line else "team" for line in site.log.lines() if " n" in line)
+        assert heard == {"alone": 20, "team": 20}
+
+    def test_a_request_to_a_topic_gathers_replies(self, site: Site) -> None:
+        site.needs("topics")
+        to = topic(site.name())
+        for name in "ab":
+            site.serve(site.toy(name), to)
+        _until_heard(site, to, "ab")
+        replies = site.ask(b"whoami:", to)
+        assert {replies.receive(PATIENCE).body, replies.receive(PATIENCE).body} == {b"a", b"b"}
+
+    def test_an_inbox_keeps_what_comes_before_its_owner(self, site: Site) -> None:
+        to = inbox(site.name())
+        site.tell(b"log:before", to)
+        site.serve(site.toy(), to)
+        eventually(site.log.lines)
+        site.tell(b"log:after", to)
+        eventually(lambda: site.log.lines() == ["toy before", "toy after"])
+
+    def test_a_busy_queue_does_not_keep_an_inbox_waiting(self, site: Site) -> None:
+        site.serve(site.toy(), site.queue(), inbox(site.name()))
+        site.tell(b"hold:x")
+        eventually(site.log.lines)
+        site.tell(b"log:urgent", inbox(site.name()))
+        eventually(lambda: site.log.lines() == ["holding x", "toy urgent"])
+
+
+@contextmanager
+def _closing(replies: Replies) -> Iterator[Replies]:
+    try:
+        yield replies
+    finally:
+        replies.close()
+
+
+def _until_heard(site: Site, to: Address, listeners: Sequence[str]) -> None:
+    """Send until each of the listeners, given by the names of its members, has heard something."""
+
+    def all_heard() -> bool:
+        site.tell(b"log:hello", to)
+        heard = {line.split()[0] for line in site.log.lines()}
+        return all(set([members] if members == "alone" else members) & heard for members in listeners)
+
+    eventually(all_heard)
+
+
+def _ask_often(site: Site, number: int) -> None:
+    for turn in range(50):
+        body = b"%d-%d" % (number, turn)
+        with _closing(site.client.request(site.queue(), request(b"echo:" + body))) as replies:
+            assert replies.receive(PATIENCE).body == body
+
+
+def _fork(action: Callable[[], object]) -> int:
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            action()
+            code = 0
+        finally:
+            os._exit(code)
+    return pid
+
+
+def main(url: str, name: str, path: str) -> None:
+    """Serve a toy on a queue, in a process of its own."""
+    toy = Toy(Log(Path(path)))
+    toy.released.set()
+    backend_from_url(url).serve([queue(name)], toy)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
