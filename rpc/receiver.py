@@ -6,6 +6,7 @@ import asyncio
 import concurrent.futures
 import logging
 import os
+import select
 import signal
 import threading
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
@@ -91,29 +92,34 @@ class RpcReceiver:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = {number: signal.signal(number, self._on_signal) for number in SIGNALS}
+        told, tell = os.pipe()  # a signal handler may not take a lock: it writes a byte
+        threading.Thread(target=self._wait_for_the_end, args=[told], name="rpc-grace", daemon=True).start()
+
+        def on_signal(number: int, frame: FrameType | None) -> None:
+            for each in SIGNALS:
+                signal.signal(each, signal.SIG_DFL)  # the second one ends the process
+            self.stop()
+            os.write(tell, b"!")
+
+        before = {number: signal.signal(number, on_signal) for number in SIGNALS}
         try:
             yield
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+            os.close(tell)
 
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        for each in SIGNALS:
-            signal.signal(each, signal.SIG_DFL)  # the second one ends the process
-        self.stop()
-        watch = threading.Timer(self.grace, self._hand_back)
-        watch.daemon = True
-        watch.start()
-
-    def _hand_back(self) -> None:
-        """The grace period is over: what still runs goes back, and the process ends under its feet."""
-        logger.warning("handing back what did not finish within %g s", self.grace)
-        try:
-            self.backend.close()
-        finally:
-            logging.shutdown()
-            os._exit(0)
+    def _wait_for_the_end(self, told: int) -> None:
+        """Once a signal came: when the grace period is over, what still runs goes back to the queue, and the
+        process ends under its feet."""
+        if os.read(told, 1) and not select.select([told], [], [], self.grace)[0]:
+            logger.warning("handing back what did not finish within %g s", self.grace)
+            try:
+                self.backend.close()
+            finally:
+                logging.shutdown()
+                os._exit(0)
+        os.close(told)
 
 
 class _CoroutineLoop:

@@ -76,11 +76,10 @@ return {(at - 2) / 3, id, left, hash}
 )
 
 REPLY = """
--- KEYS started way_back   ARGV id worker_name frame number way_back_ms   -> 1 sent, 0 nobody listens
+-- KEYS started way_back   ARGV id worker_name frame number   -> 1 sent, 0 nobody listens
 if not redis.call('ZSCORE', KEYS[1], ARGV[1] .. ':' .. ARGV[2]) then return 0 end
 local sent = redis.pcall('XADD', KEYS[2], 'NOMKSTREAM', ARGV[4] .. '-0', 'm', ARGV[3])
 if not sent then return 0 end
-redis.call('PEXPIRE', KEYS[2], ARGV[5])
 return 1  -- also if the same reply is there already, from an earlier delivery: the first one counts
 """
 
@@ -88,14 +87,17 @@ FINISH = (
     _NOW
     + """
 -- KEYS started worker job registry way_back
--- ARGV id worker_name status ended_at keep_s why frame number way_back_ms
+-- ARGV id worker_name status ended_at keep_s why frame number
 -- -> 1 done, 0 it was given to another worker meanwhile
 if redis.call('HGET', KEYS[2], 'current_job') == ARGV[1] then redis.call('HDEL', KEYS[2], 'current_job') end
 if redis.call('EXISTS', KEYS[2]) == 1 then redis.call('HSET', KEYS[2], 'state', 'idle') end
-if redis.call('ZREM', KEYS[1], ARGV[1] .. ':' .. ARGV[2]) == 0 then return 0 end
+if redis.call('ZREM', KEYS[1], ARGV[1] .. ':' .. ARGV[2]) == 0 then
+  if redis.call('TYPE', KEYS[3]).ok ~= 'hash' then return 0 end
+  local done = redis.call('HMGET', KEYS[3], 'worker_name', 'status')
+  return done[1] == ARGV[2] and done[2] == ARGV[3] and 1 or 0  -- 1: the answer to this was lost before
+end
 if ARGV[7] ~= '' and redis.call('EXISTS', KEYS[5]) == 1 then
   redis.pcall('XADD', KEYS[5], ARGV[8] .. '-0', 'm', ARGV[7])
-  redis.call('PEXPIRE', KEYS[5], ARGV[9])
 end
 local finished = ARGV[3] == 'finished'
 if redis.call('EXISTS', KEYS[2]) == 1 then
@@ -118,7 +120,7 @@ RECOVER = (
     _NOW
     + """
 -- KEYS started worker job queue bell failed
--- ARGV id worker_name force died max_deliveries keep_s why frame way_back_ms
+-- ARGV id worker_name force died max_deliveries keep_s why frame
 -- -> 0 nothing to do, 1 back in the queue, 2 given up
 if ARGV[3] == '0' and redis.call('EXISTS', KEYS[2]) == 1 then return 0 end
 if redis.call('ZREM', KEYS[1], ARGV[1] .. ':' .. ARGV[2]) == 0 then return 0 end
@@ -132,9 +134,7 @@ if once or lost >= tonumber(ARGV[5]) then
   redis.call('EXPIRE', KEYS[3], ARGV[6])
   redis.call('ZADD', KEYS[6], t[1] + ARGV[6], ARGV[1])
   local reply_to = redis.call('HGET', KEYS[3], 'rpc_reply_to')
-  if reply_to and redis.call('XADD', 'rpc:re:' .. reply_to, 'NOMKSTREAM', '*', 'm', ARGV[8]) then
-    redis.call('PEXPIRE', 'rpc:re:' .. reply_to, ARGV[9])
-  end
+  if reply_to then redis.pcall('XADD', 'rpc:re:' .. reply_to, 'NOMKSTREAM', '*', 'm', ARGV[8]) end
   return 2
 end
 redis.call('HSET', KEYS[3], 'status', 'queued')

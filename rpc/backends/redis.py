@@ -22,7 +22,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from ..addresses import Address
-from ..errors import BackendUnavailable, RpcTimeout, SerializationError
+from ..errors import BackendUnavailable, RpcTimeout, SerializationError, Unsupported
 from ..message import LOST, STREAM, Handler, Message, packed, unpacked
 
 logger = logging.getLogger(__name__)
@@ -45,8 +45,15 @@ _WHERE_AND_WHO = {"host", "port", "path", "db", "username", "password", "credent
 
 
 def tuned(source: redis.Redis | str) -> Any:
-    """A client of our own for the server that a URL, or another client, names."""
-    pool = redis.ConnectionPool.from_url(source) if isinstance(source, str) else source.connection_pool
+    """A client of our own for the server that a URL, or another client, names. Time limits and retries are
+    ours; TypeError for an option that no connection has, Unsupported for a cluster or a sentinel."""
+    if isinstance(source, str):
+        pool: Any = redis.ConnectionPool.from_url(source)
+        pool.connection_class(**pool.connection_kwargs)
+    else:
+        pool = getattr(source, "connection_pool", None)
+    if not isinstance(pool, redis.ConnectionPool) or isinstance(pool, redis.SentinelConnectionPool):
+        raise Unsupported(f"a single Redis server is needed, not {type(source).__name__}")
     kept = {
         name: value
         for name, value in pool.connection_kwargs.items()
@@ -72,6 +79,16 @@ def translated() -> Iterator[None]:
         yield
     except redis.RedisError as error:
         raise BackendUnavailable(f"Redis: {error}") from error
+
+
+@contextmanager
+def translated_or_logged() -> Iterator[None]:
+    """For what expires by itself, or is done again by somebody else, if Redis cannot be had now."""
+    try:
+        with translated():
+            yield
+    except BackendUnavailable as error:
+        logger.warning("%s", error)
 
 
 def backoff(attempt: int, cap: float) -> float:
@@ -167,12 +184,9 @@ class RedisReplies:
         if self._ended:
             self._finished(self._key)
             return
-        try:
-            with translated():
-                self._withdraw()
-                self._client.unlink(self._key)
-        except BackendUnavailable as error:
-            logger.warning("a request was not withdrawn, it will expire: %s", error)
+        with translated_or_logged():
+            self._withdraw()
+            self._client.unlink(self._key)
 
     def _read(self, seconds: float) -> Message | None:
         block = milliseconds(seconds) if seconds > 0 else None
@@ -183,7 +197,8 @@ class RedisReplies:
         return unpacked(fields[b"m"])
 
     def _check(self) -> str | None:
-        self._client.pexpire(self._key, milliseconds(KEEP_REPLY))
+        if not self._client.pexpire(self._key, milliseconds(KEEP_REPLY)):
+            return "its way back is gone"
         return self._lost()
 
 

@@ -8,7 +8,6 @@ inboxes and the way back are those of every backend on Redis.
 
 from __future__ import annotations
 
-import base64
 import logging
 from collections import deque
 from collections.abc import Sequence
@@ -16,18 +15,26 @@ from functools import partial
 from typing import Any
 
 import redis
-from rq import Queue, Retry
-from rq.job import Job, JobStatus
-from rq.serializers import JSONSerializer
-from rq.utils import now
+from rq import Queue
+from rq.job import JobStatus
 
 from ..addresses import Address
 from ..errors import Unsupported
-from ..message import NAME, Handler, Message
+from ..message import Handler, Message
 from . import _rq_scripts as scripts
 from ._loops import run_together
-from ._rq_worker import PERFORM, Records, RqWorker, RqWorkerOptions
-from .redis import KEEP_REPLY, Channels, RedisReplies, milliseconds, persistent, reply_key, tuned
+from ._rq_records import Records, RqOptions, job_for, job_key
+from ._rq_worker import RqWorker
+from .redis import (
+    KEEP_REPLY,
+    Channels,
+    RedisReplies,
+    milliseconds,
+    persistent,
+    reply_key,
+    translated_or_logged,
+    tuned,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +45,11 @@ NO_ANSWER_FROM = {
     JobStatus.STOPPED.value: "it was stopped",
     JobStatus.CANCELED.value: "it was cancelled",
 }
+
+
+def perform(*_: Any) -> None:
+    """What every job of ours names as its function; `rpc worker` knows what to do instead of calling it."""
+    raise RuntimeError("this job is for `rpc worker`, not for a plain `rq worker`")
 
 
 class PythonRqBackend:
@@ -68,7 +80,7 @@ class PythonRqBackend:
         if lease < 1 or max_deliveries < 1 or result_ttl < 0 or failure_ttl < 1:
             raise ValueError("lease, max_deliveries and failure_ttl are at least 1, result_ttl is at least 0")
         self._client = tuned(source.removeprefix("rq+") if isinstance(source, str) else source)
-        self._options = RqWorkerOptions(lease, max_deliveries, fork, job_timeout, result_ttl, failure_ttl)
+        self._options = RqOptions(lease, max_deliveries, fork, job_timeout, result_ttl, failure_ttl)
         self._channels = Channels(self._client)
         self._records = Records(self._client)
         self._read: deque[str] = deque()
@@ -117,6 +129,10 @@ class PythonRqBackend:
     def close(self) -> None:
         for worker in self._workers:
             worker.hand_back()
+        if self._read:
+            with translated_or_logged():
+                self._client.unlink(*self._read)
+            self._read.clear()
         self._client.close()
 
     def _is_stopped(self) -> bool:
@@ -126,11 +142,11 @@ class PythonRqBackend:
         queue = self._records.queue(to.name)
         ttl = message.ttl
         fields: list[Any] = []
-        for name, value in _job(message, queue, self._options).to_dict().items():
+        for name, value in job_for(message, queue, self._options).to_dict().items():
             fields += (name, value)
         if message.reply_to:
             fields += ("rpc_reply_to", message.reply_to)
-        keys = [Job.key_for(message.id), queue.key, Queue.redis_queues_keys, self._records.bell(to.name)]
+        keys = [job_key(message.id), queue.key, Queue.redis_queues_keys, self._records.bell(to.name)]
         if message.reply_to:
             keys.append(reply_key(message.reply_to))
         # A queued job outlives its ttl by the 5 s that CLAIM takes off again: else a caller could find it
@@ -150,7 +166,7 @@ class PythonRqBackend:
             persistent(partial(self._client.unlink, *(self._read.popleft() for _ in range(32))), RETRY_FOR)
 
     def _lost(self, id: str) -> str | None:
-        status = self._client.hget(Job.key_for(id), "status")
+        status = self._client.hget(job_key(id), "status")
         if status is None:
             return "Redis no longer has it"
         return NO_ANSWER_FROM.get(status.decode("utf-8", "replace"))
@@ -159,28 +175,5 @@ class PythonRqBackend:
         return "" if self._records.has_workers(queue) else f"no worker serves queue {queue!r}"
 
     def _withdraw(self, queue: str, id: str) -> None:
-        keys = [self._records.queue(queue).key, Job.key_for(id)]
+        keys = [self._records.queue(queue).key, job_key(id)]
         self._records.run(scripts.WITHDRAW, keys, [id])
-
-
-def _job(message: Message, queue: Queue, options: RqWorkerOptions) -> Job:
-    try:
-        body, encoding = message.body.decode(), "utf-8"
-    except UnicodeDecodeError:
-        body, encoding = base64.b64encode(message.body).decode(), "base64"
-    job = Job.create(
-        PERFORM,
-        args=[dict(message.headers), body, encoding],
-        id=message.id,
-        origin=queue.name,
-        description=message.headers.get(NAME, message.id),
-        connection=queue.connection,
-        serializer=JSONSerializer,
-        timeout=-1 if options.job_timeout is None else max(1, round(options.job_timeout)),
-        result_ttl=options.result_ttl,
-        failure_ttl=options.failure_ttl,
-        retry=Retry(max=options.max_deliveries - 1) if options.max_deliveries > 1 else None,
-        status=JobStatus.QUEUED,
-    )
-    job.enqueued_at = now()
-    return job

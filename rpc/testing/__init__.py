@@ -1,5 +1,5 @@
-"""Help for tests: an embedded Redis (`start_redis`), pytest fixtures (`rpc_redis`, `rpc_worker`), and the suite
-that every backend passes (`rpc.testing.conformance`)."""
+"""Help for tests: an embedded Redis (`start_redis`), pytest fixtures (`rpc_redis`, `rpc_worker`), and the
+suite that every backend passes (`rpc.testing.conformance`)."""
 
 from .servers import RedisServer, start_redis
 

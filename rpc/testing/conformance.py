@@ -22,6 +22,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -185,9 +186,8 @@ class Site:
 
     def spawn(self) -> subprocess.Popen[bytes]:
         """A process that serves a toy on the queue."""
-        process = subprocess.Popen(
-            [sys.executable, "-m", __spec__.name, self.url, self.name(), self.log.path]
-        )
+        command = [sys.executable, "-m", __name__, self.url, self.name(), str(self.log.path)]
+        process = subprocess.Popen(command)
 
         def end() -> None:
             process.kill()
@@ -461,7 +461,7 @@ class Conformance:
         site.needs("processes")
         site.spawn()
         assert site.ask(b"echo:x").receive(PATIENCE).body == b"x"
-        children = [_fork(lambda number=number: _ask_often(site, number)) for number in range(3)]
+        children = [_fork(partial(_ask_often, site, number)) for number in range(3)]
         _ask_often(site, 9)
         assert [os.waitpid(child, 0)[1] for child in children] == [0, 0, 0]
 

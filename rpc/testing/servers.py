@@ -52,7 +52,7 @@ def start_redis(
     durable: bool = False,
     kind: Kind | None = None,
 ) -> RedisServer:
-    """Start a Redis server on 127.0.0.1 and return it once it answers. Blocks for some tens of milliseconds.
+    """Start a Redis server on 127.0.0.1 and return it once it answers: 10 to 30 ms, fakeredis 300.
 
     `port`: 0 takes a free one. `directory`: for its log and its data, made if missing; a temporary one by
     default. `durable`: keep an append-only file there (fsync every second), else no data is written to disk.
@@ -294,6 +294,9 @@ def serve_fakeredis(port: int) -> None:
             fake: Any = self.current_client.get_socket()
             fake.__class__ = broker_socket  # there is no place to say which class to make
             fake.peer = self.connection
+            here, there = self.connection.getsockname(), self.client_address
+            # CLIENT LIST would show tuples, on whose spaces older clients stumble.
+            fake._client_info.update(laddr="{}:{}".format(*here), addr="{}:{}".format(*there))
             self.rfile = Chunks(self.rfile.detach(), 65536)
             # The socket was made non-blocking, and cuts a reply that the kernel does not take at once.
             self.patient = self.connection.dup()

@@ -1,0 +1,89 @@
+"""The programs in the README and in docs/ run as they stand."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from rpc.testing import RedisServer, start_redis
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCK = re.compile(r"^( *)```python\n(.*?)^ *```$", re.MULTILINE | re.DOTALL)
+PATIENCE = 60
+
+
+def programs(page: str) -> dict[str, str]:
+    """The Python blocks of a page, by the file name in their first line; the nameless ones by number."""
+    blocks: dict[str, str] = {}
+    for indent, code in BLOCK.findall((ROOT / page).read_text()):
+        code = re.sub(f"^{indent}", "", code, flags=re.MULTILINE)
+        name = re.match(r"# (\w+\.py)", code)
+        blocks[name[1] if name else str(len(blocks))] = code
+    return blocks
+
+
+def run(directory: Path, *arguments: str) -> str:
+    command = [sys.executable, *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(directory)}
+    done = subprocess.run(
+        command, cwd=directory, env=environment, capture_output=True, text=True, timeout=PATIENCE
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def site(directory: Path, page: str, redis: RedisServer) -> dict[str, str]:
+    found = programs(page)
+    for name, code in found.items():
+        file = name if name.endswith(".py") else f"block_{name}.py"
+        (directory / file).write_text(code.replace("127.0.0.1:6379", f"127.0.0.1:{redis.port}"))
+    return found
+
+
+@pytest.mark.redis
+@pytest.mark.parametrize(
+    ("page", "client"), [("README.md", "client.py"), ("docs/getting-started.md", "block_2.py")]
+)
+def test_the_programs_of_a_page_work_together(page: str, client: str, tmp_path: Path) -> None:
+    with start_redis() as redis:
+        site(tmp_path, page, redis)
+        worker = subprocess.Popen([sys.executable, "-m", "rpc", "worker", "--quiet"], cwd=tmp_path)
+        try:
+            run(tmp_path, client)
+        finally:
+            worker.terminate()
+            assert worker.wait(PATIENCE) == 0
+
+
+@pytest.mark.redis
+def test_the_fixtures_of_getting_started_work(tmp_path: Path) -> None:
+    (tmp_path / "test_page.py").write_text(list(programs("docs/getting-started.md").values())[-1])
+    assert "2 passed" in run(tmp_path, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_page.py")
+
+
+def test_every_python_block_compiles() -> None:
+    for page in PAGES:
+        for name, code in programs(str(page.relative_to(ROOT))).items():
+            compile(code, f"{page.name}:{name}", "exec")
+
+
+def test_every_link_leads_somewhere() -> None:
+    for page in PAGES:
+        for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+            assert "://" in target or (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_the_settings_page_has_every_key_and_no_other() -> None:
+    from dataclasses import fields
+
+    from rpc.settings import Settings
+
+    keys = {f"RPC_{field.name.upper()}" for field in fields(Settings)} - {"RPC_MODULE"}
+    page = (ROOT / "docs" / "settings.md").read_text()
+    assert set(re.findall(r"^\| `(RPC_\w+)`", page, re.MULTILINE)) == keys
