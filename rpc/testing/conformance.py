@@ -13,211 +13,22 @@ is skipped with "has no feature …".
 from __future__ import annotations
 
 import os
-import signal
-import subprocess
-import sys
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any
 from uuid import uuid4
 
 import pytest
 
-from ..addresses import Address, inbox, queue, topic
-from ..backends import Backend, Replies, backend_from_url
+from ..addresses import Address, inbox, topic
+from ..backends import Replies, backend_from_url
 from ..errors import BackendUnavailable, RpcTimeout
-from ..message import LOST, STREAM, Delivery, Handler, Message
-
-PATIENCE = 20.0
-"""Seconds after which something that must happen is taken to have failed to."""
-
-
-class Log:
-    """What handlers did, kept in a file: it does not depend on the broker under test."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        path.touch()
-
-    def write(self, line: str) -> None:
-        with self.path.open("ab", buffering=0) as file:
-            file.write(line.encode() + b"\n")
-
-    def lines(self) -> list[str]:
-        return self.path.read_text().split("\n")[:-1]
-
-
-class Toy:
-    """A handler that does what the body says: `verb:argument`."""
-
-    def __init__(self, log: Log, name: str = "toy") -> None:
-        self._log, self._name = log, name
-        self.released = threading.Event()
-
-    def __call__(self, delivery: Delivery) -> Message | None:
-        verb, _, argument = delivery.message.body.partition(b":")
-        return getattr(self, verb.decode())(delivery, argument)  # type: ignore[no-any-return]
-
-    def echo(self, delivery: Delivery, argument: bytes) -> Message:
-        return self._reply(delivery, argument)
-
-    def headers(self, delivery: Delivery, argument: bytes) -> Message:
-        return self._reply(delivery, delivery.message.headers[argument.decode()].encode())
-
-    def whoami(self, delivery: Delivery, argument: bytes) -> Message:
-        return self._reply(delivery, self._name.encode())
-
-    def log(self, delivery: Delivery, argument: bytes) -> Message:
-        self._log.write(f"{self._name} {argument.decode()}")
-        return self._reply(delivery, b"logged")
-
-    def count(self, delivery: Delivery, argument: bytes) -> Message:
-        for number in range(int(argument)):
-            delivery.reply(self._reply(delivery, b"%d" % number, **{STREAM: "1"}))
-        return self._reply(delivery, b"end")
-
-    def early(self, delivery: Delivery, argument: bytes) -> None:
-        self._log.write(f"sent {delivery.reply(self._reply(delivery, argument))}")
-        self._wait(self.released.is_set)
-        self._log.write("ended")
-
-    def hold(self, delivery: Delivery, argument: bytes) -> Message:
-        self._log.write(f"holding {argument.decode()}")
-        self._wait(self.released.is_set)
-        self._log.write(f"held {argument.decode()}")
-        return self._reply(delivery, argument)
-
-    def until_cancelled(self, delivery: Delivery, argument: bytes) -> Message:
-        called = threading.Event()
-        delivery.on_cancel = called.set
-        self._log.write("waiting")
-        self._wait(lambda: delivery.cancelled)
-        called.wait(PATIENCE)
-        self._log.write(f"cancelled, sent {delivery.reply(self._reply(delivery, b'late'))}")
-        return self._reply(delivery, b"late")
-
-    def fail(self, delivery: Delivery, argument: bytes) -> Message:
-        raise ValueError(argument)
-
-    def die_at_first(self, delivery: Delivery, argument: bytes) -> Message:
-        message = delivery.message
-        self._log.write(f"{message.id} {message.deliveries}")
-        if message.deliveries <= int(argument):
-            os.kill(os.getpid(), signal.SIGKILL)
-        return self._reply(delivery, b"%d" % message.deliveries)
-
-    def die_once(self, delivery: Delivery, argument: bytes) -> None:
-        delivery.forbid_redelivery()
-        self._log.write("once")
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    def _reply(self, delivery: Delivery, body: bytes, **headers: str) -> Message:
-        return Message(body, {"id": delivery.message.id, **headers})
-
-    def _wait(self, happened: Callable[[], bool]) -> None:
-        eventually(happened, "the handler was left waiting")
-
-
-class Site:
-    """Where a test happens: backends of one URL, each closed at the end, and what serves them."""
-
-    def __init__(self, url: str, *, disrupt: Callable[[], object] | None = None) -> None:
-        """`disrupt` cuts every connection to the broker, once; None if there is none to cut."""
-        self.url, self.disrupt = url, disrupt
-        self._name = f"q{uuid4().hex[:8]}"
-        self._stack = ExitStack()
-        self._toys: list[Toy] = []
-
-    def __enter__(self) -> Site:
-        self._directory = Path(self._stack.enter_context(TemporaryDirectory()))
-        self.log = Log(self._directory / "log")
-        self.client = self.backend()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stack.close()
-
-    def name(self, part: str = "") -> str:
-        return self._name + part
-
-    def queue(self, part: str = "") -> Address:
-        return queue(self.name(part))
-
-    def needs(self, *features: str) -> None:
-        for feature in features:
-            if feature not in self.client.features:
-                pytest.skip(f"{self.url.split(':')[0]} has no feature {feature!r}")
-
-    def backend(self) -> Backend:
-        backend = backend_from_url(self.url)
-        self._stack.callback(backend.close)
-        return backend
-
-    def toy(self, name: str = "toy") -> Toy:
-        toy = Toy(self.log, name)
-        self._toys.append(toy)
-        return toy
-
-    def serve(
-        self, handler: Handler | None = None, *addresses: Address, concurrency: int = 1
-    ) -> tuple[Backend, threading.Thread]:
-        """A backend that serves in a thread, until the end of the test; by default a toy on the queue."""
-        backend = self.backend()
-        arguments = [addresses or [self.queue()], handler or self.toy(), concurrency]
-        thread = threading.Thread(target=backend.serve, args=arguments)
-        thread.start()
-
-        def end() -> None:
-            backend.stop()
-            for toy in self._toys:
-                toy.released.set()
-            thread.join(PATIENCE)
-            assert not thread.is_alive(), "serve() did not return after stop()"
-
-        self._stack.callback(end)
-        return backend, thread
-
-    def spawn(self) -> subprocess.Popen[bytes]:
-        """A process that serves a toy on the queue."""
-        command = [sys.executable, "-m", __name__, self.url, self.name(), str(self.log.path)]
-        process = subprocess.Popen(command)
-
-        def end() -> None:
-            process.kill()
-            process.wait()
-
-        self._stack.callback(end)
-        return process
-
-    def ask(self, body: bytes, to: Address | None = None, ttl: float | None = 30, **headers: str) -> Replies:
-        """A request; its way back is closed at the end of the test."""
-        replies = self.client.request(to or self.queue(), request(body, ttl, **headers))
-        self._stack.callback(replies.close)
-        return replies
-
-    def tell(self, body: bytes, to: Address | None = None, **headers: str) -> None:
-        self.client.send(to or self.queue(), Message(body, {"id": uuid4().hex, **headers}))
-
-
-def request(body: bytes, ttl: float | None = 30, **headers: str) -> Message:
-    id = uuid4().hex
-    return Message(body, {"id": id, "reply-to": id, **headers}).but(ttl=ttl)
-
-
-def eventually(check: Callable[[], Any], what: str = "it never happened") -> Any:
-    """What `check` returns, as soon as it is true."""
-    end = time.monotonic() + PATIENCE
-    while not (result := check()):
-        assert time.monotonic() < end, what
-        time.sleep(0.01)
-    return result
+from ..message import LOST, Delivery, Message
+from .site import Site, eventually, request
 
 
 class Conformance:
@@ -227,7 +38,7 @@ class Conformance:
 
     def test_a_request_gets_its_reply(self, site: Site) -> None:
         site.serve()
-        reply = site.ask(b"echo:hello").receive(PATIENCE)
+        reply = site.ask(b"echo:hello").receive(site.patience)
         assert reply.body == b"hello"
         assert reply.id
 
@@ -238,28 +49,28 @@ class Conformance:
     )
     def test_bodies_are_opaque(self, site: Site, body: bytes) -> None:
         site.serve()
-        assert site.ask(b"echo:" + body).receive(PATIENCE).body == body
+        assert site.ask(b"echo:" + body).receive(site.patience).body == body
 
     def test_headers_are_carried(self, site: Site) -> None:
         site.serve()
-        assert site.ask(b"headers:colour", colour="grün").receive(PATIENCE).body == "grün".encode()
+        assert site.ask(b"headers:colour", colour="grün").receive(site.patience).body == "grün".encode()
 
     def test_replies_come_in_order(self, site: Site) -> None:
         site.serve()
         replies = site.ask(b"count:30")
-        assert [replies.receive(PATIENCE).body for _ in range(31)] == [b"%d" % i for i in range(30)] + [
+        assert [replies.receive(site.patience).body for _ in range(31)] == [b"%d" % i for i in range(30)] + [
             b"end"
         ]
 
     def test_each_request_gets_its_own_replies(self, site: Site) -> None:
         site.serve(concurrency=3)
         pending = [site.ask(b"echo:%d" % i) for i in range(20)]
-        assert [replies.receive(PATIENCE).body for replies in pending] == [b"%d" % i for i in range(20)]
+        assert [replies.receive(site.patience).body for replies in pending] == [b"%d" % i for i in range(20)]
 
     def test_a_reply_can_leave_before_the_handler_is_done(self, site: Site) -> None:
         toy = site.toy()
         site.serve(toy)
-        assert site.ask(b"early:now").receive(PATIENCE).body == b"now"
+        assert site.ask(b"early:now").receive(site.patience).body == b"now"
         assert "ended" not in site.log.lines()
         toy.released.set()
         eventually(lambda: site.log.lines() == ["sent True", "ended"])
@@ -281,9 +92,9 @@ class Conformance:
         start = time.monotonic()
         with pytest.raises(RpcTimeout):
             replies.receive(timeout)
-        assert timeout <= time.monotonic() - start < timeout + PATIENCE / 4
+        assert timeout <= time.monotonic() - start < timeout + site.patience / 4
         toy.released.set()
-        assert replies.receive(PATIENCE).body == b"x"
+        assert replies.receive(site.patience).body == b"x"
 
     def test_without_a_timeout_it_waits(self, site: Site) -> None:
         site.serve()
@@ -297,7 +108,7 @@ class Conformance:
         replies = site.ask(b"headers:ttl", ttl=60)
         time.sleep(0.3)  # it is time itself that is tested
         site.serve()
-        assert 60 - PATIENCE < float(replies.receive(PATIENCE).body) <= 59.8
+        assert 60 - site.patience < float(replies.receive(site.patience).body) <= 59.8
 
     def test_an_expired_message_is_not_delivered_as_if_it_were_fresh(self, site: Site) -> None:
         seen: list[float | None] = []
@@ -347,7 +158,7 @@ class Conformance:
             pending[4].receive(0.3)
         assert len(site.log.lines()) == 3
         toy.released.set()
-        assert {replies.receive(PATIENCE).body for replies in pending} == {b"%d" % i for i in range(5)}
+        assert {replies.receive(site.patience).body for replies in pending} == {b"%d" % i for i in range(5)}
 
     def test_the_same_message_sent_twice_is_handled_once(self, site: Site) -> None:
         site.needs("durable")
@@ -368,13 +179,13 @@ class Conformance:
         eventually(site.log.lines)
         backend.stop()
         toy.released.set()
-        thread.join(PATIENCE)
+        thread.join(site.patience)
         assert not thread.is_alive()
-        assert first.receive(PATIENCE).body == b"1"
+        assert first.receive(site.patience).body == b"1"
         with pytest.raises(RpcTimeout):
             second.receive(0.3)
         site.serve()
-        assert second.receive(PATIENCE).body == b"2"
+        assert second.receive(site.patience).body == b"2"
 
     def test_stop_before_serve_makes_it_return(self, site: Site) -> None:
         backend = site.backend()
@@ -384,19 +195,19 @@ class Conformance:
     def test_it_can_be_served_again_after_a_stop(self, site: Site) -> None:
         backend, thread = site.serve()
         backend.stop()
-        thread.join(PATIENCE)
+        thread.join(site.patience)
         again = threading.Thread(target=backend.serve, args=[[site.queue()], site.toy()])
         again.start()
-        assert site.ask(b"echo:x").receive(PATIENCE).body == b"x"
+        assert site.ask(b"echo:x").receive(site.patience).body == b"x"
         backend.stop()
-        again.join(PATIENCE)
+        again.join(site.patience)
         assert not again.is_alive()
 
     def test_close_is_idempotent(self, site: Site) -> None:
         site.serve()
         backend = site.backend()
         replies = backend.request(site.queue(), request(b"echo:x"))
-        replies.receive(PATIENCE)
+        replies.receive(site.patience)
         for closing in (replies, replies, backend, backend):
             closing.close()
 
@@ -413,7 +224,7 @@ class Conformance:
         eventually(site.log.lines)
         replies.close()
         eventually(lambda: site.log.lines() == ["waiting", "cancelled, sent False"])
-        assert site.ask(b"echo:x").receive(PATIENCE).body == b"x"
+        assert site.ask(b"echo:x").receive(site.patience).body == b"x"
 
     def test_a_handler_that_was_answered_is_not_cancelled(self, site: Site) -> None:
         toy, cancelled = site.toy(), threading.Event()
@@ -424,7 +235,7 @@ class Conformance:
 
         site.serve(handler)
         replies = site.ask(b"early:x")
-        replies.receive(PATIENCE)
+        replies.receive(site.patience)
         replies.close()
         toy.released.set()
         eventually(lambda: "ended" in site.log.lines())
@@ -434,8 +245,8 @@ class Conformance:
 
     def test_the_loop_survives_a_handler_that_raises_and_the_caller_is_told(self, site: Site) -> None:
         site.serve()
-        assert LOST in site.ask(b"fail:x").receive(PATIENCE).headers
-        assert site.ask(b"echo:x").receive(PATIENCE).body == b"x"
+        assert LOST in site.ask(b"fail:x").receive(site.patience).headers
+        assert site.ask(b"echo:x").receive(site.patience).body == b"x"
 
     def test_constructing_does_no_io(self, site: Site) -> None:
         site.needs("processes")
@@ -450,7 +261,8 @@ class Conformance:
 
         def ask(number: int) -> bool:
             return all(
-                site.ask(b"echo:%d-%d" % (number, turn)).receive(PATIENCE).body == b"%d-%d" % (number, turn)
+                site.ask(b"echo:%d-%d" % (number, turn)).receive(site.patience).body
+                == b"%d-%d" % (number, turn)
                 for turn in range(5)
             )
 
@@ -460,7 +272,7 @@ class Conformance:
     def test_a_backend_that_was_used_before_a_fork_works_in_each_child(self, site: Site) -> None:
         site.needs("processes")
         site.spawn()
-        assert site.ask(b"echo:x").receive(PATIENCE).body == b"x"
+        assert site.ask(b"echo:x").receive(site.patience).body == b"x"
         children = [_fork(partial(_ask_often, site, number)) for number in range(3)]
         _ask_often(site, 9)
         assert [os.waitpid(child, 0)[1] for child in children] == [0, 0, 0]
@@ -474,9 +286,9 @@ class Conformance:
         eventually(site.log.lines)
         site.disrupt()
         toy.released.set()
-        assert waiting.receive(PATIENCE).body == b"x"
+        assert waiting.receive(site.patience).body == b"x"
         site.disrupt()
-        assert site.ask(b"echo:y").receive(PATIENCE).body == b"y"
+        assert site.ask(b"echo:y").receive(site.patience).body == b"y"
         assert site.log.lines().count("held x") == 1
 
     def test_a_worker_killed_in_the_middle_loses_nothing(self, site: Site) -> None:
@@ -486,14 +298,14 @@ class Conformance:
             site.spawn()
             eventually(site.log.lines)
             site.spawn()
-            assert replies.receive(PATIENCE * 2).body == b"2"
+            assert replies.receive(site.patience * 2).body == b"2"
         assert site.log.lines() == [f"{message.id} 1", f"{message.id} 2"]
 
     def test_a_message_that_kills_every_worker_is_given_up(self, site: Site) -> None:
         site.needs("redelivers")
         replies = site.ask(b"die_at_first:99", ttl=120)
         workers = [site.spawn() for _ in range(5)]
-        assert LOST in replies.receive(PATIENCE * 3).headers
+        assert LOST in replies.receive(site.patience * 3).headers
         assert len(site.log.lines()) == 3
         assert sum(worker.poll() is None for worker in workers) == 2
 
@@ -502,7 +314,7 @@ class Conformance:
         replies = site.ask(b"die_once:")
         for _ in range(2):
             site.spawn()
-        assert LOST in replies.receive(PATIENCE * 2).headers
+        assert LOST in replies.receive(site.patience * 2).headers
         assert site.log.lines() == ["once"]
 
     # Topics and inboxes.
@@ -537,7 +349,7 @@ class Conformance:
             site.serve(site.toy(name), to)
         _until_heard(site, to, "ab")
         replies = site.ask(b"whoami:", to)
-        assert {replies.receive(PATIENCE).body, replies.receive(PATIENCE).body} == {b"a", b"b"}
+        assert {replies.receive(site.patience).body, replies.receive(site.patience).body} == {b"a", b"b"}
 
     def test_an_inbox_keeps_what_comes_before_its_owner(self, site: Site) -> None:
         to = inbox(site.name())
@@ -578,7 +390,7 @@ def _ask_often(site: Site, number: int) -> None:
     for turn in range(50):
         body = b"%d-%d" % (number, turn)
         with _closing(site.client.request(site.queue(), request(b"echo:" + body))) as replies:
-            assert replies.receive(PATIENCE).body == body
+            assert replies.receive(site.patience).body == body
 
 
 def _fork(action: Callable[[], object]) -> int:
@@ -591,14 +403,3 @@ def _fork(action: Callable[[], object]) -> int:
         finally:
             os._exit(code)
     return pid
-
-
-def main(url: str, name: str, path: str) -> None:
-    """Serve a toy on a queue, in a process of its own."""
-    toy = Toy(Log(Path(path)))
-    toy.released.set()
-    backend_from_url(url).serve([queue(name)], toy)
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

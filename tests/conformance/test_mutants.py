@@ -13,7 +13,7 @@ from rpc.addresses import Address
 from rpc.backends.memory import Hub, MemoryBackend, MemoryDelivery, MemoryReplies
 from rpc.errors import RpcTimeout
 from rpc.message import Handler, Message
-from rpc.testing import conformance
+from rpc.testing import site as site_module
 from rpc.testing.conformance import Conformance, Site
 
 Put = Callable[..., None]
@@ -243,7 +243,7 @@ CAUGHT = (AssertionError, pytest.fail.Exception, RpcTimeout, KeyError, ValueErro
 
 @pytest.fixture(autouse=True)
 def impatient(monkeypatch: Patch) -> None:
-    monkeypatch.setattr(conformance, "PATIENCE", 1.5)
+    monkeypatch.setattr(site_module, "PATIENCE", 1.5)
 
 
 def run(test: Callable[..., None], arguments: tuple[Any, ...], mutate: Callable[[], None]) -> None:

@@ -1,0 +1,221 @@
+"""Where a test of a backend happens: backends of one URL, toys that serve them, and what the toys did."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from ..addresses import Address, queue
+from ..backends import Backend, Replies, backend_from_url
+from ..message import STREAM, Delivery, Handler, Message
+
+PATIENCE = 20.0
+"""Seconds after which something that must happen is taken to have failed to."""
+
+
+class Log:
+    """What handlers did, kept in a file: it does not depend on the broker under test."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        path.touch()
+
+    def write(self, line: str) -> None:
+        with self.path.open("ab", buffering=0) as file:
+            file.write(line.encode() + b"\n")
+
+    def lines(self) -> list[str]:
+        return self.path.read_text().split("\n")[:-1]
+
+
+class Toy:
+    """A handler that does what the body says: `verb:argument`."""
+
+    def __init__(self, log: Log, name: str = "toy") -> None:
+        self._log, self._name = log, name
+        self.released = threading.Event()
+
+    def __call__(self, delivery: Delivery) -> Message | None:
+        verb, _, argument = delivery.message.body.partition(b":")
+        return getattr(self, verb.decode())(delivery, argument)  # type: ignore[no-any-return]
+
+    def echo(self, delivery: Delivery, argument: bytes) -> Message:
+        return self._reply(delivery, argument)
+
+    def headers(self, delivery: Delivery, argument: bytes) -> Message:
+        return self._reply(delivery, delivery.message.headers[argument.decode()].encode())
+
+    def whoami(self, delivery: Delivery, argument: bytes) -> Message:
+        return self._reply(delivery, self._name.encode())
+
+    def log(self, delivery: Delivery, argument: bytes) -> Message:
+        self._log.write(f"{self._name} {argument.decode()}")
+        return self._reply(delivery, b"logged")
+
+    def count(self, delivery: Delivery, argument: bytes) -> Message:
+        for number in range(int(argument)):
+            delivery.reply(self._reply(delivery, b"%d" % number, **{STREAM: "1"}))
+        return self._reply(delivery, b"end")
+
+    def early(self, delivery: Delivery, argument: bytes) -> None:
+        self._log.write(f"sent {delivery.reply(self._reply(delivery, argument))}")
+        self._wait(self.released.is_set)
+        self._log.write("ended")
+
+    def hold(self, delivery: Delivery, argument: bytes) -> Message:
+        self._log.write(f"holding {argument.decode()}")
+        self._wait(self.released.is_set)
+        self._log.write(f"held {argument.decode()}")
+        return self._reply(delivery, argument)
+
+    def until_cancelled(self, delivery: Delivery, argument: bytes) -> Message:
+        called = threading.Event()
+        delivery.on_cancel = called.set
+        self._log.write("waiting")
+        self._wait(lambda: delivery.cancelled)
+        called.wait(PATIENCE)
+        self._log.write(f"cancelled, sent {delivery.reply(self._reply(delivery, b'late'))}")
+        return self._reply(delivery, b"late")
+
+    def fail(self, delivery: Delivery, argument: bytes) -> Message:
+        raise ValueError(argument)
+
+    def die_at_first(self, delivery: Delivery, argument: bytes) -> Message:
+        message = delivery.message
+        self._log.write(f"{message.id} {message.deliveries}")
+        if message.deliveries <= int(argument):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return self._reply(delivery, b"%d" % message.deliveries)
+
+    def die_once(self, delivery: Delivery, argument: bytes) -> None:
+        delivery.forbid_redelivery()
+        self._log.write("once")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def _reply(self, delivery: Delivery, body: bytes, **headers: str) -> Message:
+        return Message(body, {"id": delivery.message.id, **headers})
+
+    def _wait(self, happened: Callable[[], bool]) -> None:
+        eventually(happened, "the handler was left waiting")
+
+
+class Site:
+    """Where a test happens: backends of one URL, each closed at the end, and what serves them."""
+
+    def __init__(self, url: str, *, disrupt: Callable[[], object] | None = None) -> None:
+        """`disrupt` cuts every connection to the broker, once; None if there is none to cut."""
+        self.url, self.disrupt = url, disrupt
+        self._name = f"q{uuid4().hex[:8]}"
+        self._stack = ExitStack()
+        self._toys: list[Toy] = []
+
+    def __enter__(self) -> Site:
+        self._directory = Path(self._stack.enter_context(TemporaryDirectory()))
+        self.log = Log(self._directory / "log")
+        self.client = self.backend()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    @property
+    def patience(self) -> float:
+        return PATIENCE
+
+    def name(self, part: str = "") -> str:
+        return self._name + part
+
+    def queue(self, part: str = "") -> Address:
+        return queue(self.name(part))
+
+    def needs(self, *features: str) -> None:
+        for feature in features:
+            if feature not in self.client.features:
+                pytest.skip(f"{self.url.split(':')[0]} has no feature {feature!r}")
+
+    def backend(self) -> Backend:
+        backend = backend_from_url(self.url)
+        self._stack.callback(backend.close)
+        return backend
+
+    def toy(self, name: str = "toy") -> Toy:
+        toy = Toy(self.log, name)
+        self._toys.append(toy)
+        return toy
+
+    def serve(
+        self, handler: Handler | None = None, *addresses: Address, concurrency: int = 1
+    ) -> tuple[Backend, threading.Thread]:
+        """A backend that serves in a thread, until the end of the test; by default a toy on the queue."""
+        backend = self.backend()
+        arguments = [addresses or [self.queue()], handler or self.toy(), concurrency]
+        thread = threading.Thread(target=backend.serve, args=arguments)
+        thread.start()
+
+        def end() -> None:
+            backend.stop()
+            for toy in self._toys:
+                toy.released.set()
+            thread.join(PATIENCE)
+            assert not thread.is_alive(), "serve() did not return after stop()"
+
+        self._stack.callback(end)
+        return backend, thread
+
+    def spawn(self) -> subprocess.Popen[bytes]:
+        """A process that serves a toy on the queue."""
+        command = [sys.executable, "-m", __name__, self.url, self.name(), str(self.log.path)]
+        process = subprocess.Popen(command)
+
+        def end() -> None:
+            process.kill()
+            process.wait()
+
+        self._stack.callback(end)
+        return process
+
+    def ask(self, body: bytes, to: Address | None = None, ttl: float | None = 30, **headers: str) -> Replies:
+        """A request; its way back is closed at the end of the test."""
+        replies = self.client.request(to or self.queue(), request(body, ttl, **headers))
+        self._stack.callback(replies.close)
+        return replies
+
+    def tell(self, body: bytes, to: Address | None = None, **headers: str) -> None:
+        self.client.send(to or self.queue(), Message(body, {"id": uuid4().hex, **headers}))
+
+
+def request(body: bytes, ttl: float | None = 30, **headers: str) -> Message:
+    id = uuid4().hex
+    return Message(body, {"id": id, "reply-to": id, **headers}).but(ttl=ttl)
+
+
+def eventually(check: Callable[[], Any], what: str = "it never happened") -> Any:
+    """What `check` returns, as soon as it is true."""
+    end = time.monotonic() + PATIENCE
+    while not (result := check()):
+        assert time.monotonic() < end, what
+        time.sleep(0.01)
+    return result
+
+
+def main(url: str, name: str, path: str) -> None:
+    """Serve a toy on a queue, in a process of its own."""
+    toy = Toy(Log(Path(path)))
+    toy.released.set()
+    backend_from_url(url).serve([queue(name)], toy)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
