@@ -9,6 +9,7 @@ import os
 import select
 import signal
 import threading
+import time
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from types import FrameType, ModuleType
@@ -73,9 +74,9 @@ class RpcReceiver:
         """Serve until stopped; blocks. In the main thread, SIGTERM and SIGINT stop it: no new job is taken,
         those that run may finish within `grace` seconds, what is left then goes back to the queue and the
         process exits with 0. A second signal ends the process at once."""
-        logger.info("serving %s: %s", ", ".join(self.queues), ", ".join(sorted(self.jobs)))
         try:
             with self._signals():
+                logger.info("serving %s: %s", ", ".join(self.queues), ", ".join(sorted(self.jobs)))
                 addresses = [queue(name) for name in self.queues]
                 self.backend.serve(addresses, self._dispatcher, self.concurrency)
         finally:
@@ -111,15 +112,21 @@ class RpcReceiver:
 
     def _wait_for_the_end(self, told: int) -> None:
         """Once a signal came: when the grace period is over, what still runs goes back to the queue, and the
-        process ends under its feet."""
-        if os.read(told, 1) and not select.select([told], [], [], self.grace)[0]:
-            logger.warning("handing back what did not finish within %g s", self.grace)
-            try:
-                self.backend.close()
-            finally:
-                logging.shutdown()
-                os._exit(0)
-        os.close(told)
+        process ends under its feet. The pipe is closed as soon as nothing runs any more."""
+        with open(told, "rb", buffering=0) as pipe:
+            if not pipe.read(1):
+                return
+            logger.info("stopping within %g s; a second signal stops at once", self.grace)
+            end = time.monotonic() + self.grace
+            while select.select([pipe], [], [], max(0.0, end - time.monotonic()))[0]:
+                if not pipe.read(1):
+                    return
+        logger.warning("handing back what did not finish within %g s", self.grace)
+        try:
+            self.backend.close()
+        finally:
+            logging.shutdown()
+            os._exit(0)
 
 
 class _CoroutineLoop:

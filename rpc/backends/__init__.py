@@ -7,6 +7,7 @@ Nothing here may import the core, and no backend may import another one.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -74,7 +75,10 @@ def backend_from_url(url: str, **options: Any) -> Backend:
     constructor; the rest of the query is the driver's. Raises SettingsError for a URL or an option that
     makes no sense, Unsupported if the driver is not installed.
     """
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError as error:
+        raise SettingsError(f"a backend's URL cannot be read: {error}") from None
     factory = _load(parts.scheme, url)
     known = {
         name: parameter
@@ -98,12 +102,12 @@ def backend_from_url(url: str, **options: Any) -> Backend:
     return backend
 
 
+_SECRET = re.compile(r"(?<=:)[^:@/]+(?=@)|(?<=password=)[^&]+")
+
+
 def redacted(url: str) -> str:
-    """The URL without its password, for logs and errors."""
-    parts = urlsplit(url)
-    if parts.password is None:
-        return url
-    return url.replace(f":{parts.password}@", ":***@", 1)
+    """The URL without its passwords, for logs and errors."""
+    return _SECRET.sub("***", url)
 
 
 def _load(scheme: str, url: str) -> Any:

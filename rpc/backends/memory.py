@@ -87,7 +87,7 @@ class MemoryReplies:
     def receive(self, timeout: float | None) -> Message:
         with self._hub.changed:
             if not self._hub.changed.wait_for(lambda: self._arrived, timeout):
-                raise RpcTimeout(f"no reply within {timeout:g} s")
+                raise RpcTimeout
             reply = self._arrived.popleft()
             self._ended = STREAM not in reply.headers
             return reply

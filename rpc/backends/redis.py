@@ -122,7 +122,8 @@ def steadily(step: Callable[[], object], stopped: Callable[[], bool]) -> None:
                 step()
             attempt = 0
         except BackendUnavailable as error:
-            logger.warning("%s; trying again", error)
+            if attempt % 10 == 0:
+                logger.warning("%s; trying again", error)
             time.sleep(backoff(attempt, cap=BLOCK))
             attempt += 1
 

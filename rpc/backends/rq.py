@@ -87,6 +87,11 @@ class PythonRqBackend:
         self._workers: list[RqWorker] = []
         self._stopped = False
 
+    def __repr__(self) -> str:
+        where = self._client.connection_pool.connection_kwargs
+        server = where.get("path") or f"{where.get('host', 'localhost')}:{where.get('port', 6379)}"
+        return f"<PythonRqBackend {server}/{where.get('db', 0)}>"
+
     def send(self, to: Address, message: Message) -> None:
         if to.kind != "queue":
             return self._channels.send(to, message)
@@ -157,7 +162,8 @@ class PythonRqBackend:
             milliseconds((ttl or 0) + KEEP_REPLY),
             *fields,
         ]
-        persistent(partial(self._records.run, scripts.SEND, keys, arguments), RETRY_FOR)
+        patience = RETRY_FOR if ttl is None else min(RETRY_FOR, ttl)
+        persistent(partial(self._records.run, scripts.SEND, keys, arguments), patience)
         self._sweep()
 
     def _sweep(self) -> None:
