@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,7 +17,7 @@ from .backends import Backend, Replies, backend_from_url
 from .core.codecs import Codec, codec_named
 from .core.conversation import Conversation, Response, call_message
 from .core.jobs import current_request
-from .errors import Cancelled, RpcTimeout
+from .errors import BackendUnavailable, Cancelled, RpcTimeout
 from .message import Message
 from .settings import Settings, load_settings
 
@@ -53,10 +55,11 @@ class RpcClient:
         self._owns_backend = isinstance(chosen, str)
         self.timeout = settings.timeout if timeout is _AS_SET else timeout
         self._queue, self._codec = queue, codec_named(codec or settings.codec)
-        limits = (max_message_bytes or settings.max_message_bytes, self.backend.max_message)
-        self._max_message = min(limit for limit in limits if limit is not None)
+        limit = max_message_bytes or settings.max_message_bytes
+        self._max_message = min(limit, self.backend.max_message or sys.maxsize)
         self._lock = Lock()
         self._waiters: ThreadPoolExecutor | None = None
+        self._pid = 0
         self._submitted: WeakSet[Future[Response]] = WeakSet()
 
     def call(self, name: str, data: Any = None, *, queue: str | None = None, ttl: float | None = None) -> str:
@@ -147,6 +150,9 @@ class RpcClient:
                         raise conversation.timed_out(str(timeout)) from None
                     if abandoned is not None and abandoned():
                         raise Cancelled("the call was cancelled") from None
+                except BackendUnavailable:
+                    if slice == left or (abandoned is not None and abandoned()):
+                        raise
                 else:
                     return conversation.feed(reply)
         finally:
@@ -164,6 +170,7 @@ class RpcClient:
 
     def _pool(self) -> ThreadPoolExecutor:
         with self._lock:
-            if self._waiters is None:
+            if self._waiters is None or self._pid != os.getpid():  # a fork copies no threads
+                self._pid = os.getpid()
                 self._waiters = ThreadPoolExecutor(MOST_SUBMITTED, thread_name_prefix="rpc-client")
             return self._waiters

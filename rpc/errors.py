@@ -63,6 +63,11 @@ class RpcTimeout(RpcError, TimeoutError):
     code = -32001
 
 
+class Interrupted(BaseException):
+    """Raised in a handler that ran too long; its caller gets RpcTimeout. No Exception, and no OSError: those
+    are swallowed, by handlers and by drivers that wait on a socket."""
+
+
 class WorkerLost(RpcError):
     """The worker died while it held the job, and the job will not be tried again."""
 

@@ -70,7 +70,7 @@ class Message:
     def deliveries(self) -> int:
         """How often it was handed to a receiver, this time included."""
         deliveries = self.headers.get("deliveries", "1")
-        return int(deliveries) if deliveries.isdecimal() else 1
+        return int(deliveries) if deliveries.isdecimal() and len(deliveries) < 10 else 1
 
     def but(self, **headers: str | float | None) -> Message:
         """The same message with other headers; None removes one. `reply_to` stands for `reply-to`."""
@@ -90,7 +90,10 @@ _decode_headers = msgspec.msgpack.Decoder(dict[str, str]).decode
 def packed(message: Message) -> bytes:
     """The compact frame: two bytes, big-endian, the length of the headers; the headers as a MessagePack map
     of strings; the body."""
-    headers = _encode_headers(message.headers)
+    try:
+        headers = _encode_headers(message.headers)
+    except UnicodeEncodeError as error:
+        raise SerializationError(f"a header is no text: {error}") from error
     if len(headers) > MAX_HEADER_BYTES or len(message.headers) > MAX_HEADERS:
         raise SerializationError(f"headers of {len(headers)} bytes: at most {MAX_HEADER_BYTES} are carried")
     return len(headers).to_bytes(2, "big") + headers + message.body

@@ -8,6 +8,7 @@ import logging
 import os
 import select
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
@@ -56,6 +57,12 @@ class RpcReceiver:
         if self.concurrency < 1:
             raise SettingsError(f"RPC_CONCURRENCY is {self.concurrency}: at least one job must run at a time")
         self.queues = tuple(settings.queues if queues is None else queues)
+        try:
+            self._addresses = [queue(name) for name in self.queues]
+        except ValueError as error:
+            raise SettingsError(f"{settings.module}: RPC_QUEUES: {error}") from None
+        if not self._addresses:
+            raise SettingsError(f"{settings.module}: RPC_QUEUES is empty: there is nothing to serve")
         self.grace = settings.grace if grace is None else grace
         self.jobs = jobs_from(settings.jobs() if jobs is None else jobs)
         if not self.jobs:
@@ -64,7 +71,7 @@ class RpcReceiver:
         self._dispatcher = Dispatcher(
             self.jobs,
             accept=Accepted(settings.accept),
-            max_message=settings.max_message_bytes,
+            max_message=min(settings.max_message_bytes, self.backend.max_message or sys.maxsize),
             delivery=settings.delivery,
             send_tracebacks=settings.send_tracebacks,
             await_=self._loop.run,
@@ -77,8 +84,7 @@ class RpcReceiver:
         try:
             with self._signals():
                 logger.info("serving %s: %s", ", ".join(self.queues), ", ".join(sorted(self.jobs)))
-                addresses = [queue(name) for name in self.queues]
-                self.backend.serve(addresses, self._dispatcher, self.concurrency)
+                self.backend.serve(self._addresses, self._dispatcher, self.concurrency)
         finally:
             self._loop.close()
             self.backend.close()
@@ -135,6 +141,7 @@ class _CoroutineLoop:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._thread: threading.Thread | None = None
         self._pid = 0
 
     def run(self, coroutine: Coroutine[Any, Any, Any], delivery: Delivery) -> Any:
@@ -152,14 +159,21 @@ class _CoroutineLoop:
         with self._lock:
             if self._loop is None or self._pid != os.getpid():
                 self._loop, self._pid = asyncio.new_event_loop(), os.getpid()
-                threading.Thread(target=self._loop.run_forever, name="rpc-coroutines", daemon=True).start()
+                self._thread = threading.Thread(target=self._serve, args=[self._loop], daemon=True)
+                self._thread.start()
             return self._loop
+
+    def _serve(self, loop: asyncio.AbstractEventLoop) -> None:
+        loop.run_forever()
+        loop.run_until_complete(loop.shutdown_asyncgens())
+        loop.close()
 
     def close(self) -> None:
         with self._lock:
             loop, self._loop = self._loop, None
-        if loop is not None and self._pid == os.getpid():
+        if loop is not None and self._thread is not None and self._pid == os.getpid():
             loop.call_soon_threadsafe(loop.stop)
+            self._thread.join()
 
 
 def _backend(settings: Settings, given: Backend | str | None) -> Backend:

@@ -20,6 +20,7 @@ from .errors import SettingsError
 
 VARIABLES = ("RPC_SETTINGS_MODULE", "SETTINGS_IMPORT_PATH")
 DEFAULT_MODULE = "settings"
+BACKEND_KEYS = ("RPC_BACKEND", "RPC_RECEIVER_BACKEND", "RPC_CLIENT_BACKEND")
 DEFAULT_QUEUES = ("high", "default", "low")
 
 
@@ -107,7 +108,14 @@ def load_settings(source: str | ModuleType | None = None) -> Settings:
             values[known[key]] = msgspec.convert(value, types[known[key]])
         except msgspec.ValidationError as error:
             raise SettingsError(f"{source.__name__}: {key}: {error}") from None
+        if key in BACKEND_KEYS and not _is_backend(value):
+            raise SettingsError(f"{source.__name__}: {key}: {value!r} is neither a backend nor its URL")
     return Settings(module=source.__name__, **values)
+
+
+def _is_backend(value: Any) -> bool:
+    methods = ("send", "request", "serve", "stop", "close")
+    return value is None or isinstance(value, str) or all(hasattr(value, method) for method in methods)
 
 
 def _module(name: str | None) -> ModuleType:
@@ -133,8 +141,9 @@ def _imported(path: str, where: str) -> Any:
     if not module:
         raise SettingsError(f"{where} is {path!r}, which is no dotted path")
     try:
-        return getattr(importlib.import_module(module), attribute)
-    except AttributeError:
-        raise SettingsError(f"{where} is {path!r}, but {module} has no {attribute}") from None
+        imported = importlib.import_module(module)
     except Exception as error:  # as above
         raise SettingsError(f"{where} is {path!r}: {type(error).__name__}: {error}") from error
+    if not hasattr(imported, attribute):
+        raise SettingsError(f"{where} is {path!r}, but {module} has no {attribute}")
+    return getattr(imported, attribute)

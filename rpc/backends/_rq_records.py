@@ -30,6 +30,15 @@ def job_key(id: str) -> str:
     return f"rq:job:{id}"
 
 
+def text(id: bytes) -> str:
+    """An id as it was found in a queue: any bytes. `raw` gives them back."""
+    return id.decode("utf-8", "surrogateescape")
+
+
+def raw(value: Any) -> Any:
+    return value.encode("utf-8", "surrogateescape") if isinstance(value, str) else value
+
+
 @dataclass(frozen=True, slots=True)
 class RqOptions:
     """What PythonRqBackend was told. Times are in seconds."""
@@ -58,7 +67,7 @@ class Records:
         registered = self._scripts.get(script)
         if registered is None:
             registered = self._scripts[script] = self.client.register_script(script)
-        return registered(keys, arguments)
+        return registered([raw(key) for key in keys], [raw(each) for each in arguments])
 
     def queue(self, name: str) -> Queue:
         if name not in self._queues:

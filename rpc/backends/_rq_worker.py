@@ -12,12 +12,13 @@ import os
 import select
 import signal
 import socket
+import sys
 import threading
 import time
 import warnings
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
@@ -27,10 +28,10 @@ from rq.job import JobStatus
 from rq.serializers import JSONSerializer
 from rq.utils import now, utcformat
 
-from ..errors import RpcTimeout, SerializationError
+from ..errors import Interrupted, SerializationError, WorkerLost
 from ..message import FAILED, LOST, Handler, Message, packed
 from . import _rq_scripts as scripts
-from ._rq_records import Records, RqOptions, job_key, message_in
+from ._rq_records import Records, RqOptions, job_key, message_in, raw, text
 from .redis import (
     BLOCK,
     persistent,
@@ -104,6 +105,8 @@ class RqWorker:
         self._last_beat = self._last_look = self._last_tidy = 0.0
         self._absent: dict[tuple[str, bytes], float] = {}
         self._child_pid = 0
+        self._forgot = False
+        """Whether this worker's record expired while it may have held a job that it does not know of."""
         self._keys = [f"rq:worker:{self.name}"]
         for name in queues:
             self._keys += (records.queue(name).key, records.started(name), records.bell(name))
@@ -121,20 +124,23 @@ class RqWorker:
             self._live()
         elif not self._last_beat:
             self.beat_if_due()
+        if self._forgot:
+            self._remember()
         claim = self._records.run(
             scripts.CLAIM, self._keys, [self.name, self._owner, HORIZON, utcformat(now())]
         )
         if claim == 0:
             self._register()
         elif claim is None:
-            if self._client.blpop(self._keys[3::3], timeout=BLOCK) and self._stopped():
-                self._client.lpush(self._keys[3], 1)  # it was meant for a worker that goes on
+            rung = self._client.blpop(self._keys[3::3], timeout=BLOCK)
+            if rung and self._stopped():  # it was meant for a worker that goes on
+                self._client.pipeline().lpush(rung[0], 1).pexpire(rung[0], 60_000).execute()
         else:
             self._take(*claim)
 
     def _take(self, number: int, id: bytes, left: int, hash: list[bytes]) -> None:
         fields = dict(zip(hash[::2], hash[1::2], strict=True))
-        claimed = self._claimed = Claimed(self._queues[number], id.decode("utf-8", "replace"))
+        claimed = self._claimed = Claimed(self._queues[number], text(id))
         try:
             message = message_in(fields)
             claimed.reply_to = message.reply_to
@@ -155,10 +161,12 @@ class RqWorker:
         try:
             with _interrupted_after(self._options.job_timeout):
                 last = self._handler(delivery)
-        except Exception:
+            if last is not None:
+                packed(last)
+        except (Exception, Interrupted):
             logger.exception("a handler raised: %r", delivery.message)
             last = Message(
-                headers={"id": delivery.message.id, LOST: "its handler failed", FAILED: "Exception"}
+                headers={"id": delivery.message.id[:128], LOST: "its handler failed", FAILED: "Exception"}
             )
         failed = "" if last is None else last.headers.get(FAILED, "")
         self._finish(delivery.claimed, last, delivery.number, failed)
@@ -196,26 +204,30 @@ class RqWorker:
         )
 
     def forbid_redelivery(self, claimed: Claimed) -> None:
-        def forbid() -> None:
-            pipe = self._client.pipeline(transaction=True)
-            pipe.hset(job_key(claimed.id), "rpc_once", 1)
-            pipe.hdel(job_key(claimed.id), "retries_left")
-            pipe.execute()
-
-        persistent(forbid, self._options.lease)
+        keys = [self._records.started(claimed.queue), job_key(claimed.id)]
+        arguments = [claimed.id, self.name]
+        if not persistent(lambda: self._records.run(scripts.FORBID, keys, arguments), self._options.lease):
+            raise WorkerLost("it was given to another worker meanwhile")
 
     # A child for each job.
 
     def _perform_in_child(self, delivery: RqDelivery) -> None:
         """The child holds the writing end of a pipe, and says nothing: its end is the news."""
         alive, held = os.pipe()
+        parent, holds = os.pipe()
+        _flush()  # what is buffered now would be written by both
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # the other threads here only wait
             pid = self._child_pid = os.fork()
         if pid == 0:
             os.close(alive)
-            os._exit(self._child(delivery))
+            os.close(holds)
+            threading.Thread(target=_exit_with, args=[parent], daemon=True).start()
+            code = self._child(delivery)
+            _flush()
+            os._exit(code)
         os.close(held)
+        os.close(parent)
         give_up = time.monotonic() + (self._options.job_timeout or math.inf) + self._options.beat
         while True:
             with translated_or_logged():
@@ -227,6 +239,7 @@ class RqWorker:
             if time.monotonic() > give_up:
                 os.kill(pid, signal.SIGKILL)  # it does not even let go of the interpreter
         os.close(alive)
+        os.close(holds)
         self._child_pid = 0
         if self._recover(delivery.claimed.queue, delivery.claimed.id, self.name, force=True, died=True):
             logger.error("the process of %r ended with status %d", delivery.claimed.id, status)
@@ -236,8 +249,6 @@ class RqWorker:
         try:
             signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the parent decides; the group may get it too
             signal.signal(signal.SIGINT, signal.SIG_IGN)
-            self._owner = f"{self.name}-{os.getpid()}"
-            self._client.hset(job_key(delivery.claimed.id), "rpc_owner", self._owner)
             threading.Thread(target=RqWorker.keep_alive, args=[[self]], daemon=True).start()
             self._perform(delivery)
         except Exception:
@@ -265,7 +276,7 @@ class RqWorker:
             cancelled = client.blpop(inboxes, timeout=min(options.beat, BLOCK))
             for worker in workers:
                 delivery = worker._delivery
-                if cancelled and delivery and delivery.claimed.id == cancelled[1].decode("utf-8", "replace"):
+                if cancelled and delivery and delivery.claimed.id == text(cancelled[1]):
                     delivery.cancel()
 
         steadily(step, lambda: all(worker._done for worker in workers))
@@ -296,10 +307,20 @@ class RqWorker:
         pipe = self._client.pipeline(transaction=True)
         pipe.hset(entry.key, mapping={**entry.serialize(), "state": "idle"})
         if claimed := self._claimed:
-            pipe.hset(entry.key, mapping={"state": "busy", "current_job": claimed.id})
+            pipe.hset(entry.key, mapping={"state": "busy", "current_job": raw(claimed.id)})
         worker_registration.register(entry, pipe)
         pipe.expire(entry.key, math.ceil(self._options.lease))
         pipe.execute()
+        self._forgot = True
+
+    def _remember(self) -> None:
+        """Put back what was claimed for this worker with an answer that never arrived."""
+        self._forgot = False
+        for queue in self._queues:
+            for member in self._client.zrange(self._records.started(queue), 0, -1):
+                id, _, worker = text(member).rpartition(":")
+                if worker == self.name:
+                    self._recover(queue, id, worker, force=True, died=False)
 
     def _leave(self) -> None:
         with translated_or_logged():
@@ -323,7 +344,7 @@ class RqWorker:
         absent: dict[tuple[str, bytes], float] = {}
         for queue in self._queues:
             for member in self._client.zrange(self._records.started(queue), 0, -1):
-                id, _, worker = member.decode("utf-8", "replace").rpartition(":")
+                id, _, worker = text(member).rpartition(":")
                 if not worker.startswith(WORKER_PREFIX) or self._client.exists(f"rq:worker:{worker}"):
                     continue
                 first = absent[queue, member] = known.get((queue, member), looked)
@@ -355,7 +376,7 @@ class RqWorker:
             options.max_deliveries,
             options.failure_ttl,
             zlib.compress(why.encode()),
-            packed(Message(headers={"id": id, LOST: why, FAILED: "WorkerLost"})),
+            packed(Message(headers={"id": _shown(id), LOST: why, FAILED: "WorkerLost"})),
         ]
         outcome = persistent(lambda: records.run(scripts.RECOVER, keys, arguments), options.lease)
         if outcome:
@@ -375,6 +396,22 @@ class RqWorker:
             self._leave()
 
 
+def _shown(id: str) -> str:
+    return id.encode("utf-8", "replace").decode()[:128]
+
+
+def _flush() -> None:
+    for stream in sys.stdout, sys.stderr:
+        with suppress(Exception):  # it may be None, closed, or anything
+            stream.flush()
+
+
+def _exit_with(parent: int) -> None:
+    """End this process when the one that holds the other end of the pipe has ended."""
+    os.read(parent, 1)
+    os._exit(1)
+
+
 @contextmanager
 def _interrupted_after(seconds: float | None) -> Iterator[None]:
     """Raise RpcTimeout in the body after so many seconds, where a signal can do that: in the main thread."""
@@ -383,7 +420,7 @@ def _interrupted_after(seconds: float | None) -> Iterator[None]:
         return
 
     def interrupt(*_: Any) -> None:
-        raise RpcTimeout(f"the job ran longer than {seconds:g} s")
+        raise Interrupted(f"the job ran longer than {seconds:g} s")
 
     before = signal.signal(signal.SIGALRM, interrupt)
     signal.setitimer(signal.ITIMER_REAL, seconds)

@@ -71,6 +71,8 @@ HUBS: defaultdict[str, Hub] = defaultdict(Hub)
 
 
 class MemoryReplies:
+    """The way back of one request."""
+
     def __init__(self, hub: Hub) -> None:
         self._hub = hub
         self._arrived: deque[Message] = deque()
@@ -105,6 +107,8 @@ class MemoryReplies:
 
 
 class MemoryDelivery:
+    """A message, waiting or in the hands of a handler."""
+
     def __init__(
         self, message: Message, replies: MemoryReplies | None, waiting: deque[MemoryDelivery]
     ) -> None:

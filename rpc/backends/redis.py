@@ -129,10 +129,12 @@ def steadily(step: Callable[[], object], stopped: Callable[[], bool]) -> None:
 
 
 def reply_key(reply_to: str) -> str:
+    """The key of a way back."""
     return f"rpc:re:{reply_to}"
 
 
 def milliseconds(seconds: float) -> int:
+    """For commands and scripts; at least 1, because 0 means for ever to some."""
     return max(1, round(seconds * 1000))
 
 
@@ -145,14 +147,16 @@ class RedisReplies:
         client: Any,
         reply_to: str,
         *,
+        id: str = "",
         lost: Callable[[], str | None] = lambda: None,
         hint: Callable[[], str] = lambda: "",
         withdraw: Callable[[], object] = lambda: None,
         finished: Callable[[str], object] = lambda key: None,
     ) -> None:
         self._client, self._key, self._last = client, reply_key(reply_to), START
+        self._id = id
         self._lost, self._hint, self._withdraw, self._finished = lost, hint, withdraw, finished
-        self._ended = self._closed = False
+        self._ended = self._closed = self._unreachable = False
 
     def receive(self, timeout: float | None) -> Message:
         end = None if timeout is None else time.monotonic() + timeout
@@ -169,14 +173,18 @@ class RedisReplies:
             except BackendUnavailable:
                 reply = None
                 if end is not None and time.monotonic() >= end:
+                    self._unreachable = True
                     raise
                 time.sleep(min(backoff(attempt, cap=BLOCK), max(0.0, left)))
                 attempt += 1
+            if reply and self._id and reply.id not in (self._id, ""):
+                logger.warning("a reply to %r came to the caller of %r", reply.id[:128], self._id)
+                continue
             if reply:
                 self._ended = STREAM not in reply.headers
                 return reply
             if end is not None and time.monotonic() >= end:
-                raise RpcTimeout(self._hint())
+                raise RpcTimeout(self._hinted())
 
     def close(self) -> None:
         if self._closed:
@@ -185,9 +193,16 @@ class RedisReplies:
         if self._ended:
             self._finished(self._key)
             return
+        if self._unreachable:
+            return  # it would take as long again; everything expires
         with translated_or_logged():
             self._withdraw()
             self._client.unlink(self._key)
+
+    def _hinted(self) -> str:
+        with translated_or_logged():
+            return self._hint()
+        return ""
 
     def _read(self, seconds: float) -> Message | None:
         block = milliseconds(seconds) if seconds > 0 else None

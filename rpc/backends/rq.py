@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
@@ -104,6 +105,7 @@ class PythonRqBackend:
         return RedisReplies(
             self._client,
             message.reply_to or "",
+            id=message.id,
             lost=partial(self._lost, message.id),
             hint=partial(self._hint, to.name),
             withdraw=partial(self._withdraw, to.name, message.id),
@@ -168,8 +170,15 @@ class PythonRqBackend:
 
     def _sweep(self) -> None:
         """Remove ways back that were read to their end. They would expire, but only after a minute."""
-        if len(self._read) >= 32:
-            persistent(partial(self._client.unlink, *(self._read.popleft() for _ in range(32))), RETRY_FOR)
+        if len(self._read) < 32:
+            return
+        keys: list[str] = []
+        with suppress(IndexError):  # another thread may be faster
+            while len(keys) < 32:
+                keys.append(self._read.popleft())
+        with translated_or_logged():
+            if keys:
+                self._client.unlink(*keys)
 
     def _lost(self, id: str) -> str | None:
         status = self._client.hget(job_key(id), "status")

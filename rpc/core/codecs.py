@@ -7,8 +7,10 @@ lists, strings, numbers, booleans, None, and with MessagePack bytes and datetime
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import msgspec
@@ -31,8 +33,8 @@ class Codec:
             return self._encode(value)
         except RecursionError:
             raise SerializationError("it contains itself, or is nested too deeply") from None
-        except (TypeError, ValueError, OverflowError, msgspec.MsgspecError) as error:
-            raise SerializationError(str(error)) from error
+        except Exception as error:  # attributes are the user's: reading one may raise anything
+            raise SerializationError(str(error) or type(error).__name__) from error
 
     def decode(self, body: bytes) -> Any:
         """The value in these bytes; SerializationError if they are not of this codec."""
@@ -44,11 +46,19 @@ class Codec:
             raise SerializationError(f"not readable as {self.name}: {error}") from error
 
 
-def public_attributes(value: Any) -> dict[str, Any]:
+_BUILTINS = (str, int, float, bytes)
+
+
+def public_attributes(value: Any) -> Any:
     """What a plain object is on the wire: its data attributes without a leading underscore, those of its
-    classes first. Properties and methods are not evaluated."""
+    classes first. Properties and methods are not evaluated. An instance of a subclass of str, int, float or
+    bytes is one of those. What is not plain (callables, exceptions, files, whatever the standard library
+    defines) would lose its meaning, and is refused with TypeError."""
     kind = type(value)
-    if callable(value) or kind.__module__ == "builtins" or not (hasattr(value, "__dict__") or _slots(kind)):
+    for builtin in _BUILTINS:
+        if isinstance(value, builtin):
+            return builtin(value)  # type: ignore[arg-type]
+    if callable(value) or isinstance(value, BaseException) or _is_of_the_library(kind):
         raise TypeError(f"a value of type {kind.__qualname__} cannot be encoded")
     attributes = {
         name: attribute
@@ -61,9 +71,18 @@ def public_attributes(value: Any) -> dict[str, Any]:
     return {name: attribute for name, attribute in attributes.items() if not name.startswith("_")}
 
 
+def _is_of_the_library(kind: type) -> bool:
+    module = kind.__module__.partition(".")[0]
+    return module in sys.stdlib_module_names and module != "__main__" and kind is not SimpleNamespace
+
+
 def _slots(kind: type) -> list[str]:
     slots = (vars(ancestor).get("__slots__", ()) for ancestor in kind.__mro__)
     return [name for names in slots for name in ([names] if isinstance(names, str) else names)]
+
+
+def _refused(code: int, data: memoryview) -> Any:
+    raise ValueError(f"extension type {code} means nothing here")
 
 
 JSON = Codec(
@@ -76,7 +95,7 @@ MSGPACK = Codec(
     "msgpack",
     "application/msgpack",
     msgspec.msgpack.Encoder(enc_hook=public_attributes).encode,
-    msgspec.msgpack.Decoder().decode,
+    msgspec.msgpack.Decoder(ext_hook=_refused).decode,
 )
 CODECS: Mapping[str, Codec] = {codec.name: codec for codec in (JSON, MSGPACK)}
 

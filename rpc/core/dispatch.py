@@ -14,6 +14,7 @@ from typing import Any
 
 from ..errors import (
     Cancelled,
+    Interrupted,
     InvalidParams,
     RemoteError,
     RpcError,
@@ -24,7 +25,7 @@ from ..errors import (
 from ..message import FAILED, NAME, Delivery, Message
 from .codecs import JSON, Accepted, Codec
 from .jobs import DeliveryMode, Job, Request, current_request, find
-from .protocol import decode_call, encode_error, encode_result, remote_error
+from .protocol import decode_call, encode_error, encode_result, printable, remote_error
 
 logger = logging.getLogger(__name__)
 
@@ -98,7 +99,7 @@ class Dispatcher:
 
     def failure(self, message: Message, error: RpcError, codec: Codec) -> Message:
         """The reply that carries an error."""
-        kind = error.type if isinstance(error, RemoteError) else type(error).__name__
+        kind = printable(str(error.type) if isinstance(error, RemoteError) else type(error).__name__)
         body = encode_error(message.id, error, codec)
         if self._max_message is not None and len(body) > self._max_message:
             body = encode_error(message.id, RemoteError(kind[:128], str(error)[:1000]), codec)
@@ -107,6 +108,8 @@ class Dispatcher:
 
     def remote(self, error: BaseException) -> RpcError:
         """What the caller is told of what the handler raised."""
+        if isinstance(error, Interrupted):
+            return RpcTimeout(str(error))
         if isinstance(error, _TOLD_AS_THEY_ARE):
             return error
         trace = "".join(traceback.format_exception(error)) if self._send_tracebacks else None
@@ -158,4 +161,7 @@ class _Work:
 
 async def _in_context(handler: Callable[[], Any], request: Request) -> Any:
     current_request.set(request)
-    return await handler()
+    try:
+        return await handler()
+    except (SystemExit, KeyboardInterrupt) as error:  # either would end the loop, and all that runs in it
+        raise remote_error(error) from error

@@ -87,7 +87,10 @@ class Job:
         self.options: JobOptions = getattr(handler, "__rpc_job__", JobOptions())
         call = handler if inspect.isroutine(handler) else type(handler).__call__
         self.is_coroutine = inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(call)
-        self._parameters = None if wants_request(handler, Request) else Parameters(handler)
+        try:
+            self._parameters = None if wants_request(handler, Request) else Parameters(handler)
+        except ValueError as error:
+            raise SettingsError(f"job {name!r}: {error}; map it to a function of your own") from error
 
     def bound(self, call: Call, request: Request) -> Callable[[], Any]:
         """The handler with its arguments; InvalidParams if they do not fit."""

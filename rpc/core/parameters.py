@@ -8,6 +8,7 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Callable
+from functools import partial
 from typing import Any, get_type_hints
 
 import msgspec
@@ -26,8 +27,9 @@ class Parameters:
     def __init__(self, handler: Callable[..., Any]) -> None:
         self._signature = inspect.signature(handler)
         parameters = self._signature.parameters.values()
-        hints = _hints(handler)
-        self._kinds = {p.name: hints[p.name] for p in parameters if hints.get(p.name, Any) is not Any}
+        self._kinds = {
+            name: kind for name, kind in _hints(handler).items() if _is_usable(name, kind, handler)
+        }
         self._variadic = {
             p.name: p.kind
             for p in parameters
@@ -71,6 +73,8 @@ class Parameters:
             return msgspec.convert(value, kind)
         except msgspec.ValidationError as error:
             raise InvalidParams(f"{name}: {error}") from None
+        except Exception as error:  # the type is the user's: making one may raise anything
+            raise InvalidParams(f"{name}: {type(error).__name__}: {error}") from error
 
 
 def wants_request(handler: Callable[..., Any], request_type: type) -> bool:
@@ -81,10 +85,21 @@ def wants_request(handler: Callable[..., Any], request_type: type) -> bool:
     return parameters[0].name == "request" or _hints(handler).get(parameters[0].name) is request_type
 
 
+def _is_usable(name: str, kind: Any, handler: Callable[..., Any]) -> bool:
+    try:
+        msgspec.json.Decoder(kind)
+    except TypeError as error:
+        logger.warning("%r: %s; its argument %s is not validated", handler, error, name)
+        return False
+    return kind is not Any
+
+
 def _hints(handler: Callable[..., Any]) -> dict[str, Any]:
+    while isinstance(handler, partial):
+        handler = handler.func
     function = handler if inspect.isroutine(handler) else type(handler).__call__
     try:
         return get_type_hints(function, include_extras=True)
-    except NameError as error:
+    except (NameError, AttributeError, SyntaxError, TypeError) as error:
         logger.warning("%r: %s; its arguments are not validated", handler, error)
         return {}

@@ -38,13 +38,17 @@ def encode_call(call: Call, id: str, codec: Codec) -> bytes:
     once it is encoded."""
     members: dict[str, Any] = {"jsonrpc": "2.0", "id": id, "method": call.method}
     if call.params is not None:
-        if isinstance(call.params, str | bytes | int | float):
+        if not isinstance(call.params, dict | list | tuple) and not _is_structured(call.params, codec):
             kind = type(call.params).__name__
             raise SerializationError(f"data of type {kind} cannot be sent: it must be a dict or a list")
         members["params"] = call.params
     if call.kwargs:
         members["kwargs"] = call.kwargs
     return codec.encode(members)
+
+
+def _is_structured(params: Any, codec: Codec) -> bool:
+    return isinstance(codec.decode(codec.encode(params)), dict | list)
 
 
 def decode_call(body: bytes, codec: Codec) -> Call:
@@ -81,18 +85,18 @@ def encode_result(id: str, result: Any, codec: Codec) -> bytes:
 
 def encode_error(id: str, error: RpcError, codec: Codec) -> bytes:
     """The body of the reply that carries an error. Does not fail: data that cannot be encoded is left out."""
+    id = printable(id)
     members: dict[str, Any] = {"code": error.code, "message": _text(error)}
     if isinstance(error, RemoteError):
-        members["message"] = _printable(error.message)
-        members["data"] = {"type": _printable(error.type)}
+        members["message"] = printable(str(error.message))
+        details = {"type": printable(str(error.type))}
         if error.traceback is not None:
-            members["data"]["traceback"] = _printable(error.traceback)
-        if error.data is not None:
-            try:
-                codec.encode(error.data)
-                members["data"]["data"] = error.data
-            except SerializationError:
-                members["data"]["data"] = None
+            details["traceback"] = printable(error.traceback)
+        try:
+            members["data"] = details if error.data is None else {**details, "data": error.data}
+            return codec.encode({"jsonrpc": "2.0", "id": id, "error": members})
+        except SerializationError:
+            members["data"] = details
     return codec.encode({"jsonrpc": "2.0", "id": id, "error": members})
 
 
@@ -131,10 +135,11 @@ def _error(code: int, message: str, data: Any) -> RpcError:
 
 def _text(error: BaseException) -> str:
     try:
-        return _printable(str(error))
-    except Exception:  # the class is the user's: its __str__ may raise anything
+        return printable(str(error))
+    except BaseException:  # the class is the user's: its __str__ may raise anything
         return "(an error whose text cannot be had)"
 
 
-def _printable(text: str) -> str:
-    return text.encode("utf-8", "replace").decode()  # lone surrogates cannot travel
+def printable(text: str) -> str:
+    """The text without lone surrogates, which cannot travel."""
+    return text.encode("utf-8", "replace").decode()

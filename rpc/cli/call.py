@@ -1,0 +1,117 @@
+"""`rpc call`: one call, its arguments as words or as JSON, its answer on stdout."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import click
+
+from ..client import RpcClient
+from ..core.codecs import JSON
+from ..core.jobs import JOB_NAME
+from ..errors import SerializationError
+from .options import backend_option, queue_names, seconds, settings_option
+from .output import json_option, json_wanted, print_data, print_line
+
+_WORD = re.compile(r"(?P<key>[^=]*?)(?P<sign>:?=)(?P<value>.*)", re.DOTALL)
+
+
+def job_name(ctx: click.Context, parameter: click.Parameter, value: str) -> str:
+    """Callback of an argument: a name that a job can have."""
+    if not JOB_NAME.fullmatch(value):
+        raise click.BadParameter(f"{value!r}: a letter, then letters, digits, '_', '.' or '-'.")
+    return value
+
+
+@click.command("call")
+@click.argument("name", callback=job_name)
+@click.argument("words", metavar="[a=TEXT b:=JSON ... | JSON | -]", nargs=-1)
+@settings_option
+@backend_option
+@click.option("--queue", metavar="NAME", callback=queue_names, help="The queue that the call goes to.")
+@click.option(
+    "--timeout",
+    metavar="SECONDS",
+    type=float,
+    callback=seconds,
+    help="How long to wait for the answer; by default RPC_TIMEOUT.",
+)
+@click.option("--no-wait", is_flag=True, help="Do not wait for the answer: print the request's id.")
+@json_option
+def command(
+    name: str,
+    words: tuple[str, ...],
+    settings: str | None,
+    backend: str | None,
+    queue: str | None,
+    timeout: float | None,
+    no_wait: bool,
+) -> None:
+    """Call the job NAME, and print the data of its response as JSON.
+
+    Its data is given as words: a=1 is the text "1", b:=2 is JSON; or as one JSON object or array; or as "-",
+    which reads JSON from stdin. With --backend no settings module is needed.
+
+    With --json, what is printed is {"data": ..., "id": ...}, or {"id": ...} with --no-wait, or {"error":
+    {"type": ..., "message": ..., "code": ...}}.
+
+    \b
+    Examples:
+      rpc call add a:=1 b:=2
+      rpc call add '{"a": 1, "b": 2}' --timeout 5 --json
+      rpc call greet name=Ada --backend rq+redis://127.0.0.1:6379/0
+    """
+    if no_wait and timeout is not None:
+        raise click.UsageError("--timeout is for a call that waits: not with --no-wait")
+    data = _data(words)
+    with RpcClient(settings=settings, backend=backend) as client:
+        if timeout is not None:
+            client.timeout = timeout
+        if no_wait:
+            id = client.call(name, data, queue=queue)
+            print_line({"id": id}) if json_wanted() else click.echo(id)
+        else:
+            response = client.call_and_wait(name, data, queue=queue)
+            answer = {"data": response.data, "id": response.id}
+            print_line(answer) if json_wanted() else print_data(response.data)
+
+
+def _data(words: tuple[str, ...]) -> Any:
+    """What the words say: a dict or a list, None if there are none; UsageError if they make no sense."""
+    if not words:
+        return None
+    try:
+        "".join(words).encode()
+    except UnicodeEncodeError:
+        raise click.UsageError("what is on the command line is not UTF-8") from None
+    only = words[0] if len(words) == 1 else ""
+    if only == "-":
+        with click.open_file("-", "rb") as stdin:
+            return _whole(stdin.read(), "stdin")
+    if only.startswith(("{", "[")):
+        return _whole(only.encode(), "the argument")
+    named: dict[str, Any] = {}
+    for word in words:
+        parts = _WORD.fullmatch(word)
+        if parts is None or not parts["key"]:
+            raise click.UsageError(f"{word!r} is neither a=TEXT nor b:=JSON, nor is it all of the data")
+        if parts["key"] in named:
+            raise click.UsageError(f"{parts['key']!r} is given twice")
+        text = parts["value"]
+        named[parts["key"]] = text if parts["sign"] == "=" else _json(text.encode(), repr(word))
+    return named
+
+
+def _whole(text: bytes, source: str) -> Any:
+    data = _json(text, source)
+    if not isinstance(data, dict | list):
+        raise click.UsageError(f"{source} is neither a JSON object nor an array")
+    return data
+
+
+def _json(text: bytes, source: str) -> Any:
+    try:
+        return JSON.decode(text)
+    except SerializationError as error:
+        raise click.UsageError(f"{source}: {error}") from None

@@ -1,0 +1,39 @@
+"""What several commands have in common on their command lines."""
+
+from __future__ import annotations
+
+import math
+
+import click
+
+from ..addresses import queue
+
+settings_option = click.option(
+    "--settings",
+    metavar="MODULE",
+    help="The settings module; by default the one that RPC_SETTINGS_MODULE names, else `settings`.",
+)
+backend_option = click.option(
+    "--backend",
+    metavar="URL",
+    help="Use this backend, not the one of the settings: rq+redis://HOST:PORT/DB, for instance.",
+)
+
+
+def seconds(ctx: click.Context, parameter: click.Parameter, value: float | None) -> float | None:
+    """Callback of an option: a time that is more than nothing and less than for ever."""
+    if value is not None and not 0 < value < math.inf:
+        raise click.BadParameter(f"{value} is no number of seconds: more than 0, and finite.")
+    return value
+
+
+def queue_names(
+    ctx: click.Context, parameter: click.Parameter, value: str | tuple[str, ...] | None
+) -> str | tuple[str, ...] | None:
+    """Callback of an option: names that every backend accepts for queues."""
+    try:
+        for name in (value,) if isinstance(value, str) else value or ():
+            queue(name)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from None
+    return value
