@@ -95,7 +95,7 @@ def packed(message: Message) -> bytes:
     except UnicodeEncodeError as error:
         raise SerializationError(f"a header is no text: {error}") from error
     if len(headers) > MAX_HEADER_BYTES or len(message.headers) > MAX_HEADERS:
-        raise SerializationError(f"headers of {len(headers)} bytes: at most {MAX_HEADER_BYTES} are carried")
+        raise SerializationError(f"at most {MAX_HEADERS} headers, of {MAX_HEADER_BYTES} bytes, are carried")
     return len(headers).to_bytes(2, "big") + headers + message.body
 
 
@@ -105,9 +105,12 @@ def unpacked(frame: bytes) -> Message:
     if not 2 < end <= min(len(frame), MAX_HEADER_BYTES + 2):
         raise SerializationError("not a frame: its length does not fit")
     try:
-        return Message(frame[end:], _decode_headers(frame[2:end]))
-    except (msgspec.DecodeError, RecursionError) as error:
+        headers = _decode_headers(frame[2:end])
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise SerializationError(f"not a frame: {error}") from error
+    if len(headers) > MAX_HEADERS:
+        raise SerializationError(f"not a frame: it has more than {MAX_HEADERS} headers")
+    return Message(frame[end:], headers)
 
 
 class Delivery(Protocol):

@@ -13,7 +13,7 @@ from importlib import import_module
 from importlib.metadata import entry_points
 from inspect import Parameter, signature
 from typing import Any, Protocol, get_type_hints
-from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import msgspec
 
@@ -96,18 +96,19 @@ def backend_from_url(url: str, **options: Any) -> Backend:
     hints = get_type_hints(factory.__init__)
     try:
         converted = {name: msgspec.convert(value, hints[name], strict=False) for name, value in given.items()}
-        backend: Backend = factory(urlunsplit(parts._replace(query=rest)), **options, **converted)
+        stem = url.partition("?")[0] + (f"?{rest}" if rest else "")
+        backend: Backend = factory(stem, **options, **converted)
     except (msgspec.ValidationError, ValueError, TypeError) as error:
         raise SettingsError(f"{redacted(url)}: {error}") from error
     return backend
 
 
-_SECRET = re.compile(r"(?<=:)[^:@/]+(?=@)|(?<=password=)[^&]+")
+_SECRET = re.compile(r"(//[^:/?#@]*:)[^/?#]*(?=@)|(\bpassword=)[^&]+")
 
 
 def redacted(url: str) -> str:
     """The URL without its passwords, for logs and errors."""
-    return _SECRET.sub("***", url)
+    return _SECRET.sub(lambda found: f"{found[1] or found[2]}***", url)
 
 
 def _load(scheme: str, url: str) -> Any:

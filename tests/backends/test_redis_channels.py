@@ -1,0 +1,229 @@
+"""What every backend on Redis shares: the way back of a request, topics, inboxes, connections."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+import redis
+
+from rpc import BackendUnavailable, PythonRqBackend, RpcError, RpcTimeout
+from rpc.addresses import inbox, queue, topic
+from rpc.backends.redis import RedisReplies, tuned
+from rpc.message import LOST, Delivery, Message, packed
+from rpc.testing import RedisServer
+
+from .rq_jobs import PATIENCE, Bench, eventually, timed, without_end
+
+pytestmark = pytest.mark.redis
+
+
+@pytest.fixture
+def client(bench: Bench) -> Iterator[Any]:
+    with tuned(bench.url) as client:
+        yield client
+
+
+def opened(client: Any, name: str = "way", **options: Any) -> RedisReplies:
+    client.xadd(f"rpc:re:{name}", {"m": b""}, id="0-1")
+    return RedisReplies(client, name, **options)
+
+
+def replied(client: Any, body: bytes, name: str = "way", **headers: str) -> None:
+    client.xadd(f"rpc:re:{name}", {"m": packed(Message(body, {"id": name, **headers}))})
+
+
+# The way back.
+
+
+def test_reading_takes_nothing_away(client: Any) -> None:
+    replies = opened(client)
+    replied(client, b"x")
+    assert replies.receive(1).body == b"x"
+    assert RedisReplies(client, "way").receive(1).body == b"x"
+
+
+def test_a_reader_goes_on_where_it_was_after_its_connection_was_cut(client: Any, bench: Bench) -> None:
+    replies = opened(client)
+    replied(client, b"1", stream="1")
+    assert replies.receive(1).body == b"1"
+    threading.Timer(0.2, bench.redis.client_kill_filter, kwargs={"_type": "normal", "skipme": True}).start()
+    threading.Timer(0.5, replied, [bench.redis, b"2"]).start()
+    assert replies.receive(PATIENCE).body == b"2"
+
+
+def test_what_can_no_longer_come_is_told_within_a_slice(client: Any) -> None:
+    replies = opened(client, lost=lambda: "it is gone")
+    with timed(at_most=3):
+        assert replies.receive(PATIENCE).headers[LOST] == "it is gone"
+
+
+def test_a_reply_that_came_between_two_looks_wins_over_the_news_that_none_can_come(client: Any) -> None:
+    replies = opened(client, lost=lambda: replied(client, b"x") or "it is gone")
+    assert replies.receive(PATIENCE).body == b"x"
+
+
+def test_a_reply_to_another_request_is_not_taken_for_ones_own(bench: Bench) -> None:
+    backend = PythonRqBackend(bench.url)
+    replies = backend.request(
+        queue(bench.queue), Message(b"", {"id": "mine", "reply-to": "mine", "ttl": "9"})
+    )
+    bench.redis.xadd("rpc:re:mine", {"m": packed(Message(b"theirs", {"id": "theirs"}))})
+    bench.redis.xadd("rpc:re:mine", {"m": packed(Message(b"mine", {"id": "mine"}))})
+    assert replies.receive(PATIENCE).body == b"mine"
+    replies.close()
+    backend.close()
+
+
+@pytest.mark.parametrize("frame", [b"", b"\xff", b"\x00\x05abc", b"\x00\x01\x80", b"\x00\x01\xc1body"])
+def test_garbage_on_the_way_back_is_an_error_of_ours(client: Any, frame: bytes) -> None:
+    replies = opened(client)
+    client.xadd("rpc:re:way", {"m": frame})
+    with contextlib.suppress(RpcError):
+        replies.receive(0.2)
+
+
+def test_a_hint_that_cannot_be_had_does_not_replace_the_timeout(client: Any) -> None:
+    def hint() -> str:
+        raise redis.ConnectionError("gone")
+
+    with pytest.raises((RpcTimeout, BackendUnavailable)):
+        opened(client, hint=hint).receive(0.05)
+
+
+def test_an_open_way_back_lives_as_long_as_its_reader_and_a_minute_more(client: Any) -> None:
+    replies = opened(client)
+    client.pexpire("rpc:re:way", 1500)
+    with pytest.raises(RpcTimeout):
+        replies.receive(2.5)
+    assert 50 < client.ttl("rpc:re:way") <= 60
+
+
+def test_nobody_replies_to_a_caller_who_left(bench: Bench) -> None:
+    backend, sent = PythonRqBackend(bench.url), []
+
+    def handler(delivery: Delivery) -> Message | None:
+        replies.close()
+        sent.append(delivery.reply(Message(b"x", {"id": delivery.message.id})))
+        backend.stop()
+        return Message(b"y", {"id": delivery.message.id})
+
+    replies = backend.request(queue(bench.queue), Message(b"", {"id": "a", "reply-to": "a", "ttl": "9"}))
+    backend.serve([queue(bench.queue)], handler)
+    backend.close()
+    assert sent == [False]
+    assert not bench.redis.exists("rpc:re:a")
+
+
+def test_many_threads_may_finish_their_calls_at_the_same_moment(bench: Bench) -> None:
+    backend = PythonRqBackend(bench.url)
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+
+        def turn(number: int) -> None:
+            for turn in range(20):
+                name = f"{number}-{turn}"
+                to, message = queue(bench.queue), Message(b"", {"id": name, "reply-to": name, "ttl": "9"})
+                replies = backend.request(to, message)
+                replied(bench.redis, b"x", name)
+                assert replies.receive(PATIENCE).body == b"x"
+                replies.close()
+
+        with ThreadPoolExecutor(32) as pool:
+            list(pool.map(turn, range(32)))
+    finally:
+        sys.setswitchinterval(interval)
+        backend.close()
+
+
+# Topics and inboxes.
+
+
+def test_an_inbox_is_emptied_as_it_is_read(bench: Bench) -> None:
+    backend, seen = PythonRqBackend(bench.url), []
+    thread = threading.Thread(target=backend.serve, args=[[inbox("me")], seen.append])
+    for number in range(3):
+        backend.send(inbox("me"), Message(b"%d" % number, {"id": "x"}))
+    thread.start()
+    eventually(lambda: len(seen) == 3)
+    eventually(lambda: bench.redis.xlen("rpc:in:me") == 0)
+    backend.stop()
+    thread.join(PATIENCE)
+    backend.close()
+    assert [delivery.message.body for delivery in seen] == [b"0", b"1", b"2"]
+
+
+@pytest.mark.parametrize("group", [None, "team"])
+def test_a_listener_hears_what_comes_after_redis_was_emptied(bench: Bench, group: str | None) -> None:
+    backend, seen = PythonRqBackend(bench.url), []
+    to = topic("news", group)
+
+    def handler(delivery: Delivery) -> None:
+        seen.append(delivery.message.body)
+
+    thread = threading.Thread(target=backend.serve, args=[[to], handler])
+    thread.start()
+
+    def heard(body: bytes) -> bool:
+        backend.send(topic("news"), Message(body, {"id": "x"}))
+        return body in seen
+
+    eventually(lambda: heard(b"before"))
+    bench.redis.flushall()
+    eventually(lambda: heard(b"after"))
+    backend.stop()
+    thread.join(PATIENCE)
+    backend.close()
+    assert without_end(bench.redis) == []
+
+
+@pytest.mark.parametrize("to", [topic("t"), topic("t", "g"), inbox("i")], ids=str)
+def test_garbage_in_a_stream_does_not_stop_its_listeners(bench: Bench, to: Any) -> None:
+    backend, seen = PythonRqBackend(bench.url), []
+
+    def handler(delivery: Delivery) -> None:
+        seen.append(delivery.message.body)
+        raise ValueError
+
+    thread = threading.Thread(target=backend.serve, args=[[to], handler])
+    thread.start()
+    key = "rpc:in:i" if to.kind == "inbox" else "rpc:topic:t"
+
+    def heard() -> bool:
+        for entry in ({"m": b"\xff\xff"}, {"other": b"x"}):
+            bench.redis.xadd(key, entry)
+        backend.send(to if to.kind == "inbox" else topic("t"), Message(b"good", {"id": "x"}))
+        time.sleep(0.02)
+        return len(seen) > 2 or not thread.is_alive()
+
+    eventually(heard)
+    assert thread.is_alive()
+    backend.stop()
+    thread.join(PATIENCE)
+    backend.close()
+
+
+# Connections.
+
+
+def test_a_clients_own_time_limits_are_not_taken_over(rpc_redis: RedisServer) -> None:
+    with redis.Redis.from_url(rpc_redis.url, socket_timeout=0.05, decode_responses=True) as given:
+        ours = tuned(given)
+        assert ours.blpop(["nothing"], timeout=0.3) is None
+        assert isinstance(ours.client_id(), int)
+        ours.set("k", "v")
+        assert ours.getdel("k") == b"v"
+        ours.close()
+
+
+def test_a_command_is_not_repeated_by_the_driver(bench: Bench, client: Any) -> None:
+    threading.Timer(0.3, bench.redis.client_kill_filter, kwargs={"_type": "normal", "skipme": True}).start()
+    with timed(at_most=2), pytest.raises(redis.ConnectionError):
+        client.blpop(["nothing"], timeout=4)

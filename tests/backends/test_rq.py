@@ -1,0 +1,263 @@
+"""What rq on Redis promises beyond the conformance suite, in one process: records, ends, constructors."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from typing import Any
+
+import pytest
+import redis
+import rq
+from rq.job import Job, JobStatus
+from rq.registry import FailedJobRegistry, FinishedJobRegistry, StartedJobRegistry
+from rq.serializers import JSONSerializer
+
+from rpc import (
+    BackendUnavailable,
+    MethodNotFound,
+    PythonRqBackend,
+    RemoteError,
+    RpcClient,
+    RpcReceiver,
+    RpcTimeout,
+    Unsupported,
+    WorkerLost,
+)
+from rpc.addresses import queue
+from rpc.message import Delivery, Message
+from rpc.testing import RedisServer
+
+from .rq_jobs import PATIENCE, Bench, Serve, add, eventually, timed, without_end
+
+pytestmark = pytest.mark.redis
+
+
+# rq's own tools show the truth.
+
+
+def test_rqs_records_tell_what_is_queued_runs_and_ended(bench: Bench, serve: Serve) -> None:
+    entered, leave = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        entered.set()
+        leave.wait(PATIENCE)
+
+    there = rq.Queue(bench.queue, connection=bench.redis, serializer=JSONSerializer)
+    running, waiting = bench.client.call("hold"), bench.client.call("add", {"a": 1, "b": 2})
+    failing = bench.client.call("fail", {"text": "no"})
+    assert there.count == 3
+    job = Job.fetch(waiting, connection=bench.redis, serializer=JSONSerializer)
+    assert (job.description, job.get_status(), job.origin) == ("add", "queued", bench.queue)
+    assert job.func_name.startswith("rpc.")
+    serve({"hold": hold})
+    assert entered.wait(PATIENCE)
+    assert there.count == 2
+    assert StartedJobRegistry(queue=there).get_job_ids() == [running]
+    [worker] = rq.Worker.all(connection=bench.redis, serializer=JSONSerializer)
+    assert (worker.get_state(), worker.get_current_job_id()) == ("busy", running)
+    assert job.fetch(running, connection=bench.redis, serializer=JSONSerializer).get_status() == "started"
+    leave.set()
+    eventually(lambda: FailedJobRegistry(queue=there).get_job_ids() == [failing])
+    assert set(FinishedJobRegistry(queue=there).get_job_ids()) == {running, waiting}
+    assert StartedJobRegistry(queue=there).count == 0
+    assert job.get_status() == "finished"
+    assert Job.fetch(failing, connection=bench.redis, serializer=JSONSerializer).get_status() == "failed"
+    worker.refresh()
+    assert (worker.get_state(), worker.get_current_job_id()) == ("idle", None)
+    assert (worker.successful_job_count, worker.failed_job_count) == (2, 1)
+    assert all(0 < bench.redis.ttl(f"rq:job:{id}") <= 60 for id in (running, waiting, failing))
+
+
+def test_rq_info_lists_the_queue_and_its_worker(bench: Bench, serve: Serve) -> None:
+    bench.client.call("add", {"a": 1, "b": 1}, queue="unserved")
+    serve()
+    assert bench.asks() == 2
+    command = [sys.executable, "-m", "rq.cli", "info", "--url", bench.url]
+    said = subprocess.run(command, capture_output=True, text=True, timeout=PATIENCE, check=True).stdout
+    assert "unserved" in said
+    assert "1 workers" in said
+    assert bench.queue in said
+    assert "idle" in said
+
+
+def test_a_worker_that_left_is_in_no_record(bench: Bench, serve: Serve) -> None:
+    receiver = RpcReceiver(jobs={"add": add}, backend=PythonRqBackend(bench.url), queues=[bench.queue])
+    thread = threading.Thread(target=receiver.start)
+    thread.start()
+    assert bench.asks() == 2
+    receiver.stop()
+    thread.join(PATIENCE)
+    assert rq.Worker.all(connection=bench.redis) == []
+    assert bench.redis.smembers("rq:workers") == set()
+    assert bench.redis.smembers(f"rq:workers:{bench.queue}") == set()
+
+
+def test_a_failed_job_can_be_requeued_by_rq(bench: Bench, serve: Serve) -> None:
+    attempts: list[int] = []
+
+    def second_time() -> None:
+        attempts.append(1)
+        if len(attempts) == 1:
+            raise ValueError
+
+    serve({"second_time": second_time})
+    id = bench.client.call("second_time")
+    job = eventually(
+        lambda: [
+            job
+            for job in [Job.fetch(id, connection=bench.redis, serializer=JSONSerializer)]
+            if job.get_status() == "failed"
+        ]
+    )[0]
+    job.requeue()
+    eventually(lambda: job.get_status() == "finished")
+    assert len(attempts) == 2
+
+
+# Nothing is left behind.
+
+
+def test_after_any_mix_every_key_but_rqs_own_lists_has_an_end(bench: Bench, serve: Serve) -> None:
+    serve({"nap": lambda: time.sleep(0.3)})
+    for _ in range(20):
+        assert bench.asks() == 2
+        bench.client.call("add", {"a": 1, "b": 1})
+    for name in "fail", "unknown":
+        with pytest.raises((RemoteError, MethodNotFound)):
+            bench.client.call_and_wait(name, {"text": "x"})
+    with pytest.raises(RpcTimeout):
+        bench.client.call_and_wait("nap", timeout=0.1)
+    with pytest.raises(RpcTimeout):
+        bench.client.call_and_wait("add", {"a": 1, "b": 1}, timeout=0.1, queue="unserved")
+    bench.client.submit("nap").cancel()
+    assert bench.asks() == 2
+    assert without_end(bench.redis) == []
+
+
+def test_a_worker_that_stops_while_a_job_arrives_leaves_nothing_without_an_end(bench: Bench) -> None:
+    backend = PythonRqBackend(bench.url, lease=2)
+    thread = threading.Thread(target=backend.serve, args=[[queue(bench.queue)], lambda delivery: None])
+    thread.start()
+    eventually(lambda: bench.redis.info("clients")["blocked_clients"] >= 2, "it does not wait")
+    backend.stop()
+    bench.client.call("add", {"a": 1, "b": 1}, ttl=60)
+    thread.join(PATIENCE)
+    backend.close()
+    assert without_end(bench.redis) == []
+
+
+def test_nothing_grows_with_the_number_of_calls(bench: Bench, serve: Serve) -> None:
+    serve()
+    for _ in range(500):
+        assert bench.client.call_and_wait("add", {"a": 1, "b": 1}).data == 2
+    ways_back = len(bench.redis.keys("rpc:re:*"))
+    assert ways_back <= 64
+    others = [k for k in bench.redis.keys("*") if not k.startswith((b"rpc:re:", b"rq:job:"))]
+    assert len(others) < 15
+    assert bench.redis.llen(f"rpc:bell:{bench.queue}") <= 1
+    assert threading.active_count() < 20
+
+
+def test_forbidding_redelivery_after_the_records_were_lost_writes_nothing_that_stays(bench: Bench) -> None:
+    backend = PythonRqBackend(bench.url, lease=2)
+
+    def handler(delivery: Delivery) -> Message | None:
+        bench.redis.flushall()
+        backend.stop()
+        delivery.forbid_redelivery()
+        return None
+
+    bench.client.call("add", {"a": 1, "b": 1})
+    backend.serve([queue(bench.queue)], handler)
+    backend.close()
+    assert without_end(bench.redis) == []
+
+
+# The caller is told.
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        lambda job: job.cancel(),
+        lambda job: job.delete(),
+        lambda job: job.set_status(JobStatus.STOPPED),
+        lambda job: job.set_status(JobStatus.FAILED),
+    ],
+    ids=["cancelled", "deleted", "stopped", "failed"],
+)
+def test_a_job_that_is_ended_by_rqs_own_means_is_not_waited_for(bench: Bench, end: Any) -> None:
+    future = bench.client.submit("add", {"a": 1, "b": 1})
+    [id] = rq.Queue(bench.queue, connection=bench.redis).job_ids
+    end(Job.fetch(id, connection=bench.redis, serializer=JSONSerializer))
+    with timed(at_most=5), pytest.raises(WorkerLost):
+        future.result(PATIENCE)
+
+
+def test_losing_all_of_redis_in_the_middle_is_told_and_survived(bench: Bench, serve: Serve) -> None:
+    entered, leave = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        entered.set()
+        leave.wait(PATIENCE)
+
+    serve({"hold": hold})
+    future = bench.client.submit("hold")
+    assert entered.wait(PATIENCE)
+    bench.redis.flushall()
+    with timed(at_most=5), pytest.raises(WorkerLost):
+        future.result(PATIENCE)
+    leave.set()
+    assert bench.asks() == 2
+    eventually(lambda: len(rq.Worker.all(connection=bench.redis)) == 1)
+
+
+def test_a_timeout_says_that_no_worker_serves_the_queue(bench: Bench) -> None:
+    with pytest.raises(RpcTimeout, match=f"no worker serves queue '{bench.queue}'"):
+        bench.client.call_and_wait("add", timeout=0.1)
+
+
+# Constructors.
+
+
+@pytest.mark.parametrize("options", [{}, {"decode_responses": True}, {"socket_timeout": 0.1}], ids=str)
+def test_a_client_of_any_make_is_taken_and_only_its_address_counts(
+    bench: Bench, serve: Serve, options: dict[str, Any]
+) -> None:
+    serve({"nap": lambda: time.sleep(0.5)})
+    with redis.Redis.from_url(bench.url, **options) as given:
+        backend = PythonRqBackend(given)
+        client = RpcClient(backend=backend, queue=bench.queue)
+        client.call_and_wait("nap")
+        assert client.call_and_wait("add", {"a": 1, "b": 1}).data == 2
+        client.close()
+        backend.close()
+        given.ping()
+
+
+def test_password_and_database_are_kept(rpc_redis: RedisServer) -> None:
+    with redis.Redis.from_url(rpc_redis.url) as admin:
+        admin.acl_setuser(
+            "ann", enabled=True, passwords=["+s3cret"], keys="*", channels="*", commands=["+@all"]
+        )
+    by_client = redis.Redis("127.0.0.1", rpc_redis.port, db=3, username="ann", password="s3cret")
+    by_url = f"redis://ann:s3cret@127.0.0.1:{rpc_redis.port}/3"
+    for source in by_client, by_url:
+        backend = PythonRqBackend(source)
+        backend.send(queue("there"), Message(b"", {"id": os.urandom(4).hex(), "ttl": "9"}))
+        backend.close()
+    assert by_client.llen("rq:queue:there") == 2
+    by_client.flushdb()
+    by_client.close()
+    with pytest.raises(BackendUnavailable):
+        PythonRqBackend(by_url.replace("s3cret", "wrong")).send(queue("there"), Message(b"", {"id": "x"}))
+
+
+def test_fork_goes_with_one_job_at_a_time(bench: Bench) -> None:
+    backend = PythonRqBackend(bench.url, fork=True)
+    with pytest.raises(Unsupported, match="one job at a time"):
+        backend.serve([queue(bench.queue)], lambda delivery: None, concurrency=2)

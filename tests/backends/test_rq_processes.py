@@ -1,0 +1,345 @@
+"""rq on Redis with workers in processes of their own: deaths, stops, time limits, forks."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import rq
+
+from rpc import RpcTimeout, WorkerLost
+
+from .rq_jobs import PATIENCE, Bench, eventually, timed, without_end
+
+pytestmark = pytest.mark.redis
+both = pytest.mark.parametrize("query", ["lease=2", "lease=2&fork=true"], ids=["in-process", "fork"])
+FORK = "lease=2&fork=true"
+
+
+def held_by(bench: Bench) -> int:
+    """The process in which the last `hold` runs."""
+    lines = eventually(lambda: [line for line in bench.lines() if line.endswith("holds")])
+    return int(lines[-1].split()[0])
+
+
+def times(bench: Bench, line: str) -> int:
+    return sum(each.endswith(line) for each in bench.lines())
+
+
+def stat(pid: int) -> list[str]:
+    """What /proc tells of a process, from its state on."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+
+
+def gone(pid: int) -> bool:
+    try:
+        return stat(pid)[0] in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return True
+
+
+def processor_seconds(pid: int) -> float:
+    return sum(map(int, stat(pid)[11:13])) / os.sysconf("SC_CLK_TCK")
+
+
+# Deaths.
+
+
+def test_a_job_whose_child_is_killed_is_tried_again_at_once_and_given_up_after_three(bench: Bench) -> None:
+    worker = bench.worker("lease=10&fork=true")
+    with timed(at_most=9), pytest.raises(WorkerLost):
+        bench.client.call_and_wait("die")
+    assert bench.lines() == ["dies"] * 3
+    assert bench.client.call_and_wait("add", {"a": 1, "b": 1}).data == 2
+    assert worker.poll() is None
+
+
+def test_an_at_most_once_job_whose_child_is_killed_is_not_tried_again(bench: Bench) -> None:
+    bench.worker("lease=10&fork=true")
+    with timed(at_most=5), pytest.raises(WorkerLost):
+        bench.client.call_and_wait("die_once")
+    assert bench.lines() == ["dies"]
+
+
+@pytest.mark.parametrize("code", [0, 3])
+def test_a_child_that_exits_without_an_answer_counts_as_dead(bench: Bench, code: int) -> None:
+    bench.worker("lease=10&fork=true")
+    with timed(at_most=9), pytest.raises(WorkerLost):
+        bench.client.call_and_wait("leave", {"code": code}, timeout=15)
+    assert bench.lines() == ["leaves"] * 3
+
+
+@both
+def test_a_worker_killed_in_a_job_is_replaced_and_no_record_of_it_stays(bench: Bench, query: str) -> None:
+    first = bench.worker(query)
+    future = bench.client.submit("hold")
+    child = held_by(bench)
+    first.kill()
+    if child != first.pid:
+        os.kill(child, signal.SIGKILL)
+    bench.worker(query, ready=False)
+    eventually(lambda: times(bench, "holds") == 2)
+    bench.release()
+    assert future.result(PATIENCE).data == "again"
+    eventually(lambda: len(rq.Worker.all(connection=bench.redis)) == 1)
+
+
+@both
+def test_a_worker_that_was_stopped_longer_than_the_lease_does_no_harm(bench: Bench, query: str) -> None:
+    first = bench.worker(query)
+    future = bench.client.submit("hold")
+    family = {first.pid, held_by(bench)}
+    for pid in family:
+        os.kill(pid, signal.SIGSTOP)
+    bench.worker(query, ready=False)
+    eventually(lambda: times(bench, "holds") == 2)
+    for pid in family:
+        os.kill(pid, signal.SIGCONT)
+    bench.release()
+    assert future.result(PATIENCE).data in ("first", "again")
+    eventually(lambda: times(bench, "held") >= 2)
+    assert [bench.client.call_and_wait("add", {"a": 1, "b": 1}).data for _ in range(9)] == [2] * 9
+    assert times(bench, "holds") <= 3
+    assert without_end(bench.redis) == []
+
+
+def test_a_paused_redis_makes_no_job_run_twice(bench: Bench) -> None:
+    for _ in range(2):
+        bench.worker()
+    future = bench.client.submit("hold")
+    held_by(bench)
+    bench.redis.execute_command("DEBUG", "SLEEP", "4")  # twice the lease
+    time.sleep(2.5)  # time for a wrong recovery: more than two looks
+    bench.release()
+    assert future.result(PATIENCE).data == "first"
+    assert times(bench, "holds") == 1
+
+
+def test_a_claim_whose_answer_was_lost_is_not_forgotten_when_the_lease_runs_out_meanwhile(
+    bench: Bench,
+) -> None:
+    """The worker is cut off when it has just claimed a job, for longer than its lease, and is alone."""
+    script = (
+        "import redis, sys\n"
+        "from redis.commands.core import Script\n"
+        "call, lost = Script.__call__, []\n"
+        "def losing(self, keys=None, args=None, client=None):\n"
+        "    answer = call(self, keys, args, client)\n"
+        "    if isinstance(answer, list) and not lost:\n"
+        "        lost.append(self.registered_client.delete(keys[0]))\n"
+        "        raise redis.ConnectionError('cut')\n"
+        "    return answer\n"
+        "Script.__call__ = losing\n"
+        "from backends import rq_jobs\n"
+        "rq_jobs.main(*sys.argv[1:])\n"
+    )
+    options = f'{{"queues": ["{bench.queue}"]}}'
+    command = [sys.executable, "-c", script, f"rq+{bench.url}?lease=2", str(bench.log), options]
+    with subprocess.Popen(command, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}) as worker:
+        try:
+            answer = bench.client.call_and_wait("ran", {"name": "it"}, timeout=15).data
+        finally:
+            worker.kill()
+    assert answer == "it"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(90)
+def test_with_the_default_lease_a_killed_workers_job_runs_again_within_80_s(bench: Bench) -> None:
+    worker = bench.worker("")
+    future = bench.client.submit("hold", timeout=80)
+    held_by(bench)
+    bench.worker("")
+    worker.kill()
+    bench.release()
+    with timed(at_most=40):
+        assert future.result(80).data == "again"
+
+
+def test_clocks_of_workers_are_not_compared(bench: Bench) -> None:
+    ahead = (
+        "import sys, time, datetime, rq.utils\n"
+        "from backends import rq_jobs\n"
+        "real = time.time\n"
+        "time.time = lambda: real() + 86_400\n"
+        "import rpc.backends.rq\n"
+        "rq_jobs.main(*sys.argv[1:])\n"
+    )
+    bench.worker()
+    future = bench.client.submit("hold")
+    held_by(bench)
+    options = f'{{"queues": ["{bench.queue}"]}}'
+    command = [sys.executable, "-c", ahead, f"rq+{bench.url}?lease=2", str(bench.log), options]
+    with subprocess.Popen(command, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}) as worker:
+        try:
+            eventually(lambda: len(bench.workers()) == 2)
+            time.sleep(2.5)  # time for a wrong recovery
+            assert times(bench, "holds") == 1
+            bench.release()
+            assert future.result(PATIENCE).data == "first"
+        finally:
+            worker.kill()
+
+
+# Time limits.
+
+
+def test_a_job_that_runs_too_long_in_a_child_ends_with_a_timeout_at_the_caller(bench: Bench) -> None:
+    bench.worker(FORK + "&job_timeout=1")
+    with timed(at_most=6), pytest.raises(RpcTimeout, match="longer than 1 s"):
+        bench.client.call_and_wait("sleep", {"seconds": 60})
+    assert bench.lines() == ["sleeps"]
+
+
+def test_a_job_that_runs_too_long_in_the_main_thread_ends_with_a_timeout_at_the_caller(bench: Bench) -> None:
+    bench.worker("lease=2&job_timeout=1")
+    with timed(at_most=6), pytest.raises(RpcTimeout, match="longer than 1 s"):
+        bench.client.call_and_wait("sleep", {"seconds": 60})
+    assert bench.client.call_and_wait("add", {"a": 1, "b": 1}).data == 2
+
+
+@both
+def test_a_job_that_waits_for_another_too_long_is_interrupted_too(bench: Bench, query: str) -> None:
+    bench.worker(query + "&job_timeout=1")
+    with timed(at_most=6), pytest.raises(RpcTimeout, match="longer than 1 s"):
+        bench.client.call_and_wait("nested")
+
+
+def test_a_child_that_is_stuck_in_c_code_is_killed(bench: Bench) -> None:
+    bench.worker("lease=1&fork=true&job_timeout=1&max_deliveries=1")
+    with timed(at_most=12), pytest.raises((WorkerLost, RpcTimeout)) as caught:
+        bench.client.call_and_wait("stick")
+    assert "within" not in str(caught.value), "nobody told the caller"
+    assert bench.client.call_and_wait("add", {"a": 1, "b": 1}).data == 2
+
+
+def test_a_cancellation_reaches_the_child(bench: Bench) -> None:
+    bench.worker(FORK)
+    future = bench.client.submit("hold")
+    held_by(bench)
+    future.cancel()
+    eventually(lambda: "cancelled" in bench.lines())
+
+
+# Stops.
+
+
+@both
+def test_a_stopped_worker_finishes_its_job_takes_no_other_and_exits_with_0(bench: Bench, query: str) -> None:
+    worker = bench.worker(query)
+    future = bench.client.submit("hold")
+    held_by(bench)
+    bench.client.call("ran", {"name": "later"})
+    worker.send_signal(signal.SIGTERM)
+    time.sleep(0.2)
+    bench.release()
+    assert future.result(PATIENCE).data == "first"
+    assert worker.wait(PATIENCE) == 0
+    assert "later" not in bench.lines()
+    assert bench.workers() == set()
+
+
+@both
+def test_after_the_grace_period_the_job_goes_to_another_worker_at_once(bench: Bench, query: str) -> None:
+    worker = bench.worker(query.replace("lease=2", "lease=20"), grace=0.3)
+    future = bench.client.submit("hold")
+    child = held_by(bench)
+    worker.send_signal(signal.SIGTERM)
+    assert worker.wait(PATIENCE) == 0
+    bench.worker("lease=20")
+    with timed(at_most=5):  # not the lease
+        eventually(lambda: times(bench, "holds") == 2)
+    eventually(lambda: gone(child), "the child goes on", within=5)
+    bench.release()
+    assert future.result(PATIENCE).data == "again"
+    assert times(bench, "held") == 1
+
+
+@both
+def test_a_second_signal_ends_the_worker_now_and_loses_nothing(bench: Bench, query: str) -> None:
+    worker = bench.worker(query)
+    future = bench.client.submit("hold")
+    child = held_by(bench)
+    worker.send_signal(signal.SIGTERM)
+    eventually(lambda: signal_pending_is_over(worker))
+    worker.send_signal(signal.SIGTERM)
+    assert worker.wait(PATIENCE) == -signal.SIGTERM
+    eventually(lambda: gone(child), "the child goes on", within=5)
+    bench.worker()
+    bench.release()
+    assert future.result(PATIENCE).data == "again"
+
+
+def signal_pending_is_over(worker: subprocess.Popen[bytes]) -> bool:
+    """Whether the first SIGTERM was handled: from then on the process no longer catches it."""
+    status = Path(f"/proc/{worker.pid}/status").read_text()
+    caught = int(status.split("SigCgt:")[1].split()[0], 16)
+    return not caught & 1 << (signal.SIGTERM - 1)
+
+
+@both
+def test_ctrl_c_for_the_whole_process_group_lets_the_job_finish(bench: Bench, query: str) -> None:
+    worker = bench.worker(query)
+    future = bench.client.submit("hold")
+    child = held_by(bench)
+    for pid in {worker.pid, child}:  # what a terminal does to the group
+        os.kill(pid, signal.SIGINT)
+    time.sleep(0.2)
+    bench.release()
+    assert future.result(PATIENCE).data == "first"
+    assert worker.wait(PATIENCE) == 0
+
+
+@both
+def test_what_a_job_prints_is_printed_once(bench: Bench, query: str, tmp_path: Path) -> None:
+    with (tmp_path / "said").open("wb") as said:
+        worker = bench.worker(query, stdout=said)
+        for word in "one", "two":
+            bench.client.call_and_wait("say", {"text": word})
+        worker.terminate()
+        assert worker.wait(PATIENCE) == 0
+    assert (tmp_path / "said").read_text() == "one\ntwo\n"
+
+
+# Callers.
+
+
+def test_a_killed_caller_leaves_nothing_without_an_end(bench: Bench) -> None:
+    script = (
+        f"from rpc import RpcClient; "
+        f"RpcClient(backend='rq+{bench.url}', queue='{bench.queue}').call_and_wait('add', timeout=20)"
+    )
+    with subprocess.Popen([sys.executable, "-c", script]) as caller:
+        eventually(lambda: bench.redis.llen(f"rq:queue:{bench.queue}"))
+        caller.kill()
+    assert without_end(bench.redis) == []
+
+
+def test_futures_work_in_a_process_that_was_forked_off_after_others_were_made(bench: Bench) -> None:
+    bench.worker()
+    assert bench.client.submit("add", {"a": 1, "b": 1}).result(PATIENCE).data == 2
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            code = bench.client.submit("add", {"a": 1, "b": 1}).result(5).data
+        finally:
+            os._exit(code)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 2
+
+
+# Rest.
+
+
+@both
+def test_an_idle_worker_takes_less_than_one_percent_of_a_processor(bench: Bench, query: str) -> None:
+    pid = bench.worker(query.replace("lease=2", "lease=10")).pid
+    bench.client.call_and_wait("add", {"a": 1, "b": 1})
+    before = processor_seconds(pid)
+    time.sleep(4)
+    assert (processor_seconds(pid) - before) / 4 < 0.01

@@ -1,0 +1,195 @@
+"""`rpc call`: arguments, what is printed, and how it ends."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import Result
+
+from .conftest import error_in
+
+Call = Callable[..., Result]
+
+
+@pytest.mark.parametrize(
+    ("words", "data"),
+    [
+        ([], {}),
+        (["a=1"], {"a": "1"}),
+        (["b:=2"], {"b": 2}),
+        (["a=1", "b:=2"], {"a": "1", "b": 2}),
+        (["a="], {"a": ""}),
+        (["a=b:=c"], {"a": "b:=c"}),
+        (["a:=null"], {"a": None}),
+        (['a:={"b": [1, 2.5]}'], {"a": {"b": [1, 2.5]}}),
+        (["a==1"], {"a": "=1"}),
+        (["a=two\nlines"], {"a": "two\nlines"}),
+        (["a.b-c=ü"], {"a.b-c": "ü"}),
+        (['{"a": 1}'], {"a": 1}),
+        (["[1, 2]"], [1, 2]),
+    ],
+)
+def test_words_become_data(call: Call, words: list[str], data: Any) -> None:
+    result = call("echo", *words)
+    assert result.exit_code == 0, result.output
+    assert json.loads(result.stdout) == data
+
+
+def test_a_dash_reads_stdin(call: Call) -> None:
+    assert json.loads(call("echo", "-", input='{"a":\n 1}').stdout) == {"a": 1}
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["b:=two"], "'b:=two': not readable as json"),
+        (["b:="], "'b:=': not readable as json"),
+        (['{"a"}'], "the argument: not readable as json"),
+        (["[1", "2]"], "'[1' is neither a=TEXT nor b:=JSON"),
+        (["a"], "'a' is neither a=TEXT nor b:=JSON"),
+        (["=1"], "'=1' is neither"),
+        ([":=1"], "':=1' is neither"),
+        (["5"], "'5' is neither"),
+        (["a=1", "-"], "'-' is neither"),
+        (["a=1", "a=2"], "'a' is given twice"),
+        (["a=\udcff"], "not UTF-8"),
+        (["--timeout", "0"], "'--timeout'"),
+        (["--timeout", "nan"], "'--timeout'"),
+        (["--timeout", "inf"], "'--timeout'"),
+        (["--timeout", "1", "--no-wait"], "not with --no-wait"),
+        (["--queue", "not a name"], "is no queue name"),
+        (["--nonsense"], "--nonsense"),
+    ],
+)
+def test_wrong_words_are_wrong_use(call: Call, words: list[str], complaint: str) -> None:
+    result = call("echo", *words)
+    assert result.exit_code == 2
+    assert complaint in result.stderr
+    assert result.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"), [("", "not readable"), ("{", "not readable"), ("3", "neither")]
+)
+def test_what_stdin_says_must_be_data(call: Call, text: str, complaint: str) -> None:
+    result = call("echo", "-", input=text)
+    assert result.exit_code == 2
+    assert "stdin" in result.stderr
+    assert complaint in result.stderr
+
+
+def test_a_name_that_no_job_can_have_is_wrong_use(call: Call) -> None:
+    result = call("no/name")
+    assert result.exit_code == 2
+    assert "'no/name'" in result.stderr
+
+
+@pytest.mark.parametrize(
+    "words", [["echo", "a"], ["echo", "b:=two"], ["no/name"], ["echo", "--timeout", "0"]]
+)
+def test_with_json_wrong_words_are_told_as_json(call: Call, words: list[str]) -> None:
+    result = call(*words, "--json")
+    assert result.exit_code == 2
+    assert error_in(result.stdout)["type"] == "UsageError"
+    assert result.stderr == ""
+
+
+def test_the_answer_is_one_line_where_there_is_no_terminal(call: Call) -> None:
+    assert call("add", "a:=1", "b:=1").stdout == '{"answer":2}\n'
+
+
+def test_json_has_data_and_id(call: Call) -> None:
+    result = call("add", "a:=1", "b:=1", "--json")
+    answer = json.loads(result.stdout)
+    assert result.exit_code == 0
+    assert result.stdout.count("\n") == 1
+    assert answer.keys() == {"data", "id"}
+    assert answer["data"] == {"answer": 2}
+    assert answer["id"]
+
+
+def test_no_wait_prints_the_id(call: Call) -> None:
+    result = call("add", "a:=1", "b:=1", "--no-wait")
+    assert result.exit_code == 0
+    assert len(result.stdout.split()) == 1
+
+
+def test_no_wait_with_json_prints_the_id_as_json(call: Call) -> None:
+    assert json.loads(call("add", "--no-wait", "--json").stdout).keys() == {"id"}
+
+
+def test_a_remote_error_is_one_line_and_1(call: Call) -> None:
+    result = call("fail")
+    assert (result.exit_code, result.stdout, result.stderr) == (1, "", "Error: ValueError: no way\n")
+
+
+def test_a_remote_error_as_json_keeps_its_type_and_message(call: Call) -> None:
+    result = call("fail", "--json")
+    assert result.exit_code == 1
+    assert error_in(result.stdout) == {"type": "ValueError", "message": "no\nway", "code": -32000}
+
+
+def test_an_unknown_name_is_1(call: Call) -> None:
+    result = call("nope", "--json")
+    assert (result.exit_code, error_in(result.stdout)["code"]) == (1, -32601)
+
+
+def test_arguments_that_do_not_fit_are_1(call: Call) -> None:
+    result = call("typed", "a=1", "b:=2")
+    assert result.exit_code == 1
+    assert result.stderr == "Error: a: Expected `int`, got `str`\n"
+
+
+def test_no_answer_in_time_is_3(call: Call) -> None:
+    began = time.monotonic()
+    result = call("add", "a:=1", "b:=1", "--queue", "nobody", "--timeout", "0.2", "--json")
+    assert (result.exit_code, error_in(result.stdout)["type"]) == (3, "RpcTimeout")
+    assert time.monotonic() - began < 2
+
+
+def test_the_timeout_is_that_of_the_settings_if_none_is_given(invoke: Call, tmp_path: Path) -> None:
+    (tmp_path / "impatient.py").write_text("RPC_TIMEOUT = 0.2\nRPC_BACKEND = 'memory://nobody'\n")
+    result = invoke("call", "add", "--settings", "impatient")
+    assert result.exit_code == 3
+    assert "within 0.2 s" in result.stderr
+
+
+@pytest.mark.redis
+def test_no_broker_is_4(invoke: Call) -> None:
+    with socket.socket() as taken:  # and not listening
+        taken.bind(("127.0.0.1", 0))
+        port = taken.getsockname()[1]
+        result = invoke(
+            "call", "add", "--backend", f"rq+redis://:secret@127.0.0.1:{port}/0", "--timeout", "1"
+        )
+    assert result.exit_code == 4
+    assert result.stderr.startswith("Error: ")
+    assert result.stderr.count("\n") == 1
+    assert "secret" not in result.stderr
+
+
+def test_without_settings_one_line_says_what_to_do(invoke: Call) -> None:
+    result = invoke("call", "add")
+    assert result.exit_code == 2
+    assert "there is no settings module 'settings'" in result.stderr
+    assert "--settings" in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
+def test_settings_that_cannot_be_imported_are_one_line(invoke: Call, tmp_path: Path) -> None:
+    (tmp_path / "broken.py").write_text("1 / 0\n")
+    result = invoke("call", "add", "--settings", "broken", "--json")
+    assert result.exit_code == 2
+    assert "ZeroDivisionError" in error_in(result.stdout)["message"]
+
+
+def test_an_unknown_backend_is_wrong_use(invoke: Call) -> None:
+    result = invoke("call", "add", "--backend", "smoke+signals://hill")
+    assert result.exit_code == 2
+    assert "names no backend" in result.stderr

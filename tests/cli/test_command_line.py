@@ -1,0 +1,130 @@
+"""What all commands share: help, version, exit codes, one line for an expected error."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib.metadata import version
+
+import click
+import pytest
+from click.testing import CliRunner, Result
+
+from rpc import (
+    BackendUnavailable,
+    Cancelled,
+    InvalidParams,
+    MethodNotFound,
+    NoReceivers,
+    QueueFull,
+    RemoteError,
+    RpcError,
+    RpcTimeout,
+    SerializationError,
+    SettingsError,
+    Unauthorized,
+    Unsupported,
+    WorkerLost,
+)
+from rpc.cli import COMMANDS, main
+from rpc.cli.exits import Commands
+from rpc.cli.output import json_option, one_line
+
+from .conftest import error_in
+
+Invoke = Callable[..., Result]
+
+EXPECTED = {
+    RemoteError("ValueError", "no"): 1,
+    MethodNotFound("no"): 1,
+    InvalidParams("no"): 1,
+    WorkerLost("no"): 1,
+    SerializationError("no"): 1,
+    Unauthorized("no"): 1,
+    Cancelled("no"): 1,
+    QueueFull("no"): 1,
+    NoReceivers("no"): 1,
+    SettingsError("no"): 2,
+    Unsupported("no"): 2,
+    click.UsageError("no"): 2,
+    RpcTimeout("no"): 3,
+    BackendUnavailable("no"): 4,
+    KeyboardInterrupt(): 130,
+}
+
+
+def failing(error: BaseException) -> click.Group:
+    @click.command("fail")
+    @json_option
+    def fail() -> None:
+        raise error
+
+    return Commands(commands=[fail])
+
+
+@pytest.mark.parametrize("error", EXPECTED, ids=lambda error: type(error).__name__)
+def test_each_error_has_its_exit_code_and_one_line_on_stderr(error: BaseException) -> None:
+    result = CliRunner().invoke(failing(error), ["fail"])
+    assert result.exit_code == EXPECTED[error]
+    assert result.stdout == ""
+    if isinstance(error, RpcError):
+        assert result.stderr == f"Error: {error}\n"
+
+
+@pytest.mark.parametrize(
+    "error", [e for e in EXPECTED if isinstance(e, RpcError)], ids=lambda e: type(e).__name__
+)
+def test_with_json_an_error_is_one_object_on_stdout(error: RpcError) -> None:
+    result = CliRunner().invoke(failing(error), ["fail", "--json"])
+    kind = "ValueError" if isinstance(error, RemoteError) else type(error).__name__
+    assert result.exit_code == EXPECTED[error]
+    assert error_in(result.stdout) == {"type": kind, "message": "no", "code": error.code}
+    assert result.stderr == ""
+
+
+def test_an_error_that_nobody_expected_is_not_hidden() -> None:
+    result = CliRunner().invoke(failing(ZeroDivisionError()), ["fail"])
+    assert isinstance(result.exception, ZeroDivisionError)
+
+
+def test_a_message_stays_on_one_line_and_cannot_steer_the_terminal() -> None:
+    assert one_line("a\n  b\x1b[31m\x9b\u202ec é") == "a b\\u001b[31m\\u009b\\u202ec é"
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
+def test_help_has_every_option_explained_and_an_example(command: click.Command, invoke: Invoke) -> None:
+    result = invoke(str(command.name), "--help")
+    assert result.exit_code == 0
+    assert re.search(rf"Examples?.*:\n.*rpc {command.name}", result.stdout)
+    assert all(option.help for option in command.params if isinstance(option, click.Option))
+
+
+def test_help_lists_the_commands_and_the_exit_codes(invoke: Invoke) -> None:
+    result = invoke("--help")
+    assert result.exit_code == 0
+    assert "Exit codes: 0" in result.stdout
+    assert all(f"\n  {command.name} " in result.stdout for command in COMMANDS)
+
+
+def test_version(invoke: Invoke) -> None:
+    assert version("python-rpc") in invoke("--version").stdout
+
+
+def test_python_m_rpc_is_the_same_program() -> None:
+    said = subprocess.run([sys.executable, "-m", "rpc", "--help"], capture_output=True, text=True, check=True)
+    assert said.stdout.startswith("Usage: rpc ")
+
+
+def test_the_entry_point_is_the_group() -> None:
+    from importlib.metadata import entry_points
+
+    (entry,) = entry_points(group="console_scripts", name="rpc")
+    assert entry.load() is main
+
+
+def test_without_a_driver_in_use_none_is_imported() -> None:
+    code = "import sys, rpc.cli; print({'redis', 'rq', 'watchfiles'} & sys.modules.keys())"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert said.stdout == "set()\n"

@@ -1,0 +1,215 @@
+"""Values to bytes and back, and what is refused."""
+
+from __future__ import annotations
+
+import ipaddress
+import math
+import sys
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from decimal import Decimal
+from fractions import Fraction
+from io import StringIO
+from pathlib import Path
+from types import SimpleNamespace
+from uuid import UUID
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from rpc import SerializationError, SettingsError
+from rpc.core.codecs import CODECS, JSON, MSGPACK, Accepted, Codec, codec_named
+
+with_both_codecs = pytest.mark.parametrize("codec", CODECS.values(), ids=list(CODECS))
+NUMBERS = st.integers(-(2**63), 2**64 - 1) | st.floats(allow_nan=False, allow_infinity=False)
+JSON_LIKE = st.recursive(
+    st.none() | st.booleans() | NUMBERS | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+)
+
+
+@with_both_codecs
+@settings(deadline=None)
+@given(value=JSON_LIKE)
+def test_a_json_like_value_comes_back_as_it_was(codec, value):
+    assert repr(codec.decode(codec.encode(value))) == repr(value)
+
+
+@with_both_codecs
+@settings(deadline=None)
+@given(body=st.binary() | JSON_LIKE.map(JSON.encode) | JSON_LIKE.map(MSGPACK.encode))
+@example(body=b"[" * 100_000)
+@example(body=b"\x91" * 100_000)
+@example(body=b'"\\ud800"')
+@example(body=b"\xa1\xff").via("a text that is no UTF-8")
+@example(body=b"\x81\x80\x01").via("a map as the key of a map")
+@example(body=b"\xdd\xff\xff\xff\xff").via("four thousand million items announced")
+@example(body=b"\xd4\x05\x01").via("an extension type")
+def test_any_bytes_are_a_plain_value_or_a_serialization_error(codec, body):
+    try:
+        value = codec.decode(body)
+    except SerializationError:
+        return
+    assert is_plain(value)
+
+
+def is_plain(value):
+    match value:
+        case dict():
+            return all(map(is_plain, [*value.keys(), *value.values()]))
+        case list() | tuple():
+            return all(map(is_plain, value))
+        case _:
+            return value is None or type(value) in (bool, int, float, str, bytes, datetime)
+
+
+@pytest.mark.parametrize(("value", "as_json"), [
+    (datetime(2030, 1, 2, tzinfo=timezone.utc), "2030-01-02T00:00:00Z"), (UUID(int=1), f"{UUID(int=1)}"),
+    (Decimal("1.10"), "1.10"), (b"\xff", "/w=="), ((1, (2,)), [1, [2]]), ({3}, [3]),
+    ({1: "one"}, {"1": "one"}), (math.nan, None), (2**70, 2**70),
+], ids=repr)  # fmt: skip
+def test_what_json_lacks_has_a_documented_form(value, as_json):
+    assert JSON.decode(JSON.encode(value)) == as_json
+
+
+class Service:
+    name = "test"
+    Purpose = "For test only"
+    empty = None
+    _settings = "private"
+
+    def __init__(self, value):
+        self.value = value
+        self._token = self.__key = "private"
+
+    def method(self): ...
+
+    @classmethod
+    def made(cls): ...
+
+    @staticmethod
+    def helped(): ...
+
+    @property
+    def costly(self):
+        raise AssertionError("evaluated")
+
+
+class Slotted:
+    __slots__ = ("__mangled", "_hidden", "unset", "x")
+
+    def __init__(self):
+        self.x, self._hidden, self.__mangled = 1, 2, 3
+
+
+class SlottedToo(Slotted):
+    __slots__ = "y"
+    x_class = 3
+
+    def __init__(self):
+        super().__init__()
+        self.y = 2
+
+
+class Renamed(Service):
+    Purpose = "another"
+
+    def __init__(self):
+        super().__init__("v")
+        self.name = "mine"
+
+
+@dataclass
+class Point:
+    x: int
+    y: Service
+
+
+def service(value):
+    return {"name": "test", "Purpose": "For test only", "empty": None, "value": value}
+
+
+@with_both_codecs
+@pytest.mark.parametrize(("value", "attributes"), [
+    (Service("v"), service("v")),
+    (Service(Service("v")), service(service("v"))),
+    ({"list": [Service(1), Service((Service(2),))]}, {"list": [service(1), service([service(2)])]}),
+    (Renamed(), {**service("v"), "name": "mine", "Purpose": "another"}),
+    (Slotted(), {"x": 1}),
+    (SlottedToo(), {"x": 1, "y": 2, "x_class": 3}),
+    (SimpleNamespace(a=1, _b=2), {"a": 1}),
+    (Point(1, Service(2)), {"x": 1, "y": service(2)}),
+], ids=["flat", "nested", "in lists", "overridden", "slots", "slots too", "namespace", "mixed"])  # fmt: skip
+def test_a_plain_object_becomes_its_public_attributes(codec, value, attributes):
+    assert codec.decode(codec.encode(value)) == attributes
+
+
+@with_both_codecs
+@pytest.mark.parametrize("value", ["text", 5, 1.5, b"\x00"], ids=repr)
+def test_an_instance_of_a_subclass_of_a_builtin_travels_as_the_builtin(codec, value):
+    special = type("Special", (type(value),), {})(value)
+    assert codec.encode([special]) == codec.encode([value])
+
+
+class Unreadable:
+    def __getattribute__(self, name):
+        raise RuntimeError("not now")
+
+
+def containing_itself(service):
+    service.value = {"deep": [service]}
+    return service
+
+
+def nested(depth):
+    value = []
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+LOOP = []
+LOOP.append(LOOP)
+UNSERIALISABLE = {
+    "function": is_plain, "set of lambdas": {lambda: None}, "class": Service, "module": sys,
+    "generator": (_ for _ in ()), "method": Service("v").method, "function within": SimpleNamespace(f=print),
+    "object()": object(), "callable": type("Caller", (), {"__call__": print})(), "complex": 1j,
+    "exception": type("Mistake", (Exception,), {})("text"), "text buffer": StringIO("text"),
+    "standard output": sys.__stdout__, "path": Path("etc"), "fraction": Fraction(1, 2),
+    "network address": ipaddress.ip_address("127.0.0.1"), "lone surrogate": "\ud800", "5001 digits": 10**5000,
+    "unreadable": Unreadable(), "list in itself": LOOP, "object in itself": containing_itself(Service(1)),
+    "too deep": nested(100_000),
+}  # fmt: skip
+
+
+@with_both_codecs
+@pytest.mark.parametrize("what", UNSERIALISABLE)
+def test_what_would_lose_its_meaning_is_refused(codec, what):
+    value = UNSERIALISABLE[what]
+    with pytest.raises(SerializationError):
+        codec.encode([value])
+
+
+def test_a_message_that_names_no_content_type_is_json():
+    assert Accepted().codec(None) is JSON
+
+
+@pytest.mark.parametrize(
+    "content_type", ["application/x-python-pickle", "application/msgpack", "json", "x" * 9999]
+)
+def test_a_content_type_that_is_not_accepted_is_refused(content_type):
+    with pytest.raises(SerializationError, match="is not accepted here, but application/json") as refusal:
+        Accepted(["json"]).codec(content_type)
+    assert len(str(refusal.value)) < 200
+
+
+@pytest.mark.parametrize("name", ["pickle", "JSON", ""])
+def test_there_is_no_such_codec(name):
+    with pytest.raises(SettingsError, match="json, msgpack"):
+        codec_named(name)
+
+
+def test_a_codec_of_ones_own_is_taken_as_it_is():
+    own = Codec("own", "application/x-own", repr, eval)
+    assert codec_named(own) is Accepted([own]).codec("application/x-own") is own

@@ -1,0 +1,81 @@
+"""What `import rpc` gives, and what it does not bring along."""
+
+from __future__ import annotations
+
+import inspect
+import pkgutil
+import subprocess
+import sys
+from importlib import import_module
+
+import pytest
+
+import rpc
+from rpc import errors
+from rpc.backends import Backend
+
+MODULES = [
+    module.name
+    for module in pkgutil.walk_packages(rpc.__path__, "rpc.")
+    if not module.name.startswith(("rpc.cli", "rpc.testing")) and "._" not in module.name
+]
+
+
+def public(module):
+    """The public classes and functions that a module defines."""
+    members = {name: value for name, value in vars(module).items() if not name.startswith("_")}
+    kinds = [value for value in members.values() if inspect.isclass(value) or inspect.isfunction(value)]
+    return [kind for kind in kinds if kind.__module__ == module.__name__]
+
+
+def test_the_public_names_are_sorted_and_each_is_there():
+    assert rpc.__all__ == sorted(rpc.__all__)
+    assert [getattr(rpc, name).__name__ for name in rpc.__all__] == rpc.__all__
+
+
+def test_nothing_public_is_left_out():
+    names = {
+        name for name, value in vars(rpc).items() if not name.startswith("_") and not inspect.ismodule(value)
+    }
+    names |= {kind.__name__ for kind in public(errors) if issubclass(kind, rpc.RpcError)}
+    assert names - {"TYPE_CHECKING", "Any"} <= set(rpc.__all__)
+
+
+def test_a_name_that_is_not_there_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="'rpc' has no attribute 'nosuch'"):
+        _ = rpc.nosuch
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_every_public_class_and_function_says_what_it_is(name):
+    module = import_module(name)
+    assert module.__doc__
+    assert [value.__name__ for value in public(module) if not value.__doc__] == []
+
+
+@pytest.mark.parametrize(
+    "kind", [getattr(rpc, name) for name in rpc.__all__ if inspect.isclass(getattr(rpc, name))]
+)
+def test_every_public_method_says_what_it_does_here_or_in_the_interface(kind):
+    for name, member in vars(kind).items():
+        if not name.startswith("_") and (inspect.isfunction(member) or isinstance(member, property)):
+            assert member.__doc__ or hasattr(Backend, name), name
+
+
+def test_neither_redis_nor_rq_is_needed_for_memory():
+    program = """
+import sys
+sys.modules["redis"] = sys.modules["rq"] = None
+from threading import Thread
+import rpc
+receiver = rpc.RpcReceiver(jobs={"add": lambda a, b: a + b}, backend="memory://")
+thread = Thread(target=receiver.start)
+thread.start()
+print(rpc.RpcClient(backend="memory://").call_and_wait("add", [1, 1]).data)
+receiver.stop()
+thread.join()
+print({"click", "fakeredis", "pytest"} & set(sys.modules))
+"""
+    command = [sys.executable, "-W", "error", "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
+    assert (done.stdout, done.stderr) == ("2\nset()\n", "")
