@@ -72,12 +72,12 @@ class Dispatcher:
             handler = job.bound(call, request)
             if delivery.cancelled:
                 raise Cancelled("the caller left before a worker came to it")
+            if (job.options.delivery or self._delivery) == "at-most-once":
+                delivery.forbid_redelivery()
         except RpcError as error:
             name = message.headers.get(NAME, "")[:128]
             logger.warning("refused %r (%s): %s: %s", name, message.id, type(error).__name__, error)
             return self.failure(message, error, codec)
-        if (job.options.delivery or self._delivery) == "at-most-once":
-            delivery.forbid_redelivery()
         return work.run(job, handler, request)
 
     def _deadline(self, ttl: float | None) -> float | None:
