@@ -295,6 +295,17 @@ def test_a_stopped_receiver_leaves_no_thread_and_no_loop_and_may_start_again(sit
     assert len(set(loops)) == 2
 
 
+def test_a_task_that_a_coroutine_leaves_behind_is_cancelled_with_the_loop(site):
+    async def leave():
+        tasks.append(asyncio.create_task(asyncio.sleep(LONG)))
+
+    tasks = []
+    end = site.started(RpcReceiver(jobs={"leave": leave}, backend=site.url))
+    site.client().call_and_wait("leave")
+    end()
+    assert tasks[0].cancelled()
+
+
 @pytest.mark.parametrize("timeout", [5.0, None])
 def test_a_handler_sees_when_its_caller_stops_waiting(site, timeout):
     site.serve({"deadline": lambda request: request.deadline})

@@ -33,7 +33,7 @@ return 1
 CLAIM = (
     _NOW
     + """
--- KEYS worker [queue started bell] ...   ARGV worker_name owner horizon_s started_at
+-- KEYS worker [queue started bell] ...   ARGV worker_name horizon_s started_at
 -- -> {number of the queue, id, ms left or -1, hash} | nil: nothing to do | 0: this worker is not registered
 if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
 local id, at
@@ -51,7 +51,7 @@ if not id then
   for k = 2, #KEYS, 3 do redis.call('DEL', KEYS[k + 2]) end
   return false
 end
-redis.call('ZADD', KEYS[at + 1], t[1] + ARGV[3], id .. ':' .. ARGV[1])
+redis.call('ZADD', KEYS[at + 1], t[1] + ARGV[2], id .. ':' .. ARGV[1])
 redis.call('HSET', KEYS[1], 'current_job', id, 'state', 'busy')
 local job, left, hash = 'rq:job:' .. id, -1, {}
 if redis.call('TYPE', job).ok == 'hash' then
@@ -67,8 +67,8 @@ if redis.call('TYPE', job).ok == 'hash' then
     local deliveries = tonumber(redis.call('HGET', job, 'rpc_deliveries')) or 0
     redis.call('HSET', job, 'rpc_deliveries', string.format('%d', deliveries + 1))
   end
-  redis.call('HSET', job, 'status', 'started', 'worker_name', ARGV[1], 'rpc_owner', ARGV[2],
-    'started_at', ARGV[4], 'last_heartbeat', ARGV[4])
+  redis.call('HSET', job, 'status', 'started', 'worker_name', ARGV[1],
+    'started_at', ARGV[3], 'last_heartbeat', ARGV[3])
   hash = redis.call('HGETALL', job)
 end
 return {(at - 2) / 3, id, left, hash}
@@ -163,11 +163,9 @@ if redis.call('LREM', KEYS[1], 1, ARGV[1]) == 1 then
   return 1
 end
 if redis.call('TYPE', KEYS[2]).ok == 'hash' and redis.call('HGET', KEYS[2], 'status') == 'started' then
-  local owner = redis.call('HGET', KEYS[2], 'rpc_owner')
-  if owner then
-    redis.call('RPUSH', 'rpc:cancel:' .. owner, ARGV[1])
-    redis.call('PEXPIRE', 'rpc:cancel:' .. owner, 60000)
-  end
+  local inbox = 'rpc:cancel:' .. (redis.call('HGET', KEYS[2], 'worker_name') or '')
+  redis.call('RPUSH', inbox, ARGV[1])
+  redis.call('PEXPIRE', inbox, 60000)
 end
 return 0
 """

@@ -9,18 +9,13 @@ from __future__ import annotations
 import logging
 import math
 import os
-import select
-import signal
 import socket
-import sys
 import threading
 import time
-import warnings
 import zlib
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 from uuid import uuid4
 
 from rq import SimpleWorker, worker_registration
@@ -31,6 +26,7 @@ from rq.utils import now, utcformat
 from ..errors import Interrupted, SerializationError, WorkerLost
 from ..message import FAILED, LOST, Handler, Message, packed
 from . import _rq_scripts as scripts
+from ._child import Child, interrupted_after
 from ._rq_records import Records, RqOptions, job_key, message_in, raw, text
 from .redis import (
     BLOCK,
@@ -98,13 +94,12 @@ class RqWorker:
         self._options, self._stopped = options, stopped
         self._client = records.client
         self.name = WORKER_PREFIX + uuid4().hex
-        self._owner = self.name
         self._claimed: Claimed | None = None
         self._delivery: RqDelivery | None = None
         self._done = False
         self._last_beat = self._last_look = self._last_tidy = 0.0
         self._absent: dict[tuple[str, bytes], float] = {}
-        self._child_pid = 0
+        self._child: Child | None = None
         self._forgot = False
         """Whether this worker's record expired while it may have held a job that it does not know of."""
         self._keys = [f"rq:worker:{self.name}"]
@@ -126,9 +121,7 @@ class RqWorker:
             self.beat_if_due()
         if self._forgot:
             self._remember()
-        claim = self._records.run(
-            scripts.CLAIM, self._keys, [self.name, self._owner, HORIZON, utcformat(now())]
-        )
+        claim = self._records.run(scripts.CLAIM, self._keys, [self.name, HORIZON, utcformat(now())])
         if claim == 0:
             self._register()
         elif claim is None:
@@ -159,7 +152,7 @@ class RqWorker:
 
     def _perform(self, delivery: RqDelivery) -> None:
         try:
-            with _interrupted_after(self._options.job_timeout):
+            with interrupted_after(self._options.job_timeout):
                 last = self._handler(delivery)
             if last is not None:
                 packed(last)
@@ -212,49 +205,22 @@ class RqWorker:
     # A child for each job.
 
     def _perform_in_child(self, delivery: RqDelivery) -> None:
-        """The child holds the writing end of a pipe, and says nothing: its end is the news."""
-        alive, held = os.pipe()
-        parent, holds = os.pipe()
-        _flush()  # what is buffered now would be written by both
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # the other threads here only wait
-            pid = self._child_pid = os.fork()
-        if pid == 0:
-            os.close(alive)
-            os.close(holds)
-            threading.Thread(target=_exit_with, args=[parent], daemon=True).start()
-            code = self._child(delivery)
-            _flush()
-            os._exit(code)
-        os.close(held)
-        os.close(parent)
+        claimed = delivery.claimed
         give_up = time.monotonic() + (self._options.job_timeout or math.inf) + self._options.beat
-        while True:
+        child = self._child = Child(partial(self._perform_as_child, delivery))
+        while (status := child.wait(min(self._options.beat, BLOCK))) is None:
             with translated_or_logged():
                 self._live()
-            select.select([alive], [], [], min(self._options.beat, BLOCK))
-            ended, status = os.waitpid(pid, os.WNOHANG)
-            if ended:
-                break
             if time.monotonic() > give_up:
-                os.kill(pid, signal.SIGKILL)  # it does not even let go of the interpreter
-        os.close(alive)
-        os.close(holds)
-        self._child_pid = 0
-        if self._recover(delivery.claimed.queue, delivery.claimed.id, self.name, force=True, died=True):
-            logger.error("the process of %r ended with status %d", delivery.claimed.id, status)
+                child.kill()  # it does not even let go of the interpreter
+        self._child = None
+        if self._recover(claimed.queue, claimed.id, self.name, force=True, died=True):
+            logger.error("the process of %r ended with status %d", claimed.id, status)
         self._claimed = self._delivery = None
 
-    def _child(self, delivery: RqDelivery) -> int:
-        try:
-            signal.signal(signal.SIGTERM, signal.SIG_IGN)  # the parent decides; the group may get it too
-            signal.signal(signal.SIGINT, signal.SIG_IGN)
-            threading.Thread(target=RqWorker.keep_alive, args=[[self]], daemon=True).start()
-            self._perform(delivery)
-        except Exception:
-            logger.exception("the process of %r failed", delivery.claimed.id)
-            return 1
-        return 0
+    def _perform_as_child(self, delivery: RqDelivery) -> None:
+        threading.Thread(target=RqWorker.keep_alive, args=[[self]], daemon=True).start()
+        self._perform(delivery)
 
     # Signs of life.
 
@@ -267,7 +233,7 @@ class RqWorker:
     def keep_alive(workers: Sequence[RqWorker]) -> None:
         """Beat for all workers of this process, and pass on cancellations, until all of them are done."""
         options, client = workers[0]._options, workers[0]._client
-        inboxes = [f"rpc:cancel:{worker._owner}" for worker in workers]
+        inboxes = [f"rpc:cancel:{worker.name}" for worker in workers]
 
         def step() -> None:
             for worker in workers:
@@ -388,8 +354,8 @@ class RqWorker:
     def hand_back(self) -> None:
         """Give back the job that is still running here, at once."""
         if claimed := self._claimed:
-            if self._child_pid:
-                os.kill(self._child_pid, signal.SIGKILL)
+            if self._child:
+                self._child.kill()
             with translated_or_logged():
                 self._recover(claimed.queue, claimed.id, self.name, force=True, died=False)
             self._claimed = None
@@ -398,34 +364,3 @@ class RqWorker:
 
 def _shown(id: str) -> str:
     return id.encode("utf-8", "replace").decode()[:128]
-
-
-def _flush() -> None:
-    for stream in sys.stdout, sys.stderr:
-        with suppress(Exception):  # it may be None, closed, or anything
-            stream.flush()
-
-
-def _exit_with(parent: int) -> None:
-    """End this process when the one that holds the other end of the pipe has ended."""
-    os.read(parent, 1)
-    os._exit(1)
-
-
-@contextmanager
-def _interrupted_after(seconds: float | None) -> Iterator[None]:
-    """Raise RpcTimeout in the body after so many seconds, where a signal can do that: in the main thread."""
-    if seconds is None or threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def interrupt(*_: Any) -> None:
-        raise Interrupted(f"the job ran longer than {seconds:g} s")
-
-    before = signal.signal(signal.SIGALRM, interrupt)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
-    try:
-        yield
-    finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)

@@ -15,6 +15,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from rpc import (
+    BackendUnavailable,
     Cancelled,
     InvalidParams,
     MethodNotFound,
@@ -29,6 +30,7 @@ from rpc.core.codecs import CODECS, JSON, MSGPACK, Accepted
 from rpc.core.conversation import Conversation, Response, call_message
 from rpc.core.dispatch import Dispatcher
 from rpc.core.jobs import current_request, jobs_from
+from rpc.errors import Interrupted
 from rpc.message import FAILED, Message, packed, unpacked
 
 with_both_codecs = pytest.mark.parametrize("codec", CODECS.values(), ids=list(CODECS))
@@ -60,9 +62,12 @@ def dispatcher_of(handler, **options):
 def the_reply(dispatcher, message):
     """The only reply to a message, as it comes off the wire."""
     delivery = Delivery(message)
-    last = dispatcher(delivery)
-    [reply] = delivery.replies if last is None else [*delivery.replies, last]
-    return unpacked(packed(reply))
+    try:
+        last = dispatcher(delivery)
+        [reply] = delivery.replies if last is None else [*delivery.replies, last]
+        return unpacked(packed(reply))
+    except BaseException as error:
+        raise AssertionError("there is not exactly one reply that can be sent") from error
 
 
 def asking(data=None, codec=JSON, *, replies=True, **headers):
@@ -121,7 +126,7 @@ HEADERS = st.dictionaries(
 @settings(deadline=None)
 @given(body=BODIES, headers=HEADERS)
 @example(body=b'{"method":"echo"}', headers={"deliveries": "9" * 5000}).via("a number with too many digits")
-@example(body=b'{"method":"echo"}', headers={"id": "1" * 8100}).via("hardly room for another header")
+@example(body=b'{"method":"echo"}', headers={"id": "1" * 8180}).via("hardly room for another header")
 @example(body=b'{"method":"echo"}', headers={"name": "\ud800"}).via("a lone surrogate")
 def test_whatever_arrives_a_caller_that_waits_gets_one_reply(max_message, body, headers):
     message = Message(body, {**headers, "reply-to": "inbox"})
@@ -284,6 +289,11 @@ def test_an_error_of_ours_that_speaks_of_the_call_is_told_as_it_is(kind):
         asked(raising(kind("why")))
 
 
+def test_a_handler_that_was_interrupted_took_too_long():
+    with pytest.raises(RpcTimeout, match=r"^too long$"):
+        asked(raising(Interrupted("too long")))
+
+
 def test_the_method_that_a_handler_did_not_find_is_not_the_one_that_was_called():
     with pytest.raises(RemoteError, match=r"^MethodNotFound: 'other'"):
         asked(raising(MethodNotFound("'other'")))
@@ -368,6 +378,16 @@ def test_redelivery_is_forbidden_to_a_job_that_may_start_but_once(handler, deliv
     handed = Delivery(asking(data))
     dispatcher_of(handler, delivery=delivery)(handed)
     assert handed.redeliverable is redeliverable
+
+
+def test_a_job_whose_redelivery_cannot_be_forbidden_is_not_started():
+    def refuse():
+        raise BackendUnavailable("why")
+
+    called, handed = [], Delivery(asking())
+    handed.forbid_redelivery = refuse
+    last = dispatcher_of(lambda: called.append(1), delivery="at-most-once")(handed)
+    assert (called, last.headers[FAILED]) == ([], "BackendUnavailable")
 
 
 def test_the_current_request_is_known_while_its_handler_runs():
