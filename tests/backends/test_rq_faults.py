@@ -21,7 +21,7 @@ from rpc.testing import RedisServer, start_redis
 
 from .rq_jobs import Bench, end, eventually, without_end
 
-pytestmark = [pytest.mark.redis, pytest.mark.slow, pytest.mark.timeout(120)]
+pytestmark = [pytest.mark.real_redis, pytest.mark.slow, pytest.mark.timeout(120)]
 
 JOBS = 1000
 CALLERS = 8
@@ -32,7 +32,7 @@ TIMEOUT = 30.0
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[RedisServer]:
-    with start_redis(durable=True, kind="redis-server") as server:
+    with start_redis(durable=True) as server:
         yield server
 
 

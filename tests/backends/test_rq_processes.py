@@ -108,6 +108,7 @@ def test_a_worker_that_was_stopped_longer_than_the_lease_does_no_harm(bench: Ben
     assert without_end(bench.redis) == []
 
 
+@pytest.mark.real_redis
 def test_a_paused_redis_makes_no_job_run_twice(bench: Bench) -> None:
     for _ in range(2):
         bench.worker()

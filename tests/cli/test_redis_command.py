@@ -73,6 +73,7 @@ def test_the_kind_can_be_chosen(spawn: Spawn) -> None:
     assert process.ends(signal.SIGTERM) == 0
 
 
+@pytest.mark.real_redis
 def test_durable_data_is_there_the_next_time(spawn: Spawn, tmp_path: Path) -> None:
     for value in None, b"1":
         process = spawn("redis", "--durable", "--directory", str(tmp_path / "data"), "--json")
