@@ -31,7 +31,9 @@ T = TypeVar("T")
 BLOCK = 1.0
 """Seconds that a blocking command waits in Redis: how late a stop, or a connection that went half-open, is
 noticed at the latest. Always less than SOCKET_TIMEOUT."""
-SOCKET_TIMEOUT = 5.0
+SOCKET_TIMEOUT = 3.0
+"""Seconds without an answer after which a connection is given up: what a call may take longer than it is
+allowed to, if Redis neither answers nor refuses."""
 CONNECT_TIMEOUT = 2.0
 KEEP_REPLY = 60.0
 """Seconds that a way back outlives the last sign of its reader."""

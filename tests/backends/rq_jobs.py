@@ -26,6 +26,17 @@ PATIENCE = 20.0
 log_path = Path(os.devnull)
 
 
+@contextmanager
+def later(seconds: float, action: Callable[..., object], *arguments: object) -> Iterator[None]:
+    """Does something while the body runs, and waits for it at the end."""
+    timer = threading.Timer(seconds, action, arguments)
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.join()
+
+
 def note(line: str) -> None:
     with log_path.open("ab", buffering=0) as file:
         file.write(line.encode() + b"\n")

@@ -19,7 +19,7 @@ from rpc.backends.redis import RedisReplies, tuned
 from rpc.message import LOST, Delivery, Message, packed
 from rpc.testing import RedisServer
 
-from .rq_jobs import PATIENCE, Bench, eventually, timed, without_end
+from .rq_jobs import PATIENCE, Bench, eventually, later, timed, without_end
 
 pytestmark = pytest.mark.redis
 
@@ -49,13 +49,16 @@ def test_reading_takes_nothing_away(client: Any) -> None:
     assert RedisReplies(client, "way").receive(1).body == b"x"
 
 
+def cut_all(bench: Bench) -> None:
+    bench.redis.client_kill_filter(_type="normal", skipme=True)
+
+
 def test_a_reader_goes_on_where_it_was_after_its_connection_was_cut(client: Any, bench: Bench) -> None:
     replies = opened(client)
     replied(client, b"1", stream="1")
     assert replies.receive(1).body == b"1"
-    threading.Timer(0.2, bench.redis.client_kill_filter, kwargs={"_type": "normal", "skipme": True}).start()
-    threading.Timer(0.5, replied, [bench.redis, b"2"]).start()
-    assert replies.receive(PATIENCE).body == b"2"
+    with later(0.2, cut_all, bench), later(0.5, replied, bench.redis, b"2"):
+        assert replies.receive(PATIENCE).body == b"2"
 
 
 def test_what_can_no_longer_come_is_told_within_a_slice(client: Any) -> None:
@@ -225,6 +228,5 @@ def test_a_clients_own_time_limits_are_not_taken_over(rpc_redis: RedisServer) ->
 
 @pytest.mark.real_redis
 def test_a_command_is_not_repeated_by_the_driver(bench: Bench, client: Any) -> None:
-    threading.Timer(0.3, bench.redis.client_kill_filter, kwargs={"_type": "normal", "skipme": True}).start()
-    with timed(at_most=2), pytest.raises(redis.ConnectionError):
+    with later(0.3, cut_all, bench), timed(at_most=2), pytest.raises(redis.ConnectionError):
         client.blpop(["nothing"], timeout=4)

@@ -19,7 +19,7 @@ import pytest
 from rpc import BackendUnavailable, RpcError, RpcTimeout
 from rpc.testing import RedisServer, start_redis
 
-from .rq_jobs import Bench, end, eventually, without_end
+from .rq_jobs import Bench, end, eventually, later, without_end
 
 pytestmark = [pytest.mark.real_redis, pytest.mark.slow, pytest.mark.timeout(120)]
 
@@ -174,10 +174,9 @@ def test_sending_without_a_broker_fails_within_five_seconds_or_so(
 def test_waiting_without_a_broker_ends_at_the_deadline(
     bench: Bench, server: RedisServer, how: signal.Signals
 ) -> None:
-    threading.Timer(0.3, os.kill, [server.pid, how]).start()
     start = time.monotonic()
     try:
-        with pytest.raises((RpcTimeout, BackendUnavailable)):
+        with later(0.3, os.kill, server.pid, how), pytest.raises((RpcTimeout, BackendUnavailable)):
             bench.client.call_and_wait("add", {"a": 1, "b": 1}, timeout=1)
         assert time.monotonic() - start < 8
     finally:
