@@ -165,6 +165,10 @@ class _CoroutineLoop:
 
     def _serve(self, loop: asyncio.AbstractEventLoop) -> None:
         loop.run_forever()
+        if left := asyncio.all_tasks(loop):
+            for task in left:
+                task.cancel()
+            loop.run_until_complete(asyncio.wait(left))
         loop.run_until_complete(loop.shutdown_asyncgens())
         loop.close()
 

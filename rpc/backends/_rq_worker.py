@@ -27,14 +27,14 @@ from ..errors import Interrupted, SerializationError, WorkerLost
 from ..message import FAILED, LOST, Handler, Message, packed
 from . import _rq_scripts as scripts
 from ._child import Child, interrupted_after
-from ._rq_records import Records, RqOptions, job_key, message_in, raw, text
-from .redis import (
+from ._redis import (
     BLOCK,
     persistent,
     reply_key,
     steadily,
     translated_or_logged,
 )
+from ._rq_records import Records, RqOptions, job_key, message_in, raw, text
 
 logger = logging.getLogger(__name__)
 

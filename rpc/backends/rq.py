@@ -24,9 +24,7 @@ from ..errors import Unsupported
 from ..message import Handler, Message
 from . import _rq_scripts as scripts
 from ._loops import run_together
-from ._rq_records import Records, RqOptions, job_for, job_key
-from ._rq_worker import RqWorker
-from .redis import (
+from ._redis import (
     KEEP_REPLY,
     Channels,
     RedisReplies,
@@ -36,6 +34,8 @@ from .redis import (
     translated_or_logged,
     tuned,
 )
+from ._rq_records import Records, RqOptions, job_for, job_key
+from ._rq_worker import RqWorker
 
 logger = logging.getLogger(__name__)
 

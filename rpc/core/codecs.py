@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Generic, Protocol
 
 import msgspec
 
@@ -46,7 +46,13 @@ class Codec:
             raise SerializationError(f"not readable as {self.name}: {error}") from error
 
 
-_BUILTINS = (str, int, float, bytes)
+_PLAIN: dict[type, Callable[[Any], Any]] = {
+    str: lambda value: str.__add__(value, ""),
+    int: int.__pos__,
+    float: float.__pos__,
+    bytes: lambda value: bytes.__add__(value, b""),
+}
+"""How an instance of a subclass becomes one of the class itself, whatever it overrides."""
 
 
 def public_attributes(value: Any) -> Any:
@@ -55,10 +61,10 @@ def public_attributes(value: Any) -> Any:
     bytes is one of those. What is not plain (callables, exceptions, files, whatever the standard library
     defines) would lose its meaning, and is refused with TypeError."""
     kind = type(value)
-    for builtin in _BUILTINS:
+    for builtin, plain in _PLAIN.items():
         if isinstance(value, builtin):
-            return builtin(value)  # type: ignore[arg-type]
-    if callable(value) or isinstance(value, BaseException) or _is_of_the_library(kind):
+            return plain(value)
+    if kind is object or callable(value) or any(map(_is_of_the_library, kind.__mro__[:-1])):
         raise TypeError(f"a value of type {kind.__qualname__} cannot be encoded")
     attributes = {
         name: attribute
@@ -71,9 +77,12 @@ def public_attributes(value: Any) -> Any:
     return {name: attribute for name, attribute in attributes.items() if not name.startswith("_")}
 
 
+_LIBRARY = {*sys.stdlib_module_names, "builtins"} - {"__main__"}
+
+
 def _is_of_the_library(kind: type) -> bool:
     module = kind.__module__.partition(".")[0]
-    return module in sys.stdlib_module_names and module != "__main__" and kind is not SimpleNamespace
+    return module in _LIBRARY and kind not in (SimpleNamespace, Generic, Protocol)
 
 
 def _slots(kind: type) -> list[str]:

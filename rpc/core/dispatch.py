@@ -95,7 +95,7 @@ class Dispatcher:
             raise SerializationError(f"the result cannot be encoded: {error}") from error
         if self._max_message is not None and len(body) > self._max_message:
             raise SerializationError(f"the result has {len(body)} bytes: more than {self._max_message}")
-        return Message(body, {"id": message.id, "content-type": codec.content_type})
+        return Message(body, _reply_headers(message, codec))
 
     def failure(self, message: Message, error: RpcError, codec: Codec) -> Message:
         """The reply that carries an error."""
@@ -103,8 +103,7 @@ class Dispatcher:
         body = encode_error(message.id, error, codec)
         if self._max_message is not None and len(body) > self._max_message:
             body = encode_error(message.id, RemoteError(kind[:128], str(error)[:1000]), codec)
-        headers = {"id": message.id, "content-type": codec.content_type, FAILED: kind[:128]}
-        return Message(body, headers)
+        return Message(body, {**_reply_headers(message, codec), FAILED: kind[:128]})
 
     def remote(self, error: BaseException) -> RpcError:
         """What the caller is told of what the handler raised."""
@@ -120,6 +119,11 @@ class Dispatcher:
             coroutine.close()
             raise SerializationError("this receiver runs no coroutines")
         return self._await(coroutine, delivery)
+
+
+def _reply_headers(message: Message, codec: Codec) -> dict[str, str]:
+    # A longer id is not one of ours, and might not leave room for the other headers.
+    return {"id": printable(message.id[:128]), "content-type": codec.content_type}
 
 
 class _Work:

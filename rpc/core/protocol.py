@@ -86,7 +86,7 @@ def encode_result(id: str, result: Any, codec: Codec) -> bytes:
 def encode_error(id: str, error: RpcError, codec: Codec) -> bytes:
     """The body of the reply that carries an error. Does not fail: data that cannot be encoded is left out."""
     id = printable(id)
-    members: dict[str, Any] = {"code": error.code, "message": _text(error)}
+    members: dict[str, Any] = {"code": _code(error), "message": _text(error)}
     if isinstance(error, RemoteError):
         members["message"] = printable(str(error.message))
         details = {"type": printable(str(error.type))}
@@ -98,6 +98,10 @@ def encode_error(id: str, error: RpcError, codec: Codec) -> bytes:
         except SerializationError:
             members["data"] = details
     return codec.encode({"jsonrpc": "2.0", "id": id, "error": members})
+
+
+def _code(error: RpcError) -> int:
+    return error.code if -(2**31) <= error.code < 2**31 else RpcError.code
 
 
 def decode_reply(body: bytes, codec: Codec) -> Any:

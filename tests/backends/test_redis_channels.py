@@ -15,7 +15,7 @@ import redis
 
 from rpc import BackendUnavailable, PythonRqBackend, RpcError, RpcTimeout
 from rpc.addresses import inbox, queue, topic
-from rpc.backends.redis import RedisReplies, tuned
+from rpc.backends._redis import RedisReplies, tuned
 from rpc.message import LOST, Delivery, Message, packed
 from rpc.testing import RedisServer
 

@@ -10,6 +10,7 @@ is repeated here carries an id that makes it harmless.
 from __future__ import annotations
 
 import logging
+import os
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -138,6 +139,64 @@ def reply_key(reply_to: str) -> str:
 def milliseconds(seconds: float) -> int:
     """For commands and scripts; at least 1, because 0 means for ever to some."""
     return max(1, round(seconds * 1000))
+
+
+class Link:
+    """One connection of redis-py's, driven without its client: commands leave in one write, and their answers
+    are read one by one. What its pool knows (TLS, users, addresses) stays redis-py's. Not for two threads."""
+
+    def __init__(self, pool: Any, scripts: Sequence[str]) -> None:
+        self._pool, self._scripts = pool, scripts
+        self._connection: Any = None
+        self._pid = 0
+        self._shas: dict[str, str] = {}
+
+    def write(self, *commands: Sequence[Any]) -> None:
+        """Send these commands, with the text of a script in place of its digest."""
+        if self._connection is None or self._pid != os.getpid():
+            self._connect()
+        pack, shas = self._connection.pack_command, self._shas
+        packed_commands = [
+            b"".join(pack("EVALSHA", shas[command[0]], *command[1:]))
+            if command[0] in shas
+            else b"".join(pack(*command))
+            for command in commands
+        ]
+        with self._broken_on_error():
+            self._connection.send_packed_command([b"".join(packed_commands)], check_health=False)
+
+    def read(self) -> Any:
+        """The next answer. Raises what redis-py raises; the connection is given up then."""
+        with self._broken_on_error():
+            return self._connection.read_response(disable_decoding=True)
+
+    def readable(self, seconds: float) -> bool:
+        """Whether an answer has come, after waiting for it so many seconds at most."""
+        with self._broken_on_error():
+            return bool(self._connection.can_read(max(0.0, seconds)))
+
+    def drop(self) -> None:
+        """Give the connection up, and whatever answers were still to come."""
+        connection, self._connection = self._connection, None
+        if connection is not None and self._pid == os.getpid():
+            connection.disconnect()
+
+    def _connect(self) -> None:
+        connection = self._pool.make_connection()
+        connection.connect()
+        for script in self._scripts:
+            connection.send_command("SCRIPT", "LOAD", script)
+        for script in self._scripts:
+            self._shas[script] = connection.read_response().decode()
+        self._connection, self._pid = connection, os.getpid()
+
+    @contextmanager
+    def _broken_on_error(self) -> Iterator[None]:
+        try:
+            yield
+        except BaseException:  # also an interrupted read: what comes next would answer something else
+            self.drop()
+            raise
 
 
 class RedisReplies:
