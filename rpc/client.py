@@ -91,7 +91,8 @@ class RpcClient:
         at once, the others by the future. `cancel()` withdraws the job until it is answered."""
         conversation, replies = self._ask(name, data, timeout, queue)
         future: Future[Response] = Future()
-        self._submitted.add(future)
+        with self._lock:
+            self._submitted.add(future)
         future.add_done_callback(lambda done: replies.close() if done.cancelled() else None)
         self._pool().submit(self._resolve, future, conversation, replies)
         return future
@@ -100,7 +101,8 @@ class RpcClient:
         """Cancel the submitted calls that are not answered, and give back connections. Idempotent."""
         with self._lock:
             waiters, self._waiters = self._waiters, None
-        for future in list(self._submitted):
+            submitted = list(self._submitted)
+        for future in submitted:
             future.cancel()
         if waiters:
             waiters.shutdown()
@@ -153,6 +155,7 @@ class RpcClient:
                 except BackendUnavailable:
                     if slice == left or (abandoned is not None and abandoned()):
                         raise
+                    time.sleep(min(slice or 1.0, 0.1))  # some backends fail at once
                 else:
                     return conversation.feed(reply)
         finally:

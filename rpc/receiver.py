@@ -168,7 +168,7 @@ class _CoroutineLoop:
         if left := asyncio.all_tasks(loop):
             for task in left:
                 task.cancel()
-            loop.run_until_complete(asyncio.wait(left))
+            loop.run_until_complete(asyncio.wait(left, timeout=1))  # one may refuse to be cancelled
         loop.run_until_complete(loop.shutdown_asyncgens())
         loop.close()
 

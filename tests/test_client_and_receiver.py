@@ -18,6 +18,7 @@ from uuid import uuid4
 import pytest
 
 from rpc import (
+    BackendUnavailable,
     InvalidParams,
     MethodNotFound,
     RemoteError,
@@ -414,6 +415,18 @@ def test_a_caller_that_is_interrupted_withdraws_its_job(site, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             site.client().call_and_wait("mark", ["withdrawn"])
     assert site.marks() == ["last"]
+
+
+def test_a_backend_that_fails_at_once_is_not_asked_over_and_over(site, monkeypatch):
+    def unavailable(replies, timeout):
+        asked.append(timeout)
+        raise BackendUnavailable("down")
+
+    asked = []
+    monkeypatch.setattr(MemoryReplies, "receive", unavailable)
+    with pytest.raises((BackendUnavailable, RpcTimeout)):
+        site.client().submit("add", timeout=1.2).result(LONG)
+    assert len(asked) < 100
 
 
 @pytest.mark.parametrize(

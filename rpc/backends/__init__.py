@@ -60,6 +60,9 @@ class Backend(Protocol):
 
 BACKENDS = {
     "memory": ("rpc.backends.memory:MemoryBackend", None),
+    "redis": ("rpc.backends.redis:RedisBackend", None),
+    "rediss": ("rpc.backends.redis:RedisBackend", None),
+    "redis+unix": ("rpc.backends.redis:RedisBackend", None),
     "rq+redis": ("rpc.backends.rq:PythonRqBackend", None),
     "rq+rediss": ("rpc.backends.rq:PythonRqBackend", None),
     "rq+unix": ("rpc.backends.rq:PythonRqBackend", None),

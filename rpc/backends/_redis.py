@@ -28,6 +28,13 @@ from ..message import LOST, STREAM, Handler, Message, packed, unpacked
 
 logger = logging.getLogger(__name__)
 
+try:
+    from hiredis import pack_command as _packed_by_hiredis
+except ModuleNotFoundError:  # the extra `fast`
+    PACK: Callable[[Any], bytes] | None = None
+else:
+    PACK = _packed_by_hiredis
+
 T = TypeVar("T")
 BLOCK = 1.0
 """Seconds that a blocking command waits in Redis: how late a stop, or a connection that went half-open, is
@@ -103,17 +110,16 @@ def backoff(attempt: int, cap: float) -> float:
 def persistent(action: Callable[[], T], seconds: float) -> T:
     """What the action returns; while Redis cannot be had it is tried again for so many seconds, so it must
     do no harm when it is carried out twice. Then raises BackendUnavailable."""
-    end = time.monotonic() + seconds
-    for attempt in range(2**31):
+    end, attempt = 0.0, 0
+    while True:
         try:
-            with translated():
-                return action()
-        except BackendUnavailable:
-            pause = backoff(attempt, cap=1.0)
+            return action()
+        except redis.RedisError as error:
+            end, pause = end or time.monotonic() + seconds, backoff(attempt, cap=1.0)
             if time.monotonic() + pause > end:
-                raise
+                raise BackendUnavailable(f"Redis: {error}") from error
             time.sleep(pause)
-    raise AssertionError("unreachable")
+            attempt += 1
 
 
 def steadily(step: Callable[[], object], stopped: Callable[[], bool]) -> None:
@@ -150,30 +156,39 @@ class Link:
         self._connection: Any = None
         self._pid = 0
         self._shas: dict[str, str] = {}
+        self._pack: Callable[[Sequence[Any]], bytes] = lambda command: b""
 
     def write(self, *commands: Sequence[Any]) -> None:
         """Send these commands, with the text of a script in place of its digest."""
         if self._connection is None or self._pid != os.getpid():
             self._connect()
-        pack, shas = self._connection.pack_command, self._shas
-        packed_commands = [
-            b"".join(pack("EVALSHA", shas[command[0]], *command[1:]))
-            if command[0] in shas
-            else b"".join(pack(*command))
+        shas = self._shas
+        frames = [
+            self._pack(("EVALSHA", shas[command[0]], *command[1:]) if command[0] in shas else command)
             for command in commands
         ]
-        with self._broken_on_error():
-            self._connection.send_packed_command([b"".join(packed_commands)], check_health=False)
+        try:
+            self._connection.send_packed_command([b"".join(frames)], check_health=False)
+        except BaseException:
+            self.drop()
+            raise
 
     def read(self) -> Any:
-        """The next answer. Raises what redis-py raises; the connection is given up then."""
-        with self._broken_on_error():
+        """The next answer. Raises what redis-py raises; the connection is given up then, also after an
+        interrupted read: what comes next would answer something else."""
+        try:
             return self._connection.read_response(disable_decoding=True)
+        except BaseException:
+            self.drop()
+            raise
 
     def readable(self, seconds: float) -> bool:
         """Whether an answer has come, after waiting for it so many seconds at most."""
-        with self._broken_on_error():
+        try:
             return bool(self._connection.can_read(max(0.0, seconds)))
+        except BaseException:
+            self.drop()
+            raise
 
     def drop(self) -> None:
         """Give the connection up, and whatever answers were still to come."""
@@ -189,14 +204,7 @@ class Link:
         for script in self._scripts:
             self._shas[script] = connection.read_response().decode()
         self._connection, self._pid = connection, os.getpid()
-
-    @contextmanager
-    def _broken_on_error(self) -> Iterator[None]:
-        try:
-            yield
-        except BaseException:  # also an interrupted read: what comes next would answer something else
-            self.drop()
-            raise
+        self._pack = PACK or (lambda command: b"".join(connection.pack_command(*command)))
 
 
 class RedisReplies:

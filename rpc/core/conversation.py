@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from os import urandom
 from typing import Any
-from uuid import uuid4
 
 from ..errors import RpcTimeout, SerializationError, WorkerLost
 from ..message import LOST, NAME, Message
@@ -34,7 +34,7 @@ def call_message(
     """
     if not JOB_NAME.fullmatch(name):
         raise ValueError(f"{name!r} is no job name: a letter, then letters, digits, '_', '.' or '-'")
-    id = uuid4().hex
+    id = urandom(16).hex()  # as unique as a UUID, and made faster
     body = encode_call(Call(name, data), id, codec)
     if max_message is not None and len(body) > max_message:
         raise SerializationError(f"the request has {len(body)} bytes: more than {max_message}")

@@ -102,7 +102,9 @@ class Dispatcher:
         kind = printable(str(error.type) if isinstance(error, RemoteError) else type(error).__name__)
         body = encode_error(message.id, error, codec)
         if self._max_message is not None and len(body) > self._max_message:
-            body = encode_error(message.id, RemoteError(kind[:128], str(error)[:1000]), codec)
+            text = str(error)[:1000]
+            shorter = RemoteError(kind[:128], text) if isinstance(error, RemoteError) else type(error)(text)
+            body = encode_error(message.id, shorter, codec)
         return Message(body, {**_reply_headers(message, codec), FAILED: kind[:128]})
 
     def remote(self, error: BaseException) -> RpcError:

@@ -117,8 +117,6 @@ def decode_reply(body: bytes, codec: Codec) -> Any:
 
 def remote_error(error: BaseException, traceback: str | None = None) -> RemoteError:
     """What the caller is told of an exception that a handler raised."""
-    if isinstance(error, RemoteError):  # of a call that the handler made itself: keep the origin
-        return error
     return RemoteError(type(error).__name__, _text(error), traceback=traceback)
 
 
