@@ -141,12 +141,14 @@ class RedisWorker:
                 self._last_beat = 0.0
                 self.beat()
                 answer = self._ask(self._next)
-            elif answer is not None:
-                self._done = self._take(*answer)
-                answer = self._ask() if self._stopped() else self._ask(self._wait, self._next)
             elif self._stopped():
-                return
+                return  # what is in the slot goes back
             else:
+                if answer is not None:
+                    self._done = self._take(*answer)
+                    if self._stopped():
+                        self._ask()
+                        return
                 answer = self._ask(self._wait, self._next)
 
     def _ask(self, *commands: Sequence[Any]) -> Any:

@@ -7,6 +7,7 @@ for as long as it waits. A lane's inbox is a stream, so that a reply whose recei
 from __future__ import annotations
 
 import logging
+import os
 import re
 import time
 from collections import deque
@@ -48,6 +49,7 @@ class Lane:
     def __init__(self, client: Any) -> None:
         self.name = uuid4().hex
         self.link = Link(client.connection_pool, (scripts.SEND,))
+        self.pid = os.getpid()
         self.asked = False
         """Whether a read is on its way, whose answer was not taken yet."""
 
@@ -164,7 +166,9 @@ class RedisBackend:
     def request(self, to: Address, message: Message) -> Any:
         if to.kind != "queue":
             return self._channels.request(to, message)
-        lane = _popped(self._lanes) or Lane(self._client)
+        lane = _popped(self._lanes)
+        if lane is None or lane.pid != os.getpid():  # a parent's inbox is not a child's
+            lane = Lane(self._client)
         keys = keys_of(to.name)
         replies = LaneReplies(self, lane, keys, _plain(message.id))
         command = self._command(keys, message, keys.inbox(lane.name))
@@ -173,8 +177,12 @@ class RedisBackend:
             lane.link.write(command, replies.read_command())
             return lane.link.read()
 
-        _check(to, persistent(once, _patience(message)))
         lane.asked = True
+        try:
+            _check(to, persistent(once, _patience(message)))
+        except BaseException:
+            self.give_back(lane)
+            raise
         return replies
 
     def serve(self, addresses: Sequence[Address], handler: Handler, concurrency: int = 1) -> None:

@@ -148,11 +148,14 @@ class _Work:
             value = self._value(job, handler, request)
             if self._answered or request.response_key is None:
                 return None
-            return self._dispatcher.result(self._message, value, self._codec)
+            reply = self._dispatcher.result(self._message, value, self._codec)
+            self._answered = True  # nobody may respond later, from another thread
+            return reply
         except BaseException as error:  # a handler may raise anything, and its caller must be told
             logger.exception("job %r (%s) failed", job.name, request.id)
             if self._answered:
                 return None
+            self._answered = True
             return self._dispatcher.failure(self._message, self._dispatcher.remote(error), self._codec)
 
     def _value(self, job: Job, handler: Callable[[], Any], request: Request) -> Any:
