@@ -110,12 +110,12 @@ def backoff(attempt: int, cap: float) -> float:
 def persistent(action: Callable[[], T], seconds: float) -> T:
     """What the action returns; while Redis cannot be had it is tried again for so many seconds, so it must
     do no harm when it is carried out twice. Then raises BackendUnavailable."""
-    end, attempt = 0.0, 0
+    end, attempt = time.monotonic() + seconds, 0
     while True:
         try:
             return action()
         except redis.RedisError as error:
-            end, pause = end or time.monotonic() + seconds, backoff(attempt, cap=1.0)
+            pause = backoff(attempt, cap=1.0)
             if time.monotonic() + pause > end:
                 raise BackendUnavailable(f"Redis: {error}") from error
             time.sleep(pause)
