@@ -43,6 +43,8 @@ SOCKET_TIMEOUT = 3.0
 """Seconds without an answer after which a connection is given up: what a call may take longer than it is
 allowed to, if Redis neither answers nor refuses."""
 CONNECT_TIMEOUT = 2.0
+RETRY_FOR = 5.0
+"""Seconds that sending goes on trying while Redis cannot be had."""
 KEEP_REPLY = 60.0
 """Seconds that a way back outlives the last sign of its reader."""
 KEEP_TOPIC = 3600.0
@@ -120,6 +122,11 @@ def persistent(action: Callable[[], T], seconds: float) -> T:
                 raise BackendUnavailable(f"Redis: {error}") from error
             time.sleep(pause)
             attempt += 1
+
+
+def patience(message: Message) -> float:
+    """Seconds that the sending of a message may be tried."""
+    return RETRY_FOR if message.ttl is None else min(RETRY_FOR, message.ttl)
 
 
 def steadily(step: Callable[[], object], stopped: Callable[[], bool]) -> None:
@@ -265,8 +272,8 @@ class RedisReplies:
         if self._unreachable:
             return  # it would take as long again; everything expires
         with translated_or_logged():
+            self._client.unlink(self._key)  # first, so that a handler that is told finds nobody listening
             self._withdraw()
-            self._client.unlink(self._key)
 
     def _hinted(self) -> str:
         with translated_or_logged():

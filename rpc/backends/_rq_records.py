@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgspec
-from rq import Queue, Retry, worker_registration
+from rq import Queue, worker_registration
 from rq.job import Job, JobStatus
 from rq.registry import FailedJobRegistry, FinishedJobRegistry, StartedJobRegistry
 from rq.serializers import JSONSerializer
@@ -114,10 +114,10 @@ def job_for(message: Message, queue: Queue, options: RqOptions) -> Job:
         timeout=-1 if options.job_timeout is None else max(1, round(options.job_timeout)),
         result_ttl=options.result_ttl,
         failure_ttl=options.failure_ttl,
-        retry=Retry(max=options.max_deliveries - 1) if options.max_deliveries > 1 else None,
         status=JobStatus.QUEUED,
     )
     job.enqueued_at = now()
+    job.retries_left = options.max_deliveries - 1 or None  # for rq's own tools, if one finds it abandoned
     return job
 
 

@@ -30,6 +30,7 @@ from ._redis import (
     Link,
     backoff,
     milliseconds,
+    patience,
     persistent,
     translated_or_logged,
     tuned,
@@ -38,8 +39,6 @@ from ._redis_worker import Keys, RedisWorker, keep_alive, keys_of
 
 logger = logging.getLogger(__name__)
 
-RETRY_FOR = 5.0
-"""Seconds that sending goes on trying while Redis cannot be had."""
 _PLAIN = re.compile(r"[!-~]{1,128}")
 
 
@@ -160,7 +159,7 @@ class RedisBackend:
             link.write(command)
             return link.read()
 
-        _check(to, persistent(once, _patience(message)))
+        _check(to, persistent(once, patience(message)))
         self._senders.append(link)
 
     def request(self, to: Address, message: Message) -> Any:
@@ -179,7 +178,7 @@ class RedisBackend:
 
         lane.asked = True
         try:
-            _check(to, persistent(once, _patience(message)))
+            _check(to, persistent(once, patience(message)))
         except BaseException:
             self.give_back(lane)
             raise
@@ -251,7 +250,3 @@ def _check(to: Address, sent: int) -> None:
 def _plain(id: str) -> str:
     """An id that can be part of a record."""
     return id if _PLAIN.fullmatch(id) else sha256(id.encode("utf-8", "surrogatepass")).hexdigest()
-
-
-def _patience(message: Message) -> float:
-    return RETRY_FOR if message.ttl is None else min(RETRY_FOR, message.ttl)

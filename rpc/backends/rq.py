@@ -29,6 +29,7 @@ from ._redis import (
     Channels,
     RedisReplies,
     milliseconds,
+    patience,
     persistent,
     reply_key,
     translated_or_logged,
@@ -39,8 +40,6 @@ from ._rq_worker import RqWorker
 
 logger = logging.getLogger(__name__)
 
-RETRY_FOR = 5.0
-"""Seconds that sending goes on trying while Redis cannot be had."""
 NO_ANSWER_FROM = {
     JobStatus.FAILED.value: "its worker died; it is not delivered again",
     JobStatus.STOPPED.value: "it was stopped",
@@ -164,8 +163,7 @@ class PythonRqBackend:
             milliseconds((ttl or 0) + KEEP_REPLY),
             *fields,
         ]
-        patience = RETRY_FOR if ttl is None else min(RETRY_FOR, ttl)
-        persistent(partial(self._records.run, scripts.SEND, keys, arguments), patience)
+        persistent(partial(self._records.run, scripts.SEND, keys, arguments), patience(message))
         self._sweep()
 
     def _sweep(self) -> None:

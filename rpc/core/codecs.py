@@ -42,7 +42,7 @@ class Codec:
             return self._decode(body)
         except RecursionError:
             raise SerializationError(f"not readable as {self.name}: nested too deeply") from None
-        except (ValueError, OverflowError, msgspec.MsgspecError) as error:
+        except (ValueError, TypeError, OverflowError, msgspec.MsgspecError) as error:
             raise SerializationError(f"not readable as {self.name}: {error}") from error
 
 

@@ -8,7 +8,9 @@ from rpc.testing.conformance import Conformance, Site
 
 
 @pytest.mark.redis
-class TestRedis(Conformance):
+class OnRedis(Conformance):
+    scheme = ""
+
     @pytest.fixture
     def site(self, rpc_redis: RedisServer) -> Iterator[Site]:
         with redis.Redis.from_url(rpc_redis.url) as admin:
@@ -16,5 +18,13 @@ class TestRedis(Conformance):
             def disrupt() -> None:
                 admin.client_kill_filter(_type="normal", skipme=True)
 
-            with Site(f"{rpc_redis.url}?lease=2", disrupt=disrupt) as site:
+            with Site(f"{self.scheme}{rpc_redis.url}?lease=2", disrupt=disrupt) as site:
                 yield site
+
+
+class TestRedis(OnRedis):
+    pass
+
+
+class TestRq(OnRedis):
+    scheme = "rq+"
