@@ -7,6 +7,7 @@ receipt.
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Callable, Sequence
 from functools import lru_cache
@@ -108,6 +109,8 @@ class RedisWorker:
         self.name = uuid4().hex
         self.delivery: RedisDelivery | None = None
         self.ended = False
+        self._signing = threading.Lock()
+        """Held to give a sign of life, and to leave for good: who has left gives none."""
         self._link = Link(client.connection_pool, LOADED)
         self._done: Sequence[Any] | None = None
         self._last_beat = self._last_look = 0.0
@@ -126,9 +129,10 @@ class RedisWorker:
             self._link_up()
             steadily(self._session, self._stopped)
         finally:
-            self.ended = True
             self._link.drop()
-            self._leave()
+            with self._signing:
+                self.ended = True
+                self._leave()
 
     def _link_up(self) -> None:
         steadily(self.beat, lambda: self._last_beat > 0 or self._stopped())
@@ -220,6 +224,11 @@ class RedisWorker:
         """Say that this worker lives, if that is due."""
         if time.monotonic() - self._last_beat < self._lease / BEATS_PER_LEASE:
             return
+        with self._signing:
+            if not self.ended:
+                self._beat()
+
+    def _beat(self) -> None:
         pipe = self._client.pipeline(transaction=False)
         pipe.set(alive(self.name), 1, px=milliseconds(self._lease))
         for each in self._queues:

@@ -97,6 +97,8 @@ class RqWorker:
         self._claimed: Claimed | None = None
         self._delivery: RqDelivery | None = None
         self._done = False
+        self._signing = threading.Lock()
+        """Held to sign on, and to sign off for good: who has left does not sign on again."""
         self._last_beat = self._last_look = self._last_tidy = 0.0
         self._absent: dict[tuple[str, bytes], float] = {}
         self._child: Child | None = None
@@ -111,8 +113,9 @@ class RqWorker:
         try:
             steadily(self._step, self._stopped)
         finally:
-            self._done = True
-            self._leave()
+            with self._signing:
+                self._done = True
+                self._leave()
 
     def _step(self) -> None:
         if self._options.fork:
@@ -248,8 +251,13 @@ class RqWorker:
         steadily(step, lambda: all(worker._done for worker in workers))
 
     def beat_if_due(self) -> None:
-        if self._done or time.monotonic() - self._last_beat < self._options.beat:
+        if time.monotonic() - self._last_beat < self._options.beat:
             return
+        with self._signing:
+            if not self._done:
+                self._beat()
+
+    def _beat(self) -> None:
         claimed, keys = self._claimed, self._keys[:1]
         arguments = [math.ceil(self._options.lease), utcformat(now()), HORIZON]
         if claimed:
