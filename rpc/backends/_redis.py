@@ -13,10 +13,10 @@ import logging
 import os
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 import redis
 from redis.backoff import NoBackoff
@@ -25,6 +25,7 @@ from redis.retry import Retry
 from ..addresses import Address
 from ..errors import BackendUnavailable, RpcTimeout, SerializationError, Unsupported
 from ..message import LOST, STREAM, Handler, Message, packed, unpacked
+from ._cancellable import Cancellable
 
 logger = logging.getLogger(__name__)
 
@@ -142,6 +143,33 @@ def steadily(step: Callable[[], object], stopped: Callable[[], bool]) -> None:
                 logger.warning("%s; trying again", error)
             time.sleep(backoff(attempt, cap=BLOCK))
             attempt += 1
+
+
+class Absences(Generic[T]):
+    """Who was absent at two looks, two beats or more apart: by then those that live have given a sign again,
+    whatever befell Redis. An error in between makes it start anew. `beat` is in seconds."""
+
+    def __init__(self, beat: float) -> None:
+        self._beat, self._last_look = beat, 0.0
+        self._since: dict[T, float] = {}
+
+    def look_is_due(self) -> bool:
+        """Whether a beat has passed since this was last said."""
+        now = time.monotonic()
+        if now - self._last_look < self._beat:
+            return False
+        self._last_look = now
+        return True
+
+    def lasting(self, absent: Iterable[T]) -> Iterator[T]:
+        """Of those that are absent now, the ones that were for long enough."""
+        known, self._since = self._since, {}
+        since: dict[T, float] = {}
+        for each in absent:
+            since[each] = known.get(each, self._last_look)
+            if self._last_look - since[each] >= 2 * self._beat:
+                yield each
+        self._since = since
 
 
 def reply_key(reply_to: str) -> str:
@@ -297,8 +325,6 @@ class RedisReplies:
 class Channels:
     """Topics and inboxes."""
 
-    features = frozenset({"topics", "groups"})
-
     def __init__(self, client: Any) -> None:
         self._client = client
 
@@ -399,13 +425,11 @@ class Channels:
                 delivery.reply(last)
 
 
-class _ChannelDelivery:
+class _ChannelDelivery(Cancellable):
     """A message from a topic or an inbox: any number of receivers may reply to it."""
 
     def __init__(self, client: Any, message: Message) -> None:
         self._client, self.message = client, message
-        self.cancelled = False
-        self.on_cancel: Callable[[], object] | None = None
 
     def reply(self, message: Message) -> bool:
         if self.message.reply_to is None:

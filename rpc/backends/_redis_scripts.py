@@ -121,29 +121,29 @@ return 1
 RECOVER = (
     _NOW
     + """
--- KEYS alive workers slot queue bell ids deaths dead   ARGV worker force died max_deliveries lost
+-- KEYS alive slot queue bell ids deaths dead   ARGV force died max_deliveries lost
 -- -> 0 it lives, 1 nothing was held, 2 back in the queue, 3 given up
-if ARGV[2] == '0' and redis.call('EXISTS', KEYS[1]) == 1 then return 0 end
+if ARGV[1] == '0' and redis.call('EXISTS', KEYS[1]) == 1 then return 0 end
 local outcome = 1
-local record = redis.call('LPOP', KEYS[3])
+local record = redis.call('LPOP', KEYS[2])
 if record then
   local id, expires, lane = string.match(record, '^([^\\n]*)\\n(%d+)\\n([^\\n]*)\\n')
-  local deaths = (tonumber(redis.call('HGET', KEYS[7], id)) or 0) + ARGV[3]
-  if deaths >= tonumber(ARGV[4]) then
-    redis.call('HDEL', KEYS[7], id)
-    redis.call('ZADD', KEYS[6], 'XX', now + 10000, id)
-    redis.call('LPUSH', KEYS[8], record)
-    redis.call('LTRIM', KEYS[8], 0, 9999)
+  local deaths = (tonumber(redis.call('HGET', KEYS[6], id)) or 0) + ARGV[2]
+  if deaths >= tonumber(ARGV[3]) then
+    redis.call('HDEL', KEYS[6], id)
+    redis.call('ZADD', KEYS[5], 'XX', now + 10000, id)
+    redis.call('LPUSH', KEYS[7], record)
+    redis.call('LTRIM', KEYS[7], 0, 9999)
     if lane ~= '' then
-      redis.call('XADD', lane, '*', 'm', ARGV[5], 'i', id, 'n', 0)
+      redis.call('XADD', lane, '*', 'm', ARGV[4], 'i', id, 'n', 0)
       redis.call('PEXPIRE', lane, 60000)
     end
     outcome = 3
   else
-    if ARGV[3] == '1' then redis.call('HSET', KEYS[7], id, deaths) end
-    redis.call('LPUSH', KEYS[4], record)
-    redis.call('LPUSH', KEYS[5], 1)
-    redis.call('PEXPIRE', KEYS[5], 60000)
+    if ARGV[2] == '1' then redis.call('HSET', KEYS[6], id, deaths) end
+    redis.call('LPUSH', KEYS[3], record)
+    redis.call('LPUSH', KEYS[4], 1)
+    redis.call('PEXPIRE', KEYS[4], 60000)
     outcome = 2
   end
 end

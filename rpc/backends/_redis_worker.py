@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from typing import Any, cast
 from uuid import uuid4
@@ -17,7 +17,8 @@ from uuid import uuid4
 from ..errors import SerializationError, WorkerLost
 from ..message import FAILED, LOST, Handler, Message, packed, unpacked
 from . import _redis_scripts as scripts
-from ._redis import BLOCK, Link, milliseconds, persistent, steadily, translated_or_logged
+from ._cancellable import Cancellable
+from ._redis import BLOCK, Absences, Link, milliseconds, persistent, steadily, translated_or_logged
 
 logger = logging.getLogger(__name__)
 
@@ -57,13 +58,11 @@ def alive(worker: str) -> str:
     return f"rpc:alive:{worker}"
 
 
-class RedisDelivery:
+class RedisDelivery(Cancellable):
     """A message in the hands of a handler."""
 
     def __init__(self, worker: RedisWorker, keys: Keys, id: str, lane: str, message: Message) -> None:
         self._worker, self.keys, self.id, self.lane, self.message = worker, keys, id, lane, message
-        self.cancelled = False
-        self.on_cancel: Callable[[], object] | None = None
         self.number = 1
 
     def reply(self, message: Message) -> bool:
@@ -80,12 +79,6 @@ class RedisDelivery:
         """Make the next death of a worker that holds this message its last."""
         if not self._worker.carry_out(scripts.FORBID, 2, self.slot, self.keys.deaths, self.id):
             raise WorkerLost("it was given to another worker meanwhile")
-
-    def cancel(self) -> None:
-        """Tell the handler that nobody listens any more."""
-        self.cancelled = True
-        if self.on_cancel:
-            self.on_cancel()
 
     @property
     def slot(self) -> str:
@@ -113,8 +106,8 @@ class RedisWorker:
         """Held to give a sign of life, and to leave for good: who has left gives none."""
         self._link = Link(client.connection_pool, LOADED)
         self._done: Sequence[Any] | None = None
-        self._last_beat = self._last_look = 0.0
-        self._absent: dict[tuple[str, str], float] = {}
+        self._last_beat = 0.0
+        self._absences: Absences[tuple[Keys, str]] = Absences(lease / BEATS_PER_LEASE)
         self._recover = client.register_script(scripts.RECOVER)
         keys: list[str] = [alive(self.name)]
         for each in queues:
@@ -237,23 +230,18 @@ class RedisWorker:
         self._last_beat = time.monotonic()
 
     def mind_others(self) -> None:
-        """Recover what workers hold that were absent at two looks, two beats or more apart: by then those
-        that live have given a sign again, whatever befell Redis. An error in between makes it start anew."""
-        looked, beat = time.monotonic(), self._lease / BEATS_PER_LEASE
-        if looked - self._last_look < beat:
-            return
-        self._last_look = looked
-        known, self._absent = self._absent, {}
-        absent: dict[tuple[str, str], float] = {}
-        for each in self._queues:
-            for member in self._client.smembers(each.workers):
+        """Recover what workers hold that died, if a look is due."""
+        if self._absences.look_is_due():
+            for keys, worker in self._absences.lasting(self._absent()):
+                self._bring_back(keys, worker, force=False, died=True)
+
+    def _absent(self) -> Iterator[tuple[Keys, str]]:
+        """Queue and name of each worker that gives no sign of life."""
+        for keys in self._queues:
+            for member in self._client.smembers(keys.workers):
                 worker = member.decode()
-                if self._client.exists(alive(worker)):
-                    continue
-                first = absent[each.queue, worker] = known.get((each.queue, worker), looked)
-                if looked - first >= 2 * beat:
-                    self._bring_back(each, worker, force=False, died=True)
-        self._absent = absent
+                if not self._client.exists(alive(worker)):
+                    yield keys, worker
 
     def _bring_back(self, keys: Keys, worker: str, *, force: bool, died: bool) -> None:
         why = "its worker died; it is not delivered again" if died else "its worker was stopped"
@@ -261,7 +249,6 @@ class RedisWorker:
         outcome = self._recover(
             [
                 alive(worker),
-                keys.workers,
                 keys.slot(worker),
                 keys.queue,
                 keys.bell,
@@ -269,7 +256,7 @@ class RedisWorker:
                 keys.deaths,
                 keys.dead,
             ],
-            [worker, int(force), int(died), self._max_deliveries, lost],
+            [int(force), int(died), self._max_deliveries, lost],
         )
         if outcome >= 2:
             then = "is delivered again" if outcome == 2 else "is given up"

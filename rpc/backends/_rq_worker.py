@@ -13,7 +13,7 @@ import socket
 import threading
 import time
 import zlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from uuid import uuid4
@@ -26,9 +26,11 @@ from rq.utils import now, utcformat
 from ..errors import Interrupted, SerializationError, WorkerLost
 from ..message import FAILED, LOST, Handler, Message, packed
 from . import _rq_scripts as scripts
+from ._cancellable import Cancellable
 from ._child import Child, interrupted_after
 from ._redis import (
     BLOCK,
+    Absences,
     persistent,
     reply_key,
     steadily,
@@ -55,11 +57,9 @@ class Claimed:
     reply_to: str | None = None
 
 
-class RqDelivery:
+class RqDelivery(Cancellable):
     def __init__(self, worker: RqWorker, claimed: Claimed, message: Message) -> None:
         self._worker, self.claimed, self.message = worker, claimed, message
-        self.cancelled = False
-        self.on_cancel: Callable[[], object] | None = None
         self.number = 1
         """Of the next reply: a reply that is there already, from an earlier delivery, is not sent again."""
 
@@ -72,11 +72,6 @@ class RqDelivery:
 
     def forbid_redelivery(self) -> None:
         self._worker.forbid_redelivery(self.claimed)
-
-    def cancel(self) -> None:
-        self.cancelled = True
-        if self.on_cancel:
-            self.on_cancel()
 
 
 class RqWorker:
@@ -99,8 +94,8 @@ class RqWorker:
         self._done = False
         self._signing = threading.Lock()
         """Held to sign on, and to sign off for good: who has left does not sign on again."""
-        self._last_beat = self._last_look = self._last_tidy = 0.0
-        self._absent: dict[tuple[str, bytes], float] = {}
+        self._last_beat = self._last_tidy = 0.0
+        self._absences: Absences[tuple[str, str, str]] = Absences(options.beat)
         self._child: Child | None = None
         self._forgot = False
         """Whether this worker's record expired while it may have held a job that it does not know of."""
@@ -308,27 +303,23 @@ class RqWorker:
     # Those that died.
 
     def mind_others(self) -> None:
-        """Recover the jobs of workers that were absent at two looks, two beats or more apart: by then those
-        that live have signed on again, whatever befell Redis. An error in between makes it start anew."""
-        looked = time.monotonic()
-        if looked - self._last_look < self._options.beat:
+        """Recover the jobs of workers that died, and tidy up after all, if that is due."""
+        if not self._absences.look_is_due():
             return
-        self._last_look = looked
-        known, self._absent = self._absent, {}
-        absent: dict[tuple[str, bytes], float] = {}
+        for queue, id, worker in self._absences.lasting(self._absent()):
+            self._recover(queue, id, worker, force=False, died=True)
+        if time.monotonic() - self._last_tidy > TIDY_EVERY:
+            self._last_tidy = time.monotonic()
+            for queue in self._queues:
+                self._records.tidy(queue)
+
+    def _absent(self) -> Iterator[tuple[str, str, str]]:
+        """Queue, id and worker of each started job whose worker's record is not there."""
         for queue in self._queues:
             for member in self._client.zrange(self._records.started(queue), 0, -1):
                 id, _, worker = text(member).rpartition(":")
-                if not worker.startswith(WORKER_PREFIX) or self._client.exists(f"rq:worker:{worker}"):
-                    continue
-                first = absent[queue, member] = known.get((queue, member), looked)
-                if looked - first >= 2 * self._options.beat:
-                    self._recover(queue, id, worker, force=False, died=True)
-        self._absent = absent
-        if looked - self._last_tidy > TIDY_EVERY:
-            self._last_tidy = looked
-            for queue in self._queues:
-                self._records.tidy(queue)
+                if worker.startswith(WORKER_PREFIX) and not self._client.exists(f"rq:worker:{worker}"):
+                    yield queue, id, worker
 
     def _recover(self, queue: str, id: str, worker: str, *, force: bool, died: bool) -> bool:
         """Put a job back, or give it up. False if there is nothing to do: it was finished."""

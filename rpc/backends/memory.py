@@ -13,6 +13,7 @@ from threading import Condition
 from ..addresses import Address
 from ..errors import RpcTimeout
 from ..message import LOST, STREAM, Handler, Message
+from ._cancellable import Cancellable
 from ._loops import run_together
 
 logger = logging.getLogger(__name__)
@@ -106,7 +107,7 @@ class MemoryReplies:
             delivery.cancel()
 
 
-class MemoryDelivery:
+class MemoryDelivery(Cancellable):
     """A message, waiting or in the hands of a handler."""
 
     def __init__(
@@ -115,8 +116,6 @@ class MemoryDelivery:
         ttl = message.ttl
         self._expires = None if ttl is None else time.monotonic() + ttl
         self.message, self.replies, self.waiting = message, replies, waiting
-        self.cancelled = False
-        self.on_cancel: Callable[[], object] | None = None
 
     def start(self) -> None:
         """Tell the handler how much time is left."""
@@ -128,11 +127,6 @@ class MemoryDelivery:
 
     def forbid_redelivery(self) -> None:
         """Nothing to do: memory never delivers again."""
-
-    def cancel(self) -> None:
-        self.cancelled = True
-        if self.on_cancel:
-            self.on_cancel()
 
 
 class MemoryBackend:

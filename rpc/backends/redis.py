@@ -6,7 +6,6 @@ for as long as it waits. A lane's inbox is a stream, so that a reply whose recei
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 import time
@@ -36,8 +35,6 @@ from ._redis import (
     tuned,
 )
 from ._redis_worker import Keys, RedisWorker, keep_alive, keys_of
-
-logger = logging.getLogger(__name__)
 
 _PLAIN = re.compile(r"[!-~]{1,128}")
 

@@ -8,7 +8,6 @@ inboxes and the way back are those of every backend on Redis.
 
 from __future__ import annotations
 
-import logging
 from collections import deque
 from collections.abc import Sequence
 from contextlib import suppress
@@ -37,8 +36,6 @@ from ._redis import (
 )
 from ._rq_records import Records, RqOptions, job_for, job_key
 from ._rq_worker import RqWorker
-
-logger = logging.getLogger(__name__)
 
 NO_ANSWER_FROM = {
     JobStatus.FAILED.value: "its worker died; it is not delivered again",
