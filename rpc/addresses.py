@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,127}")
@@ -28,6 +29,7 @@ class Address:
         return f"{self.kind} {self.name}" + (f" (group {self.group})" if self.group else "")
 
 
+@lru_cache(1024)
 def queue(name: str) -> Address:
     """Exactly one of the receivers that serve it gets each message."""
     return Address("queue", name)

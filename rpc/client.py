@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import random
 import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from datetime import datetime
+from functools import partial
 from threading import Lock
 from types import ModuleType, TracebackType
-from typing import Any, Final
+from typing import Any, Final, Literal, TypeVar
 from weakref import WeakSet
 
 from .addresses import queue as queue_address
@@ -17,10 +20,11 @@ from .backends import Backend, Replies, backend_from_url
 from .core.codecs import Codec, codec_named
 from .core.conversation import Conversation, Response, call_message
 from .core.jobs import current_request
-from .errors import BackendUnavailable, Cancelled, RpcTimeout
-from .message import Message
+from .errors import BackendUnavailable, Cancelled, QueueFull, RpcTimeout, SettingsError, Unsupported
+from .message import DELAY, IDEMPOTENCY_KEY, Message
 from .settings import Settings, load_settings
 
+T = TypeVar("T")
 _AS_SET: Final[Any] = object()
 NESTED_MARGIN = 0.95
 """Share of the time left that a call made by a handler may take: the rest is for telling the handler's own
@@ -35,7 +39,9 @@ class RpcClient:
     Without `backend`, everything that is not given comes from the settings module (see `rpc.settings`);
     `settings` names another one, or is one. `backend` is a backend or its URL, `timeout` the seconds a call
     waits (None: without end), `queue` where calls go, `codec` "json" or "msgpack", `max_message_bytes` the
-    largest request. Raises SettingsError if there is no usable setting; connects at the first call.
+    largest request, `when_full` what to do when a bounded queue has no room: "raise" QueueFull, or "wait" for
+    as long as the call may take (`call`: as `timeout` says). Raises SettingsError if there is no usable
+    setting; connects at the first call.
     """
 
     def __init__(
@@ -47,6 +53,7 @@ class RpcClient:
         queue: str = "default",
         codec: str | Codec | None = None,
         max_message_bytes: int | None = None,
+        when_full: Literal["raise", "wait"] = "raise",
     ) -> None:
         if not isinstance(settings, Settings):
             settings = load_settings(settings) if backend is None or settings is not None else Settings()
@@ -54,6 +61,9 @@ class RpcClient:
         self.backend: Backend = backend_from_url(chosen) if isinstance(chosen, str) else chosen
         self._owns_backend = isinstance(chosen, str)
         self.timeout = settings.timeout if timeout is _AS_SET else timeout
+        if when_full not in ("raise", "wait"):
+            raise SettingsError(f"when_full is 'raise' or 'wait', not {when_full!r}")
+        self._waits_for_room = when_full == "wait"
         self._queue, self._codec = queue, codec_named(codec or settings.codec)
         limit = max_message_bytes or settings.max_message_bytes
         self._max_message = min(limit, self.backend.max_message or sys.maxsize)
@@ -62,34 +72,74 @@ class RpcClient:
         self._pid = 0
         self._submitted: WeakSet[Future[Response]] = WeakSet()
 
-    def call(self, name: str, data: Any = None, *, queue: str | None = None, ttl: float | None = None) -> str:
+    def call(
+        self,
+        name: str,
+        data: Any = None,
+        *,
+        queue: str | None = None,
+        ttl: float | None = None,
+        delay: float | None = None,
+        at: datetime | None = None,
+        idempotency_key: str | None = None,
+    ) -> str:
         """Send a job and do not wait: the id of the request. Returns once the broker has it.
 
         `data` is a dict or a list; `ttl` is the seconds after which it is no longer wanted (None: it waits
-        as long as it must). Raises SerializationError before anything is sent, BackendUnavailable, QueueFull.
+        as long as it must). It is done after `delay` seconds, or `at` a time (one without a zone is local).
+        Of the calls with one `idempotency_key`, only the first is done. Raises SerializationError before
+        anything is sent, ValueError, BackendUnavailable, QueueFull, Unsupported by this backend.
         """
-        message = self._message(name, data, ttl, replies=False)
-        self.backend.send(queue_address(queue or self._queue), message)
+        headers: dict[str, str] = {}
+        if at is not None:
+            if delay is not None:
+                raise ValueError("give delay or at, not both")
+            delay = max(0.0, at.timestamp() - time.time())
+        if delay is not None:
+            if delay < 0 or (ttl is not None and ttl <= delay) or idempotency_key is not None:
+                raise ValueError("delay is not negative, less than ttl, and goes with no idempotency_key")
+            headers[DELAY] = f"{delay:.3f}"
+        message = self._message(name, data, ttl, idempotency_key, headers, replies=False)
+        to = queue_address(queue or self._queue)
+        self._with_room(lambda: self.backend.send(to, message), self.timeout)
         return message.id
 
     def call_and_wait(
-        self, name: str, data: Any = None, *, timeout: float | None = _AS_SET, queue: str | None = None
+        self,
+        name: str,
+        data: Any = None,
+        *,
+        timeout: float | None = _AS_SET,
+        queue: str | None = None,
+        idempotency_key: str | None = None,
     ) -> Response:
         """Send a job and wait for its response.
 
-        `data` is a dict or a list; `timeout` is in seconds (None: without end). Raises RemoteError if the
+        `data` is a dict or a list; `timeout` is in seconds (None: without end). Of the calls with one
+        `idempotency_key`, only the first is done, and all get its response. Raises RemoteError if the
         handler raised, MethodNotFound, InvalidParams, WorkerLost, SerializationError, RpcTimeout when the
-        time is up, BackendUnavailable. A caller that stops waiting, for whatever reason, withdraws the job.
+        time is up, BackendUnavailable, QueueFull, Unsupported by this backend. A caller that stops waiting,
+        for whatever reason, withdraws a job that has no such key.
         """
-        conversation, replies = self._ask(name, data, timeout, queue)
-        return self._answer(conversation, replies)
+        timeout = self._allowed(self.timeout if timeout is _AS_SET else timeout)
+        ask = partial(self._ask, name, data, timeout, queue, idempotency_key, time.monotonic())
+        return self._with_room(lambda: self._answer(*ask()), timeout)
 
     def submit(
-        self, name: str, data: Any = None, *, timeout: float | None = _AS_SET, queue: str | None = None
+        self,
+        name: str,
+        data: Any = None,
+        *,
+        timeout: float | None = _AS_SET,
+        queue: str | None = None,
+        idempotency_key: str | None = None,
     ) -> Future[Response]:
-        """Send a job, and return a future of its response. Errors as in `call_and_wait`: those of sending
-        at once, the others by the future. `cancel()` withdraws the job until it is answered."""
-        conversation, replies = self._ask(name, data, timeout, queue)
+        """Send a job, and return a future of its response. Errors as in `call_and_wait`: those of the data,
+        and of sending if they show at once, are raised here, the others by the future. `cancel()` withdraws
+        the job until it is answered."""
+        timeout = self._allowed(self.timeout if timeout is _AS_SET else timeout)
+        ask = partial(self._ask, name, data, timeout, queue, idempotency_key, time.monotonic())
+        conversation, replies = self._with_room(ask, timeout)
         future: Future[Response] = Future()
         with self._lock:
             self._submitted.add(future)
@@ -117,17 +167,54 @@ class RpcClient:
     ) -> None:
         self.close()
 
-    def _message(self, name: str, data: Any, ttl: float | None, *, replies: bool) -> Message:
-        return call_message(name, data, self._codec, ttl=ttl, replies=replies, max_message=self._max_message)
+    def _message(
+        self,
+        name: str,
+        data: Any,
+        ttl: float | None,
+        idempotency_key: str | None,
+        headers: dict[str, str],
+        *,
+        replies: bool,
+    ) -> Message:
+        if idempotency_key is not None:
+            headers[IDEMPOTENCY_KEY] = idempotency_key
+        for header, feature in ((DELAY, "delay"), (IDEMPOTENCY_KEY, "idempotency")):
+            if header in headers and feature not in self.backend.features:
+                raise Unsupported(f"this backend has no feature {feature!r}; redis: and memory: have it")
+        return call_message(
+            name, data, self._codec, ttl=ttl, replies=replies, max_message=self._max_message, headers=headers
+        )
 
     def _ask(
-        self, name: str, data: Any, timeout: float | None, queue: str | None
+        self,
+        name: str,
+        data: Any,
+        timeout: float | None,
+        queue: str | None,
+        idempotency_key: str | None,
+        began: float,
     ) -> tuple[Conversation, Replies]:
-        timeout = self._allowed(self.timeout if timeout is _AS_SET else timeout)
-        now = time.monotonic()
-        message = self._message(name, data, timeout, replies=True)
-        conversation = Conversation(message, name, timeout, now)
-        return conversation, self.backend.request(queue_address(queue or self._queue), message)
+        left = None if timeout is None else max(0.0, began + timeout - time.monotonic())
+        message = self._message(name, data, left, idempotency_key, {}, replies=True)
+        replies = self.backend.request(queue_address(queue or self._queue), message)
+        return Conversation(message, name, timeout, began), replies
+
+    def _with_room(self, action: Callable[[], T], seconds: float | None) -> T:
+        """What the action returns. While there is no room in the queue it is tried again for so many seconds,
+        if this client waits for that."""
+        if not self._waits_for_room:
+            return action()
+        end, attempt = None if seconds is None else time.monotonic() + seconds, 0
+        while True:
+            try:
+                return action()
+            except QueueFull:
+                pause = random.uniform(0, min(1.0, 0.01 * 2**attempt))
+                if end is not None and time.monotonic() + pause > end:
+                    raise
+                time.sleep(pause)
+                attempt = min(attempt + 1, 10)
 
     def _allowed(self, timeout: float | None) -> float | None:
         """The timeout, within the time that is left to the request that is being handled here, if one is."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import Protocol
 
 import msgspec
@@ -29,16 +28,25 @@ STREAM = "stream"
 NAME = "name"
 """Header that tells people what a message asks for. A label: nothing is ever looked up by it."""
 
+DELAY = "delay"
+"""Header: seconds, from the sending, before which nobody is given the message (feature `delay`)."""
+
+IDEMPOTENCY_KEY = "idempotency-key"
+"""Header: of the messages with the same one, in one queue, only the first is handled, and its last reply goes
+to all (feature `idempotency`)."""
+
+ATTEMPT = "attempt"
+"""Header: how often the job has been tried, if it failed before."""
+
 MAX_HEADERS = 64
 MAX_HEADER_BYTES = 8192
 
 
-@dataclass(frozen=True, slots=True)
-class Message:
+class Message(msgspec.Struct, frozen=True):
     """Headers (short strings) and a body (bytes). Changed by making another one: see `but()`."""
 
     body: bytes = b""
-    headers: Mapping[str, str] = field(default_factory=dict)
+    headers: Mapping[str, str] = msgspec.field(default_factory=dict)
 
     def __repr__(self) -> str:
         return f"<Message {self.id or '-'}, {len(self.body)} bytes>"  # bodies and tokens stay out of logs
@@ -69,8 +77,16 @@ class Message:
     @property
     def deliveries(self) -> int:
         """How often it was handed to a receiver, this time included."""
-        deliveries = self.headers.get("deliveries", "1")
-        return int(deliveries) if deliveries.isdecimal() and len(deliveries) < 10 else 1
+        return self._count("deliveries")
+
+    @property
+    def attempt(self) -> int:
+        """How often the job has been tried, this time included."""
+        return self._count(ATTEMPT)
+
+    def _count(self, header: str) -> int:
+        count = self.headers.get(header)
+        return int(count) if count and count.isdecimal() and len(count) < 10 else 1
 
     def but(self, **headers: str | float | None) -> Message:
         """The same message with other headers; None removes one. `reply_to` stands for `reply-to`."""
@@ -127,6 +143,14 @@ class Delivery(Protocol):
 
     def forbid_redelivery(self) -> None:
         """If this process dies now, nobody gets this message again: its caller is told instead."""
+
+    def postpone(self, seconds: float, message: Message) -> None:
+        """Instead of a last reply (the handler returns None then): somebody gets this message, in place of
+        the one that was delivered, after so many seconds. Feature `delay`."""
+
+    def bury(self, why: str, last: Message | None) -> None:
+        """The same, but nobody gets it again, unless people say so: it is a dead letter. Feature
+        `dead-letters`."""
 
 
 Handler = Callable[[Delivery], Message | None]

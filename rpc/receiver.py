@@ -21,7 +21,7 @@ from .backends import Backend, backend_from_url
 from .core.codecs import Accepted
 from .core.dispatch import Dispatcher
 from .core.jobs import jobs_from
-from .errors import Cancelled, SettingsError
+from .errors import Cancelled, SettingsError, Unsupported
 from .message import Delivery
 from .settings import Settings, load_settings
 
@@ -36,7 +36,8 @@ class RpcReceiver:
     What is not given comes from the settings module (see `rpc.settings`), which is read if `jobs` or
     `backend` is missing, or if `settings` names it. `jobs` maps names to callables, `backend` is a backend or
     its URL, `queues` are served in this order of priority, `concurrency` is how many jobs run at a time,
-    `grace` the seconds that a stop gives to those that run. Raises SettingsError.
+    `grace` the seconds that a stop gives to those that run. Raises SettingsError, and Unsupported if a job
+    asks for retries that the backend cannot do.
     """
 
     def __init__(
@@ -67,6 +68,9 @@ class RpcReceiver:
         self.jobs = jobs_from(settings.jobs() if jobs is None else jobs)
         if not self.jobs:
             raise SettingsError(f"{settings.module}: RPC_JOB_MAPPING maps no name: there is nothing to do")
+        retried = [name for name, job in self.jobs.items() if job.options.retries]
+        if retried and "delay" not in self.backend.features:
+            raise Unsupported(f"retries of {', '.join(retried)} need a backend like redis: or memory:")
         self._loop = _CoroutineLoop()
         self._dispatcher = Dispatcher(
             self.jobs,

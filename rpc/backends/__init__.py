@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import entry_points
 from inspect import Parameter, signature
@@ -37,7 +38,7 @@ class Backend(Protocol):
     Unsupported leave these methods."""
 
     features: frozenset[str]
-    """Of: durable, redelivers, topics, groups, priorities, processes."""
+    """Of: durable, redelivers, topics, groups, priorities, processes, delay, idempotency, dead-letters."""
     max_message: int | None
     """The largest body, in bytes; None if the transport sets no limit."""
 
@@ -58,11 +59,40 @@ class Backend(Protocol):
         """Hand back what `serve` still holds, then give back connections. Idempotent."""
 
 
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """A message that was given up."""
+
+    id: str
+    queue: str
+    at: float
+    """When, in seconds of the Unix epoch, by the broker's clock."""
+    why: str
+    frame: bytes
+    raw: Any
+    """What the backend finds it by."""
+
+
+class DeadLetters(Protocol):
+    """A backend with the feature `dead-letters`."""
+
+    def dead_letters(self, queue: str) -> list[DeadLetter]:
+        """What was given up, the last one first."""
+
+    def revive(self, letter: DeadLetter) -> bool:
+        """Put it back into its queue, as if it had just been sent. False if it is no longer there."""
+
+    def drop(self, letter: DeadLetter) -> bool:
+        """Forget it. False if it is no longer there."""
+
+
 BACKENDS = {
     "memory": ("rpc.backends.memory:MemoryBackend", None),
     "redis": ("rpc.backends.redis:RedisBackend", None),
     "rediss": ("rpc.backends.redis:RedisBackend", None),
     "redis+unix": ("rpc.backends.redis:RedisBackend", None),
+    "redis+sentinel": ("rpc.backends.redis:RedisBackend", None),
+    "redis+cluster": ("rpc.backends.redis:RedisBackend", None),
     "rq+redis": ("rpc.backends.rq:PythonRqBackend", None),
     "rq+rediss": ("rpc.backends.rq:PythonRqBackend", None),
     "rq+unix": ("rpc.backends.rq:PythonRqBackend", None),

@@ -1,8 +1,12 @@
-"""The part of a delivery that is the same everywhere: how its handler learns that nobody listens any more."""
+"""The part of a delivery that is the same everywhere: how its handler learns that nobody listens any more,
+and the answer of backends that cannot do everything."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+
+from ..errors import Unsupported
+from ..message import Message
 
 
 class Cancellable:
@@ -14,3 +18,9 @@ class Cancellable:
         self.cancelled = True
         if self.on_cancel:
             self.on_cancel()
+
+    def postpone(self, seconds: float, message: Message) -> None:
+        raise Unsupported("this backend has no feature 'delay'; redis: and memory: have it")
+
+    def bury(self, why: str, last: Message | None) -> None:
+        raise Unsupported("this backend has no feature 'dead-letters'; redis: and memory: have it")

@@ -1,10 +1,8 @@
-"""What every backend on Redis shares: connections with our own time limits, errors translated in one place,
-the way back of a request, topics and inboxes.
+"""What every backend on Redis shares: our own time limits, errors translated in one place, waiting and trying
+again, connections driven directly, and the frame of `serve`.
 
-A way back, an inbox and a topic are each a stream: reading takes nothing away, so that a reader whose
-connection breaks goes on where it was, and nothing is lost with an answer that never arrived. Each key has
-a TTL. redis-py's own retries are off, because they repeat commands that may have been carried out: whatever
-is repeated here carries an id that makes it harmless.
+redis-py's own retries are off, because they repeat commands that may have been carried out: whatever is
+repeated here carries an id that makes it harmless.
 """
 
 from __future__ import annotations
@@ -12,20 +10,20 @@ from __future__ import annotations
 import logging
 import os
 import random
+import select
+import socket
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import partial
 from typing import Any, Generic, TypeVar
 
 import redis
-from redis.backoff import NoBackoff
-from redis.retry import Retry
 
 from ..addresses import Address
-from ..errors import BackendUnavailable, RpcTimeout, SerializationError, Unsupported
-from ..message import LOST, STREAM, Handler, Message, packed, unpacked
-from ._cancellable import Cancellable
+from ..errors import BackendUnavailable, RpcTimeout
+from ..message import Handler, Message
+from ._loops import run_together
+from ._redis_places import Place, is_elsewhere
 
 logger = logging.getLogger(__name__)
 
@@ -37,52 +35,12 @@ else:
     PACK = _packed_by_hiredis
 
 T = TypeVar("T")
+Command = Sequence[Any]
 BLOCK = 1.0
 """Seconds that a blocking command waits in Redis: how late a stop, or a connection that went half-open, is
 noticed at the latest. Always less than SOCKET_TIMEOUT."""
-SOCKET_TIMEOUT = 3.0
-"""Seconds without an answer after which a connection is given up: what a call may take longer than it is
-allowed to, if Redis neither answers nor refuses."""
-CONNECT_TIMEOUT = 2.0
 RETRY_FOR = 5.0
 """Seconds that sending goes on trying while Redis cannot be had."""
-KEEP_REPLY = 60.0
-"""Seconds that a way back outlives the last sign of its reader."""
-KEEP_TOPIC = 3600.0
-TOPIC_LENGTH = 10_000
-START = "0-1"
-"""The first entry of a way back. It is made with the request, so that whoever replies can tell a caller who
-has gone (no stream) from one who has read everything."""
-
-_WHERE_AND_WHO = {"host", "port", "path", "db", "username", "password", "credential_provider", "server"}
-
-
-def tuned(source: redis.Redis | str) -> Any:
-    """A client of our own for the server that a URL, or another client, names. Time limits and retries are
-    ours; TypeError for an option that no connection has, Unsupported for a cluster or a sentinel."""
-    if isinstance(source, str):
-        pool: Any = redis.ConnectionPool.from_url(source)
-        pool.connection_class(**pool.connection_kwargs)
-    else:
-        pool = getattr(source, "connection_pool", None)
-    if not isinstance(pool, redis.ConnectionPool) or isinstance(pool, redis.SentinelConnectionPool):
-        raise Unsupported(f"a single Redis server is needed, not {type(source).__name__}")
-    kept = {
-        name: value
-        for name, value in pool.connection_kwargs.items()
-        if name in _WHERE_AND_WHO or name.startswith("ssl")
-    }
-    return redis.Redis(
-        connection_pool=redis.ConnectionPool(
-            connection_class=pool.connection_class,
-            max_connections=2**16,
-            protocol=2,
-            retry=Retry(NoBackoff(), 0),
-            socket_timeout=SOCKET_TIMEOUT,
-            socket_connect_timeout=CONNECT_TIMEOUT,
-            **kept,
-        )
-    )
 
 
 @contextmanager
@@ -123,6 +81,28 @@ def persistent(action: Callable[[], T], seconds: float) -> T:
                 raise BackendUnavailable(f"Redis: {error}") from error
             time.sleep(pause)
             attempt += 1
+
+
+def awaited(read: Callable[[float], T | None], timeout: float | None) -> T:
+    """What `read` returns, which waits for at most the seconds that it is given, as soon as it is not None;
+    through whatever happens to Redis meanwhile. Raises RpcTimeout when the time is up, and BackendUnavailable
+    if Redis cannot be had then."""
+    end = None if timeout is None else time.monotonic() + timeout
+    left, attempt = BLOCK if timeout is None else timeout, 0
+    while True:
+        failure: redis.RedisError | None = None
+        try:
+            if (found := read(left)) is not None:
+                return found
+            attempt = 0
+        except redis.RedisError as error:
+            failure = error
+            time.sleep(min(backoff(attempt, cap=BLOCK), max(0.0, left)))
+            attempt += 1
+        if end is not None and (left := end - time.monotonic()) <= 0:
+            if failure is None:
+                raise RpcTimeout
+            raise BackendUnavailable(f"Redis: {failure}") from failure
 
 
 def patience(message: Message) -> float:
@@ -172,40 +152,72 @@ class Absences(Generic[T]):
         self._since = since
 
 
-def reply_key(reply_to: str) -> str:
-    """The key of a way back."""
-    return f"rpc:re:{reply_to}"
-
-
 def milliseconds(seconds: float) -> int:
     """For commands and scripts; at least 1, because 0 means for ever to some."""
     return max(1, round(seconds * 1000))
 
 
+class Process:
+    """The number of this process, without asking the kernel for it."""
+
+    id = os.getpid()
+
+
+def _forked() -> None:
+    process.id = os.getpid()
+
+
+process = Process()
+os.register_at_fork(after_in_child=_forked)
+
+
 class Link:
     """One connection of redis-py's, driven without its client: commands leave in one write, and their answers
-    are read one by one. What its pool knows (TLS, users, addresses) stays redis-py's. Not for two threads."""
+    are read one by one. Which server has `key`, and how to get to it (TLS, users, sentinels, clusters), the
+    place knows. Not for two threads."""
 
-    def __init__(self, pool: Any, scripts: Sequence[str]) -> None:
-        self._pool, self._scripts = pool, scripts
+    def __init__(self, place: Place, key: str, scripts: Sequence[str]) -> None:
+        self._place, self._key, self._scripts = place, key, scripts
         self._connection: Any = None
+        self._wire: socket.socket | None = None
+        self._least = 1
         self._pid = 0
+        self.epoch = 0
+        """How often it has connected: what was packed before may not be understood after."""
         self._shas: dict[str, str] = {}
-        self._pack: Callable[[Sequence[Any]], bytes] = lambda command: b""
+        self._poll: Callable[[int], Any] = lambda milliseconds: True
+        self._pack: Callable[[Command], bytes] = lambda command: b""
 
-    def write(self, *commands: Sequence[Any]) -> None:
-        """Send these commands, with the text of a script in place of its digest."""
-        if self._connection is None or self._pid != os.getpid():
+    @property
+    def connected(self) -> bool:
+        return self._connection is not None and self._pid == process.id
+
+    def packed(self, *commands: Command) -> bytes:
+        """These commands, as they are written on this connection; the text of a script stands for its digest.
+        Connects."""
+        if not self.connected:
             self._connect()
-        shas = self._shas
-        frames = [
-            self._pack(("EVALSHA", shas[command[0]], *command[1:]) if command[0] in shas else command)
-            for command in commands
-        ]
+        shas, pack = self._shas, self._pack
+        return b"".join(
+            [
+                pack(("EVALSHA", shas[command[0]], *command[1:]) if command[0] in shas else command)
+                for command in commands
+            ]
+        )
+
+    def write(self, *commands: Command, least: int = 1) -> None:
+        """Send these commands. Whoever waits for the answers sleeps through the first ones, if they have less
+        than `least` bytes: to be woken up for what only confirms costs as much as the rest of a call."""
+        self.write_packed(self.packed(*commands), least)
+
+    def write_packed(self, frame: bytes, least: int = 1) -> None:
         try:
-            self._connection.send_packed_command([b"".join(frames)], check_health=False)
-        except BaseException:
-            self.drop()
+            if least != self._least and self._wire:
+                self._wire.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, least)
+                self._least = least
+            self._connection.send_packed_command([frame], check_health=False)
+        except BaseException as error:
+            self._failed(error)
             raise
 
     def read(self) -> Any:
@@ -213,233 +225,99 @@ class Link:
         interrupted read: what comes next would answer something else."""
         try:
             return self._connection.read_response(disable_decoding=True)
-        except BaseException:
-            self.drop()
+        except BaseException as error:
+            self._failed(error)
             raise
+
+    def ask(self, *commands: Command) -> Any:
+        """Send these commands; the answer to the last one."""
+        self.write(*commands)
+        for _ in commands:
+            answer = self.read()
+        return answer
 
     def readable(self, seconds: float) -> bool:
         """Whether an answer has come, after waiting for it so many seconds at most."""
         try:
             return bool(self._connection.can_read(max(0.0, seconds)))
-        except BaseException:
-            self.drop()
+        except BaseException as error:
+            self._failed(error)
             raise
+
+    def spin(self, seconds: float) -> bool:
+        """Look for an answer without going to sleep, for so many seconds at most; whether one has come. Being
+        woken up takes the kernel as long as Redis and a short handler together."""
+        poll, end = self._poll, time.perf_counter() + seconds
+        while not poll(0):
+            if time.perf_counter() > end:
+                return False
+            os.sched_yield()  # others may have work for this processor
+        return True
 
     def drop(self) -> None:
         """Give the connection up, and whatever answers were still to come."""
         connection, self._connection = self._connection, None
-        if connection is not None and self._pid == os.getpid():
+        if connection is not None and self._pid == process.id:
             connection.disconnect()
 
+    def _failed(self, error: BaseException) -> None:
+        self.drop()
+        if isinstance(error, redis.RedisError) and is_elsewhere(error):
+            self._place.moved()
+
     def _connect(self) -> None:
-        connection = self._pool.make_connection()
-        connection.connect()
+        connection = self._place.connection(self._key)
         for script in self._scripts:
-            connection.send_command("SCRIPT", "LOAD", script)
-        for script in self._scripts:
-            self._shas[script] = connection.read_response().decode()
-        self._connection, self._pid = connection, os.getpid()
+            self._shas[script] = _loaded(connection, script)
+        self._connection, self._pid = connection, process.id
+        self.epoch += 1
         self._pack = PACK or (lambda command: b"".join(connection.pack_command(*command)))
+        wire = getattr(connection, "_sock", None)  # redis-py has no public way to it
+        self._wire, self._least = wire if hasattr(socket, "SO_RCVLOWAT") else None, 1
+        if wire and hasattr(select, "poll"):
+            poll = select.poll()
+            poll.register(wire.fileno(), select.POLLIN)
+            self._poll = poll.poll
 
 
-class RedisReplies:
-    """The reader's end of a way back. `lost` says, between two reads, why no reply can come any more (None if
-    one can); `withdraw` takes back what was asked for."""
-
-    def __init__(
-        self,
-        client: Any,
-        reply_to: str,
-        *,
-        id: str = "",
-        lost: Callable[[], str | None] = lambda: None,
-        hint: Callable[[], str] = lambda: "",
-        withdraw: Callable[[], object] = lambda: None,
-        finished: Callable[[str], object] = lambda key: None,
-    ) -> None:
-        self._client, self._key, self._last = client, reply_key(reply_to), START
-        self._id = id
-        self._lost, self._hint, self._withdraw, self._finished = lost, hint, withdraw, finished
-        self._ended = self._closed = self._unreachable = False
-
-    def receive(self, timeout: float | None) -> Message:
-        end = None if timeout is None else time.monotonic() + timeout
-        attempt = 0
-        while True:
-            left = BLOCK if end is None else end - time.monotonic()
-            try:
-                with translated():
-                    reply = self._read(min(left, BLOCK))
-                    reason = None if reply else self._check()
-                    if reason and not (reply := self._read(0)):
-                        reply = Message(headers={LOST: reason})
-                attempt = 0
-            except BackendUnavailable:
-                reply = None
-                if end is not None and time.monotonic() >= end:
-                    self._unreachable = True
-                    raise
-                time.sleep(min(backoff(attempt, cap=BLOCK), max(0.0, left)))
-                attempt += 1
-            if reply and self._id and reply.id not in (self._id, ""):
-                logger.warning("a reply to %r came to the caller of %r", reply.id[:128], self._id)
-                continue
-            if reply:
-                self._ended = STREAM not in reply.headers
-                return reply
-            if end is not None and time.monotonic() >= end:
-                raise RpcTimeout(self._hinted())
-
-    def close(self) -> None:
-        if self._closed:
-            return
-        self._closed = True
-        if self._ended:
-            self._finished(self._key)
-            return
-        if self._unreachable:
-            return  # it would take as long again; everything expires
-        with translated_or_logged():
-            self._client.unlink(self._key)  # first, so that a handler that is told finds nobody listening
-            self._withdraw()
-
-    def _hinted(self) -> str:
-        with translated_or_logged():
-            return self._hint()
-        return ""
-
-    def _read(self, seconds: float) -> Message | None:
-        block = milliseconds(seconds) if seconds > 0 else None
-        read = self._client.xread({self._key: self._last}, count=1, block=block)
-        if not read:
-            return None
-        [[_, [(self._last, fields)]]] = read
-        return unpacked(fields[b"m"])
-
-    def _check(self) -> str | None:
-        if not self._client.pexpire(self._key, milliseconds(KEEP_REPLY)):
-            return "its way back is gone"
-        return self._lost()
+def _loaded(connection: Any, script: str) -> str:
+    """The digest of a script that this server has; without a first line that it does not know (Redis 6)."""
+    connection.send_command("SCRIPT", "LOAD", script)
+    try:
+        return str(connection.read_response().decode())
+    except redis.ResponseError:
+        first, _, rest = script.partition("\n")
+        if not first.startswith("#!"):
+            raise
+    connection.send_command("SCRIPT", "LOAD", rest)
+    return str(connection.read_response().decode())
 
 
-class Channels:
-    """Topics and inboxes."""
+class Serving:
+    """The frame of `serve`: loops of queues and loops of topics and inboxes, until stopped."""
 
-    def __init__(self, client: Any) -> None:
-        self._client = client
+    _stopped = False
 
-    def send(self, to: Address, message: Message) -> None:
-        with translated():
-            self._put(to, message, opened=None)
+    def serve(self, addresses: Sequence[Address], handler: Handler, concurrency: int = 1) -> None:
+        queues = [address.name for address in addresses if address.kind == "queue"]
+        others = [address for address in addresses if address.kind != "queue"]
+        loops = self._queue_loops(queues, handler, concurrency) if queues else []
+        loops += self._other_loops(others, handler)
+        try:
+            run_together(loops, self.stop)
+        finally:
+            self._stopped = False
 
-    def request(self, to: Address, message: Message) -> RedisReplies:
-        opened = reply_key(message.reply_to or "")
-        with translated():
-            self._put(to, message, opened)
-        return RedisReplies(self._client, message.reply_to or "")
+    def stop(self) -> None:
+        self._stopped = True
 
-    def loops(
-        self, addresses: Sequence[Address], handler: Handler, stopped: Callable[[], bool]
+    def _is_stopped(self) -> bool:
+        return self._stopped
+
+    def _queue_loops(
+        self, queues: Sequence[str], handler: Handler, concurrency: int
     ) -> list[Callable[[], None]]:
-        """Loops that hear these addresses until stopped; a thread for each."""
-        plain = [address for address in addresses if not address.group]
-        loops: list[Callable[[], None]] = []
-        if plain:
-            loops.append(partial(self._hear, plain, handler, stopped))
-        for address in addresses:
-            if address.group:
-                loops.append(partial(self._share, address, handler, stopped))
-        return loops
+        raise NotImplementedError
 
-    def _put(self, to: Address, message: Message, opened: str | None) -> None:
-        pipe = self._client.pipeline(transaction=True)
-        if opened:
-            pipe.xadd(opened, {"m": b""}, id=START)
-            pipe.pexpire(opened, milliseconds(KEEP_REPLY + (message.ttl or 0)))
-        pipe.xadd(_key(to), {"m": packed(message)}, maxlen=TOPIC_LENGTH, approximate=True)
-        pipe.pexpire(_key(to), milliseconds(KEEP_TOPIC))
-        pipe.execute()
-
-    def _hear(self, addresses: Sequence[Address], handler: Handler, stopped: Callable[[], bool]) -> None:
-        last: dict[str, Any] = {}
-
-        def step() -> None:
-            for address in addresses:  # of an inbox all, of a topic only what comes from now on
-                if _key(address) not in last:
-                    newest = self._client.xrevrange(_key(address), count=1) if address.kind == "topic" else []
-                    last[_key(address)] = newest[0][0] if newest else "0-0"
-            read = self._client.xread(last, count=64, block=milliseconds(BLOCK))
-            for name, entries in read or ():
-                key = name.decode()
-                for entry, fields in entries:
-                    last[key] = entry
-                    self._handle(fields, handler)
-                    if key.startswith("rpc:in:"):
-                        self._client.xdel(key, entry)
-
-        steadily(step, stopped)
-
-    def _share(self, address: Address, handler: Handler, stopped: Callable[[], bool]) -> None:
-        key, group = _key(address), address.group
-        origin = "$"  # from now on; but after the stream was lost, from its new beginning
-
-        def step() -> None:
-            nonlocal origin
-            try:
-                read = self._client.xreadgroup(
-                    group, "any", {key: ">"}, count=1, block=milliseconds(BLOCK), noack=True
-                )
-            except redis.ResponseError as error:
-                if "NOGROUP" not in str(error):
-                    raise
-                self._join(key, group, origin)
-                return
-            finally:
-                self._client.pexpire(key, milliseconds(KEEP_TOPIC))
-            origin = "0"
-            for _, entries in read or ():
-                for _, fields in entries:
-                    self._handle(fields, handler)
-
-        with translated():
-            self._join(key, group, origin)
-        steadily(step, stopped)
-
-    def _join(self, key: str, group: str | None, origin: str) -> None:
-        try:
-            self._client.xgroup_create(key, group, id=origin, mkstream=True)
-        except redis.ResponseError as error:
-            if "BUSYGROUP" not in str(error):  # another member was first
-                raise
-
-    def _handle(self, fields: dict[bytes, bytes], handler: Handler) -> None:
-        try:
-            delivery = _ChannelDelivery(self._client, unpacked(fields[b"m"]))
-            last = handler(delivery)
-        except SerializationError as error:
-            logger.warning("not a message of ours: %s", error)
-        except Exception:
-            logger.exception("a handler raised")
-        else:
-            if last is not None:
-                delivery.reply(last)
-
-
-class _ChannelDelivery(Cancellable):
-    """A message from a topic or an inbox: any number of receivers may reply to it."""
-
-    def __init__(self, client: Any, message: Message) -> None:
-        self._client, self.message = client, message
-
-    def reply(self, message: Message) -> bool:
-        if self.message.reply_to is None:
-            return False
-        key = reply_key(self.message.reply_to)
-        return bool(self._client.xadd(key, {"m": packed(message)}, nomkstream=True))
-
-    def forbid_redelivery(self) -> None:
-        """Nothing to do: topics and inboxes never deliver again."""
-
-
-def _key(address: Address) -> str:
-    return f"rpc:{'in' if address.kind == 'inbox' else address.kind}:{address.name}"
+    def _other_loops(self, addresses: Sequence[Address], handler: Handler) -> list[Callable[[], None]]:
+        raise NotImplementedError

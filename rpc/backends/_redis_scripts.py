@@ -1,162 +1,376 @@
 """The moves of a message of the native Redis backend, each one atomic, and harmless when it is repeated.
 
-A message is in its queue or in the slot of one worker at every instant; a slot is a list that holds at most
-the one message that its worker has. A record is `id \\n expires \\n lane \\n frame`: `expires` in ms of the
-server's clock (0: never), `lane` the inbox of the caller that waits ("": nobody does). Whoever does
-not hold the message in its slot can neither acknowledge nor answer it. The id of a message that is done is
-remembered for 10 s, so that a late repetition of its sending is noticed.
+A message is in its queue, among the delayed, or in the slot of one worker at every instant; a slot is a list
+of what its worker has taken and not acknowledged, the oldest first. A record is
+`kind deaths \\n id \\n lane \\n once \\n frame`:
+
+    kind    k: it waits as long as it must; w: it is wanted only while its token exists; K, W: the same, but
+            the frame is too large to be moved about, and lies in a key of its own
+    deaths  how many workers died that had it; nothing for none
+    lane    the inbox of the caller that waits; nothing for none
+    once    the digest of its idempotency key; nothing for none
+
+The token of a message is a key that Redis lets expire with the message. Whoever leaves deletes it, and a
+repeated sending finds it. Keys that are derived here (tokens, frames) share the hash tag of their queue.
 """
 
 from __future__ import annotations
 
-_NOW = "local t = redis.call('TIME') local now = t[1] * 1000 + math.floor(t[2] / 1000)\n"
+ANYWAY = "#!lua flags=allow-oom\n"
+"""First line (Redis >= 7) of what must go on when the memory is used up, because it frees some."""
+
+PARTS = r"'^(%a)(%d*)\n([^\n]*)\n([^\n]*)\n([^\n]*)\n'"
+
+_RING = """
+local function ring(bell)
+  redis.call('LPUSH', bell, '1')
+  redis.call('PEXPIRE', bell, '60000')
+end
+"""
+
+_NOW = """
+local time = redis.call('TIME')
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+"""
+
+_ENQUEUE = """
+local function enqueue(queue, bell, record)
+  if redis.call('RPUSH', queue, record) == 1 then return ring(bell) end
+  for _ = 1, 2 do  -- the unwanted leave, even if nobody serves the queue
+    local kind, _, id = string.match(redis.call('LINDEX', queue, 0), '^(%a)(%d*)\\n([^\\n]*)')
+    if string.lower(kind) == 'k' or redis.call('EXISTS', queue .. ':t:' .. id) == 1 then return end
+    redis.call('LPOP', queue)
+    if kind == 'W' then redis.call('UNLINK', queue .. ':b:' .. id) end
+  end
+end
+"""
+
+_REPLY = """
+local function reply_to(inbox, number, id, frame)
+  redis.call('RPUSH', inbox, number .. '\\n' .. id .. '\\n' .. frame)
+  redis.call('PEXPIRE', inbox, '60000')
+end
+"""
 
 SEND = (
+    _RING
+    + _ENQUEUE
+    + _REPLY
+    + """
+-- KEYS queue bell token [inbox]   ARGV id record token_ms max_length again
+-- -> 1 sent, 0 it was there, -1 full
+local inbox = KEYS[4]
+if ARGV[5] == '1' and inbox then
+  local entry = redis.call('LINDEX', inbox, 0)
+  if entry and string.find(entry, '\\n' .. ARGV[1] .. '\\n', 1, true) then return 0 end
+end
+if ARGV[4] ~= '0' and redis.call('LLEN', KEYS[1]) >= tonumber(ARGV[4]) then
+  if redis.call('EXISTS', KEYS[3]) == 1 then return 0 end
+  if inbox then
+    redis.call('DEL', inbox)
+    reply_to(inbox, -1, ARGV[1], '')
+  end
+  return -1
+end
+if not redis.call('SET', KEYS[3], '', 'NX', 'PX', ARGV[3]) then return 0 end
+if inbox then redis.call('DEL', inbox) end
+enqueue(KEYS[1], KEYS[2], ARGV[2])
+return 1
+"""
+)
+
+SEND_ONCE = (
+    _RING
+    + _ENQUEUE
+    + _REPLY
+    + """
+-- KEYS queue bell token once [inbox]   ARGV id record token_ms max_length window_ms
+-- once: q<id> it was sent, r<id> it runs, d<frame> it was answered   -> as SEND
+local id, token, once, inbox = ARGV[1], KEYS[3], KEYS[4], KEYS[5]
+local state = redis.call('GET', once)
+if state then
+  local how, first = string.sub(state, 1, 1), string.sub(state, 2)
+  if how ~= 'd' and first == id then return 0 end
+  local theirs = KEYS[1] .. ':t:' .. first
+  local under_way = how == 'r' or (how == 'q' and redis.call('EXISTS', theirs) == 1)
+  if inbox and (how == 'd' or under_way) then redis.call('DEL', inbox) end
+  if how == 'd' then
+    if inbox then reply_to(inbox, 1, id, first) end
+    return 0
+  end
+  if under_way then
+    if inbox then redis.call('HSET', once .. ':w', id, inbox) redis.call('PEXPIRE', once .. ':w', ARGV[5]) end
+    if how == 'q' and redis.call('PTTL', theirs) < tonumber(ARGV[3]) then
+      redis.call('PEXPIRE', theirs, ARGV[3])
+    end
+    return 0
+  end
+end
+if ARGV[4] ~= '0' and redis.call('LLEN', KEYS[1]) >= tonumber(ARGV[4]) then
+  if inbox then
+    redis.call('DEL', inbox)
+    reply_to(inbox, -1, id, '')
+  end
+  return -1
+end
+redis.call('SET', once, 'q' .. id, 'PX', ARGV[5])
+redis.call('SET', token, '', 'PX', ARGV[3])
+if inbox then redis.call('DEL', inbox) end
+enqueue(KEYS[1], KEYS[2], ARGV[2])
+return 1
+"""
+)
+
+SEND_LATER = (
     _NOW
     + """
--- KEYS queue bell ids inbox   ARGV id ttl_ms lane frame max_length   -> 1 sent, 0 it was there, -1 full
-if tonumber(ARGV[5]) > 0 and redis.call('LLEN', KEYS[1]) >= tonumber(ARGV[5]) then return -1 end
-redis.call('ZREMRANGEBYSCORE', KEYS[3], 1, now)
-local expires = tonumber(ARGV[2]) > 0 and now + ARGV[2] or 0
-local forgotten = expires > 0 and expires + 10000 or '+inf'
-if redis.call('ZADD', KEYS[3], 'NX', forgotten, ARGV[1]) == 0 then return 0 end
-redis.call('PEXPIRE', KEYS[3], 86400000)
-for _ = 1, 2 do  -- the expired leave no trace, even if nobody serves the queue
-  local head = redis.call('LINDEX', KEYS[1], 0)
-  local until_ = head and tonumber(string.match(head, '^[^\\n]*\\n(%d+)'))
-  if until_ and until_ > 0 and until_ <= now then redis.call('LPOP', KEYS[1]) else break end
-end
-if ARGV[3] ~= '' then redis.call('DEL', KEYS[4]) end
-local record = {ARGV[1], string.format('%d', expires), ARGV[3], ARGV[4]}
-redis.call('RPUSH', KEYS[1], table.concat(record, '\\n'))
-redis.call('LPUSH', KEYS[2], 1)
-redis.call('PEXPIRE', KEYS[2], 60000)
+-- KEYS queue delayed token   ARGV id record token_ms max_length delay_ms channel   -> as SEND
+if redis.call('EXISTS', KEYS[3]) == 1 then return 0 end
+local length = redis.call('LLEN', KEYS[1]) + redis.call('ZCARD', KEYS[2])
+if ARGV[4] ~= '0' and length >= tonumber(ARGV[4]) then return -1 end
+redis.call('SET', KEYS[3], '', 'PX', ARGV[3])
+redis.call('ZADD', KEYS[2], now + ARGV[5], ARGV[2])
+redis.call('PUBLISH', ARGV[6], '')
 return 1
+"""
+)
+
+PROMOTE = (
+    ANYWAY
+    + _RING
+    + _NOW
+    + """
+-- KEYS delayed queue bell   What is due moves to its queue.   -> ms until more is due, -1 if nothing is
+local due = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now, 'LIMIT', 0, 100)
+for _, record in ipairs(due) do
+  redis.call('RPUSH', KEYS[2], record)
+  redis.call('ZREM', KEYS[1], record)
+end
+if #due > 0 then ring(KEYS[3]) end
+local next = redis.call('ZRANGE', KEYS[1], 0, 0, 'WITHSCORES')
+return next[2] and math.max(0, next[2] - now) or -1
 """
 )
 
 NEXT = (
-    _NOW
+    ANYWAY
     + """
--- KEYS alive [queue slot ids cancelled deaths bell] ...
--- -> {number of the queue, record, ms left or -1, deaths} | nil: nothing to do | 0: it has expired meanwhile
-if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
-local function found(k, record, id, expires)
-  local left = expires == 0 and -1 or math.max(0, expires - now)
-  return {(k - 2) / 6, record, left, redis.call('HGET', KEYS[k + 4], id) or 0}
-end
-for k = 2, #KEYS, 6 do  -- the answer to an earlier call was lost
-  local record = redis.call('LINDEX', KEYS[k + 1], 0)
-  if record then
-    local id, expires = string.match(record, '^([^\\n]*)\\n(%d+)')
-    return found(k, record, id, tonumber(expires))
-  end
-end
-for k = 2, #KEYS, 6 do
-  while true do
-    local record = redis.call('LMOVE', KEYS[k], KEYS[k + 1], 'LEFT', 'RIGHT')
-    if not record then
-      redis.call('DEL', KEYS[k + 5])
-      break
+-- KEYS alive slot... (queue bell)...   ARGV most queues
+-- -> {number of the queue, record, ms left or -1, ...} | nil: nothing to do | 0: this worker was given up
+--    | 1: a slot is not empty
+local queues, room, taken = tonumber(ARGV[2]), tonumber(ARGV[1]), {}
+local alive_and_slots = {unpack(KEYS, 1, 1 + queues)}
+for n = 1, queues do alive_and_slots[1 + queues + n] = KEYS[1] end
+if redis.call('EXISTS', unpack(alive_and_slots)) ~= 1 + queues then return redis.call('EXISTS', KEYS[1]) end
+for n = 1, queues do
+  local queue, slot = KEYS[queues + 2 * n], KEYS[1 + n]
+  while room > 0 do
+    local record = redis.call('LMOVE', queue, slot, 'LEFT', 'RIGHT')
+    if not record then break end
+    local kind, deaths, id, _, once = string.match(record, PARTS)
+    local left = -1
+    if not kind then
+      left = -2
+    elseif kind == 'w' or kind == 'W' then
+      left = redis.call('PTTL', queue .. ':t:' .. id)
     end
-    local id, expires = string.match(record, '^([^\\n]*)\\n(%d+)')
-    if not id then
-      redis.call('LPOP', KEYS[k + 1])
+    if left == -2 then
+      redis.call('RPOP', slot)
+      if kind == 'W' then redis.call('UNLINK', queue .. ':b:' .. id) end
+    elseif deaths ~= '' and #taken > 0 then  -- what may have killed a worker is handled alone
+      redis.call('LMOVE', slot, queue, 'RIGHT', 'LEFT')
+      room = 0
     else
-      expires = tonumber(expires)
-      if (expires == 0 or expires > now) and redis.call('SREM', KEYS[k + 3], id) == 0 then
-        return found(k, record, id, expires)
-      end
-      redis.call('LPOP', KEYS[k + 1])
-      redis.call('ZADD', KEYS[k + 2], 'XX', now + 10000, id)
+      if once ~= '' then redis.call('SET', queue .. ':o:' .. once, 'r' .. id, 'XX', 'KEEPTTL') end
+      taken[#taken + 1], taken[#taken + 2], taken[#taken + 3] = n - 1, record, left
+      room = deaths == '' and room - 1 or 0
     end
   end
 end
-return false
+if room > 0 then return #taken > 0 and taken end
+for n = 1, queues do
+  local queue, bell = KEYS[queues + 2 * n], KEYS[queues + 2 * n + 1]
+  if redis.call('EXISTS', queue) == 1 then
+    redis.call('LPUSH', bell, '1')
+    redis.call('PEXPIRE', bell, '60000')
+  end
+end
+return taken
 """
-)
+).replace("PARTS", PARTS)
 
-_MINE = """
-local record = redis.call('LINDEX', KEYS[1], 0)
-if not record or string.sub(record, 1, #ARGV[1] + 1) ~= ARGV[1] .. '\\n' then return 0 end
+_ANSWER = (
+    _REPLY
+    + """
+local function answer(queue, record, number, frame)  -- the last reply, to whoever waits for it
+  local kind, _, id, lane, once = string.match(record, PARTS)
+  local token = queue .. ':t:' .. id
+  if lane ~= '' and frame ~= '' then reply_to(lane, number, id, frame) end
+  if once ~= '' then
+    local key = queue .. ':o:' .. once
+    local waiting = redis.call('HGETALL', key .. ':w')
+    for n = 1, #waiting, 2 do
+      if frame ~= '' then reply_to(waiting[n + 1], number, waiting[n], frame) end
+    end
+    redis.call('DEL', key .. ':w')
+    if number == 0 then
+      redis.call('DEL', key)
+    else
+      redis.call('SET', key, 'd' .. frame, 'XX', 'KEEPTTL')
+    end
+  end
+  if lane ~= '' then
+    redis.call('DEL', token)
+  elseif kind == 'w' or kind == 'W' then
+    redis.call('PEXPIRE', token, '10000')
+  end
+end
+"""
+).replace("PARTS", PARTS)
+
+_TAKE = """
+local function take(slot, id)  -- out of the slot, if it is there
+  local record = redis.call('LPOP', slot)
+  if record and string.match(record, '^%a%d*\\n([^\\n]*)') == id then return record end
+  if record then redis.call('LPUSH', slot, record) end
+end
 """
 
 ACK = (
-    _MINE
-    + _NOW
+    ANYWAY
+    + _ANSWER
+    + _TAKE
     + """
--- KEYS slot ids deaths inbox cancelled   ARGV id frame number   -> 1 done, 0 it is not held (any more)
-redis.call('LPOP', KEYS[1])
-redis.call('SREM', KEYS[5], ARGV[1])
-redis.call('ZADD', KEYS[2], 'XX', now + 10000, ARGV[1])
-redis.call('HDEL', KEYS[3], ARGV[1])
-if ARGV[2] ~= '' then
-  redis.call('XADD', KEYS[4], '*', 'm', ARGV[2], 'i', ARGV[1], 'n', ARGV[3])
-  redis.call('PEXPIRE', KEYS[4], 60000)
+-- KEYS slot queue   ARGV (id number frame)...   -> how many of them were held
+local held = 0
+for n = 1, #ARGV, 3 do
+  local record = take(KEYS[1], ARGV[n])
+  if record then
+    held = held + 1
+    answer(KEYS[2], record, ARGV[n + 1], ARGV[n + 2])
+    if string.find(record, '^%u') then redis.call('UNLINK', KEYS[2] .. ':b:' .. ARGV[n]) end
+  end
 end
-return 1
+return held
 """
 )
 
 REPLY = (
-    _MINE
+    ANYWAY
+    + _REPLY
     + """
--- KEYS slot inbox cancelled   ARGV id frame number   -> 1 sent, 0 nobody listens
-if redis.call('SISMEMBER', KEYS[3], ARGV[1]) == 1 then return 0 end
-redis.call('XADD', KEYS[2], '*', 'm', ARGV[2], 'i', ARGV[1], 'n', ARGV[3])
-redis.call('PEXPIRE', KEYS[2], 60000)
+-- KEYS slot token inbox   ARGV id number frame   -> 1 sent, 0 nobody listens, or it is not held any more
+local record = redis.call('LINDEX', KEYS[1], 0)
+if not record or string.match(record, '^%a%d*\\n([^\\n]*)') ~= ARGV[1] then return 0 end
+if redis.call('EXISTS', KEYS[2]) == 0 then return 0 end
+reply_to(KEYS[3], ARGV[2], ARGV[1], ARGV[3])
 return 1
 """
 )
 
 FORBID = (
-    _MINE
+    ANYWAY
     + """
--- KEYS slot deaths   ARGV id   -> 1 the next death is the last, 0 it is not held (any more)
-redis.call('HSET', KEYS[2], ARGV[1], 1000000)
+-- KEYS slot   ARGV id   -> 1 the next death is the last, 0 it is not held any more
+local record = redis.call('LINDEX', KEYS[1], 0)
+local kind, id, rest = string.match(record or '', '^(%a)%d*\\n([^\\n]*)(.*)')
+if id ~= ARGV[1] then return 0 end
+redis.call('LSET', KEYS[1], 0, kind .. '1000000\\n' .. id .. rest)
+return 1
+"""
+)
+
+POSTPONE = (
+    ANYWAY
+    + _TAKE
+    + _NOW
+    + """
+-- KEYS slot delayed   ARGV id record delay_ms channel   -> 1 put among the delayed, 0 it was not held
+if not take(KEYS[1], ARGV[1]) then return 0 end
+redis.call('ZADD', KEYS[2], now + ARGV[3], ARGV[2])
+redis.call('PUBLISH', ARGV[4], '')
+return 1
+"""
+)
+
+_BURY = (
+    _NOW
+    + """
+local function bury(queue, dead, why, record)
+  redis.call('LPUSH', dead, string.format('%d', now) .. '\\n' .. why .. '\\n' .. record)
+  redis.call('LTRIM', dead, 0, 9999)
+  local id = string.match(record, '^%u%d*\\n([^\\n]*)')
+  if id then redis.call('PEXPIRE', queue .. ':b:' .. id, '604800000') end
+end
+"""
+)
+
+BURY = (
+    ANYWAY
+    + _ANSWER
+    + _TAKE
+    + _BURY
+    + """
+-- KEYS slot queue dead   ARGV id why number frame   -> 1 among the dead letters, 0 it was not held
+local record = take(KEYS[1], ARGV[1])
+if not record then return 0 end
+answer(KEYS[2], record, ARGV[3], ARGV[4])
+bury(KEYS[2], KEYS[3], ARGV[2], record)
 return 1
 """
 )
 
 RECOVER = (
-    _NOW
+    ANYWAY
+    + _RING
+    + _ANSWER
+    + _BURY
     + """
--- KEYS alive slot queue bell ids deaths dead   ARGV force died max_deliveries lost
--- -> 0 it lives, 1 nothing was held, 2 back in the queue, 3 given up
-if ARGV[1] == '0' and redis.call('EXISTS', KEYS[1]) == 1 then return 0 end
-local outcome = 1
-local record = redis.call('LPOP', KEYS[2])
-if record then
-  local id, expires, lane = string.match(record, '^([^\\n]*)\\n(%d+)\\n([^\\n]*)\\n')
-  local deaths = (tonumber(redis.call('HGET', KEYS[6], id)) or 0) + ARGV[2]
+-- KEYS alive slot queue bell dead workers   ARGV force died max_deliveries lost why worker
+-- -> {how many are back in the queue, how many were given up} | nil: it lives
+if ARGV[1] == '0' and redis.call('EXISTS', KEYS[1]) == 1 then return false end
+local back, given_up = 0, 0
+while true do
+  local record = redis.call('RPOP', KEYS[2])
+  if not record then break end
+  local kind, deaths, rest = string.match(record, '^(%a)(%d*)(.*)')
+  deaths = (tonumber(deaths) or 0) + ARGV[2]
   if deaths >= tonumber(ARGV[3]) then
-    redis.call('HDEL', KEYS[6], id)
-    redis.call('ZADD', KEYS[5], 'XX', now + 10000, id)
-    redis.call('LPUSH', KEYS[7], record)
-    redis.call('LTRIM', KEYS[7], 0, 9999)
-    if lane ~= '' then
-      redis.call('XADD', lane, '*', 'm', ARGV[4], 'i', id, 'n', 0)
-      redis.call('PEXPIRE', lane, 60000)
-    end
-    outcome = 3
+    answer(KEYS[3], record, 0, ARGV[4])
+    bury(KEYS[3], KEYS[5], ARGV[5], record)
+    given_up = given_up + 1
   else
-    if ARGV[2] == '1' then redis.call('HSET', KEYS[6], id, deaths) end
-    redis.call('LPUSH', KEYS[3], record)
-    redis.call('LPUSH', KEYS[4], 1)
-    redis.call('PEXPIRE', KEYS[4], 60000)
-    outcome = 2
+    redis.call('LPUSH', KEYS[3], kind .. (deaths > 0 and string.format('%d', deaths) or '') .. rest)
+    back = back + 1
   end
 end
-return outcome
+if back > 0 then ring(KEYS[4]) end
+redis.call('SREM', KEYS[6], ARGV[6])
+return {back, given_up}
 """
 )
 
-WITHDRAW = """
--- KEYS ids cancelled   ARGV id channel   It is dropped when a worker comes to it; one that has it is told.
-if redis.call('ZSCORE', KEYS[1], ARGV[1]) then
-  redis.call('SADD', KEYS[2], ARGV[1])
-  redis.call('PEXPIRE', KEYS[2], 86400000)
-  redis.call('PUBLISH', ARGV[2], ARGV[1])
+RELEASE = (
+    ANYWAY
+    + _RING
+    + """
+-- KEYS slot queue bell   ARGV record...   What was taken and not begun goes back, the last one first.
+for n = #ARGV, 1, -1 do
+  if redis.call('LREM', KEYS[1], -1, ARGV[n]) == 1 then redis.call('LPUSH', KEYS[2], ARGV[n]) end
+end
+return ring(KEYS[3])
+"""
+)
+
+REVIVE = (
+    _RING
+    + """
+-- KEYS dead queue bell   ARGV letter [record: back into the queue with it]   -> 1 done, 0 it is not there
+if redis.call('LREM', KEYS[1], 1, ARGV[1]) == 0 then return 0 end
+if ARGV[2] then
+  redis.call('RPUSH', KEYS[2], ARGV[2])
+  ring(KEYS[3])
 end
 return 1
 """
+)

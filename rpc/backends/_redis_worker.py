@@ -1,7 +1,7 @@
 """A worker of the native Redis backend: one loop, one connection, one slot for each queue.
 
 After a handler, one write carries its reply and acknowledgement, the wait for the next message and its
-receipt.
+receipt. While handlers are fast, several messages are taken, and acknowledged, at a time.
 """
 
 from __future__ import annotations
@@ -9,295 +9,380 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from functools import lru_cache
-from typing import Any, cast
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple, cast
 from uuid import uuid4
 
 from ..errors import SerializationError, WorkerLost
-from ..message import FAILED, LOST, Handler, Message, packed, unpacked
+from ..message import LOST, Handler, Message, packed, unpacked
 from . import _redis_scripts as scripts
 from ._cancellable import Cancellable
-from ._redis import BLOCK, Absences, Link, milliseconds, persistent, steadily, translated_or_logged
+from ._redis import BLOCK, Command, Link, milliseconds, persistent, steadily, translated_or_logged
+from ._redis_keys import LARGE, Keys, Record
+from ._redis_lanes import NO_ANSWER
+from ._redis_places import Place
 
 logger = logging.getLogger(__name__)
 
 BEATS_PER_LEASE = 3
-LOADED = (scripts.NEXT, scripts.ACK, scripts.REPLY, scripts.FORBID)
+MOST = 64
+"""Messages that are taken at a time, at most."""
+AHEAD = 0.002
+"""Seconds of work that are taken at a time, by what the last messages took: it bounds what others, who are
+idle, cannot have, and how much is done again if this process dies."""
+FLUSH_AFTER = 0.001
+"""Seconds that an acknowledgement may wait for others to go with, while handlers are fast."""
+TOO_LONG = 0.05
+"""Seconds after which a handler is not fast: what was taken with its message goes back."""
+
+LOADED = (scripts.NEXT, scripts.ACK, scripts.REPLY, scripts.FORBID, scripts.POSTPONE, scripts.BURY)
 
 
-class Keys:
-    """The keys of a queue. They have one hash tag: the part of its name before the first dot, so that one
-    worker can serve `shop.high` and `shop.low` on a cluster, too."""
+@dataclass(frozen=True)
+class Options:
+    """Times are in seconds."""
 
-    def __init__(self, queue: str) -> None:
-        self.tag = "{" + queue.partition(".")[0] + "}"
-        self.queue = f"rpc:{self.tag}:{queue}"
-        self.bell = f"{self.queue}:bell"
-        self.ids = f"{self.queue}:ids"
-        self.cancelled = f"{self.queue}:cancelled"
-        self.deaths = f"{self.queue}:deaths"
-        self.dead = f"{self.queue}:dead"
-        self.workers = f"{self.queue}:workers"
-        self.channel = f"{self.queue}:withdrawn"
-
-    def slot(self, worker: str) -> str:
-        return f"{self.queue}:slot:{worker}"
-
-    def inbox(self, lane: str) -> str:
-        return f"rpc:{self.tag}:in:{lane}"
-
-
-@lru_cache(1024)
-def keys_of(queue: str) -> Keys:
-    return Keys(queue)
-
-
-def alive(worker: str) -> str:
-    """The key whose presence says that a worker lives; Redis counts its time."""
-    return f"rpc:alive:{worker}"
+    lease: float
+    max_deliveries: int
 
 
 class RedisDelivery(Cancellable):
     """A message in the hands of a handler."""
 
-    def __init__(self, worker: RedisWorker, keys: Keys, id: str, lane: str, message: Message) -> None:
-        self._worker, self.keys, self.id, self.lane, self.message = worker, keys, id, lane, message
+    def __init__(self, worker: RedisWorker, keys: Keys, record: Record, message: Message) -> None:
+        self._worker, self.keys, self.record, self.message = worker, keys, record, message
         self.number = 1
+        self.settled = False
+        """Whether it left the slot otherwise than by an acknowledgement."""
 
     def reply(self, message: Message) -> bool:
         """Send a reply at once. False if nobody listens."""
-        if not self.lane:
+        if not self.record.lane:
             return False
-        sent = self._worker.carry_out(
-            scripts.REPLY, 3, self.slot, self.lane, self.keys.cancelled, self.id, packed(message), self.number
-        )
+        id, slot = self.record.id, self._slot
+        keys = (slot, self.keys.token(id), self.record.lane)
+        sent = self._worker.carry_out(scripts.REPLY, 3, *keys, id, self.number, packed(message))
         self.number += 1
         return bool(sent)
 
     def forbid_redelivery(self) -> None:
         """Make the next death of a worker that holds this message its last."""
-        if not self._worker.carry_out(scripts.FORBID, 2, self.slot, self.keys.deaths, self.id):
+        if not self._worker.carry_out(scripts.FORBID, 1, self._slot, self.record.id):
             raise WorkerLost("it was given to another worker meanwhile")
 
+    def postpone(self, seconds: float, message: Message) -> None:
+        """Instead of acknowledging it: have it delivered again, as this message, after so many seconds."""
+        record = self.record
+        later = record._replace(frame=b"" if record.is_large else packed(message))
+        if record.is_large:
+            self._worker.carry_out("SET", self.keys.body(record.id), packed(message), "KEEPTTL")
+        arguments = (record.id, later.packed(), milliseconds(seconds), self.keys.channel)
+        self._worker.carry_out(scripts.POSTPONE, 2, self._slot, self.keys.delayed, *arguments)
+        self.settled = True
+
+    def bury(self, why: str, last: Message | None) -> None:
+        """Instead of acknowledging it: send the last reply, and put it among the dead letters."""
+        keys = (self._slot, self.keys.queue, self.keys.dead)
+        frame = b"" if last is None else packed(last)
+        arguments = (self.record.id, why.replace("\n", " "), self.number, frame)
+        self._worker.carry_out(scripts.BURY, 3, *keys, *arguments)
+        self.settled = True
+
     @property
-    def slot(self) -> str:
+    def _slot(self) -> str:
         return self.keys.slot(self._worker.name)
 
 
+class Ack(NamedTuple):
+    """What is owed for a message that was handled."""
+
+    keys: Keys
+    id: str
+    number: int
+    inbox: str
+    frame: bytes
+
+
+class Group(NamedTuple):
+    """Acknowledgements that go in one command."""
+
+    acks: list[Ack]
+    quiet: bool
+    """Whether they have no answer of their own."""
+
+
 class RedisWorker:
-    """Receives messages of its queues one at a time, until stopped."""
+    """Receives messages of its queues and handles them one at a time, until stopped. `laden` is set when
+    something was taken that is not begun."""
 
     def __init__(
         self,
-        client: Any,
+        place: Place,
         queues: Sequence[Keys],
         handler: Handler,
-        lease: float,
-        max_deliveries: int,
+        options: Options,
         stopped: Callable[[], bool],
+        laden: threading.Event,
     ) -> None:
-        self._client, self._queues, self._handler = client, queues, handler
-        self._lease, self._max_deliveries, self._stopped = lease, max_deliveries, stopped
+        self._place, self.queues, self._handler = place, queues, handler
+        self._options, self._stopped, self._laden = options, stopped, laden
         self.name = uuid4().hex
         self.delivery: RedisDelivery | None = None
+        self.backlog: deque[tuple[int, bytes, int]] = deque()
+        """Taken and not begun: number of the queue, record, milliseconds left or -1. Whoever pops one from it
+        has it: this loop begins it, the steward gives it back."""
+        self.unwanted: set[str] = set()
+        """Ids in the backlog whose caller has left."""
         self.ended = False
         self._signing = threading.Lock()
         """Held to give a sign of life, and to leave for good: who has left gives none."""
-        self._link = Link(client.connection_pool, LOADED)
-        self._done: Sequence[Any] | None = None
         self._last_beat = 0.0
-        self._absences: Absences[tuple[Keys, str]] = Absences(lease / BEATS_PER_LEASE)
-        self._recover = client.register_script(scripts.RECOVER)
-        keys: list[str] = [alive(self.name)]
-        for each in queues:
-            slot = each.slot(self.name)
-            keys += (each.queue, slot, each.ids, each.cancelled, each.deaths, each.bell)
-        self._next = (scripts.NEXT, len(keys), *keys)
-        self._wait = ("BLPOP", *(each.bell for each in queues), BLOCK)
+        self._wire = threading.RLock()
+        """Held to use the connection, and what is said of it: the steward acknowledges, too."""
+        self._link = Link(place, queues[0].queue, LOADED)
+        self._done: list[Ack] = []
+        self._first_done = self._since = 0.0
+        self._unread: list[Group] = []
+        """Acknowledgements that were written, and are not known to have arrived."""
+        self._most = 1
+        self._receipt: tuple[int, int, bytes] = (0, 0, b"")
+        slots = [each.slot(self.name) for each in queues]
+        self._slots: list[Command] = [("LRANGE", slot, 0, -1) for slot in slots]
+        self._wait: Command = ("BLPOP", *(each.bell for each in queues), BLOCK)
+        pairs = [key for each in queues for key in (each.queue, each.bell)]
+        self._next: Command = (
+            scripts.NEXT, 1 + 3 * len(queues), queues[0].alive(self.name), *slots, *pairs,
+        )  # fmt: skip
 
     def work(self) -> None:
         """Receive and handle until stopped, through whatever happens to Redis meanwhile."""
         try:
-            self._link_up()
+            steadily(self.beat, lambda: self._last_beat > 0 or self._stopped())
             steadily(self._session, self._stopped)
+            with translated_or_logged():
+                self._exchange(("PING",))
         finally:
             self._link.drop()
             with self._signing:
                 self.ended = True
-                self._leave()
-
-    def _link_up(self) -> None:
-        steadily(self.beat, lambda: self._last_beat > 0 or self._stopped())
+            self._laden.set()  # who minds this worker waits for its end
+            with translated_or_logged():
+                self._place.client(self.queues[0].queue).publish(self.queues[0].channel, "")
 
     def _session(self) -> None:
         """Serve on one connection, until it breaks."""
-        answer = self._ask(self._next)
-        while True:
-            if answer == 0:
-                self._last_beat = 0.0
-                self.beat()
-                answer = self._ask(self._next)
-            elif self._stopped():
-                return  # what is in the slot goes back
+        self._take_stock()
+        while not self._stopped():
+            if self.backlog:
+                self._work_off()
             else:
-                if answer is not None:
-                    self._done = self._take(*answer)
-                    if self._stopped():
-                        self._ask()
-                        return
-                answer = self._ask(self._wait, self._next)
+                self._receive()
 
-    def _ask(self, *commands: Sequence[Any]) -> Any:
-        """The answer to the last of these commands, None if there is none. Before them goes the
-        acknowledgement that is owed, until it is answered: on the next connection if this one breaks."""
-        link, done = self._link, self._done
-        if done:
-            commands = (done, *commands)
-        if commands:
-            link.write(*commands)
-        answer = None
-        for command in commands:
-            answer = link.read()
-            if command is done:
-                if not answer:
-                    logger.warning("%r was given to another worker before it was finished", done[8])
-                self._done = answer = None
-        return answer
+    def _receive(self) -> None:
+        """Acknowledge what is owed, and take what is there; wait for it if there is nothing."""
+        with self._wire:
+            frame = self._acks(quiet=True) + self._packed_receipt()
+            self._link.write_packed(frame)
+            self._read_acks()
+            self._link.read()
+            answer = self._link.read()
+            if answer != 1:
+                self._unread.clear()
+        if answer == 0:
+            logger.warning("worker %s was given up: what it held last may be done again", self.name)
+            self._last_beat = 0.0
+            self.beat()
+        elif answer == 1:
+            self._take_stock()
+        elif answer:
+            self.unwanted.clear()
+            for n in range(0, len(answer), 3):
+                self.backlog.append((answer[n], answer[n + 1], answer[n + 2]))
+            if len(answer) > 3 and not self._laden.is_set():
+                self._laden.set()
 
-    def _take(self, number: int, record: bytes, left: int, deaths: Any) -> Sequence[Any]:
-        """Handle a message; the command that acknowledges it, with its last reply."""
-        keys = self._queues[number]
-        id, _, lane, frame = record.split(b"\n", 3)
-        delivery = RedisDelivery(self, keys, id.decode(), lane.decode(), Message())
+    def _take_stock(self) -> None:
+        """The backlog is what the slots have: also what was taken with an answer that was lost, not what was
+        recovered by others meanwhile."""
+        answers = self._exchange(*self._slots)
+        self.backlog.clear()
+        for number, (keys, records) in enumerate(zip(self.queues, answers, strict=True)):
+            for record in records:
+                parts = record.split(b"\n", 2)
+                left = -1
+                if parts[0][:1] in b"wW" and len(parts) > 1:
+                    left = max(0, self._place.client(keys.queue).pttl(keys.token(parts[1].decode())))
+                self.backlog.append((number, record, left))
+
+    def _work_off(self) -> None:
+        begun, handled = time.perf_counter(), 0
+        while not self._stopped():
+            try:
+                each = self.backlog.popleft()
+            except IndexError:  # done, or given back by the steward
+                break
+            self._handle(*each)
+            handled += 1
+            if self.backlog and time.perf_counter() - self._first_done > FLUSH_AFTER:
+                self.flush()
+        took = time.perf_counter() - begun
+        fits = int(AHEAD * handled / took) if self._options.max_deliveries > 1 else 1
+        self._most = max(1, min(MOST, 2 * self._most, fits))
+
+    # The connection.
+
+    def _exchange(self, *commands: Command) -> list[Any]:
+        """The answers to these commands. Acknowledgements that are owed go before them."""
+        with self._wire:
+            self._link.write_packed(self._acks() + self._link.packed(*commands))
+            self._read_acks()
+            return [self._link.read() for _ in commands]
+
+    def flush(self) -> None:
+        """Acknowledge what is done, without waiting for the answer."""
+        with self._wire:
+            if acks := self._acks():
+                self._link.write_packed(acks)
+
+    def carry_out(self, command: str, *arguments: Any) -> Any:
+        """Run a command or a script on the connection of this worker, from within its handler."""
+        return persistent(lambda: self._exchange((command, *arguments))[0], self._options.lease)
+
+    def _packed_receipt(self) -> bytes:
+        epoch, most, frame = self._receipt
+        if (epoch, most) != (self._link.epoch, self._most):
+            frame = self._link.packed(self._wait, (*self._next, self._most, len(self.queues)))
+            self._receipt = (self._link.epoch, self._most, frame)
+        return frame
+
+    def _acks(self, *, quiet: bool = False) -> bytes:
+        """What acknowledges all that is done, packed for this connection, to be written at once. `quiet` asks
+        for no answers: the receipt that follows tells whether anything is left in a slot."""
+        if not self._link.connected or (self._unread and self._unread[0].quiet):
+            self._done = [ack for group in self._unread for ack in group.acks] + self._done
+            self._unread.clear()
+            self._link.packed()
+        if not self._done:
+            return b""
+        groups: list[Group] = []
+        for ack in self._done:
+            if not groups or groups[-1].acks[0].keys is not ack.keys or len(ack.frame) > LARGE:
+                groups.append(Group([], quiet and len(ack.frame) <= LARGE))
+            groups[-1].acks.append(ack)
+        self._done = []
+        self._unread += groups
+        return self._link.packed(*(command for group in groups for command in self._acknowledge(group)))
+
+    def _acknowledge(self, group: Group) -> list[Command]:
+        first = group.acks[0]
+        ack: list[Any] = [scripts.ACK, 2, first.keys.slot(self.name), first.keys.queue]
+        for _, id, number, _, frame in group.acks:
+            ack += (id, number, frame)
+        if group.quiet:
+            return [NO_ANSWER, ack]
+        if len(first.frame) <= LARGE:
+            return [ack]
+        entry = b"%d\n%s\n%s" % (first.number, first.id.encode(), first.frame)
+        ack[6] = b""
+        return [("RPUSH", first.inbox, entry), ("PEXPIRE", first.inbox, 60_000), ack]
+
+    def _read_acks(self) -> None:
+        """The answers to acknowledgements that have one."""
+        while self._unread and not self._unread[0].quiet:
+            acks = self._unread[0].acks
+            if len(acks[0].frame) > LARGE:
+                self._link.read()
+                self._link.read()
+            if lost := len(acks) - self._link.read():
+                ids = ", ".join(ack.id for ack in acks)
+                logger.warning("%d of %s: given to another worker before it was finished", lost, ids)
+            del self._unread[0]
+
+    # The handler.
+
+    def _handle(self, number: int, record: bytes, left: int) -> None:
+        keys = self.queues[number]
         try:
+            parts = Record.unpacked(record)
+            frame = parts.frame if not parts.is_large else self._fetched(keys, parts.id)
             message = unpacked(frame)
-        except SerializationError as error:
+        except (SerializationError, ValueError) as error:
             logger.error("refused a record in queue %r: %s", keys.queue, error)
-            return self._ack(delivery, b"")
+            id, lane = [*record.decode(errors="replace").split("\n", 3), "", "", ""][1:3]
+            lost = packed(Message(headers={"id": id[:128], LOST: "it could not be read"}))
+            self._owe(Ack(keys, id, 1, lane, lost if lane else b""))
+            return
         headers = cast("dict[str, str]", message.headers)  # just made, and nobody else's
         if left >= 0:
             headers["ttl"] = str(left / 1000)
-        if int(deaths):
-            headers["deliveries"] = str(int(deaths) + 1)
-        delivery.message = message
+        if parts.deaths:
+            headers["deliveries"] = str(parts.deaths + 1)
+        delivery = RedisDelivery(self, keys, parts, message)
+        if self.unwanted and parts.id in self.unwanted:
+            self.unwanted.discard(parts.id)
+            delivery.cancelled = True
+        self._since = time.monotonic()
         self.delivery = delivery
-        reply = b""
+        reply = self._handled(delivery)
+        self.delivery = None
+        if not delivery.settled:
+            self._owe(Ack(keys, parts.id, delivery.number, parts.lane, reply))
+
+    def _handled(self, delivery: RedisDelivery) -> bytes:
+        """The last reply, in its frame."""
+        wanted = delivery.record.lane or delivery.record.once
         try:
             last = self._handler(delivery)
-            if last is not None and lane:
-                reply = packed(last)
+            return packed(last) if last is not None and wanted else b""
         except Exception:
-            logger.exception("a handler raised: %r", message)
-            reply = (
-                packed(Message(headers={"id": message.id[:128], LOST: "its handler failed"})) if lane else b""
-            )
-        self.delivery = None
-        return self._ack(delivery, reply)
+            logger.exception("a handler raised: %r", delivery.message)
+            failed = Message(headers={"id": delivery.message.id[:128], LOST: "its handler failed"})
+            return packed(failed) if wanted else b""
 
-    def _ack(self, delivery: RedisDelivery, reply: bytes) -> Sequence[Any]:
-        keys = delivery.keys
-        return (
-            scripts.ACK, 5, delivery.slot, keys.ids, keys.deaths, delivery.lane or keys.queue, keys.cancelled,
-            delivery.id, reply, delivery.number,
-        )  # fmt: skip
+    def _fetched(self, keys: Keys, id: str) -> bytes:
+        frame = persistent(lambda: self._place.client(keys.queue).get(keys.body(id)), self._options.lease)
+        if frame is None:
+            raise ValueError("its body has expired")
+        return bytes(frame)
 
-    def carry_out(self, script: str, *arguments: Any) -> Any:
-        """Run a script on the connection of this worker, from within its handler."""
-
-        def once() -> Any:
-            self._link.write((script, *arguments))
-            return self._link.read()
-
-        return persistent(once, self._lease)
+    def _owe(self, ack: Ack) -> None:
+        with self._wire:
+            if not self._done:
+                self._first_done = time.perf_counter()
+            self._done.append(ack)
 
     # Signs of life.
 
     def beat(self) -> None:
         """Say that this worker lives, if that is due."""
-        if time.monotonic() - self._last_beat < self._lease / BEATS_PER_LEASE:
+        if time.monotonic() - self._last_beat < self._options.lease / BEATS_PER_LEASE:
             return
         with self._signing:
             if not self.ended:
                 self._beat()
 
     def _beat(self) -> None:
-        pipe = self._client.pipeline(transaction=False)
-        pipe.set(alive(self.name), 1, px=milliseconds(self._lease))
-        for each in self._queues:
-            pipe.sadd(each.workers, self.name)
-        pipe.execute()
+        client = self._place.client(self.queues[0].queue)
+        tags = {keys.alive(self.name) for keys in self.queues}
+        lease = milliseconds(self._options.lease)
+        pipe = client.pipeline(transaction=False)
+        for key in tags:
+            pipe.pexpire(key, lease)  # goes on when the memory is used up
+        if not all(pipe.execute()):
+            for keys in self.queues:
+                pipe.sadd(keys.workers, self.name)
+            for key in tags:
+                pipe.set(key, 1, px=lease)
+            pipe.execute()
         self._last_beat = time.monotonic()
 
-    def mind_others(self) -> None:
-        """Recover what workers hold that died, if a look is due."""
-        if self._absences.look_is_due():
-            for keys, worker in self._absences.lasting(self._absent()):
-                self._bring_back(keys, worker, force=False, died=True)
+    @property
+    def is_laden(self) -> bool:
+        """Whether it has something that waits for the handler that runs now."""
+        return bool(self.backlog or self._done)
 
-    def _absent(self) -> Iterator[tuple[Keys, str]]:
-        """Queue and name of each worker that gives no sign of life."""
-        for keys in self._queues:
-            for member in self._client.smembers(keys.workers):
-                worker = member.decode()
-                if not self._client.exists(alive(worker)):
-                    yield keys, worker
-
-    def _bring_back(self, keys: Keys, worker: str, *, force: bool, died: bool) -> None:
-        why = "its worker died; it is not delivered again" if died else "its worker was stopped"
-        lost = packed(Message(headers={LOST: why, FAILED: "WorkerLost"}))
-        outcome = self._recover(
-            [
-                alive(worker),
-                keys.slot(worker),
-                keys.queue,
-                keys.bell,
-                keys.ids,
-                keys.deaths,
-                keys.dead,
-            ],
-            [int(force), int(died), self._max_deliveries, lost],
-        )
-        if outcome >= 2:
-            then = "is delivered again" if outcome == 2 else "is given up"
-            logger.warning("what worker %s held in %s %s", worker, keys.queue, then)
-        if outcome:
-            self._client.srem(keys.workers, worker)
-
-    def hand_back(self) -> None:
-        """Give back what is still running here, at once."""
-        if delivery := self.delivery:
-            with translated_or_logged():
-                self._bring_back(delivery.keys, self.name, force=True, died=False)
-
-    def _leave(self) -> None:
-        with translated_or_logged():
-            for each in self._queues:
-                self._bring_back(each, self.name, force=True, died=False)
-            self._client.delete(alive(self.name))
-
-
-def keep_alive(workers: Sequence[RedisWorker], client: Any, queues: Sequence[Keys]) -> None:
-    """Beat for all workers of this process, and pass on cancellations, until all of them are done."""
-    heard: list[Any] = []
-    beat = min(BLOCK, workers[0]._lease / BEATS_PER_LEASE)
-
-    def step() -> None:
-        if not heard:
-            pubsub = client.pubsub(ignore_subscribe_messages=True)
-            pubsub.subscribe(*(each.channel for each in queues))
-            heard.append(pubsub)
-        for worker in workers:
-            worker.beat()
-        workers[0].mind_others()
-        told = heard[0].get_message(timeout=beat)
-        for worker in workers:
-            delivery = worker.delivery
-            if told and delivery and delivery.id.encode() == told["data"]:
-                delivery.cancel()
-
-    try:
-        steadily(step, lambda: all(worker.ended for worker in workers))
-    finally:
-        for pubsub in heard:
-            pubsub.close()
+    def is_slow(self) -> bool:
+        """Whether the handler that runs now keeps waiting what was taken with its message."""
+        return self.delivery is not None and time.monotonic() - self._since > TOO_LONG

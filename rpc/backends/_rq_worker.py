@@ -32,10 +32,10 @@ from ._redis import (
     BLOCK,
     Absences,
     persistent,
-    reply_key,
     steadily,
     translated_or_logged,
 )
+from ._redis_channels import reply_key
 from ._rq_records import Records, RqOptions, job_key, message_in, raw, text
 
 logger = logging.getLogger(__name__)

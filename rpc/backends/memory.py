@@ -8,15 +8,21 @@ import time
 from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 from functools import partial
+from heapq import heappop, heappush
+from itertools import count
 from threading import Condition
 
 from ..addresses import Address
-from ..errors import RpcTimeout
-from ..message import LOST, STREAM, Handler, Message
+from ..addresses import queue as queue_address
+from ..errors import QueueFull, RpcTimeout
+from ..message import DELAY, IDEMPOTENCY_KEY, LOST, STREAM, Handler, Message, packed, unpacked
+from . import DeadLetter
 from ._cancellable import Cancellable
 from ._loops import run_together
 
 logger = logging.getLogger(__name__)
+
+FOREVER = float("inf")
 
 
 class Hub:
@@ -26,20 +32,54 @@ class Hub:
     def __init__(self) -> None:
         self.changed = Condition()
         self.waiting: defaultdict[Address, deque[MemoryDelivery]] = defaultdict(deque)
+        self.delayed: list[tuple[float, int, MemoryDelivery]] = []
+        """A heap: when each is due, in seconds of the monotonic clock."""
         self.subscribers: defaultdict[str, dict[object, Subscriber]] = defaultdict(dict)
+        self.firsts: dict[tuple[Address, str], First] = {}
+        """What was sent with an idempotency key. It is forgotten with the process."""
+        self.dead: defaultdict[str, list[DeadLetter]] = defaultdict(list)
+        self._count = count()
 
-    def put(self, to: Address, message: Message, replies: MemoryReplies | None) -> None:
+    def put(self, to: Address, message: Message, replies: MemoryReplies | None, most: int = 0) -> None:
+        key = message.headers.get(IDEMPOTENCY_KEY)
         with self.changed:
+            first = self.firsts.get((to, key)) if key is not None else None
+            if first and not first.is_void():
+                if replies:
+                    first.join(replies)
+                return
             if to.kind == "topic":
                 lists = [subscriber.waiting for subscriber in self.subscribers[to.name].values()]
             else:
                 lists = [self.waiting[to]]
+            if to.kind == "queue" and most and len(lists[0]) >= most:
+                raise QueueFull(f"{to} has no room: raise max_length, or start more workers")
             for waiting in lists:
-                delivery = MemoryDelivery(message, replies, waiting)
-                waiting.append(delivery)
+                delivery = MemoryDelivery(self, to, message, replies, waiting)
+                if key is not None:
+                    self.firsts[to, key] = delivery.first = First(delivery)
                 if replies:
                     replies.deliveries.append(delivery)
+                if DELAY in message.headers:
+                    self.put_later(float(message.headers[DELAY]), delivery)
+                else:
+                    waiting.append(delivery)
             self.changed.notify_all()
+
+    def put_later(self, seconds: float, delivery: MemoryDelivery) -> None:
+        with self.changed:
+            heappush(self.delayed, (time.monotonic() + seconds, next(self._count), delivery))
+            self.changed.notify_all()
+
+    def promote(self) -> float:
+        """Put what is due where it waits; seconds until more is. The lock is held."""
+        while self.delayed:
+            left = self.delayed[0][0] - time.monotonic()
+            if left > 0:
+                return left
+            delivery = heappop(self.delayed)[2]
+            delivery.waiting.append(delivery)
+        return FOREVER
 
     def subscribe(self, to: Address) -> tuple[deque[MemoryDelivery], Callable[[], None]]:
         """Where what is sent to a topic or an inbox will wait, and how to leave it."""
@@ -71,6 +111,30 @@ HUBS: defaultdict[str, Hub] = defaultdict(Hub)
 """A URL names the same hub everywhere in the process, as it names the same broker elsewhere."""
 
 
+class First:
+    """The first message with an idempotency key, and who else waits for its last reply."""
+
+    def __init__(self, delivery: MemoryDelivery) -> None:
+        self._delivery = delivery
+        self._waiting: list[MemoryReplies] = []
+        self._last: Message | None = None
+
+    def is_void(self) -> bool:
+        """Whether it will never be answered: it expired before anybody began."""
+        return self._last is None and self._delivery.has_expired()
+
+    def join(self, replies: MemoryReplies) -> None:
+        if self._last is None:
+            self._waiting.append(replies)
+        else:
+            replies.put(self._last)
+
+    def answer(self, last: Message) -> None:
+        self._last = last
+        for replies in self._waiting:
+            replies.put(last)
+
+
 class MemoryReplies:
     """The way back of one request."""
 
@@ -98,12 +162,11 @@ class MemoryReplies:
     def close(self) -> None:
         with self._hub.changed:
             self._closed = True
-            if self._ended:
-                return
-            for delivery in self.deliveries:
+            left = [] if self._ended else [each for each in self.deliveries if not each.first]
+            for delivery in left:
                 if delivery in delivery.waiting:
                     delivery.waiting.remove(delivery)
-        for delivery in self.deliveries:
+        for delivery in left:
             delivery.cancel()
 
 
@@ -111,16 +174,46 @@ class MemoryDelivery(Cancellable):
     """A message, waiting or in the hands of a handler."""
 
     def __init__(
-        self, message: Message, replies: MemoryReplies | None, waiting: deque[MemoryDelivery]
+        self,
+        hub: Hub,
+        to: Address,
+        message: Message,
+        replies: MemoryReplies | None,
+        waiting: deque[MemoryDelivery],
     ) -> None:
         ttl = message.ttl
         self._expires = None if ttl is None else time.monotonic() + ttl
+        self._hub, self._to = hub, to
         self.message, self.replies, self.waiting = message, replies, waiting
+        self.first: First | None = None
+        self._begun = False
 
     def start(self) -> None:
         """Tell the handler how much time is left."""
+        self._begun = True
         if self._expires is not None:
             self.message = self.message.but(ttl=self._expires - time.monotonic())
+
+    def has_expired(self) -> bool:
+        """Before anybody began."""
+        return not self._begun and self._expires is not None and self._expires <= time.monotonic()
+
+    def end(self, last: Message | None) -> None:
+        """Send the last reply, if there is one."""
+        if last is not None:
+            self.reply(last)
+            if self.first:
+                with self._hub.changed:
+                    self.first.answer(last)
+
+    def postpone(self, seconds: float, message: Message) -> None:
+        self.message = message
+        self._hub.put_later(seconds, self)
+
+    def bury(self, why: str, last: Message | None) -> None:
+        self.end(last)
+        letter = DeadLetter(self.message.id, self._to.name, time.time(), why, packed(self.message), self)
+        self._hub.dead[self._to.name].insert(0, letter)
 
     def reply(self, message: Message) -> bool:
         return self.replies is not None and self.replies.put(message)
@@ -132,19 +225,22 @@ class MemoryDelivery(Cancellable):
 class MemoryBackend:
     """`memory://name`: every MemoryBackend of that name in this process is on the same hub."""
 
-    features = frozenset({"topics", "groups", "priorities"})
+    features = frozenset({"topics", "groups", "priorities", "delay", "idempotency", "dead-letters"})
     max_message = None
 
-    def __init__(self, url: str = "memory://") -> None:
-        self._hub = HUBS[url]
+    def __init__(self, url: str = "memory://", *, max_length: int = 0) -> None:
+        """A queue with `max_length` messages refuses more with QueueFull (0: it does not)."""
+        if max_length < 0:
+            raise ValueError("max_length is not negative")
+        self._hub, self._max_length = HUBS[url], max_length
         self._stopped = False
 
     def send(self, to: Address, message: Message) -> None:
-        self._hub.put(to, message, None)
+        self._hub.put(to, message, None, self._max_length)
 
     def request(self, to: Address, message: Message) -> MemoryReplies:
         replies = MemoryReplies(self._hub)
-        self._hub.put(to, message, replies)
+        self._hub.put(to, message, replies, self._max_length)
         return replies
 
     def serve(self, addresses: Sequence[Address], handler: Handler, concurrency: int = 1) -> None:
@@ -166,6 +262,24 @@ class MemoryBackend:
     def close(self) -> None:
         """Nothing to give back."""
 
+    def dead_letters(self, queue: str) -> list[DeadLetter]:
+        return list(self._hub.dead[queue])
+
+    def revive(self, letter: DeadLetter) -> bool:
+        found = self.drop(letter)
+        if found:
+            message = unpacked(letter.frame).but(ttl=None, reply_to=None, attempt=None)
+            self._hub.put(queue_address(letter.queue), message, None)
+        return found
+
+    def drop(self, letter: DeadLetter) -> bool:
+        with self._hub.changed:
+            letters = self._hub.dead[letter.queue]
+            if letter not in letters:
+                return False
+            letters.remove(letter)
+            return True
+
     def _loop(self, lists: list[deque[MemoryDelivery]], handler: Handler) -> None:
         while (delivery := self._next(lists)) is not None:
             delivery.start()
@@ -174,15 +288,17 @@ class MemoryBackend:
             except Exception:
                 logger.exception("a handler raised: %r", delivery.message)
                 last = Message(headers={"id": delivery.message.id, LOST: "its handler failed"})
-            if last is not None:
-                delivery.reply(last)
+            delivery.end(last)
 
     def _next(self, lists: list[deque[MemoryDelivery]]) -> MemoryDelivery | None:
         """The oldest delivery of the first list that has one; None once stopped."""
         with self._hub.changed:
             while not self._stopped:
+                due = self._hub.promote()
                 for deliveries in lists:
                     if deliveries:
                         return deliveries.popleft()
-                self._hub.changed.wait(0.2)  # stop() must not take the lock: it may run in a signal handler
+                self._hub.changed.wait(
+                    min(due, 0.2)
+                )  # stop() must not take the lock: it may run in a signal handler
             return None

@@ -1,249 +1,242 @@
-"""Redis, natively: nothing between a message and its worker but one list, and nothing is lost.
+"""Redis natively: between a message and its worker is one list, and nothing is lost.
 
 A caller's message and its wait for the reply leave in one write, on a connection (a *lane*) that is its own
-for as long as it waits. A lane's inbox is a stream, so that a reply whose receipt broke off is read again.
+for as long as it waits. A lane's inbox is a list whose head is read before it is taken away, so that a reply
+whose receipt broke off is read again.
 """
 
 from __future__ import annotations
 
-import os
-import re
-import time
-from collections import deque
-from collections.abc import Sequence
-from functools import partial
-from hashlib import sha256
+import threading
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from typing import Any
-from uuid import uuid4
 
 import redis
 
 from ..addresses import Address
-from ..errors import BackendUnavailable, QueueFull, RpcTimeout
-from ..message import STREAM, Handler, Message, packed, unpacked
+from ..errors import Unsupported
+from ..message import ATTEMPT, DELAY, IDEMPOTENCY_KEY, Handler, Message, packed, unpacked
+from . import DeadLetter
 from . import _redis_scripts as scripts
-from ._loops import run_together
 from ._redis import (
     BLOCK,
-    Channels,
+    Command,
     Link,
-    backoff,
+    Serving,
     milliseconds,
     patience,
     persistent,
+    translated,
     translated_or_logged,
-    tuned,
 )
-from ._redis_worker import Keys, RedisWorker, keep_alive, keys_of
+from ._redis_channels import Channels
+from ._redis_keys import LARGE, Keys, Record, digest, keys_of, plain
+from ._redis_lanes import UNATTENDED, LaneReplies, Lanes, full, popped
+from ._redis_minder import Minder
+from ._redis_places import place
+from ._redis_worker import Options, RedisWorker
 
-_PLAIN = re.compile(r"[!-~]{1,128}")
-
-
-class Lane:
-    """A connection and an inbox, for one request at a time."""
-
-    def __init__(self, client: Any) -> None:
-        self.name = uuid4().hex
-        self.link = Link(client.connection_pool, (scripts.SEND,))
-        self.pid = os.getpid()
-        self.asked = False
-        """Whether a read is on its way, whose answer was not taken yet."""
+REMEMBERED = 10.0
+"""Seconds that the sending of a message that does not expire is remembered: longer than it is repeated."""
+KEEP_BODY = 60.0
+"""Seconds that the body of a large message outlives it."""
 
 
-class LaneReplies:
-    """What comes back on a lane for one request."""
+class RedisBackend(Serving):
+    """Redis ≥ 6.2 or Valkey: one server, the master that sentinels know, or a cluster.
 
-    def __init__(self, backend: RedisBackend, lane: Lane, keys: Keys, id: str) -> None:
-        self._backend, self._lane, self._keys, self._id = backend, lane, keys, id
-        self._inbox = keys.inbox(lane.name)
-        self._last: Any = "0-0"
-        self._arrived: deque[Message] = deque()
-        self._number = 0
-        self._ended = self._closed = False
-
-    def read_command(self) -> Sequence[Any]:
-        block = milliseconds(BLOCK)
-        return ("XREAD", "COUNT", 64, "BLOCK", block, "STREAMS", self._inbox, self._last)
-
-    def receive(self, timeout: float | None) -> Message:
-        """The next reply."""
-        end = None if timeout is None else time.monotonic() + timeout
-        attempt = 0
-        while not self._arrived:
-            left = BLOCK if end is None else end - time.monotonic()
-            try:
-                self._read(left)
-                attempt = 0
-            except redis.RedisError as error:
-                self._lane.asked = False
-                if end is not None and time.monotonic() >= end:
-                    raise BackendUnavailable(f"Redis: {error}") from error
-                time.sleep(min(backoff(attempt, cap=BLOCK), max(0.0, left)))
-                attempt += 1
-            if not self._arrived and end is not None and time.monotonic() >= end:
-                raise RpcTimeout
-        reply = self._arrived.popleft()
-        self._ended = STREAM not in reply.headers
-        return reply
-
-    def _read(self, left: float) -> None:
-        lane = self._lane
-        if not lane.asked:
-            lane.link.write(self.read_command())
-            lane.asked = True
-        if left < BLOCK and not lane.link.readable(left):
-            return
-        answer = lane.link.read()
-        lane.asked = False
-        for entry, fields in answer[0][1] if answer else ():
-            self._last = entry
-            named = dict(zip(fields[::2], fields[1::2], strict=True))
-            number = int(named[b"n"])
-            # What was for an earlier request on this lane, or came twice, is not for us.
-            if named[b"i"].decode() == self._id and (number > self._number or number == 0):
-                self._number = number
-                self._arrived.append(unpacked(named[b"m"]))
-
-    def close(self) -> None:
-        """Give the lane back; withdraw the request if it was not answered."""
-        if self._closed:
-            return
-        self._closed = True
-        if not self._ended:
-            self._backend.withdraw(self._keys, self._id)
-        self._backend.give_back(self._lane)
-
-
-class RedisBackend:
-    """Redis ≥ 6.2 or Valkey.
-
-    `source` is a URL (`redis://`, `rediss://`, `redis+unix://`) or a `redis.Redis`, of which only the address
-    and the credentials are used. A worker without a sign of life for `lease` seconds has lost its message,
-    and it is delivered again, at most `max_deliveries` times. A queue with `max_length` messages refuses more
-    with QueueFull (0: it does not). Connects at first use.
+    `source` is a URL (`redis://`, `rediss://`, `redis+unix://`, `redis+sentinel://host,host/master/0`,
+    `redis+cluster://host,host`), or a `redis.Redis` or `redis.RedisCluster`, of which only the addresses and
+    the credentials are used. A worker without a sign of life for `lease` seconds has lost its messages, and
+    they are delivered again, at most `max_deliveries` times; then they are dead letters. A queue with
+    `max_length` messages refuses more with QueueFull (0: it does not). What was sent with an idempotency key
+    is remembered for `idempotency_window` seconds. Connects at first use.
     """
 
-    features = frozenset({"durable", "redelivers", "topics", "groups", "priorities", "processes"})
+    features = frozenset(
+        {
+            *("durable", "redelivers", "topics", "groups", "priorities", "processes"),
+            *("delay", "idempotency", "dead-letters"),
+        }
+    )
     max_message = 64 * 1024 * 1024
 
     def __init__(
         self,
-        source: redis.Redis | str,
+        source: redis.Redis | redis.RedisCluster | str,
         *,
         lease: float = 10.0,
         max_deliveries: int = 3,
         max_length: int = 0,
+        idempotency_window: float = 86400.0,
     ) -> None:
-        if lease < 1 or max_deliveries < 1 or max_length < 0:
-            raise ValueError("lease and max_deliveries are at least 1, max_length is at least 0")
-        self._client = tuned(source.removeprefix("redis+") if isinstance(source, str) else source)
-        self._lease, self._max_deliveries, self._max_length = lease, max_deliveries, max_length
-        self._channels = Channels(self._client)
-        self._withdraw = self._client.register_script(scripts.WITHDRAW)
-        self._lanes: list[Lane] = []
-        self._senders: list[Link] = []
-        self._workers: list[RedisWorker] = []
-        self._stopped = False
+        if lease < 1 or max_deliveries < 1 or max_length < 0 or idempotency_window <= 0:
+            raise ValueError(
+                "lease and max_deliveries are at least 1, max_length at least 0, idempotency_window above it"
+            )
+        self.place = place(source)
+        self._spread = isinstance(source, redis.RedisCluster) or str(source).startswith("redis+cluster:")
+        self._options = Options(lease, max_deliveries)
+        self._max_length, self._window = max_length, idempotency_window
+        self._channels = Channels(self.place)
+        self._lanes: defaultdict[str, Lanes] = defaultdict(Lanes)
+        self._senders: defaultdict[str, list[Link]] = defaultdict(list)
+        self._minder: Minder | None = None
 
     def send(self, to: Address, message: Message) -> None:
         if to.kind != "queue":
             return self._channels.send(to, message)
-        link = _popped(self._senders) or Link(self._client.connection_pool, (scripts.SEND,))
         keys = keys_of(to.name)
-        command = self._command(keys, message, "")
-
-        def once() -> Any:
-            link.write(command)
-            return link.read()
-
-        _check(to, persistent(once, patience(message)))
-        self._senders.append(link)
+        idle = self._senders[keys.tag]
+        loaded = (scripts.SEND, scripts.SEND_ONCE, scripts.SEND_LATER)
+        link = popped(idle) or Link(self.place, keys.queue, loaded)
+        commands = self.sending(keys, message, plain(message.id), "")
+        if persistent(lambda: link.ask(*commands), patience(message)) < 0:
+            raise full(keys)
+        idle.append(link)
 
     def request(self, to: Address, message: Message) -> Any:
         if to.kind != "queue":
             return self._channels.request(to, message)
-        lane = _popped(self._lanes)
-        if lane is None or lane.pid != os.getpid():  # a parent's inbox is not a child's
-            lane = Lane(self._client)
         keys = keys_of(to.name)
-        replies = LaneReplies(self, lane, keys, _plain(message.id))
-        command = self._command(keys, message, keys.inbox(lane.name))
-
-        def once() -> Any:
-            lane.link.write(command, replies.read_command())
-            return lane.link.read()
-
-        lane.asked = True
+        replies = LaneReplies(self, self._lanes[keys.tag], keys, message)
         try:
-            _check(to, persistent(once, patience(message)))
+            replies.send()
         except BaseException:
-            self.give_back(lane)
+            replies.close()
             raise
         return replies
 
-    def serve(self, addresses: Sequence[Address], handler: Handler, concurrency: int = 1) -> None:
-        queues = [keys_of(address.name) for address in addresses if address.kind == "queue"]
-        others = [address for address in addresses if address.kind != "queue"]
-        self._workers = [
-            RedisWorker(self._client, queues, handler, self._lease, self._max_deliveries, self._is_stopped)
-            for _ in range(concurrency if queues else 0)
-        ]
-        loops = [worker.work for worker in self._workers]
-        loops += self._channels.loops(others, handler, self._is_stopped)
-        if self._workers:
-            loops.append(partial(keep_alive, self._workers, self._client, queues))
-        try:
-            run_together(loops, self.stop)
-        finally:
-            self._stopped = False
-
-    def stop(self) -> None:
-        self._stopped = True
-
     def close(self) -> None:
-        for worker in self._workers:
-            worker.hand_back()
-        while link := _popped(self._senders):
-            link.drop()
-        while lane := _popped(self._lanes):
-            lane.link.drop()
-        self._client.close()
-
-    def give_back(self, lane: Lane) -> None:
-        """Keep a lane for the next request. An answer that is still to come would be taken for its own."""
-        if lane.asked:
-            lane.link.drop()
-            lane.asked = False
-        self._lanes.append(lane)
+        if self._minder:
+            self._minder.hand_back()
+        for senders in self._senders.values():
+            while link := popped(senders):
+                link.drop()
+        for lanes in self._lanes.values():
+            while lane := popped(lanes.idle):
+                lanes.forget(lane)
+        self.place.close()
 
     def withdraw(self, keys: Keys, id: str) -> None:
         """What was not started is not, what runs is told."""
         with translated_or_logged():
-            self._withdraw([keys.ids, keys.cancelled], [id, keys.channel])
+            pipe = self.place.client(keys.queue).pipeline(transaction=False)
+            pipe.delete(keys.token(id)).publish(keys.channel, id)
+            pipe.execute()
 
-    def _is_stopped(self) -> bool:
-        return self._stopped
+    def sending(
+        self, keys: Keys, message: Message, id: str, inbox: str, *, again: bool = False
+    ) -> list[Command]:
+        """The commands that send a message; the answer to the last one is that of the script."""
+        headers, frame, ttl = message.headers, packed(message), message.ttl
+        if len(frame) > LARGE or DELAY in headers or IDEMPOTENCY_KEY in headers:
+            return self._sending_specially(keys, message, id, inbox, again)
+        kind, seconds = _wanted(ttl, inbox)
+        record = f"{kind}\n{id}\n{inbox}\n\n".encode() + frame
+        if inbox:
+            return [
+                (scripts.SEND, 4, keys.queue, keys.bell, keys.token(id), inbox,
+                 id, record, milliseconds(seconds), self._max_length, int(again))
+            ]  # fmt: skip
+        return [
+            (scripts.SEND, 3, keys.queue, keys.bell, keys.token(id),
+             id, record, milliseconds(seconds), self._max_length, 0)
+        ]  # fmt: skip
 
-    def _command(self, keys: Keys, message: Message, inbox: str) -> Sequence[Any]:
-        ttl = 0 if message.ttl is None else milliseconds(message.ttl)
-        return (
-            scripts.SEND, 4, keys.queue, keys.bell, keys.ids, inbox or keys.queue,
-            _plain(message.id), ttl, inbox, packed(message), self._max_length,
-        )  # fmt: skip
+    def _sending_specially(
+        self, keys: Keys, message: Message, id: str, inbox: str, again: bool
+    ) -> list[Command]:
+        before, record, seconds = self._laid_out(keys, message, id, inbox)
+        arguments = (id, record, milliseconds(seconds), self._max_length)
+        token, way_back = keys.token(id), (inbox,) if inbox else ()
+        if DELAY in message.headers:
+            due = (milliseconds(float(message.headers[DELAY])), keys.channel)
+            return [*before, (scripts.SEND_LATER, 3, keys.queue, keys.delayed, token, *arguments, *due)]
+        if IDEMPOTENCY_KEY in message.headers:
+            once = keys.once(digest(message.headers[IDEMPOTENCY_KEY]))
+            places = (keys.queue, keys.bell, token, once, *way_back)
+            window = milliseconds(self._window)
+            return [*before, (scripts.SEND_ONCE, len(places), *places, *arguments, window)]
+        places = (keys.queue, keys.bell, token, *way_back)
+        return [*before, (scripts.SEND, len(places), *places, *arguments, int(again))]
+
+    def _laid_out(
+        self, keys: Keys, message: Message, id: str, inbox: str
+    ) -> tuple[list[Command], bytes, float]:
+        """What must be said first, the record, and the seconds that its token lives."""
+        frame, once = packed(message), ""
+        kind, seconds = _wanted(message.ttl, inbox)
+        if IDEMPOTENCY_KEY in message.headers:
+            once = digest(message.headers[IDEMPOTENCY_KEY])
+            seconds = self._window if kind == "k" else seconds
+        before: list[Command] = []
+        if len(frame) > LARGE:
+            kind = kind.upper()
+            keep = ("PX", milliseconds(seconds + KEEP_BODY)) if kind == "W" else ()
+            before, frame = [("SET", keys.body(id), frame, *keep)], b""
+        return before, f"{kind}\n{id}\n{inbox}\n{once}\n".encode() + frame, seconds
+
+    def dead_letters(self, queue: str) -> list[DeadLetter]:
+        keys = keys_of(queue)
+        with translated():
+            client = self.place.client(keys.queue)
+            found = []
+            for raw in client.lrange(keys.dead, 0, -1):
+                at, why, packed_record = raw.split(b"\n", 2)
+                record = Record.unpacked(packed_record)
+                frame = (client.get(keys.body(record.id)) or b"") if record.is_large else record.frame
+                found.append(
+                    DeadLetter(record.id, queue, int(at) / 1000, why.decode(errors="replace"), frame, raw)
+                )
+            return found
+
+    def revive(self, letter: DeadLetter) -> bool:
+        """If its caller still waits, it does not get the reply."""
+        keys = keys_of(letter.queue)
+        message = unpacked(letter.frame).but(
+            **{"reply_to": None, "ttl": None, ATTEMPT: None, IDEMPOTENCY_KEY: None}
+        )
+        body, record, _ = self._laid_out(keys, message, plain(letter.id), "")
+        return self._settle(letter, [*body], record)
+
+    def drop(self, letter: DeadLetter) -> bool:
+        keys = keys_of(letter.queue)
+        return self._settle(letter, [("UNLINK", keys.body(plain(letter.id)))])
+
+    def _settle(self, letter: DeadLetter, before: Sequence[Command], *record: bytes) -> bool:
+        keys = keys_of(letter.queue)
+        link = Link(self.place, keys.queue, (scripts.REVIVE,))
+        command = (scripts.REVIVE, 3, keys.dead, keys.queue, keys.bell, letter.raw, *record)
+        try:
+            return bool(persistent(lambda: link.ask(*before, command), BLOCK))
+        finally:
+            link.drop()
+
+    def _queue_loops(
+        self, queues: Sequence[str], handler: Handler, concurrency: int
+    ) -> list[Callable[[], None]]:
+        served = [keys_of(name) for name in queues]
+        if self._spread and len({keys.tag for keys in served}) > 1:
+            raise Unsupported(
+                f"on a cluster, queues of one worker need one hash slot, not {', '.join(queues)}: give them "
+                "names like shop.high and shop.low, or start a worker for each"
+            )
+        laden = threading.Event()
+        workers = [
+            RedisWorker(self.place, served, handler, self._options, self._is_stopped, laden)
+            for _ in range(concurrency)
+        ]
+        self._minder = Minder(self.place, served, workers, self._options, laden)
+        return [*(worker.work for worker in workers), self._minder.mind, self._minder.relieve]
+
+    def _other_loops(self, addresses: Sequence[Address], handler: Handler) -> list[Callable[[], None]]:
+        return self._channels.loops(addresses, handler, self._is_stopped)
 
 
-def _popped(idle: list[Any]) -> Any:
-    try:
-        return idle.pop()
-    except IndexError:  # another thread may be faster
-        return None
-
-
-def _check(to: Address, sent: int) -> None:
-    if sent < 0:
-        raise QueueFull(f"{to} has no room: raise max_length, or start more workers")
-
-
-def _plain(id: str) -> str:
-    """An id that can be part of a record."""
-    return id if _PLAIN.fullmatch(id) else sha256(id.encode("utf-8", "surrogatepass")).hexdigest()
+def _wanted(ttl: float | None, inbox: str) -> tuple[str, float]:
+    """The kind of a record, and the seconds that its token lives."""
+    if ttl is not None:
+        return "w", ttl
+    return ("w", UNATTENDED) if inbox else ("k", REMEMBERED)

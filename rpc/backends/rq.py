@@ -9,7 +9,7 @@ inboxes and the way back are those of every backend on Redis.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -22,18 +22,9 @@ from ..addresses import Address
 from ..errors import Unsupported
 from ..message import Handler, Message
 from . import _rq_scripts as scripts
-from ._loops import run_together
-from ._redis import (
-    KEEP_REPLY,
-    Channels,
-    RedisReplies,
-    milliseconds,
-    patience,
-    persistent,
-    reply_key,
-    translated_or_logged,
-    tuned,
-)
+from ._redis import Serving, milliseconds, patience, persistent, translated_or_logged
+from ._redis_channels import KEEP_REPLY, Channels, RedisReplies, reply_key
+from ._redis_places import place
 from ._rq_records import Records, RqOptions, job_for, job_key
 from ._rq_worker import RqWorker
 
@@ -49,7 +40,7 @@ def perform(*_: Any) -> None:
     raise RuntimeError("this job is for `rpc worker`, not for a plain `rq worker`")
 
 
-class PythonRqBackend:
+class PythonRqBackend(Serving):
     """rq ≥ 2.9 on Redis.
 
     `source` is a `redis.Redis`, of which only the address and the credentials are used, or a URL:
@@ -76,13 +67,15 @@ class PythonRqBackend:
     ) -> None:
         if lease < 1 or max_deliveries < 1 or result_ttl < 0 or failure_ttl < 1:
             raise ValueError("lease, max_deliveries and failure_ttl are at least 1, result_ttl is at least 0")
-        self._client = tuned(source.removeprefix("rq+") if isinstance(source, str) else source)
+        here = place(source.removeprefix("rq+") if isinstance(source, str) else source)
+        if isinstance(source, redis.RedisCluster):
+            raise Unsupported("rq needs a single Redis server, not a cluster")
+        self._client = here.client("")
         self._options = RqOptions(lease, max_deliveries, fork, job_timeout, result_ttl, failure_ttl)
-        self._channels = Channels(self._client)
+        self._channels = Channels(here)
         self._records = Records(self._client)
         self._read: deque[str] = deque()
         self._workers: list[RqWorker] = []
-        self._stopped = False
 
     def __repr__(self) -> str:
         where = self._client.connection_pool.connection_kwargs
@@ -108,27 +101,6 @@ class PythonRqBackend:
             finished=self._read.append,
         )
 
-    def serve(self, addresses: Sequence[Address], handler: Handler, concurrency: int = 1) -> None:
-        if self._options.fork and concurrency > 1:
-            raise Unsupported("rq with fork=True runs one job at a time: start more workers instead")
-        queues = [address.name for address in addresses if address.kind == "queue"]
-        others = [address for address in addresses if address.kind != "queue"]
-        self._workers = [
-            RqWorker(self._records, queues, handler, self._options, self._is_stopped)
-            for _ in range(concurrency if queues else 0)
-        ]
-        loops = [worker.work for worker in self._workers]
-        loops += self._channels.loops(others, handler, self._is_stopped)
-        if self._workers and not self._options.fork:
-            loops.append(partial(RqWorker.keep_alive, self._workers))
-        try:
-            run_together(loops, self.stop)
-        finally:
-            self._stopped = False
-
-    def stop(self) -> None:
-        self._stopped = True
-
     def close(self) -> None:
         for worker in self._workers:
             worker.hand_back()
@@ -138,8 +110,20 @@ class PythonRqBackend:
             self._read.clear()
         self._client.close()
 
-    def _is_stopped(self) -> bool:
-        return self._stopped
+    def _queue_loops(
+        self, queues: Sequence[str], handler: Handler, concurrency: int
+    ) -> list[Callable[[], None]]:
+        if self._options.fork and concurrency > 1:
+            raise Unsupported("rq with fork=True runs one job at a time: start more workers instead")
+        self._workers = [
+            RqWorker(self._records, queues, handler, self._options, self._is_stopped)
+            for _ in range(concurrency)
+        ]
+        loops: list[Callable[[], None]] = [worker.work for worker in self._workers]
+        return loops if self._options.fork else [*loops, partial(RqWorker.keep_alive, self._workers)]
+
+    def _other_loops(self, addresses: Sequence[Address], handler: Handler) -> list[Callable[[], None]]:
+        return self._channels.loops(addresses, handler, self._is_stopped)
 
     def _enqueue(self, to: Address, message: Message) -> None:
         queue = self._records.queue(to.name)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
 from os import urandom
+from types import MappingProxyType
 from typing import Any
+
+import msgspec
 
 from ..errors import RpcTimeout, SerializationError, WorkerLost
 from ..message import LOST, NAME, Message
@@ -13,8 +16,7 @@ from .jobs import JOB_NAME
 from .protocol import Call, decode_reply, encode_call
 
 
-@dataclass(frozen=True, slots=True)
-class Response:
+class Response(msgspec.Struct, frozen=True):
     """What a caller gets."""
 
     data: Any
@@ -26,9 +28,16 @@ class Response:
 
 
 def call_message(
-    name: str, data: Any, codec: Codec, *, ttl: float | None, replies: bool, max_message: int | None
+    name: str,
+    data: Any,
+    codec: Codec,
+    *,
+    ttl: float | None,
+    replies: bool,
+    max_message: int | None,
+    headers: Mapping[str, str] = MappingProxyType({}),
 ) -> Message:
-    """The message that asks for a job. `ttl` is in seconds, `max_message` in bytes.
+    """The message that asks for a job. `ttl` is in seconds, `max_message` in bytes, `headers` are added.
 
     Raises SerializationError if `data` cannot be encoded or is too large, ValueError for a bad name.
     """
@@ -38,12 +47,15 @@ def call_message(
     body = encode_call(Call(name, data), id, codec)
     if max_message is not None and len(body) > max_message:
         raise SerializationError(f"the request has {len(body)} bytes: more than {max_message}")
-    headers = {"id": id, "content-type": codec.content_type, NAME: name}
+    all_headers = {"id": id, "content-type": codec.content_type, NAME: name, **headers}
     if ttl is not None:
-        headers["ttl"] = f"{ttl:.3f}"
+        all_headers["ttl"] = f"{ttl:.3f}"
     if replies:
-        headers["reply-to"] = id
-    return Message(body, headers)
+        all_headers["reply-to"] = id
+    return Message(body, all_headers)
+
+
+_ACCEPTED = Accepted()
 
 
 class Conversation:
@@ -53,7 +65,6 @@ class Conversation:
         self.request = request
         self._name, self._timeout = name, timeout
         self._deadline = None if timeout is None else now + timeout
-        self._accept = Accepted()
 
     def remaining(self, now: float) -> float | None:
         """Seconds left to wait, None without end. Raises RpcTimeout when there are none."""
@@ -71,6 +82,6 @@ class Conversation:
         """The response in a reply; raises the error that it carries."""
         if LOST in reply.headers:
             raise WorkerLost(f"{self._name!r}: {reply.headers[LOST]}")
-        codec = self._accept.codec(reply.headers.get("content-type"))
+        codec = _ACCEPTED.codec(reply.headers.get("content-type"))
         data = decode_reply(reply.body, codec)
         return Response(data, self.request.id, self.request.reply_to or "")

@@ -7,6 +7,7 @@ or never), a caller that waits gets exactly one terminal reply.
 from __future__ import annotations
 
 import logging
+import random
 import time
 import traceback
 from collections.abc import Callable, Coroutine, Mapping
@@ -22,7 +23,7 @@ from ..errors import (
     SerializationError,
     Unauthorized,
 )
-from ..message import FAILED, NAME, Delivery, Message
+from ..message import ATTEMPT, FAILED, IDEMPOTENCY_KEY, NAME, Delivery, Message
 from .codecs import JSON, Accepted, Codec
 from .jobs import DeliveryMode, Job, Request, current_request, find
 from .protocol import decode_call, encode_error, encode_result, printable, remote_error
@@ -32,6 +33,9 @@ logger = logging.getLogger(__name__)
 _TOLD_AS_THEY_ARE = (InvalidParams, SerializationError, RpcTimeout, Unauthorized, Cancelled, RemoteError)
 """Errors that a handler may raise to say just that. Others of ours, such as the MethodNotFound of a call that
 it made itself, would mislead its caller."""
+
+_FINAL = (InvalidParams, SerializationError, Unauthorized, Cancelled)
+"""Errors that another attempt would not mend."""
 
 Await = Callable[[Coroutine[Any, Any, Any], Delivery], Any]
 """Runs a coroutine to its end, cancelling it when the delivery is cancelled; returns its result."""
@@ -54,7 +58,7 @@ class Dispatcher:
         """`max_message` is in bytes, for requests and replies alike."""
         self._jobs, self._accept, self._max_message = jobs, accept or Accepted(), max_message
         self._delivery, self._send_tracebacks = delivery, send_tracebacks
-        self._await, self._clock = await_, clock
+        self._await, self.clock = await_, clock
 
     def __call__(self, delivery: Delivery) -> Message | None:
         message, codec = delivery.message, JSON
@@ -85,7 +89,7 @@ class Dispatcher:
             return None
         if ttl <= 0:
             raise RpcTimeout("it expired before a worker came to it")
-        return self._clock() + ttl
+        return self.clock() + ttl
 
     def result(self, message: Message, value: Any, codec: Codec) -> Message:
         """The reply that carries a value; SerializationError if it cannot be encoded or is too large."""
@@ -146,17 +150,36 @@ class _Work:
     def run(self, job: Job, handler: Callable[[], Any], request: Request) -> Message | None:
         try:
             value = self._value(job, handler, request)
-            if self._answered or request.response_key is None:
+            if self._answered or (request.response_key is None and IDEMPOTENCY_KEY not in request.headers):
                 return None
             reply = self._dispatcher.result(self._message, value, self._codec)
             self._answered = True  # nobody may respond later, from another thread
             return reply
         except BaseException as error:  # a handler may raise anything, and its caller must be told
-            logger.exception("job %r (%s) failed", job.name, request.id)
-            if self._answered:
-                return None
-            self._answered = True
-            return self._dispatcher.failure(self._message, self._dispatcher.remote(error), self._codec)
+            return self._failed(job, request, error)
+
+    def _failed(self, job: Job, request: Request, error: BaseException) -> Message | None:
+        logger.exception("job %r (%s) failed", job.name, request.id)
+        if self._answered:
+            return None
+        self._answered = True
+        remote, options = self._dispatcher.remote(error), job.options
+        failure = self._dispatcher.failure(self._message, remote, self._codec)
+        if not options.retries or not isinstance(error, options.retry_on) or isinstance(error, _FINAL):
+            return failure
+        now, pause = self._dispatcher.clock(), options.pause(request.attempt, random.random())
+        in_time = request.deadline is None or now + pause < request.deadline
+        try:
+            if request.attempt <= options.retries and in_time and not self._delivery.cancelled:
+                logger.info("job %r (%s) is tried again in %.3g s", job.name, request.id, pause)
+                again = {"deliveries": None, ATTEMPT: request.attempt + 1}
+                self._delivery.postpone(pause, self._message.but(**again))
+            else:
+                self._delivery.bury(printable(str(remote))[:500], failure)
+        except RpcError as trouble:
+            logger.warning("job %r (%s) cannot be tried again: %s", job.name, request.id, trouble)
+            return failure
+        return None
 
     def _value(self, job: Job, handler: Callable[[], Any], request: Request) -> Any:
         if job.is_coroutine:

@@ -22,7 +22,10 @@ F = TypeVar("F", bound=Callable[..., Any])
 class Request:
     """What a handler in request style gets."""
 
-    __slots__ = ("_delivery", "_respond", "data", "deadline", "headers", "id", "redelivered", "response_key")
+    __slots__ = (
+        *("_delivery", "_respond", "attempt", "data", "deadline", "headers", "id"),
+        *("redelivered", "response_key"),
+    )
 
     def __init__(
         self, delivery: Delivery, data: Any, deadline: float | None, respond: Callable[[Request, Any], bool]
@@ -37,6 +40,8 @@ class Request:
         self.headers: Mapping[str, str] = message.headers
         self.redelivered = message.deliveries > 1
         """True if a worker had this job before, and died."""
+        self.attempt = message.attempt
+        """1, and more if the job failed before and is tried again."""
         self.deadline = deadline
         """When the caller stops waiting, in seconds of `time.monotonic()`; None if it does not."""
         self._delivery, self._respond = delivery, respond
@@ -57,19 +62,47 @@ current_request: ContextVar[Request | None] = ContextVar("rpc.current_request", 
 """The request that is being handled here: calls made meanwhile inherit its deadline."""
 
 
+MAX_BACKOFF = 3600.0
+
+
 @dataclass(frozen=True, slots=True)
 class JobOptions:
     delivery: DeliveryMode | None = None
+    retries: int = 0
+    backoff: float = 1.0
+    retry_on: tuple[type[BaseException], ...] = (Exception,)
+
+    def pause(self, attempt: int, chance: float) -> float:
+        """Seconds between an attempt, the first being 1, and the next: doubled each time, and less by up to a
+        half, as `chance` (0 to 1) has it, so that what failed together does not come back together."""
+        return min(MAX_BACKOFF, self.backoff * 2.0 ** min(attempt - 1, 60)) * (1 - chance / 2)
 
 
-def job(*, delivery: DeliveryMode) -> Callable[[F], F]:
-    """Options of one job. `delivery="at-most-once"`: if a worker dies while it has this job, nobody tries it
-    again, and the caller gets WorkerLost; overrides the receiver's setting."""
-    if delivery not in get_args(DeliveryMode):
+def job(
+    *,
+    delivery: DeliveryMode | None = None,
+    retries: int = 0,
+    backoff: float = 1.0,
+    retry_on: type[BaseException] | tuple[type[BaseException], ...] = (Exception,),
+) -> Callable[[F], F]:
+    """Options of one job.
+
+    `delivery="at-most-once"`: if a worker dies while it has this job, nobody tries it again, and the caller
+    gets WorkerLost; overrides the receiver's setting. `retries`: if the handler raises one of `retry_on`, it
+    is tried again so many times, the first time after up to `backoff` seconds, then after twice that, and so
+    on up to an hour, as long as the caller waits; a job that failed each time becomes a dead letter. Raises
+    ValueError.
+    """
+    if delivery is not None and delivery not in get_args(DeliveryMode):
         raise ValueError(f"delivery is one of {', '.join(get_args(DeliveryMode))}, not {delivery!r}")
+    if retries < 0 or backoff < 0:
+        raise ValueError("retries and backoff are not negative")
+    retry_on = retry_on if isinstance(retry_on, tuple) else (retry_on,)
+    if not all(isinstance(kind, type) and issubclass(kind, BaseException) for kind in retry_on):
+        raise ValueError("retry_on is an exception class, or a tuple of them")
 
     def mark(handler: F) -> F:
-        handler.__rpc_job__ = JobOptions(delivery)  # type: ignore[attr-defined]
+        handler.__rpc_job__ = JobOptions(delivery, retries, backoff, retry_on)  # type: ignore[attr-defined]
         return handler
 
     return mark

@@ -18,6 +18,7 @@ from .protocol import Call
 
 logger = logging.getLogger(__name__)
 
+_PLAIN = {str, int, float, bool, bytes}
 _NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
 
@@ -60,7 +61,8 @@ class Parameters:
         converted = {}
         for name, value in arguments.items():
             kind = self._kinds.get(name)
-            converted[name] = value if kind is None else self._convert(name, value, kind)
+            as_it_is = kind is None or (type(value) is kind and kind in _PLAIN)
+            converted[name] = value if as_it_is else self._convert(name, value, kind)
         return converted
 
     def _convert(self, name: str, value: Any, kind: Any) -> Any:

@@ -7,8 +7,9 @@ the wire is any bytes at all: each function here returns a value or raises an Rp
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
+
+import msgspec
 
 from .. import errors
 from ..errors import RemoteError, RpcError, SerializationError
@@ -24,8 +25,7 @@ _BY_CODE: dict[int, type[RpcError]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Call:
+class Call(msgspec.Struct, frozen=True):
     """What a request asks for."""
 
     method: str
@@ -66,16 +66,15 @@ def decode_call(body: bytes, codec: Codec) -> Call:
 
 
 def _call(decoded: Any) -> Call:
-    match decoded:
-        case {"method": str(method), **rest} if method:
-            params, kwargs = rest.get("params"), rest.get("kwargs") or {}
-            if not isinstance(params, dict | list | None):
-                raise SerializationError("not a call: `params` is neither an object nor an array")
-            if not isinstance(kwargs, dict) or (kwargs and not isinstance(params, list)):
-                raise SerializationError("not a call: `kwargs` goes with an array of `params`")
-            return Call(method, params, kwargs)
-        case _:
-            raise SerializationError("not a call: no object with a `method`")
+    method = decoded.get("method") if isinstance(decoded, dict) else None
+    if not method or not isinstance(method, str):
+        raise SerializationError("not a call: no object with a `method`")
+    params, kwargs = decoded.get("params"), decoded.get("kwargs") or {}
+    if params is not None and not isinstance(params, (dict, list)):
+        raise SerializationError("not a call: `params` is neither an object nor an array")
+    if kwargs and not (isinstance(kwargs, dict) and isinstance(params, list)):
+        raise SerializationError("not a call: `kwargs` goes with an array of `params`")
+    return Call(method, params, kwargs)
 
 
 def encode_result(id: str, result: Any, codec: Codec) -> bytes:
@@ -106,13 +105,14 @@ def _code(error: RpcError) -> int:
 
 def decode_reply(body: bytes, codec: Codec) -> Any:
     """The result in the body of a reply. Raises the error that it carries, or SerializationError."""
-    match codec.decode(body):
-        case {"error": {"code": int(code), "message": str(message), **rest}}:
-            raise _error(code, message, rest.get("data"))
-        case {"result": result}:
-            return result
-        case _:
-            raise SerializationError("not a reply: it has neither a `result` nor an `error`")
+    decoded = codec.decode(body)
+    if isinstance(decoded, dict):
+        match decoded.get("error"):
+            case {"code": int(code), "message": str(message), **rest}:
+                raise _error(code, message, rest.get("data"))
+        if "result" in decoded:
+            return decoded["result"]
+    raise SerializationError("not a reply: it has neither a `result` nor an `error`")
 
 
 def remote_error(error: BaseException, traceback: str | None = None) -> RemoteError:

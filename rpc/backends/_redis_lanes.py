@@ -1,0 +1,204 @@
+"""The caller's side of the native Redis backend: connections and inboxes that are used again and again."""
+
+from __future__ import annotations
+
+import time
+from typing import Any, Protocol
+from uuid import uuid4
+
+import redis
+
+from ..errors import BackendUnavailable, QueueFull
+from ..message import IDEMPOTENCY_KEY, STREAM, Message, unpacked
+from . import _redis_scripts as scripts
+from ._redis import BLOCK, Command, Link, awaited, milliseconds, patience, persistent, process
+from ._redis_keys import Keys, plain
+from ._redis_places import Place
+
+NO_ANSWER = ("CLIENT", "REPLY", "SKIP")
+UNATTENDED = 3600.0
+"""Seconds that a message is wanted whose caller waits without end, after its last sign of life."""
+UNCONFIRMED = 0.1
+"""Seconds that a caller waits before it makes sure that its message was sent. Most replies come earlier."""
+CONFIRMED = 4
+"""Bytes of an answer that only confirms."""
+SPIN = 400e-6
+"""Seconds that a lone caller looks for its reply before it goes to sleep, if the last ones came that fast."""
+
+
+class Sender(Protocol):
+    """What a lane needs of its backend."""
+
+    place: Place
+
+    def sending(
+        self, keys: Keys, message: Message, id: str, inbox: str, *, again: bool = False
+    ) -> list[Command]:
+        """The commands that send a message; the answer to the last one is that of the script."""
+
+    def withdraw(self, keys: Keys, id: str) -> None:
+        """What was not started is not, what runs is told."""
+
+
+def popped(idle: list[Any]) -> Any:
+    """One of the idle, None if there is none: another thread may be faster."""
+    try:
+        return idle.pop()
+    except IndexError:
+        return None
+
+
+def full(keys: Keys) -> QueueFull:
+    return QueueFull(f"queue {keys.name} has no room: raise max_length, or start more workers")
+
+
+class Lane:
+    """A connection and an inbox, for one request at a time."""
+
+    def __init__(self, place: Place, keys: Keys) -> None:
+        self.inbox = keys.inbox(uuid4().hex)
+        self.link = Link(place, keys.queue, (scripts.SEND, scripts.SEND_ONCE))
+        self.pid = process.id
+        self._ends: tuple[int, bytes, bytes] = (0, b"", b"")
+        self._misses = self._skip = 0
+
+    def peek(self, seconds: float) -> Command:
+        """Wait for the head of the inbox, which stays there."""
+        return ("BLMOVE", self.inbox, self.inbox, "LEFT", "LEFT", seconds)
+
+    def send(self, command: Command) -> None:
+        """This command, whose answer is not wanted, and the wait for what it brings."""
+        link = self.link
+        middle = link.packed(command)
+        if self._ends[0] != link.epoch:
+            self._ends = (link.epoch, link.packed(NO_ANSWER), link.packed(self.peek(UNCONFIRMED)))
+        link.write_packed(self._ends[1] + middle + self._ends[2])
+
+    def look(self) -> None:
+        """Spin, if that is likely to be worth it: the oftener it was not, the more calls go without."""
+        if self._skip:
+            self._skip -= 1
+        elif self.link.spin(SPIN):
+            self._misses = 0
+        else:
+            self._misses += 1
+            self._skip = 2 ** min(self._misses, 8)
+
+
+class Lanes:
+    """The lanes to the queues of one hash tag: as many as calls ever waited at a time."""
+
+    def __init__(self) -> None:
+        self.idle: list[Lane] = []
+        self._made = 0
+
+    def take(self, place: Place, keys: Keys) -> Lane:
+        while lane := popped(self.idle):
+            if lane.pid == process.id:  # a parent's inbox is not a child's
+                return lane  # type: ignore[no-any-return]
+            self._made -= 1
+        self._made += 1
+        return Lane(place, keys)
+
+    def forget(self, lane: Lane) -> None:
+        """One of those that were taken."""
+        self._made -= 1
+        lane.link.drop()
+
+    def is_lone(self) -> bool:
+        """Whether one call waits alone."""
+        return self._made - len(self.idle) == 1
+
+
+class LaneReplies:
+    """What comes back on a lane for one request."""
+
+    def __init__(self, backend: Sender, lanes: Lanes, keys: Keys, message: Message) -> None:
+        self._backend, self._lanes, self._keys, self._message = backend, lanes, keys, message
+        self._lane, self._id = lanes.take(backend.place, keys), plain(message.id)
+        self._since = time.monotonic()
+        self._number = self._pending = 0
+        self._before: list[Command] = []
+        """What is to be said before the next wait."""
+        self._sent = self._asked = self._failed = self._ended = self._closed = False
+
+    def send(self) -> None:
+        """The message and the wait for its reply, in one write."""
+        self._before = self._backend.sending(self._keys, self._message, self._id, self._lane.inbox)
+        persistent(self._first_write, patience(self._message))
+
+    def receive(self, timeout: float | None) -> Message:
+        """The next reply. If the queue was full, the first one is QueueFull."""
+        reply = awaited(self._next, timeout)
+        self._ended = STREAM not in reply.headers
+        return reply
+
+    def close(self) -> None:
+        """Give the lane back; withdraw the request if it was not answered."""
+        if self._closed:
+            return
+        self._closed = True
+        if self._asked:  # its answer would be taken for the next one's
+            self._lane.link.drop()
+        if not self._ended and not self._failed and IDEMPOTENCY_KEY not in self._message.headers:
+            self._backend.withdraw(self._keys, self._id)
+        self._lanes.idle.append(self._lane)
+
+    def _first_write(self) -> None:
+        if len(self._before) > 1:
+            return self._write()
+        self._pending = 0
+        self._lane.send(self._before[0])
+        self._asked = True
+
+    def _write(self) -> None:
+        """Wait for the next reply. Until it is known that the message was sent, send it (again)."""
+        lane, before = self._lane, self._before
+        if not self._sent:
+            before = self._backend.sending(self._keys, self._message, self._id, lane.inbox, again=True)
+        if self._message.ttl is None and time.monotonic() - self._since > UNATTENDED / 60:
+            self._since = time.monotonic()
+            before = [*before, ("PEXPIRE", self._keys.token(self._id), milliseconds(UNATTENDED))]
+        self._pending = len(before)
+        lane.link.write(*before, lane.peek(BLOCK), least=CONFIRMED * len(before) + 1)
+        self._asked = True
+
+    def _next(self, left: float) -> Message | None:
+        end = time.monotonic() + left
+        try:
+            if not self._asked:
+                self._write()
+            if not self._sent and self._lanes.is_lone():
+                self._lane.look()
+            if (answer := self._answer(left, end)) is None:
+                return None
+        except BaseException as error:
+            self._asked, self._failed = False, isinstance(error, redis.RedisError)
+            if self._failed and not self._sent and time.monotonic() - self._since > patience(self._message):
+                raise BackendUnavailable(f"Redis: {error}") from error
+            raise
+        return self._taken(answer)
+
+    def _answer(self, left: float, end: float) -> Any:
+        """What is at the head of the inbox; None if nothing came in time."""
+        link = self._lane.link
+        while left >= BLOCK or link.readable(end - time.monotonic()):
+            answer = link.read()
+            if not self._pending:
+                self._asked = self._failed = False
+                self._sent = self._sent or answer is not None
+                return answer
+            self._pending -= 1
+            self._sent = self._sent or not self._pending
+        return None
+
+    def _taken(self, entry: bytes) -> Message | None:
+        number, id, frame = entry.split(b"\n", 2)
+        self._before = [("LREM", self._lane.inbox, 1, entry)]
+        if id.decode() != self._id or 0 < int(number) <= self._number:
+            return None  # it was for an earlier request on this lane, or came twice
+        if int(number) < 0:
+            self._ended = True
+            raise full(self._keys)
+        self._number = int(number)
+        return unpacked(frame)

@@ -1,0 +1,162 @@
+"""What the workers of a process need beside their loops: signs of life, news of callers that left, delayed
+messages that are due, and what workers held that died. There is no leader: every process does it for all."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from ..message import FAILED, LOST, Message, packed
+from . import _redis_scripts as scripts
+from ._redis import BLOCK, Absences, Link, steadily, translated, translated_or_logged
+from ._redis_keys import Keys
+from ._redis_places import Place
+from ._redis_worker import BEATS_PER_LEASE, TOO_LONG, Options, RedisWorker
+
+logger = logging.getLogger(__name__)
+
+DIED = "its worker died; it is not delivered again"
+STOPPED = "its worker was stopped"
+
+
+class Minder:
+    """For the workers of one `serve`, which share their queues."""
+
+    def __init__(
+        self,
+        place: Place,
+        queues: Sequence[Keys],
+        workers: Sequence[RedisWorker],
+        options: Options,
+        laden: threading.Event,
+    ) -> None:
+        self._place, self._queues, self._workers, self._options = place, queues, workers, options
+        self._laden = laden
+        self._beat = min(BLOCK, options.lease / BEATS_PER_LEASE)
+        self._absences: Absences[tuple[Keys, str]] = Absences(options.lease / BEATS_PER_LEASE)
+        self._news: Any = None
+
+    def mind(self) -> None:
+        """Until all workers are done."""
+        link = self._link(scripts.RECOVER, scripts.PROMOTE)
+        try:
+            steadily(lambda: self._mind_once(link), self._all_ended)
+        finally:
+            with translated_or_logged():
+                for worker in self._workers:
+                    self._leave(link, worker)
+            link.drop()
+            if self._news:
+                self._news.close()
+
+    def relieve(self) -> None:
+        """Until all workers are done: acknowledge what is done, and give back what is not begun, where a
+        handler takes long."""
+        link = self._link(scripts.RELEASE)
+        while not self._all_ended():
+            if not self._laden.wait(BLOCK):
+                continue
+            self._laden.clear()
+            while any(worker.is_laden for worker in self._workers):
+                time.sleep(TOO_LONG)
+                for worker in self._workers:
+                    if worker.is_slow():
+                        with translated_or_logged():
+                            worker.flush()
+                            self._give_back(link, worker)
+        link.drop()
+
+    def hand_back(self) -> None:
+        """Give back what is still running here, at once."""
+        link = self._link(scripts.RECOVER)
+        with translated_or_logged():
+            for worker in self._workers:
+                if delivery := worker.delivery:
+                    self._bring_back(link, delivery.keys, worker.name, force=True, died=False)
+        link.drop()
+
+    def _all_ended(self) -> bool:
+        return all(worker.ended for worker in self._workers)
+
+    def _link(self, *loaded: str) -> Link:
+        return Link(self._place, self._queues[0].queue, loaded)
+
+    def _mind_once(self, link: Link) -> None:
+        if not self._news:
+            news = self._place.client(self._queues[0].queue).pubsub(ignore_subscribe_messages=True)
+            news.subscribe(*(each.channel for each in self._queues))
+            self._news = news
+        for worker in self._workers:
+            worker.beat()
+        if self._absences.look_is_due():
+            for keys, name in self._absences.lasting(self._absent()):
+                self._bring_back(link, keys, name, force=False, died=True)
+        due = [self._promote(link, keys) for keys in self._queues]
+        soonest = min((seconds for seconds in due if seconds >= 0), default=self._beat)
+        try:
+            told = self._news.get_message(timeout=min(self._beat, soonest))
+        except BaseException:
+            news, self._news = self._news, None
+            news.close()
+            raise
+        if told and told["data"]:
+            self._pass_on(told["data"])
+
+    def _promote(self, link: Link, keys: Keys) -> float:
+        """Move what is due; seconds until more will be, less than 0 if nothing is delayed."""
+        return float(link.ask((scripts.PROMOTE, 3, keys.delayed, keys.queue, keys.bell))) / 1000
+
+    def _pass_on(self, id: bytes) -> None:
+        """Tell whoever has this message here that its caller has left."""
+        for worker in self._workers:
+            delivery = worker.delivery
+            if delivery and delivery.record.id.encode() == id:
+                delivery.cancel()
+            elif any(record.split(b"\n", 2)[1:2] == [id] for _, record, _ in list(worker.backlog)):
+                worker.unwanted.add(id.decode())
+
+    def _absent(self) -> Iterator[tuple[Keys, str]]:
+        """Queue and name of each worker that gives no sign of life."""
+        for keys in self._queues:
+            client = self._place.client(keys.queue)
+            names = [member.decode() for member in client.smembers(keys.workers)]
+            pipe = client.pipeline(transaction=False)
+            for name in names:
+                pipe.exists(keys.alive(name))
+            for name, lives in zip(names, pipe.execute(), strict=True):
+                if not lives:
+                    yield keys, name
+
+    def _give_back(self, link: Link, worker: RedisWorker) -> None:
+        """What it has not begun."""
+        unbegun: list[tuple[int, bytes, int]] = []
+        while worker.backlog:
+            try:
+                unbegun.insert(0, worker.backlog.pop())
+            except IndexError:  # it was faster
+                break
+        for number, keys in enumerate(self._queues):
+            if records := [record for its, record, _ in unbegun if its == number]:
+                slot = keys.slot(worker.name)
+                with translated():
+                    link.ask((scripts.RELEASE, 3, slot, keys.queue, keys.bell, *records))
+
+    def _leave(self, link: Link, worker: RedisWorker) -> None:
+        with translated():
+            for keys in self._queues:
+                self._bring_back(link, keys, worker.name, force=True, died=False)
+            for keys in self._queues:
+                self._place.client(keys.queue).delete(keys.alive(worker.name))
+
+    def _bring_back(self, link: Link, keys: Keys, name: str, *, force: bool, died: bool) -> None:
+        why = DIED if died else STOPPED
+        lost = packed(Message(headers={LOST: why, FAILED: "WorkerLost"}))
+        places = (keys.alive(name), keys.slot(name), keys.queue, keys.bell, keys.dead, keys.workers)
+        arguments = (int(force), int(died), self._options.max_deliveries, lost, f"WorkerLost: {why}", name)
+        outcome = link.ask((scripts.RECOVER, 6, *places, *arguments))
+        if outcome and any(outcome):
+            text = "of what worker %s held in %s, %d are delivered again, %d were given up"
+            logger.warning(text, name, keys.queue, *outcome)
