@@ -1,132 +1,165 @@
-"""`make bench`: the median time of a call, beside a peer that is measured in the same run, round by round.
+"""`python -m benchmarks`: `run` measures this library, `peers` others beside it, `publish` shows the results.
 
-All do the same work, `add`, in one worker process, on one embedded Redis. Ours have acknowledgement, lease
-and deadline on. The bare loop is what one writes by hand on redis-py (RPUSH, BLPOP, JSON): it has none.
+Linux alone: what processes cost is read from /proc.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import statistics
-import subprocess
+import signal
 import sys
-import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import click
-import redis
-import rq
-from rq.serializers import JSONSerializer
 
-from rpc import RpcClient
-from rpc.testing import start_redis
+from . import tables
+from .environments import python_of
+from .phases import KINDS, Sizes, plan
+from .plot import plot
+from .processes import ROOT, Side, SideFailed
+from .results import Results, this_machine
+from .runner import Group, run_group
+from .sides import HERE, LOOP, NATIVE, PEERS
 
-Call = Callable[[], Any]
+OUT = Path(__file__).parent / "results"
+PAGE = ROOT / "docs" / "performance.md"
+BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 
+Command = Callable[..., Any]
 
-@click.command()
-@click.option("--calls", default=300, show_default=True, help="Calls of each side in a round.")
-@click.option("--rounds", default=5, show_default=True, help="Rounds; the median of their medians counts.")
-@click.option("--idle", default=5.0, show_default=True, help="Seconds to watch an idle worker.")
-def main(calls: int, rounds: int, idle: float) -> None:
-    with ExitStack() as stack:
-        server = stack.enter_context(start_redis())
-        workers = {
-            name: stack.enter_context(_Process(kind, url))
-            for name, kind, url in (
-                ("rpc on rq", "rpc", f"rq+{server.url}"),
-                ("rpc on redis", "rpc", server.url),
-                ("rq SimpleWorker", "rq", server.url),
-                ("bare loop", "loop", server.url),
-            )
-        }
-        sides = {
-            "rpc on rq": _ours(stack, f"rq+{server.url}"),
-            "rpc on redis": _ours(stack, server.url),
-            "rq SimpleWorker": _rqs(server.url),
-            "bare loop": _loops(server.url),
-        }
-        for name, call in sides.items():  # warm up, and see that each does the work
-            if call() != {"answer": 2}:
-                raise click.ClickException(f"{name}: wrong answer")
-        rows = [{name: _median(call, calls) for name, call in sides.items()} for _ in range(rounds)]
-        print(
-            f"{server.kind}, redis-py {redis.__version__}, rq {rq.VERSION}, Python {sys.version.split()[0]}"
-        )
-        for name in sides:
-            print(f"{name:<16}{statistics.median(row[name] for row in rows) * 1e6:8.0f} µs median call")
-        for ours, peer, at_most in (
-            ("rpc on rq", "rq SimpleWorker", 0.70),
-            ("rpc on redis", "bare loop", 0.65),
-        ):
-            ratio = statistics.median(row[ours] / row[peer] for row in rows)
-            print(f"{ours} / {peer}: {ratio:.2f} (wanted: at most {at_most:.2f})")
-        for name in "rpc on rq", "rpc on redis":
-            print(f"{name}, idle worker: {_idle_cpu(workers[name].pid, idle):.2f} % CPU over {idle:g} s")
+option = partial(click.option, show_default=True)
+out_option = option("--out", type=click.Path(path_type=Path), default=OUT, help="The folder of the results.")
 
 
-def _ours(stack: ExitStack, url: str) -> Call:
-    client = stack.enter_context(RpcClient(backend=url))
-    return lambda: client.call_and_wait("add", {"a": 1, "b": 1}).data
+def _numbers(ctx: click.Context, parameter: click.Parameter, value: str) -> tuple[int, ...]:
+    try:
+        return tuple(int(word) for word in value.split(","))
+    except ValueError:
+        raise click.BadParameter(f"{value!r} is no list of numbers, such as 1,8,64") from None
 
 
-def _rqs(url: str) -> Call:
-    queue = rq.Queue("theirs", connection=redis.Redis.from_url(url), serializer=JSONSerializer)
-
-    def call() -> Any:
-        result = queue.enqueue("benchmarks.jobs.add", 1, 1).latest_result(timeout=10)
-        return result.return_value if result else None
-
-    return call
+def _kinds(ctx: click.Context, parameter: click.Parameter, value: str) -> tuple[str, ...]:
+    kinds = tuple(value.split(","))
+    if unknown := set(kinds) - set(KINDS):
+        raise click.BadParameter(f"{', '.join(sorted(unknown))}: not one of {', '.join(KINDS)}")
+    return kinds
 
 
-def _loops(url: str) -> Call:
-    client = redis.Redis.from_url(url)
+def sizes_options(calls: int, rounds: int, jobs: int, only: Sequence[str]) -> Callable[[Command], Command]:
+    """The options of both commands that measure, with these defaults."""
+    some, several = click.IntRange(min=1), click.IntRange(min=2)
+    options = [
+        option("--calls", type=several, default=calls, help="Calls of a side in a round."),
+        option("--rounds", type=some, default=rounds, help="The median of their ratios counts."),
+        option("--jobs", type=several, default=jobs, help="Jobs to enqueue, and to drain."),
+        option("--idle", type=float, default=10.0, help="Seconds to watch an idle worker."),
+        option("--connections", type=some, default=100, help="Idle clients to weigh."),
+        option("--callers", default="1,8,64", callback=_numbers, help="Calls at a time."),
+        option("--payloads", default="1,100,1000", callback=_numbers, help="In kB."),
+        option("--only", default=",".join(only), callback=_kinds, help="What to measure."),
+        out_option,
+    ]
 
-    def call() -> Any:
-        reply = uuid4().hex
-        client.rpush("loop", json.dumps({"reply": reply, "a": 1, "b": 1}))
-        popped = client.blpop([reply], timeout=4)
-        return json.loads(popped[1]) if popped else None
+    def add(command: Command) -> Command:
+        for each in reversed(options):
+            command = each(command)
+        return command
 
-    return call
-
-
-def _median(call: Call, calls: int) -> float:
-    times = []
-    for _ in range(calls):
-        start = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times)
-
-
-class _Process(subprocess.Popen[bytes]):
-    """A worker; ends with its `with` block."""
-
-    def __init__(self, kind: str, url: str) -> None:
-        super().__init__([sys.executable, "-m", "benchmarks.jobs", kind, url])
-
-    def __exit__(self, *_: object) -> None:
-        self.terminate()
-        self.wait()
+    return add
 
 
-def _idle_cpu(pid: int, seconds: float) -> float:
-    """CPU of a process in percent, from /proc (Linux)."""
-    before = _cpu_percent_seconds(pid)
-    time.sleep(seconds)
-    return (_cpu_percent_seconds(pid) - before) / seconds
+@click.group()
+def main() -> None:
+    """Measure this library beside a loop on bare redis-py, and beside its peers."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that what was started is ended
 
 
-def _cpu_percent_seconds(pid: int) -> float:
-    with open(f"/proc/{pid}/stat") as file:
-        fields = file.read().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK") * 100
+@main.command()
+@sizes_options(1000, 5, 20_000, KINDS)
+@click.option(
+    "--side",
+    "names",
+    type=click.Choice([side.name for side in HERE]),
+    multiple=True,
+    help="Measure this side, and the loop; may be repeated.",
+)
+def run(out: Path, only: tuple[str, ...], names: tuple[str, ...], **sizes: Any) -> None:
+    """Measure this library and rq beside the bare loop."""
+    chosen = [side for side in HERE if not names or side.name in (LOOP, *names)]
+    machine, counted = this_machine(), Sizes(**sizes)
+    group = run_group(chosen, plan(only, counted), counted.rounds, _say)
+    results = Results.of(machine, counted, [group])
+    _save(results, out, "bench", tables.by_figure)
+    for verdict in tables.verdicts(results):
+        print(verdict)
+    if any(results.failures()):
+        raise SystemExit(1)
+
+
+@main.command()
+@sizes_options(500, 3, 2000, [kind for kind in KINDS if kind != "memory"])
+@click.argument("names", nargs=-1, type=click.Choice(list(PEERS)))
+def peers(out: Path, only: tuple[str, ...], names: tuple[str, ...], **sizes: Any) -> None:
+    """Measure other systems beside this library and the bare loop, in environments of their own."""
+    machine, counted = this_machine(), Sizes(**sizes)
+    results = Results.of(machine, counted, [])
+    for peer in names or PEERS:
+        for side in PEERS[peer]:
+            results.groups.append(_beside(peer, side, only, counted))
+            results.write(out / "peers.json")  # what took minutes is not lost if the next one is interrupted
+    _save(results, out, "peers", tables.by_side)
+
+
+@main.command()
+@out_option
+@option("--page", type=click.Path(path_type=Path, exists=True), default=PAGE, help="Where the tables go.")
+def publish(out: Path, page: Path) -> None:
+    """Write the last results into the page on performance, and the plot next to it."""
+    found = {
+        name: Results.read(file) for name in ("bench", "peers") if (file := out / f"{name}.json").exists()
+    }
+    if not found:
+        raise click.ClickException(f"no results in {out}: run `make bench` and `make bench-peers`")
+    before, begin, rest = page.read_text().partition(BEGIN)
+    _, end, after = rest.partition(END)
+    if not (begin and end):
+        raise click.ClickException(f"{page} has no {BEGIN} … {END}")
+    picture = page.with_suffix(".svg")
+    picture.write_text(plot(list(found.values())))
+    shown = [f"![Ratios to the bare loop]({picture.name})"]
+    if "bench" in found:
+        shown += ["### Beside the bare loop", tables.by_figure(found["bench"])]
+    if "peers" in found:
+        shown += ["### Beside other systems", tables.by_side(found["peers"])]
+    page.write_text("\n\n".join([before + BEGIN, *shown, END + after]))
+
+
+def _beside(peer: str, side: Side, only: tuple[str, ...], sizes: Sizes) -> Group:
+    """A peer measured with the loop and ours; what went wrong if it cannot even be installed."""
+    try:
+        _say(f"the environment of {peer}")
+        sides = [
+            *(ours for ours in HERE if ours.name in (LOOP, NATIVE)),
+            replace(side, python=python_of(peer)),
+        ]
+    except SideFailed as failure:
+        _say(f"{side.name}: {failure}")
+        return {"redis": "", "sides": {side.name: {"error": str(failure)}}, "phases": {}}
+    return run_group(sides, plan(only, sizes), sizes.rounds, _say)
+
+
+def _save(results: Results, out: Path, name: str, table: Callable[[Results], str]) -> None:
+    results.write(out / f"{name}.json")
+    (out / f"{name}.md").write_text(table(results) + "\n")
+    (out / f"{name}.svg").write_text(plot([results]))
+    print(table(results))
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 if __name__ == "__main__":

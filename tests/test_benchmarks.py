@@ -1,0 +1,105 @@
+"""The benchmarks measure, and show what they measured. How fast anything is, is not tested."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from xml.etree import ElementTree
+
+import pytest
+
+from benchmarks.phases import Sizes, plan
+from benchmarks.processes import Side
+from benchmarks.runner import run_group
+from benchmarks.sides import HERE, LOOP, PEERS
+
+ROOT = Path(__file__).parent.parent
+RECORDED = Path(__file__).parent / "vectors" / "benchmark_peers.json"
+PATIENCE = 50
+
+pytestmark = [
+    pytest.mark.real_redis,
+    pytest.mark.skipif(sys.platform != "linux", reason="what processes cost is read from /proc"),
+]
+
+
+def bench(*arguments: str | Path) -> str:
+    command = [sys.executable, "-m", "benchmarks", *map(str, arguments)]
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as run:
+        try:
+            said, errors = run.communicate(timeout=PATIENCE)
+        except subprocess.TimeoutExpired:
+            run.terminate()  # it ends what it started
+            said, errors = run.communicate()
+        assert run.returncode == 0, errors
+    return said
+
+
+def measured(out: Path, *options: str) -> str:
+    tiny = ("--calls", "10", "--rounds", "1", "--jobs", "5", "--idle", "0.1", "--connections", "2")
+    return bench("run", *tiny, "--callers", "1,3", "--payloads", "1", "--out", out, *options)
+
+
+@pytest.mark.redis
+def test_everything_is_measured_of_the_loop(tmp_path: Path) -> None:
+    said = measured(tmp_path, "--side", LOOP)
+    phases = json.loads((tmp_path / "bench.json").read_text())["groups"][0]["phases"]
+    assert {phase: set(rounds[0][LOOP]) for phase, rounds in phases.items()} == {
+        "latency": {"p50", "p95", "p99", "cpu_client", "cpu_worker", "cpu_redis"},
+        "throughput 1": {"rate"},
+        "throughput 3": {"rate"},
+        "payload 1 kB": {"p50"},
+        "drain": {"enqueue", "rate"},
+        "start": {"seconds"},
+        "idle": {"cpu"},
+        "memory": {"client", "redis"},
+    }
+    assert "| jobs/s drained | " in said
+    assert (tmp_path / "bench.md").read_text() in said
+    ElementTree.parse(tmp_path / "bench.svg")
+
+
+@pytest.mark.redis
+def test_what_is_measured_stands_beside_what_is_wanted(tmp_path: Path) -> None:
+    said = measured(tmp_path, "--side", "rpc on redis", "--only", "latency")
+    assert "rpc on redis / bare loop, median call: " in said
+    assert "(wanted: at most 0.65)" in said
+    assert "jobs/s drained" not in said
+
+
+@pytest.mark.redis
+def test_a_side_that_does_not_run_says_why_and_the_others_go_on() -> None:
+    loop = next(side for side in HERE if side.name == LOOP)
+    broken = Side("broken", "benchmarks.no_such_module", sys.executable)
+    group = run_group([broken, loop], plan(("start",), Sizes(idle=0.1)), 1, lambda line: None)
+    assert "No module named 'benchmarks.no_such_module'" in group["sides"]["broken"]["error"]
+    assert set(group["phases"]["start"][0]) == {LOOP}
+
+
+def test_recorded_results_are_published(tmp_path: Path) -> None:
+    page = tmp_path / "performance.md"
+    shutil.copy(ROOT / "docs" / "performance.md", page)
+    shutil.copy(RECORDED, tmp_path / "peers.json")
+    for _ in range(2):  # what was published before is replaced
+        bench("publish", "--out", tmp_path, "--page", page)
+    text = page.read_text()
+    assert text.count("| bare loop | ") == 1
+    assert "| huey | " in text
+    assert "- huey failed in drain: did not do 60 jobs in 123 s; a \\| in its last words" in text
+    assert "| arq | failed | " in text
+    assert "- arq failed: not installed: " in text
+    assert "## Measure it yourself" in text
+    assert "huey" in "".join(ElementTree.parse(tmp_path / "performance.svg").getroot().itertext())
+
+
+def test_every_peer_has_a_module_and_pinned_requirements() -> None:
+    peers = ROOT / "benchmarks" / "peers"
+    for name, sides in PEERS.items():
+        lines = (peers / "requirements" / f"{name}.txt").read_text().splitlines()
+        assert all("==" in line for line in lines if not line.startswith("#"))
+        assert all((ROOT / f"{side.module.replace('.', '/')}.py").exists() for side in sides)
