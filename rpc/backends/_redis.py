@@ -39,6 +39,8 @@ Command = Sequence[Any]
 BLOCK = 1.0
 """Seconds that a blocking command waits in Redis: how late a stop, or a connection that went half-open, is
 noticed at the latest. Always less than SOCKET_TIMEOUT."""
+SPIN = 400e-6
+"""Seconds that are spent looking for an answer before going to sleep, if the last ones came that fast."""
 RETRY_FOR = 5.0
 """Seconds that sending goes on trying while Redis cannot be had."""
 
@@ -181,6 +183,7 @@ class Link:
         self._connection: Any = None
         self._wire: socket.socket | None = None
         self._least = 1
+        self._misses = self._skip = 0
         self._pid = 0
         self.epoch = 0
         """How often it has connected: what was packed before may not be understood after."""
@@ -244,15 +247,21 @@ class Link:
             self._failed(error)
             raise
 
-    def spin(self, seconds: float) -> bool:
-        """Look for an answer without going to sleep, for so many seconds at most; whether one has come. Being
-        woken up takes the kernel as long as Redis and a short handler together."""
-        poll, end = self._poll, time.perf_counter() + seconds
+    def look(self) -> None:
+        """Look for an answer for a while without going to sleep, if that is likely to be worth it: being
+        woken up takes longer than Redis and a short handler together. The oftener it was not, the more
+        answers are waited for without."""
+        if self._skip:
+            self._skip -= 1
+            return
+        poll, end = self._poll, time.perf_counter() + SPIN
         while not poll(0):
             if time.perf_counter() > end:
-                return False
+                self._misses = min(self._misses + 1, 8)
+                self._skip = 2**self._misses
+                return
             os.sched_yield()  # others may have work for this processor
-        return True
+        self._misses = 0
 
     def drop(self) -> None:
         """Give the connection up, and whatever answers were still to come."""

@@ -22,8 +22,6 @@ UNCONFIRMED = 0.1
 """Seconds that a caller waits before it makes sure that its message was sent. Most replies come earlier."""
 CONFIRMED = 4
 """Bytes of an answer that only confirms."""
-SPIN = 400e-6
-"""Seconds that a lone caller looks for its reply before it goes to sleep, if the last ones came that fast."""
 
 
 class Sender(Protocol):
@@ -60,7 +58,6 @@ class Lane:
         self.link = Link(place, keys.queue, (scripts.SEND, scripts.SEND_ONCE))
         self.pid = process.id
         self._ends: tuple[int, bytes, bytes] = (0, b"", b"")
-        self._misses = self._skip = 0
 
     def peek(self, seconds: float) -> Command:
         """Wait for the head of the inbox, which stays there."""
@@ -73,16 +70,6 @@ class Lane:
         if self._ends[0] != link.epoch:
             self._ends = (link.epoch, link.packed(NO_ANSWER), link.packed(self.peek(UNCONFIRMED)))
         link.write_packed(self._ends[1] + middle + self._ends[2])
-
-    def look(self) -> None:
-        """Spin, if that is likely to be worth it: the oftener it was not, the more calls go without."""
-        if self._skip:
-            self._skip -= 1
-        elif self.link.spin(SPIN):
-            self._misses = 0
-        else:
-            self._misses += 1
-            self._skip = 2 ** min(self._misses, 8)
 
 
 class Lanes:
@@ -169,7 +156,7 @@ class LaneReplies:
             if not self._asked:
                 self._write()
             if not self._sent and self._lanes.is_lone():
-                self._lane.look()
+                self._lane.link.look()
             if (answer := self._answer(left, end)) is None:
                 return None
         except BaseException as error:

@@ -65,7 +65,7 @@ class Minder:
                 for worker in self._workers:
                     if worker.is_slow():
                         with translated_or_logged():
-                            worker.flush()
+                            worker.outbox.flush()
                             self._give_back(link, worker)
         link.drop()
 

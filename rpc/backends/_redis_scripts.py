@@ -19,6 +19,10 @@ from __future__ import annotations
 ANYWAY = "#!lua flags=allow-oom\n"
 """First line (Redis >= 7) of what must go on when the memory is used up, because it frees some."""
 
+GIVEN_UP, NOT_EMPTY = 0, 1
+"""What NEXT returns besides messages and nothing: this worker gave no sign of life for too long; a slot has
+something that its worker may not know of."""
+
 PARTS = r"'^(%a)(%d*)\n([^\n]*)\n([^\n]*)\n([^\n]*)\n'"
 
 _RING = """
@@ -156,8 +160,7 @@ NEXT = (
     ANYWAY
     + """
 -- KEYS alive slot... (queue bell)...   ARGV most queues
--- -> {number of the queue, record, ms left or -1, ...} | nil: nothing to do | 0: this worker was given up
---    | 1: a slot is not empty
+-- -> {number of the queue, record, ms left or -1, ...} | nil: nothing to do | GIVEN_UP | NOT_EMPTY
 local queues, room, taken = tonumber(ARGV[2]), tonumber(ARGV[1]), {}
 local alive_and_slots = {unpack(KEYS, 1, 1 + queues)}
 for n = 1, queues do alive_and_slots[1 + queues + n] = KEYS[1] end

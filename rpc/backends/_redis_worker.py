@@ -12,16 +12,16 @@ import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 from uuid import uuid4
 
 from ..errors import SerializationError, WorkerLost
 from ..message import LOST, Handler, Message, packed, unpacked
 from . import _redis_scripts as scripts
 from ._cancellable import Cancellable
-from ._redis import BLOCK, Command, Link, milliseconds, persistent, steadily, translated_or_logged
-from ._redis_keys import LARGE, Keys, Record
-from ._redis_lanes import NO_ANSWER
+from ._redis import milliseconds, persistent, steadily, translated_or_logged
+from ._redis_keys import Keys, Record
+from ._redis_outbox import Ack, Outbox
 from ._redis_places import Place
 
 logger = logging.getLogger(__name__)
@@ -36,8 +36,6 @@ FLUSH_AFTER = 0.001
 """Seconds that an acknowledgement may wait for others to go with, while handlers are fast."""
 TOO_LONG = 0.05
 """Seconds after which a handler is not fast: what was taken with its message goes back."""
-
-LOADED = (scripts.NEXT, scripts.ACK, scripts.REPLY, scripts.FORBID, scripts.POSTPONE, scripts.BURY)
 
 
 @dataclass(frozen=True)
@@ -95,24 +93,6 @@ class RedisDelivery(Cancellable):
         return self.keys.slot(self._worker.name)
 
 
-class Ack(NamedTuple):
-    """What is owed for a message that was handled."""
-
-    keys: Keys
-    id: str
-    number: int
-    inbox: str
-    frame: bytes
-
-
-class Group(NamedTuple):
-    """Acknowledgements that go in one command."""
-
-    acks: list[Ack]
-    quiet: bool
-    """Whether they have no answer of their own."""
-
-
 class RedisWorker:
     """Receives messages of its queues and handles them one at a time, until stopped. `laden` is set when
     something was taken that is not begun."""
@@ -125,9 +105,10 @@ class RedisWorker:
         options: Options,
         stopped: Callable[[], bool],
         laden: threading.Event,
+        spins: bool,
     ) -> None:
         self._place, self.queues, self._handler = place, queues, handler
-        self._options, self._stopped, self._laden = options, stopped, laden
+        self._options, self._stopped, self._laden, self._spins = options, stopped, laden, spins
         self.name = uuid4().hex
         self.delivery: RedisDelivery | None = None
         self.backlog: deque[tuple[int, bytes, int]] = deque()
@@ -139,22 +120,9 @@ class RedisWorker:
         self._signing = threading.Lock()
         """Held to give a sign of life, and to leave for good: who has left gives none."""
         self._last_beat = 0.0
-        self._wire = threading.RLock()
-        """Held to use the connection, and what is said of it: the steward acknowledges, too."""
-        self._link = Link(place, queues[0].queue, LOADED)
-        self._done: list[Ack] = []
-        self._first_done = self._since = 0.0
-        self._unread: list[Group] = []
-        """Acknowledgements that were written, and are not known to have arrived."""
+        self.outbox = Outbox(place, queues, self.name, spins=spins)
+        self._since = 0.0
         self._most = 1
-        self._receipt: tuple[int, int, bytes] = (0, 0, b"")
-        slots = [each.slot(self.name) for each in queues]
-        self._slots: list[Command] = [("LRANGE", slot, 0, -1) for slot in slots]
-        self._wait: Command = ("BLPOP", *(each.bell for each in queues), BLOCK)
-        pairs = [key for each in queues for key in (each.queue, each.bell)]
-        self._next: Command = (
-            scripts.NEXT, 1 + 3 * len(queues), queues[0].alive(self.name), *slots, *pairs,
-        )  # fmt: skip
 
     def work(self) -> None:
         """Receive and handle until stopped, through whatever happens to Redis meanwhile."""
@@ -162,9 +130,9 @@ class RedisWorker:
             steadily(self.beat, lambda: self._last_beat > 0 or self._stopped())
             steadily(self._session, self._stopped)
             with translated_or_logged():
-                self._exchange(("PING",))
+                self.outbox.ask(("PING",))
         finally:
-            self._link.drop()
+            self.outbox.drop()
             with self._signing:
                 self.ended = True
             self._laden.set()  # who minds this worker waits for its end
@@ -181,20 +149,13 @@ class RedisWorker:
                 self._receive()
 
     def _receive(self) -> None:
-        """Acknowledge what is owed, and take what is there; wait for it if there is nothing."""
-        with self._wire:
-            frame = self._acks(quiet=True) + self._packed_receipt()
-            self._link.write_packed(frame)
-            self._read_acks()
-            self._link.read()
-            answer = self._link.read()
-            if answer != 1:
-                self._unread.clear()
-        if answer == 0:
+        """Take what is there; wait for it if there is nothing."""
+        answer = self.outbox.receive(self._most)
+        if answer == scripts.GIVEN_UP:
             logger.warning("worker %s was given up: what it held last may be done again", self.name)
             self._last_beat = 0.0
             self.beat()
-        elif answer == 1:
+        elif answer == scripts.NOT_EMPTY:
             self._take_stock()
         elif answer:
             self.unwanted.clear()
@@ -206,7 +167,7 @@ class RedisWorker:
     def _take_stock(self) -> None:
         """The backlog is what the slots have: also what was taken with an answer that was lost, not what was
         recovered by others meanwhile."""
-        answers = self._exchange(*self._slots)
+        answers = self.outbox.ask(*(("LRANGE", keys.slot(self.name), 0, -1) for keys in self.queues))
         self.backlog.clear()
         for number, (keys, records) in enumerate(zip(self.queues, answers, strict=True)):
             for record in records:
@@ -225,80 +186,15 @@ class RedisWorker:
                 break
             self._handle(*each)
             handled += 1
-            if self.backlog and time.perf_counter() - self._first_done > FLUSH_AFTER:
-                self.flush()
+            if self.backlog and self.outbox.waits_for() > FLUSH_AFTER:
+                self.outbox.flush()
         took = time.perf_counter() - begun
-        fits = int(AHEAD * handled / took) if self._options.max_deliveries > 1 else 1
-        self._most = max(1, min(MOST, 2 * self._most, fits))
-
-    # The connection.
-
-    def _exchange(self, *commands: Command) -> list[Any]:
-        """The answers to these commands. Acknowledgements that are owed go before them."""
-        with self._wire:
-            self._link.write_packed(self._acks() + self._link.packed(*commands))
-            self._read_acks()
-            return [self._link.read() for _ in commands]
-
-    def flush(self) -> None:
-        """Acknowledge what is done, without waiting for the answer."""
-        with self._wire:
-            if acks := self._acks():
-                self._link.write_packed(acks)
-
-    def carry_out(self, command: str, *arguments: Any) -> Any:
-        """Run a command or a script on the connection of this worker, from within its handler."""
-        return persistent(lambda: self._exchange((command, *arguments))[0], self._options.lease)
-
-    def _packed_receipt(self) -> bytes:
-        epoch, most, frame = self._receipt
-        if (epoch, most) != (self._link.epoch, self._most):
-            frame = self._link.packed(self._wait, (*self._next, self._most, len(self.queues)))
-            self._receipt = (self._link.epoch, self._most, frame)
-        return frame
-
-    def _acks(self, *, quiet: bool = False) -> bytes:
-        """What acknowledges all that is done, packed for this connection, to be written at once. `quiet` asks
-        for no answers: the receipt that follows tells whether anything is left in a slot."""
-        if not self._link.connected or (self._unread and self._unread[0].quiet):
-            self._done = [ack for group in self._unread for ack in group.acks] + self._done
-            self._unread.clear()
-            self._link.packed()
-        if not self._done:
-            return b""
-        groups: list[Group] = []
-        for ack in self._done:
-            if not groups or groups[-1].acks[0].keys is not ack.keys or len(ack.frame) > LARGE:
-                groups.append(Group([], quiet and len(ack.frame) <= LARGE))
-            groups[-1].acks.append(ack)
-        self._done = []
-        self._unread += groups
-        return self._link.packed(*(command for group in groups for command in self._acknowledge(group)))
-
-    def _acknowledge(self, group: Group) -> list[Command]:
-        first = group.acks[0]
-        ack: list[Any] = [scripts.ACK, 2, first.keys.slot(self.name), first.keys.queue]
-        for _, id, number, _, frame in group.acks:
-            ack += (id, number, frame)
-        if group.quiet:
-            return [NO_ANSWER, ack]
-        if len(first.frame) <= LARGE:
-            return [ack]
-        entry = b"%d\n%s\n%s" % (first.number, first.id.encode(), first.frame)
-        ack[6] = b""
-        return [("RPUSH", first.inbox, entry), ("PEXPIRE", first.inbox, 60_000), ack]
-
-    def _read_acks(self) -> None:
-        """The answers to acknowledgements that have one."""
-        while self._unread and not self._unread[0].quiet:
-            acks = self._unread[0].acks
-            if len(acks[0].frame) > LARGE:
-                self._link.read()
-                self._link.read()
-            if lost := len(acks) - self._link.read():
-                ids = ", ".join(ack.id for ack in acks)
-                logger.warning("%d of %s: given to another worker before it was finished", lost, ids)
-            del self._unread[0]
+        if self._options.max_deliveries > 1:
+            fits = AHEAD * handled / took
+            if fits >= 2 * self._most and self._most < MOST:
+                self._most *= 2
+            elif fits < self._most and self._most > 1:
+                self._most //= 2
 
     # The handler.
 
@@ -312,7 +208,7 @@ class RedisWorker:
             logger.error("refused a record in queue %r: %s", keys.queue, error)
             id, lane = [*record.decode(errors="replace").split("\n", 3), "", "", ""][1:3]
             lost = packed(Message(headers={"id": id[:128], LOST: "it could not be read"}))
-            self._owe(Ack(keys, id, 1, lane, lost if lane else b""))
+            self.outbox.owe(Ack(keys, id, 1, lane, lost if lane else b""))
             return
         headers = cast("dict[str, str]", message.headers)  # just made, and nobody else's
         if left >= 0:
@@ -328,7 +224,8 @@ class RedisWorker:
         reply = self._handled(delivery)
         self.delivery = None
         if not delivery.settled:
-            self._owe(Ack(keys, parts.id, delivery.number, parts.lane, reply))
+            inbox = parts.lane if not parts.once else ""  # it goes to more than one
+            self.outbox.owe(Ack(keys, parts.id, delivery.number, inbox, reply))
 
     def _handled(self, delivery: RedisDelivery) -> bytes:
         """The last reply, in its frame."""
@@ -347,11 +244,9 @@ class RedisWorker:
             raise ValueError("its body has expired")
         return bytes(frame)
 
-    def _owe(self, ack: Ack) -> None:
-        with self._wire:
-            if not self._done:
-                self._first_done = time.perf_counter()
-            self._done.append(ack)
+    def carry_out(self, command: str, *arguments: Any) -> Any:
+        """Run a command or a script on the connection of this worker, from within its handler."""
+        return persistent(lambda: self.outbox.ask((command, *arguments))[0], self._options.lease)
 
     # Signs of life.
 
@@ -381,7 +276,7 @@ class RedisWorker:
     @property
     def is_laden(self) -> bool:
         """Whether it has something that waits for the handler that runs now."""
-        return bool(self.backlog or self._done)
+        return bool(self.backlog) or not self.outbox.is_empty
 
     def is_slow(self) -> bool:
         """Whether the handler that runs now keeps waiting what was taken with its message."""

@@ -225,7 +225,7 @@ class RedisBackend(Serving):
             )
         laden = threading.Event()
         workers = [
-            RedisWorker(self.place, served, handler, self._options, self._is_stopped, laden)
+            RedisWorker(self.place, served, handler, self._options, self._is_stopped, laden, concurrency == 1)
             for _ in range(concurrency)
         ]
         self._minder = Minder(self.place, served, workers, self._options, laden)

@@ -22,10 +22,7 @@ F = TypeVar("F", bound=Callable[..., Any])
 class Request:
     """What a handler in request style gets."""
 
-    __slots__ = (
-        *("_delivery", "_respond", "attempt", "data", "deadline", "headers", "id"),
-        *("redelivered", "response_key"),
-    )
+    __slots__ = ("_delivery", "_respond", "data", "deadline", "headers", "id", "response_key")
 
     def __init__(
         self, delivery: Delivery, data: Any, deadline: float | None, respond: Callable[[Request, Any], bool]
@@ -38,10 +35,6 @@ class Request:
         self.response_key = message.reply_to
         """Where the reply goes (str); None if nobody waits for one."""
         self.headers: Mapping[str, str] = message.headers
-        self.redelivered = message.deliveries > 1
-        """True if a worker had this job before, and died."""
-        self.attempt = message.attempt
-        """1, and more if the job failed before and is tried again."""
         self.deadline = deadline
         """When the caller stops waiting, in seconds of `time.monotonic()`; None if it does not."""
         self._delivery, self._respond = delivery, respond
@@ -51,6 +44,16 @@ class Request:
         waits for no response, the second time, and when the caller has gone. Raises SerializationError
         if `data` cannot be encoded or is too large."""
         return self._respond(self, data)
+
+    @property
+    def redelivered(self) -> bool:
+        """True if a worker had this job before, and died."""
+        return self._delivery.message.deliveries > 1
+
+    @property
+    def attempt(self) -> int:
+        """1, and more if the job failed before and is tried again."""
+        return self._delivery.message.attempt
 
     @property
     def cancelled(self) -> bool:

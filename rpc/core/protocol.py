@@ -144,4 +144,4 @@ def _text(error: BaseException) -> str:
 
 def printable(text: str) -> str:
     """The text without lone surrogates, which cannot travel."""
-    return text.encode("utf-8", "replace").decode()
+    return text if text.isascii() else text.encode("utf-8", "replace").decode()

@@ -1,0 +1,171 @@
+"""A worker's end of its connection: what it owes goes ahead of what it asks for.
+
+An acknowledgement is owed until it is known to have arrived: if the connection breaks, it is said again on
+the next one, which does no harm.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+from . import _redis_scripts as scripts
+from ._redis import BLOCK, Command, Link
+from ._redis_keys import LARGE, Keys
+from ._redis_lanes import NO_ANSWER
+from ._redis_places import Place
+
+logger = logging.getLogger(__name__)
+
+LOADED = (scripts.NEXT, scripts.ACK, scripts.REPLY, scripts.FORBID, scripts.POSTPONE, scripts.BURY)
+
+
+class Ack(NamedTuple):
+    """What is owed for a message that was handled."""
+
+    keys: Keys
+    id: str
+    number: int
+    inbox: str
+    frame: bytes
+
+    @property
+    def is_large(self) -> bool:
+        """Whether the reply stays out of the script, and goes ahead of it."""
+        return len(self.frame) > LARGE and bool(self.inbox)
+
+
+class Group(NamedTuple):
+    """Acknowledgements that go in one command."""
+
+    acks: list[Ack]
+    quiet: bool
+    """Whether they have no answer of their own."""
+
+
+class Outbox:
+    """For the thread of one worker, and for the one that relieves it. `spins`: it looks for the next message
+    before it sleeps."""
+
+    def __init__(self, place: Place, queues: Sequence[Keys], worker: str, *, spins: bool) -> None:
+        self._worker, self._spins = worker, spins
+        self._lock = threading.RLock()
+        self._link = Link(place, queues[0].queue, LOADED)
+        self._done: list[Ack] = []
+        self._unread: list[Group] = []
+        """What was written, and is not known to have arrived."""
+        self._since = 0.0
+        self._epoch = 0
+        self._receipts: dict[int, bytes] = {}
+        self._wait: Command = ("BLPOP", *(keys.bell for keys in queues), BLOCK)
+        slots = [keys.slot(worker) for keys in queues]
+        pairs = [key for keys in queues for key in (keys.queue, keys.bell)]
+        places = (queues[0].alive(worker), *slots, *pairs)
+        self._next: Command = (scripts.NEXT, len(places), *places)
+        self._queues = len(queues)
+
+    @property
+    def is_empty(self) -> bool:
+        return not self._done
+
+    def waits_for(self) -> float:
+        """Seconds since something was owed first."""
+        return time.perf_counter() - self._since
+
+    def owe(self, ack: Ack) -> None:
+        """Acknowledge a message some time soon: at the latest, before something is asked for."""
+        with self._lock:
+            if not self._done:
+                self._since = time.perf_counter()
+            self._done.append(ack)
+
+    def flush(self) -> None:
+        """Acknowledge what is owed now, without waiting for the answer."""
+        with self._lock:
+            if acks := self._acks(quiet=False):
+                self._link.write_packed(acks)
+
+    def ask(self, *commands: Command) -> list[Any]:
+        """The answers to these commands."""
+        with self._lock:
+            self._link.write_packed(self._acks(quiet=False) + self._link.packed(*commands))
+            self._read_acks()
+            return [self._link.read() for _ in commands]
+
+    def receive(self, most: int) -> Any:
+        """What NEXT returns, once there is something, and after a second at the latest."""
+        with self._lock:
+            self._link.write_packed(self._acks(quiet=True) + self._receipt(most))
+            if self._spins:
+                self._link.look()
+            self._read_acks()
+            self._link.read()
+            answer = self._link.read()
+            if answer != scripts.NOT_EMPTY:
+                self._unread.clear()
+            return answer
+
+    def drop(self) -> None:
+        """Give the connection up."""
+        self._link.drop()
+
+    def _receipt(self, most: int) -> bytes:
+        """The wait and the receipt, as they are written on this connection."""
+        if self._epoch != self._link.epoch:
+            self._epoch = self._link.epoch
+            self._receipts.clear()
+        if most not in self._receipts:
+            self._receipts[most] = self._link.packed(self._wait, (*self._next, most, self._queues))
+        return self._receipts[most]
+
+    def _acks(self, *, quiet: bool) -> bytes:
+        """What acknowledges all that is owed, packed for this connection, to be written at once. `quiet` asks
+        for no answers: the receipt that follows tells whether anything is left in a slot."""
+        if not self._link.connected or (self._unread and self._unread[0].quiet):
+            self._done = [ack for group in self._unread for ack in group.acks] + self._done
+            self._unread.clear()
+            self._link.packed()
+        if not self._done:
+            return b""
+        groups: list[Group] = []
+        for ack in self._done:
+            if (
+                not groups
+                or groups[-1].acks[0].keys is not ack.keys
+                or ack.is_large
+                or groups[-1].acks[0].is_large
+            ):
+                groups.append(Group([], quiet and not ack.is_large))
+            groups[-1].acks.append(ack)
+        self._done = []
+        self._unread += groups
+        return self._link.packed(*(command for group in groups for command in self._said(group)))
+
+    def _said(self, group: Group) -> list[Command]:
+        """The commands that acknowledge a group."""
+        first = group.acks[0]
+        ack: list[Any] = [scripts.ACK, 2, first.keys.slot(self._worker), first.keys.queue]
+        for each in group.acks:
+            ack += (each.id, each.number, each.frame)
+        if group.quiet:
+            return [NO_ANSWER, ack]
+        if not first.is_large:
+            return [ack]
+        entry = b"%d\n%s\n%s" % (first.number, first.id.encode(), first.frame)
+        ack[6] = b""
+        return [("RPUSH", first.inbox, entry), ("PEXPIRE", first.inbox, 60_000), ack]
+
+    def _read_acks(self) -> None:
+        """The answers to acknowledgements that have one."""
+        while self._unread and not self._unread[0].quiet:
+            acks = self._unread[0].acks
+            if acks[0].is_large:
+                self._link.read()
+                self._link.read()
+            if lost := len(acks) - self._link.read():
+                ids = ", ".join(ack.id for ack in acks)
+                logger.warning("%d of %s: given to another worker before it was finished", lost, ids)
+            del self._unread[0]
