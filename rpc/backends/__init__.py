@@ -111,7 +111,8 @@ def backend_from_url(url: str, **options: Any) -> Backend:
     try:
         parts = urlsplit(url)
     except ValueError as error:
-        raise SettingsError(f"a backend's URL cannot be read: {error}") from None
+        # Its text may show a part of the password.
+        raise SettingsError(f"a backend's URL cannot be read: {type(error).__name__}") from None
     factory = _load(parts.scheme, url)
     known = {
         name: parameter
@@ -136,7 +137,7 @@ def backend_from_url(url: str, **options: Any) -> Backend:
     return backend
 
 
-_SECRET = re.compile(r"(//[^:/?#@]*:)[^/?#]*(?=@)|(\bpassword=)[^&]+")
+_SECRET = re.compile(r"(//[^:/?#@]*:).*(?=@)|(password=)[^&]+")
 
 
 def redacted(url: str) -> str:

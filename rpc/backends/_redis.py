@@ -22,7 +22,7 @@ import redis
 from ..addresses import Address
 from ..errors import BackendUnavailable, RpcTimeout
 from ..message import Handler, Message
-from ._loops import run_together
+from ._loops import Alarm, run_together
 from ._redis_places import Place, is_elsewhere
 
 logger = logging.getLogger(__name__)
@@ -185,6 +185,8 @@ class Link:
         self._least = 1
         self._misses = self._skip = 0
         self._pid = 0
+        self.number = 0
+        """What Redis calls this connection."""
         self.epoch = 0
         """How often it has connected: what was packed before may not be understood after."""
         self._shas: dict[str, str] = {}
@@ -278,6 +280,7 @@ class Link:
         connection = self._place.connection(self._key)
         for script in self._scripts:
             self._shas[script] = _loaded(connection, script)
+        self.number = _client_id(connection)
         self._connection, self._pid = connection, process.id
         self.epoch += 1
         self._pack = PACK or (lambda command: b"".join(connection.pack_command(*command)))
@@ -287,6 +290,14 @@ class Link:
             poll = select.poll()
             poll.register(wire.fileno(), select.POLLIN)
             self._poll = poll.poll
+
+
+def _client_id(connection: Any) -> int:
+    connection.send_command("CLIENT", "ID")
+    try:
+        return int(connection.read_response())
+    except redis.ResponseError:  # this user may not ask
+        return 0
 
 
 def _loaded(connection: Any, script: str) -> str:
@@ -306,6 +317,8 @@ class Serving:
     """The frame of `serve`: loops of queues and loops of topics and inboxes, until stopped."""
 
     _stopped = False
+    _alarm: Alarm | None = None
+    """Rung by `stop`, if there is somebody to be woken."""
 
     def serve(self, addresses: Sequence[Address], handler: Handler, concurrency: int = 1) -> None:
         queues = [address.name for address in addresses if address.kind == "queue"]
@@ -316,9 +329,14 @@ class Serving:
             run_together(loops, self.stop)
         finally:
             self._stopped = False
+            if self._alarm:
+                self._alarm.close()
+                self._alarm = None
 
     def stop(self) -> None:
         self._stopped = True
+        if self._alarm:
+            self._alarm.ring()
 
     def _is_stopped(self) -> bool:
         return self._stopped

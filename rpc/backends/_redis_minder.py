@@ -4,13 +4,13 @@ messages that are due, and what workers held that died. There is no leader: ever
 from __future__ import annotations
 
 import logging
-import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from ..message import FAILED, LOST, Message, packed
 from . import _redis_scripts as scripts
+from ._loops import Alarm
 from ._redis import BLOCK, Absences, Link, steadily, translated, translated_or_logged
 from ._redis_keys import Keys
 from ._redis_places import Place
@@ -31,10 +31,11 @@ class Minder:
         queues: Sequence[Keys],
         workers: Sequence[RedisWorker],
         options: Options,
-        laden: threading.Event,
+        stopped: Callable[[], bool],
+        alarm: Alarm,
     ) -> None:
         self._place, self._queues, self._workers, self._options = place, queues, workers, options
-        self._laden = laden
+        self._stopped, self._alarm = stopped, alarm
         self._beat = min(BLOCK, options.lease / BEATS_PER_LEASE)
         self._absences: Absences[tuple[Keys, str]] = Absences(options.lease / BEATS_PER_LEASE)
         self._news: Any = None
@@ -54,20 +55,24 @@ class Minder:
 
     def relieve(self) -> None:
         """Until all workers are done: acknowledge what is done, and give back what is not begun, where a
-        handler takes long."""
+        handler takes long; wake those up that wait, when they are to stop."""
         link = self._link(scripts.RELEASE)
         while not self._all_ended():
-            if not self._laden.wait(BLOCK):
-                continue
-            self._laden.clear()
-            while any(worker.is_laden for worker in self._workers):
+            self._alarm.wait(BLOCK)
+            while not self._all_ended() and (self._stopped() or any(each.is_laden for each in self._workers)):
+                with translated_or_logged():
+                    for worker in self._workers:
+                        self._relieve_one(link, worker)
                 time.sleep(TOO_LONG)
-                for worker in self._workers:
-                    if worker.is_slow():
-                        with translated_or_logged():
-                            worker.outbox.flush()
-                            self._give_back(link, worker)
         link.drop()
+
+    def _relieve_one(self, link: Link, worker: RedisWorker) -> None:
+        if worker.is_slow():
+            worker.outbox.flush()
+            self._give_back(link, worker)
+        elif self._stopped() and not worker.ended and (number := worker.outbox.connection):
+            with translated():
+                link.ask(("CLIENT", "UNBLOCK", number))
 
     def hand_back(self) -> None:
         """Give back what is still running here, at once."""

@@ -71,6 +71,11 @@ class Outbox:
     def is_empty(self) -> bool:
         return not self._done
 
+    @property
+    def connection(self) -> int:
+        """What Redis calls the connection, 0 if there is none."""
+        return self._link.number if self._link.connected else 0
+
     def waits_for(self) -> float:
         """Seconds since something was owed first."""
         return time.perf_counter() - self._since

@@ -19,6 +19,7 @@ from ..errors import SerializationError, WorkerLost
 from ..message import LOST, Handler, Message, packed, unpacked
 from . import _redis_scripts as scripts
 from ._cancellable import Cancellable
+from ._loops import Alarm
 from ._redis import milliseconds, persistent, steadily, translated_or_logged
 from ._redis_keys import Keys, Record
 from ._redis_outbox import Ack, Outbox
@@ -94,8 +95,8 @@ class RedisDelivery(Cancellable):
 
 
 class RedisWorker:
-    """Receives messages of its queues and handles them one at a time, until stopped. `laden` is set when
-    something was taken that is not begun."""
+    """Receives messages of its queues and handles them one at a time, until stopped. `alarm` is rung when
+    something was taken that is not begun, and at the end."""
 
     def __init__(
         self,
@@ -104,11 +105,11 @@ class RedisWorker:
         handler: Handler,
         options: Options,
         stopped: Callable[[], bool],
-        laden: threading.Event,
+        alarm: Alarm,
         spins: bool,
     ) -> None:
         self._place, self.queues, self._handler = place, queues, handler
-        self._options, self._stopped, self._laden, self._spins = options, stopped, laden, spins
+        self._options, self._stopped, self._alarm = options, stopped, alarm
         self.name = uuid4().hex
         self.delivery: RedisDelivery | None = None
         self.backlog: deque[tuple[int, bytes, int]] = deque()
@@ -135,7 +136,7 @@ class RedisWorker:
             self.outbox.drop()
             with self._signing:
                 self.ended = True
-            self._laden.set()  # who minds this worker waits for its end
+            self._alarm.ring()
             with translated_or_logged():
                 self._place.client(self.queues[0].queue).publish(self.queues[0].channel, "")
 
@@ -161,8 +162,8 @@ class RedisWorker:
             self.unwanted.clear()
             for n in range(0, len(answer), 3):
                 self.backlog.append((answer[n], answer[n + 1], answer[n + 2]))
-            if len(answer) > 3 and not self._laden.is_set():
-                self._laden.set()
+            if len(answer) > 3:
+                self._alarm.ring()
 
     def _take_stock(self) -> None:
         """The backlog is what the slots have: also what was taken with an answer that was lost, not what was

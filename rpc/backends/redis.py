@@ -7,7 +7,6 @@ whose receipt broke off is read again.
 
 from __future__ import annotations
 
-import threading
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -19,6 +18,7 @@ from ..errors import Unsupported
 from ..message import ATTEMPT, DELAY, IDEMPOTENCY_KEY, Handler, Message, packed, unpacked
 from . import DeadLetter
 from . import _redis_scripts as scripts
+from ._loops import Alarm
 from ._redis import (
     BLOCK,
     Command,
@@ -223,12 +223,12 @@ class RedisBackend(Serving):
                 f"on a cluster, queues of one worker need one hash slot, not {', '.join(queues)}: give them "
                 "names like shop.high and shop.low, or start a worker for each"
             )
-        laden = threading.Event()
+        alarm = self._alarm = Alarm()
         workers = [
-            RedisWorker(self.place, served, handler, self._options, self._is_stopped, laden, concurrency == 1)
+            RedisWorker(self.place, served, handler, self._options, self._is_stopped, alarm, concurrency == 1)
             for _ in range(concurrency)
         ]
-        self._minder = Minder(self.place, served, workers, self._options, laden)
+        self._minder = Minder(self.place, served, workers, self._options, self._is_stopped, alarm)
         return [*(worker.work for worker in workers), self._minder.mind, self._minder.relieve]
 
     def _other_loops(self, addresses: Sequence[Address], handler: Handler) -> list[Callable[[], None]]:

@@ -135,7 +135,7 @@ class Site:
         return PATIENCE
 
     def name(self, part: str = "") -> str:
-        return self._name + part
+        return f"{self._name}.{part}" if part else self._name  # one hash slot, on a cluster
 
     def queue(self, part: str = "") -> Address:
         return queue(self.name(part))
