@@ -173,7 +173,6 @@ class LaneReplies:
             answer = link.read()
             if not self._pending:
                 self._asked = self._failed = False
-                self._sent = self._sent or answer is not None
                 return answer
             self._pending -= 1
             self._sent = self._sent or not self._pending
@@ -184,6 +183,7 @@ class LaneReplies:
         self._before = [("LREM", self._lane.inbox, 1, entry)]
         if id.decode() != self._id or 0 < int(number) <= self._number:
             return None  # it was for an earlier request on this lane, or came twice
+        self._sent = True
         if int(number) < 0:
             self._ended = True
             raise full(self._keys)

@@ -152,15 +152,19 @@ class Outbox:
     def _said(self, group: Group) -> list[Command]:
         """The commands that acknowledge a group."""
         first = group.acks[0]
-        ack: list[Any] = [scripts.ACK, 2, first.keys.slot(self._worker), first.keys.queue]
+        places = [first.keys.slot(self._worker), first.keys.queue]
+        arguments: list[Any] = []
         for each in group.acks:
-            ack += (each.id, each.number, each.frame)
+            places += (each.keys.token(each.id), each.inbox or first.keys.queue)
+            arguments += (each.id, each.number, each.frame)
+        if first.is_large:
+            arguments[2] = b""
+        ack = (scripts.ACK, len(places), *places, *arguments)
         if group.quiet:
             return [NO_ANSWER, ack]
         if not first.is_large:
             return [ack]
         entry = b"%d\n%s\n%s" % (first.number, first.id.encode(), first.frame)
-        ack[6] = b""
         return [("RPUSH", first.inbox, entry), ("PEXPIRE", first.inbox, 60_000), ack]
 
     def _read_acks(self) -> None:
@@ -172,5 +176,6 @@ class Outbox:
                 self._link.read()
             if lost := len(acks) - self._link.read():
                 ids = ", ".join(ack.id for ack in acks)
-                logger.warning("%d of %s: given to another worker before it was finished", lost, ids)
+                why = "acknowledged on a connection that broke, or given to another worker"
+                logger.warning("%d of %s are not held any more: %s", lost, ids, why)
             del self._unread[0]

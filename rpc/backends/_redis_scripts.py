@@ -11,13 +11,17 @@ of what its worker has taken and not acknowledged, the oldest first. A record is
     once    the digest of its idempotency key; nothing for none
 
 The token of a message is a key that Redis lets expire with the message. Whoever leaves deletes it, and a
-repeated sending finds it. Keys that are derived here (tokens, frames) share the hash tag of their queue.
+repeated sending finds it. Keys that are derived here (tokens, frames) share the hash tag of their queue; but
+while a slot of a cluster moves they may be on the other node: nothing is dropped because one is not found.
 """
 
 from __future__ import annotations
 
 ANYWAY = "#!lua flags=allow-oom\n"
 """First line (Redis >= 7) of what must go on when the memory is used up, because it frees some."""
+
+UNWANTED = -2
+"""What Redis says of the time that a token has left which is not there."""
 
 GIVEN_UP, NOT_EMPTY = 0, 1
 """What NEXT returns besides messages and nothing: this worker gave no sign of life for too long; a slot has
@@ -38,9 +42,9 @@ local now = time[1] * 1000 + math.floor(time[2] / 1000)
 """
 
 _ENQUEUE = """
-local function enqueue(queue, bell, record)
+local function enqueue(queue, bell, record, sweep)
   if redis.call('RPUSH', queue, record) == 1 then return ring(bell) end
-  for _ = 1, 2 do  -- the unwanted leave, even if nobody serves the queue
+  for _ = 1, sweep do  -- the unwanted leave, even if nobody serves the queue
     local kind, _, id = string.match(redis.call('LINDEX', queue, 0), '^(%a)(%d*)\\n([^\\n]*)')
     if string.lower(kind) == 'k' or redis.call('EXISTS', queue .. ':t:' .. id) == 1 then return end
     redis.call('LPOP', queue)
@@ -61,10 +65,10 @@ SEND = (
     + _ENQUEUE
     + _REPLY
     + """
--- KEYS queue bell token [inbox]   ARGV id record token_ms max_length again
+-- KEYS queue bell token [inbox]   ARGV id record token_ms max_length sweep again
 -- -> 1 sent, 0 it was there, -1 full
 local inbox = KEYS[4]
-if ARGV[5] == '1' and inbox then
+if ARGV[6] == '1' and inbox then
   local entry = redis.call('LINDEX', inbox, 0)
   if entry and string.find(entry, '\\n' .. ARGV[1] .. '\\n', 1, true) then return 0 end
 end
@@ -78,7 +82,7 @@ if ARGV[4] ~= '0' and redis.call('LLEN', KEYS[1]) >= tonumber(ARGV[4]) then
 end
 if not redis.call('SET', KEYS[3], '', 'NX', 'PX', ARGV[3]) then return 0 end
 if inbox then redis.call('DEL', inbox) end
-enqueue(KEYS[1], KEYS[2], ARGV[2])
+enqueue(KEYS[1], KEYS[2], ARGV[2], ARGV[5])
 return 1
 """
 )
@@ -88,7 +92,7 @@ SEND_ONCE = (
     + _ENQUEUE
     + _REPLY
     + """
--- KEYS queue bell token once [inbox]   ARGV id record token_ms max_length window_ms
+-- KEYS queue bell token once [inbox]   ARGV id record token_ms max_length sweep window_ms
 -- once: q<id> it was sent, r<id> it runs, d<frame> it was answered   -> as SEND
 local id, token, once, inbox = ARGV[1], KEYS[3], KEYS[4], KEYS[5]
 local state = redis.call('GET', once)
@@ -103,7 +107,7 @@ if state then
     return 0
   end
   if under_way then
-    if inbox then redis.call('HSET', once .. ':w', id, inbox) redis.call('PEXPIRE', once .. ':w', ARGV[5]) end
+    if inbox then redis.call('HSET', once .. ':w', id, inbox) redis.call('PEXPIRE', once .. ':w', ARGV[6]) end
     if how == 'q' and redis.call('PTTL', theirs) < tonumber(ARGV[3]) then
       redis.call('PEXPIRE', theirs, ARGV[3])
     end
@@ -117,10 +121,10 @@ if ARGV[4] ~= '0' and redis.call('LLEN', KEYS[1]) >= tonumber(ARGV[4]) then
   end
   return -1
 end
-redis.call('SET', once, 'q' .. id, 'PX', ARGV[5])
+redis.call('SET', once, 'q' .. id, 'PX', ARGV[6])
 redis.call('SET', token, '', 'PX', ARGV[3])
 if inbox then redis.call('DEL', inbox) end
-enqueue(KEYS[1], KEYS[2], ARGV[2])
+enqueue(KEYS[1], KEYS[2], ARGV[2], ARGV[5])
 return 1
 """
 )
@@ -128,13 +132,13 @@ return 1
 SEND_LATER = (
     _NOW
     + """
--- KEYS queue delayed token   ARGV id record token_ms max_length delay_ms channel   -> as SEND
+-- KEYS queue delayed token   ARGV id record token_ms max_length sweep delay_ms channel   -> as SEND
 if redis.call('EXISTS', KEYS[3]) == 1 then return 0 end
 local length = redis.call('LLEN', KEYS[1]) + redis.call('ZCARD', KEYS[2])
 if ARGV[4] ~= '0' and length >= tonumber(ARGV[4]) then return -1 end
 redis.call('SET', KEYS[3], '', 'PX', ARGV[3])
-redis.call('ZADD', KEYS[2], now + ARGV[5], ARGV[2])
-redis.call('PUBLISH', ARGV[6], '')
+redis.call('ZADD', KEYS[2], now + ARGV[6], ARGV[2])
+redis.call('PUBLISH', ARGV[7], '')
 return 1
 """
 )
@@ -160,7 +164,7 @@ NEXT = (
     ANYWAY
     + """
 -- KEYS alive slot... (queue bell)...   ARGV most queues
--- -> {number of the queue, record, ms left or -1, ...} | nil: nothing to do | GIVEN_UP | NOT_EMPTY
+-- -> {number of the queue, record, ms left or -1 or UNWANTED, ...} | nil: nothing | GIVEN_UP | NOT_EMPTY
 local queues, room, taken = tonumber(ARGV[2]), tonumber(ARGV[1]), {}
 local alive_and_slots = {unpack(KEYS, 1, 1 + queues)}
 for n = 1, queues do alive_and_slots[1 + queues + n] = KEYS[1] end
@@ -172,14 +176,9 @@ for n = 1, queues do
     if not record then break end
     local kind, deaths, id, _, once = string.match(record, PARTS)
     local left = -1
+    if kind == 'w' or kind == 'W' then left = redis.call('PTTL', queue .. ':t:' .. id) end
     if not kind then
-      left = -2
-    elseif kind == 'w' or kind == 'W' then
-      left = redis.call('PTTL', queue .. ':t:' .. id)
-    end
-    if left == -2 then
       redis.call('RPOP', slot)
-      if kind == 'W' then redis.call('UNLINK', queue .. ':b:' .. id) end
     elseif deaths ~= '' and #taken > 0 then  -- what may have killed a worker is handled alone
       redis.call('LMOVE', slot, queue, 'RIGHT', 'LEFT')
       room = 0
@@ -244,7 +243,7 @@ ACK = (
     + _ANSWER
     + _TAKE
     + """
--- KEYS slot queue   ARGV (id number frame)...   -> how many of them were held
+-- KEYS slot queue (token inbox)...   ARGV (id number frame)...   -> how many of them were held
 local held = 0
 for n = 1, #ARGV, 3 do
   local record = take(KEYS[1], ARGV[n])

@@ -170,13 +170,9 @@ class RedisWorker:
         recovered by others meanwhile."""
         answers = self.outbox.ask(*(("LRANGE", keys.slot(self.name), 0, -1) for keys in self.queues))
         self.backlog.clear()
-        for number, (keys, records) in enumerate(zip(self.queues, answers, strict=True)):
+        for number, records in enumerate(answers):
             for record in records:
-                parts = record.split(b"\n", 2)
-                left = -1
-                if parts[0][:1] in b"wW" and len(parts) > 1:
-                    left = max(0, self._place.client(keys.queue).pttl(keys.token(parts[1].decode())))
-                self.backlog.append((number, record, left))
+                self.backlog.append((number, record, scripts.UNWANTED if record[:1] in b"wW" else -1))
 
     def _work_off(self) -> None:
         begun, handled = time.perf_counter(), 0
@@ -210,6 +206,11 @@ class RedisWorker:
             id, lane = [*record.decode(errors="replace").split("\n", 3), "", "", ""][1:3]
             lost = packed(Message(headers={"id": id[:128], LOST: "it could not be read"}))
             self.outbox.owe(Ack(keys, id, 1, lane, lost if lane else b""))
+            return
+        if left == scripts.UNWANTED:
+            [left] = self.outbox.ask(("PTTL", keys.token(parts.id)))
+        if left == scripts.UNWANTED:
+            self.outbox.owe(Ack(keys, parts.id, 1, "", b""))
             return
         headers = cast("dict[str, str]", message.headers)  # just made, and nobody else's
         if left >= 0:

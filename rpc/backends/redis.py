@@ -77,6 +77,9 @@ class RedisBackend(Serving):
             )
         self.place = place(source)
         self._spread = isinstance(source, redis.RedisCluster) or str(source).startswith("redis+cluster:")
+        self._sweep = 0 if self._spread else 2
+        """How many of the oldest messages a sender looks at, to drop those that nobody wants any more. On a
+        cluster it cannot tell."""
         self._options = Options(lease, max_deliveries)
         self._max_length, self._window = max_length, idempotency_window
         self._channels = Channels(self.place)
@@ -138,18 +141,18 @@ class RedisBackend(Serving):
         if inbox:
             return [
                 (scripts.SEND, 4, keys.queue, keys.bell, keys.token(id), inbox,
-                 id, record, milliseconds(seconds), self._max_length, int(again))
+                 id, record, milliseconds(seconds), self._max_length, self._sweep, int(again))
             ]  # fmt: skip
         return [
             (scripts.SEND, 3, keys.queue, keys.bell, keys.token(id),
-             id, record, milliseconds(seconds), self._max_length, 0)
+             id, record, milliseconds(seconds), self._max_length, self._sweep, 0)
         ]  # fmt: skip
 
     def _sending_specially(
         self, keys: Keys, message: Message, id: str, inbox: str, again: bool
     ) -> list[Command]:
         before, record, seconds = self._laid_out(keys, message, id, inbox)
-        arguments = (id, record, milliseconds(seconds), self._max_length)
+        arguments = (id, record, milliseconds(seconds), self._max_length, self._sweep)
         token, way_back = keys.token(id), (inbox,) if inbox else ()
         if DELAY in message.headers:
             due = (milliseconds(float(message.headers[DELAY])), keys.channel)
