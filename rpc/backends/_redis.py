@@ -12,6 +12,7 @@ import os
 import random
 import select
 import socket
+import struct
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -23,7 +24,7 @@ from ..addresses import Address
 from ..errors import BackendUnavailable, RpcTimeout
 from ..message import Handler, Message
 from ._loops import Alarm, run_together
-from ._redis_places import Place, is_elsewhere
+from ._redis_places import SOCKET_TIMEOUT, Place, is_elsewhere
 
 logger = logging.getLogger(__name__)
 
@@ -232,6 +233,8 @@ class Link:
             return self._connection.read_response(disable_decoding=True)
         except BaseException as error:
             self._failed(error)
+            if isinstance(error.__context__, BlockingIOError):
+                raise redis.TimeoutError(f"no answer within {SOCKET_TIMEOUT:g} s") from error
             raise
 
     def ask(self, *commands: Command) -> Any:
@@ -286,10 +289,20 @@ class Link:
         self._pack = PACK or (lambda command: b"".join(connection.pack_command(*command)))
         wire = getattr(connection, "_sock", None)  # redis-py has no public way to it
         self._wire, self._least = wire if hasattr(socket, "SO_RCVLOWAT") else None, 1
+        if type(wire) is socket.socket:
+            _time_in_the_kernel(wire)
         if wire and hasattr(select, "poll"):
             poll = select.poll()
             poll.register(wire.fileno(), select.POLLIN)
             self._poll = poll.poll
+
+
+def _time_in_the_kernel(wire: socket.socket) -> None:
+    """Let the kernel mind the time limit. Python would ask it before each send and receipt whether it may."""
+    limit = struct.pack("ll", int(SOCKET_TIMEOUT), int(SOCKET_TIMEOUT % 1 * 1_000_000))
+    wire.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
+    wire.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
+    wire.settimeout(None)
 
 
 def _client_id(connection: Any) -> int:

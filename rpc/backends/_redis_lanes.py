@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from typing import Any, Protocol
 from uuid import uuid4
 
 import redis
 
-from ..errors import BackendUnavailable, QueueFull
+from ..errors import BackendUnavailable, QueueFull, RpcTimeout
 from ..message import IDEMPOTENCY_KEY, STREAM, Message, unpacked
 from . import _redis_scripts as scripts
 from ._redis import BLOCK, Command, Link, awaited, milliseconds, patience, persistent, process
@@ -55,7 +56,7 @@ class Lane:
 
     def __init__(self, place: Place, keys: Keys) -> None:
         self.inbox = keys.inbox(uuid4().hex)
-        self.link = Link(place, keys.queue, (scripts.SEND, scripts.SEND_ONCE))
+        self.link = Link(place, keys.queue, (scripts.SEND, scripts.SEND_ONCE, scripts.SEND_LATER))
         self.pid = process.id
         self._ends: tuple[int, bytes, bytes] = (0, b"", b"")
 
@@ -108,27 +109,47 @@ class LaneReplies:
         self._before: list[Command] = []
         """What is to be said before the next wait."""
         self._sent = self._asked = self._failed = self._ended = self._closed = False
+        self._receiving = threading.Lock()
+        """Held to use the lane, and for good to give it back: another thread may close what this one waits
+        for."""
 
     def send(self) -> None:
         """The message and the wait for its reply, in one write."""
         self._before = self._backend.sending(self._keys, self._message, self._id, self._lane.inbox)
-        persistent(self._first_write, patience(self._message))
+        try:
+            persistent(self._first_write, patience(self._message))
+        except BackendUnavailable:
+            self._failed = True
+            raise
 
     def receive(self, timeout: float | None) -> Message:
         """The next reply. If the queue was full, the first one is QueueFull."""
-        reply = awaited(self._next, timeout)
-        self._ended = STREAM not in reply.headers
-        return reply
+        if self._closed:
+            raise RpcTimeout
+        self._receiving.acquire()
+        try:
+            reply = awaited(self._next, timeout)
+            self._ended = STREAM not in reply.headers
+            return reply
+        finally:
+            self._receiving.release()
+            if self._closed:
+                self._give_back()
 
     def close(self) -> None:
         """Give the lane back; withdraw the request if it was not answered."""
         if self._closed:
             return
         self._closed = True
-        if self._asked:  # its answer would be taken for the next one's
-            self._lane.link.drop()
         if not self._ended and not self._failed and IDEMPOTENCY_KEY not in self._message.headers:
             self._backend.withdraw(self._keys, self._id)
+        self._give_back()
+
+    def _give_back(self) -> None:
+        if not self._receiving.acquire(blocking=False):
+            return  # who holds it gives it back, or has
+        if self._asked:  # its answer would be taken for the next one's
+            self._lane.link.drop()
         self._lanes.idle.append(self._lane)
 
     def _first_write(self) -> None:
@@ -152,6 +173,8 @@ class LaneReplies:
 
     def _next(self, left: float) -> Message | None:
         end = time.monotonic() + left
+        if self._closed:
+            raise RpcTimeout
         try:
             if not self._asked:
                 self._write()

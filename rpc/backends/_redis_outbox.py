@@ -47,11 +47,10 @@ class Group(NamedTuple):
 
 
 class Outbox:
-    """For the thread of one worker, and for the one that relieves it. `spins`: it looks for the next message
-    before it sleeps."""
+    """For the thread of one worker, and for the one that relieves it."""
 
-    def __init__(self, place: Place, queues: Sequence[Keys], worker: str, *, spins: bool) -> None:
-        self._worker, self._spins = worker, spins
+    def __init__(self, place: Place, queues: Sequence[Keys], worker: str) -> None:
+        self._worker = worker
         self._lock = threading.RLock()
         self._link = Link(place, queues[0].queue, LOADED)
         self._done: list[Ack] = []
@@ -104,8 +103,6 @@ class Outbox:
         """What NEXT returns, once there is something, and after a second at the latest."""
         with self._lock:
             self._link.write_packed(self._acks(quiet=True) + self._receipt(most))
-            if self._spins:
-                self._link.look()
             self._read_acks()
             self._link.read()
             answer = self._link.read()

@@ -255,9 +255,9 @@ class TestOneServer:
         assert ask(at(f"redis://127.0.0.1:{rpc_redis.port}?db=3"), "key", "EXISTS", "only here") == 1
 
     @pytest.mark.parametrize(
-        ("query", "shape"), [("", {b"f": b"v"}), ("?protocol=3", {b"f": b"v"}), ("?protocol=2", [b"f", b"v"])]
+        ("query", "shape"), [("", [b"f", b"v"]), ("?protocol=3", {b"f": b"v"}), ("?protocol=2", [b"f", b"v"])]
     )
-    def test_the_protocol_is_3_unless_the_url_says_2(
+    def test_the_protocol_is_2_unless_the_url_says_3(
         self, query: str, shape: Any, rpc_redis: RedisServer, at: Callable[[Any], Place]
     ) -> None:
         where = at(rpc_redis.url + query)
