@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from typing import Any, Generic, TypeVar
 
 import redis
+from redis.exceptions import NoScriptError
 
 from ..addresses import Address
 from ..errors import BackendUnavailable, RpcTimeout
@@ -113,8 +114,9 @@ def patience(message: Message) -> float:
     return RETRY_FOR if message.ttl is None else min(RETRY_FOR, message.ttl)
 
 
-def steadily(step: Callable[[], object], stopped: Callable[[], bool]) -> None:
-    """Take step after step until stopped, through whatever happens to Redis meanwhile."""
+def steadily(step: Callable[[], object], stopped: Callable[[], bool], cap: float = BLOCK) -> None:
+    """Take step after step until stopped, through whatever happens to Redis meanwhile; `cap` is the longest
+    pause between two attempts, in seconds."""
     attempt = 0
     while not stopped():
         try:
@@ -124,7 +126,7 @@ def steadily(step: Callable[[], object], stopped: Callable[[], bool]) -> None:
         except BackendUnavailable as error:
             if attempt % 10 == 0:
                 logger.warning("%s; trying again", error)
-            time.sleep(backoff(attempt, cap=BLOCK))
+            time.sleep(backoff(attempt, cap=cap))
             attempt += 1
 
 
@@ -190,7 +192,9 @@ class Link:
         """What Redis calls this connection."""
         self.epoch = 0
         """How often it has connected: what was packed before may not be understood after."""
-        self._shas: dict[str, str] = {}
+        self._shas: dict[str, tuple[str, str]] = {}
+        """How to run each script: by its digest, or by its text."""
+        self._by_text = False
         self._poll: Callable[[int], Any] = lambda milliseconds: True
         self._pack: Callable[[Command], bytes] = lambda command: b""
 
@@ -206,7 +210,7 @@ class Link:
         shas, pack = self._shas, self._pack
         return b"".join(
             [
-                pack(("EVALSHA", shas[command[0]], *command[1:]) if command[0] in shas else command)
+                pack((*shas[command[0]], *command[1:]) if command[0] in shas else command)
                 for command in commands
             ]
         )
@@ -276,13 +280,16 @@ class Link:
 
     def _failed(self, error: BaseException) -> None:
         self.drop()
+        if isinstance(error, NoScriptError):  # somebody flushes them: until it breaks, do without
+            self._by_text = True
         if isinstance(error, redis.RedisError) and is_elsewhere(error):
             self._place.moved()
 
     def _connect(self) -> None:
         connection = self._place.connection(self._key)
         for script in self._scripts:
-            self._shas[script] = _loaded(connection, script)
+            self._shas[script] = _loaded(connection, script, self._by_text)
+        self._by_text = False
         self.number = _client_id(connection)
         self._connection, self._pid = connection, process.id
         self.epoch += 1
@@ -313,17 +320,18 @@ def _client_id(connection: Any) -> int:
         return 0
 
 
-def _loaded(connection: Any, script: str) -> str:
-    """The digest of a script that this server has; without a first line that it does not know (Redis 6)."""
+def _loaded(connection: Any, script: str, by_text: bool) -> tuple[str, str]:
+    """How to run a script on this server; without a first line that it does not know (Redis 6)."""
     connection.send_command("SCRIPT", "LOAD", script)
     try:
-        return str(connection.read_response().decode())
+        digest = connection.read_response()
     except redis.ResponseError:
-        first, _, rest = script.partition("\n")
+        first, _, script = script.partition("\n")
         if not first.startswith("#!"):
             raise
-    connection.send_command("SCRIPT", "LOAD", rest)
-    return str(connection.read_response().decode())
+        connection.send_command("SCRIPT", "LOAD", script)
+        digest = connection.read_response()
+    return ("EVAL", script) if by_text else ("EVALSHA", digest.decode())
 
 
 class Serving:

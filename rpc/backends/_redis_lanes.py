@@ -115,12 +115,16 @@ class LaneReplies:
 
     def send(self) -> None:
         """The message and the wait for its reply, in one write."""
-        self._before = self._backend.sending(self._keys, self._message, self._id, self._lane.inbox)
+        first = self._backend.sending(self._keys, self._message, self._id, self._lane.inbox)
         try:
-            persistent(self._first_write, patience(self._message))
-        except BackendUnavailable:
+            if len(first) == 1:
+                self._lane.send(first[0])
+                self._asked = True
+            else:
+                self._write()
+        except redis.RedisError:  # it may have been sent all the same
             self._failed = True
-            raise
+            persistent(self._write, patience(self._message))
 
     def receive(self, timeout: float | None) -> Message:
         """The next reply. If the queue was full, the first one is QueueFull."""
@@ -151,13 +155,6 @@ class LaneReplies:
         if self._asked:  # its answer would be taken for the next one's
             self._lane.link.drop()
         self._lanes.idle.append(self._lane)
-
-    def _first_write(self) -> None:
-        if len(self._before) > 1:
-            return self._write()
-        self._pending = 0
-        self._lane.send(self._before[0])
-        self._asked = True
 
     def _write(self) -> None:
         """Wait for the next reply. Until it is known that the message was sent, send it (again)."""
@@ -202,13 +199,14 @@ class LaneReplies:
         return None
 
     def _taken(self, entry: bytes) -> Message | None:
-        number, id, frame = entry.split(b"\n", 2)
+        head, id, frame = [*entry.split(b"\n", 2), b"", b""][:3]
         self._before = [("LREM", self._lane.inbox, 1, entry)]
-        if id.decode() != self._id or 0 < int(number) <= self._number:
-            return None  # it was for an earlier request on this lane, or came twice
+        number = int(head) if head.lstrip(b"-").isdigit() else 0
+        if id.decode(errors="replace") != self._id or 0 < number <= self._number:
+            return None  # it was for an earlier request on this lane, or came twice, or is none of ours
         self._sent = True
-        if int(number) < 0:
+        if number < 0:
             self._ended = True
             raise full(self._keys)
-        self._number = int(number)
+        self._number = number
         return unpacked(frame)

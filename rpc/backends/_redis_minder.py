@@ -44,7 +44,7 @@ class Minder:
         """Until all workers are done."""
         link = self._link(scripts.RECOVER, scripts.PROMOTE)
         try:
-            steadily(lambda: self._mind_once(link), self._all_ended)
+            steadily(lambda: self._mind_once(link), self._all_ended, cap=self._beat / 4)
         finally:
             with translated_or_logged():
                 for worker in self._workers:
@@ -90,12 +90,12 @@ class Minder:
         return Link(self._place, self._queues[0].queue, loaded)
 
     def _mind_once(self, link: Link) -> None:
+        for worker in self._workers:
+            worker.beat()
         if not self._news:
             news = self._place.client(self._queues[0].queue).pubsub(ignore_subscribe_messages=True)
             news.subscribe(*(each.channel for each in self._queues))
             self._news = news
-        for worker in self._workers:
-            worker.beat()
         if self._absences.look_is_due():
             for keys, name in self._absences.lasting(self._absent()):
                 self._bring_back(link, keys, name, force=False, died=True)

@@ -58,7 +58,7 @@ class Outbox:
         """What was written, and is not known to have arrived."""
         self._since = 0.0
         self._epoch = 0
-        self._receipts: dict[int, bytes] = {}
+        self._receipts: dict[tuple[int, bool], bytes] = {}
         self._wait: Command = ("BLPOP", *(keys.bell for keys in queues), BLOCK)
         slots = [keys.slot(worker) for keys in queues]
         pairs = [key for keys in queues for key in (keys.queue, keys.bell)]
@@ -99,12 +99,13 @@ class Outbox:
             self._read_acks()
             return [self._link.read() for _ in commands]
 
-    def receive(self, most: int) -> Any:
-        """What NEXT returns, once there is something, and after a second at the latest."""
+    def receive(self, most: int, *, wait: bool) -> Any:
+        """What NEXT returns; `wait`: once there is something, and after a second at the latest."""
         with self._lock:
-            self._link.write_packed(self._acks(quiet=True) + self._receipt(most))
+            self._link.write_packed(self._acks(quiet=True) + self._receipt(most, wait))
             self._read_acks()
-            self._link.read()
+            if wait:
+                self._link.read()
             answer = self._link.read()
             if answer != scripts.NOT_EMPTY:
                 self._unread.clear()
@@ -114,14 +115,15 @@ class Outbox:
         """Give the connection up."""
         self._link.drop()
 
-    def _receipt(self, most: int) -> bytes:
+    def _receipt(self, most: int, wait: bool) -> bytes:
         """The wait and the receipt, as they are written on this connection."""
         if self._epoch != self._link.epoch:
             self._epoch = self._link.epoch
             self._receipts.clear()
-        if most not in self._receipts:
-            self._receipts[most] = self._link.packed(self._wait, (*self._next, most, self._queues))
-        return self._receipts[most]
+        if (most, wait) not in self._receipts:
+            waiting = [self._wait] if wait else []
+            self._receipts[most, wait] = self._link.packed(*waiting, (*self._next, most, self._queues))
+        return self._receipts[most, wait]
 
     def _acks(self, *, quiet: bool) -> bytes:
         """What acknowledges all that is owed, packed for this connection, to be written at once. `quiet` asks

@@ -123,6 +123,8 @@ class RedisWorker:
         self.outbox = Outbox(place, queues, self.name)
         self._since = 0.0
         self._most = 1
+        self._missed = False
+        """Whether it may have been woken up in vain: then it looks before it waits."""
 
     def work(self) -> None:
         """Receive and handle until stopped, through whatever happens to Redis meanwhile."""
@@ -141,6 +143,7 @@ class RedisWorker:
 
     def _session(self) -> None:
         """Serve on one connection, until it breaks."""
+        self._missed = True
         self._take_stock()
         while not self._stopped():
             if self.backlog:
@@ -150,7 +153,8 @@ class RedisWorker:
 
     def _receive(self) -> None:
         """Take what is there; wait for it if there is nothing."""
-        answer = self.outbox.receive(self._most)
+        answer = self.outbox.receive(self._most, wait=not self._missed)
+        self._missed = answer == scripts.GIVEN_UP
         if answer == scripts.GIVEN_UP:
             logger.warning("worker %s was given up: what it held last may be done again", self.name)
             self._last_beat = 0.0
