@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from os import urandom
+from itertools import count
+from os import register_at_fork, urandom
 from types import MappingProxyType
 from typing import Any
 
@@ -43,7 +44,7 @@ def call_message(
     """
     if not JOB_NAME.fullmatch(name):
         raise ValueError(f"{name!r} is no job name: a letter, then letters, digits, '_', '.' or '-'")
-    id = urandom(16).hex()  # as unique as a UUID, and made faster
+    id = _ids.new()
     body = encode_call(Call(name, data), id, codec)
     if max_message is not None and len(body) > max_message:
         raise SerializationError(f"the request has {len(body)} bytes: more than {max_message}")
@@ -56,6 +57,24 @@ def call_message(
 
 
 _ACCEPTED = Accepted()
+
+
+class _Ids:
+    """Ids of 32 hexadecimal digits: half of them are this process' own, at random, half of them count. Made
+    without asking the kernel, which would let other threads run first."""
+
+    def __init__(self) -> None:
+        self.begin()
+
+    def begin(self) -> None:
+        self._own, self._count = urandom(8).hex(), count()
+
+    def new(self) -> str:
+        return f"{self._own}{next(self._count):016x}"
+
+
+_ids = _Ids()
+register_at_fork(after_in_child=_ids.begin)
 
 
 class Conversation:
