@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import random
 import sys
@@ -31,6 +32,8 @@ NESTED_MARGIN = 0.95
 caller what went wrong."""
 MOST_SUBMITTED = 1024
 """Threads that wait for futures, at most: one for each call submitted and not yet answered."""
+LEAST = 0.05
+"""Seconds that must be left for another look whether there is room in a queue."""
 
 
 class RpcClient:
@@ -90,19 +93,17 @@ class RpcClient:
         Of the calls with one `idempotency_key`, only the first is done. Raises SerializationError before
         anything is sent, ValueError, BackendUnavailable, QueueFull, Unsupported by this backend.
         """
-        headers: dict[str, str] = {}
-        if at is not None:
-            if delay is not None:
-                raise ValueError("give delay or at, not both")
-            delay = max(0.0, at.timestamp() - time.time())
-        if delay is not None:
-            if delay < 0 or (ttl is not None and ttl <= delay) or idempotency_key is not None:
-                raise ValueError("delay is not negative, less than ttl, and goes with no idempotency_key")
-            headers[DELAY] = f"{delay:.3f}"
-        message = self._message(name, data, ttl, idempotency_key, headers, replies=False)
-        to = queue_address(queue or self._queue)
-        self._with_room(lambda: self.backend.send(to, message), self.timeout)
-        return message.id
+        if at is not None and delay is not None:
+            raise ValueError("give delay or at, not both")
+
+        def send() -> str:
+            wait = delay if at is None else max(0.0, at.timestamp() - time.time())
+            headers = {} if wait is None else {DELAY: _delay(wait, ttl, idempotency_key)}
+            message = self._message(name, data, ttl, idempotency_key, headers, replies=False)
+            self.backend.send(queue_address(queue or self._queue), message)
+            return message.id
+
+        return self._with_room(send, _end(self._allowed(self.timeout)))
 
     def call_and_wait(
         self,
@@ -123,7 +124,7 @@ class RpcClient:
         """
         timeout = self._allowed(self.timeout if timeout is _AS_SET else timeout)
         ask = partial(self._ask, name, data, timeout, queue, idempotency_key, time.monotonic())
-        return self._with_room(lambda: self._answer(*ask()), timeout)
+        return self._with_room(lambda: self._answer(*ask()), _end(timeout))
 
     def submit(
         self,
@@ -138,13 +139,14 @@ class RpcClient:
         and of sending if they show at once, are raised here, the others by the future. `cancel()` withdraws
         the job until it is answered."""
         timeout = self._allowed(self.timeout if timeout is _AS_SET else timeout)
+        end = _end(timeout)
         ask = partial(self._ask, name, data, timeout, queue, idempotency_key, time.monotonic())
-        conversation, replies = self._with_room(ask, timeout)
+        asked = self._with_room(ask, end)
         future: Future[Response] = Future()
         with self._lock:
             self._submitted.add(future)
-        future.add_done_callback(lambda done: replies.close() if done.cancelled() else None)
-        self._pool().submit(self._resolve, future, conversation, replies)
+        _close_if_cancelled(future, asked[1])
+        self._pool().submit(self._resolve, future, asked, ask, end)
         return future
 
     def close(self) -> None:
@@ -200,20 +202,18 @@ class RpcClient:
         replies = self.backend.request(queue_address(queue or self._queue), message)
         return Conversation(message, name, timeout, began), replies
 
-    def _with_room(self, action: Callable[[], T], seconds: float | None) -> T:
-        """What the action returns. While there is no room in the queue it is tried again for so many seconds,
-        if this client waits for that."""
-        if not self._waits_for_room:
-            return action()
-        end, attempt = None if seconds is None else time.monotonic() + seconds, 0
+    def _with_room(self, action: Callable[[], T], end: float | None) -> T:
+        """What the action returns. While there is no room in the queue it is tried again, up to this time, if
+        this client waits for that."""
+        attempt = 0
         while True:
             try:
                 return action()
             except QueueFull:
-                pause = random.uniform(0, min(1.0, 0.01 * 2**attempt))
-                if end is not None and time.monotonic() + pause > end:
+                left = math.inf if end is None else end - time.monotonic()
+                if not self._waits_for_room or left < LEAST:
                     raise
-                time.sleep(pause)
+                time.sleep(min(random.uniform(0, min(1.0, 0.01 * 2**attempt)), left / 2))
                 attempt = min(attempt + 1, 10)
 
     def _allowed(self, timeout: float | None) -> float | None:
@@ -248,9 +248,23 @@ class RpcClient:
         finally:
             replies.close()
 
-    def _resolve(self, future: Future[Response], conversation: Conversation, replies: Replies) -> None:
+    def _resolve(
+        self,
+        future: Future[Response],
+        asked: tuple[Conversation, Replies] | None,
+        ask: Callable[[], tuple[Conversation, Replies]],
+        end: float | None,
+    ) -> None:
+        def answer() -> Response:
+            nonlocal asked
+            conversation, replies = asked or ask()  # some backends say only now that there is no room
+            if not asked:
+                _close_if_cancelled(future, replies)
+            asked = None
+            return self._answer(conversation, replies, future.cancelled)
+
         try:
-            response = self._answer(conversation, replies, future.cancelled)
+            response = self._with_room(answer, end)
         except BaseException as error:  # the future raises it where it is waited for
             if future.set_running_or_notify_cancel():
                 future.set_exception(error)
@@ -264,3 +278,19 @@ class RpcClient:
                 self._pid = os.getpid()
                 self._waiters = ThreadPoolExecutor(MOST_SUBMITTED, thread_name_prefix="rpc-client")
             return self._waiters
+
+
+def _end(seconds: float | None) -> float | None:
+    """The time, on the monotonic clock, so many seconds from now."""
+    return None if seconds is None else time.monotonic() + seconds
+
+
+def _delay(seconds: float, ttl: float | None, idempotency_key: str | None) -> str:
+    """The header; ValueError if it makes no sense."""
+    if not 0 <= seconds < math.inf or (ttl is not None and ttl <= seconds) or idempotency_key is not None:
+        raise ValueError("a delay is finite, not negative, less than ttl, and goes with no idempotency_key")
+    return f"{seconds:.3f}"
+
+
+def _close_if_cancelled(future: Future[Response], replies: Replies) -> None:
+    future.add_done_callback(lambda done: replies.close() if done.cancelled() else None)

@@ -30,8 +30,8 @@ something that its worker may not know of."""
 PARTS = r"'^(%a)(%d*)\n([^\n]*)\n([^\n]*)\n([^\n]*)\n'"
 
 _RING = """
-local function ring(bell)
-  redis.call('LPUSH', bell, '1')
+local function ring(bell)  -- once is enough: whoever is woken up looks at all that is there
+  if redis.call('EXISTS', bell) == 0 then redis.call('LPUSH', bell, '1') end
   redis.call('PEXPIRE', bell, '60000')
 end
 """
@@ -41,17 +41,32 @@ local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 """
 
+_BODY = """
+local function body_of(queue, record)  -- the key of its frame, if that lies elsewhere
+  return queue .. ':b:' .. (string.match(record, '^%u%d*\\n([^\\n]*)') or '')
+end
+local function keep(queue, record)
+  if string.find(record, '^K') then redis.call('PERSIST', body_of(queue, record)) end
+end
+local function forget(queue, record) redis.call('UNLINK', body_of(queue, record)) end
+"""
+
 _ENQUEUE = """
 local function enqueue(queue, bell, record, sweep)
+  keep(queue, record)
   if redis.call('RPUSH', queue, record) == 1 then return ring(bell) end
   for _ = 1, sweep do  -- the unwanted leave, even if nobody serves the queue
-    local kind, _, id = string.match(redis.call('LINDEX', queue, 0), '^(%a)(%d*)\\n([^\\n]*)')
-    if string.lower(kind) == 'k' or redis.call('EXISTS', queue .. ':t:' .. id) == 1 then return end
+    local head = redis.call('LINDEX', queue, 0)
+    local kind, _, id, _, once = string.match(head, PARTS)
+    if not kind or string.lower(kind) == 'k' then return end
+    if redis.call('EXISTS', queue .. ':t:' .. id) == 1 then return end
     redis.call('LPOP', queue)
-    if kind == 'W' then redis.call('UNLINK', queue .. ':b:' .. id) end
+    forget(queue, head)
+    once = queue .. ':o:' .. once
+    if redis.call('GET', once) == 'r' .. id then redis.call('DEL', once, once .. ':w') end
   end
 end
-"""
+""".replace("PARTS", PARTS)
 
 _REPLY = """
 local function reply_to(inbox, number, id, frame)
@@ -60,25 +75,30 @@ local function reply_to(inbox, number, id, frame)
 end
 """
 
-SEND = (
-    _RING
-    + _ENQUEUE
-    + _REPLY
-    + """
--- KEYS queue bell token [inbox]   ARGV id record token_ms max_length sweep again
--- -> 1 sent, 0 it was there, -1 full
-local inbox = KEYS[4]
-if ARGV[6] == '1' and inbox then
-  local entry = redis.call('LINDEX', inbox, 0)
-  if entry and string.find(entry, '\\n' .. ARGV[1] .. '\\n', 1, true) then return 0 end
+_FULL = """
+local function is_answered(inbox, id)
+  for _, entry in ipairs(inbox and redis.call('LRANGE', inbox, 0, -1) or {}) do
+    if string.find(entry, '\\n' .. id .. '\\n', 1, true) then return true end
+  end
 end
+local function full(queue, record, id, inbox)
+  forget(queue, record)
+  if inbox then redis.call('DEL', inbox) reply_to(inbox, -1, id, '') end
+  return -1
+end
+"""
+
+_SENDING = _RING + _BODY + _ENQUEUE + _REPLY + _FULL
+
+SEND = (
+    _SENDING
+    + """
+-- KEYS queue bell token [inbox]   ARGV id record token_ms max_length sweep again -> 1 sent, 0 known, -1 full
+local inbox = KEYS[4]
+if ARGV[6] == '1' and is_answered(inbox, ARGV[1]) then return 0 end
 if ARGV[4] ~= '0' and redis.call('LLEN', KEYS[1]) >= tonumber(ARGV[4]) then
   if redis.call('EXISTS', KEYS[3]) == 1 then return 0 end
-  if inbox then
-    redis.call('DEL', inbox)
-    reply_to(inbox, -1, ARGV[1], '')
-  end
-  return -1
+  return full(KEYS[1], ARGV[2], ARGV[1], inbox)
 end
 if not redis.call('SET', KEYS[3], '', 'NX', 'PX', ARGV[3]) then return 0 end
 if inbox then redis.call('DEL', inbox) end
@@ -88,38 +108,32 @@ return 1
 )
 
 SEND_ONCE = (
-    _RING
-    + _ENQUEUE
-    + _REPLY
+    _SENDING
     + """
 -- KEYS queue bell token once [inbox]   ARGV id record token_ms max_length sweep window_ms
 -- once: q<id> it was sent, r<id> it runs, d<frame> it was answered   -> as SEND
 local id, token, once, inbox = ARGV[1], KEYS[3], KEYS[4], KEYS[5]
+if is_answered(inbox, id) then return 0 end
 local state = redis.call('GET', once)
 if state then
   local how, first = string.sub(state, 1, 1), string.sub(state, 2)
   if how ~= 'd' and first == id then return 0 end
   local theirs = KEYS[1] .. ':t:' .. first
   local under_way = how == 'r' or (how == 'q' and redis.call('EXISTS', theirs) == 1)
-  if inbox and (how == 'd' or under_way) then redis.call('DEL', inbox) end
-  if how == 'd' then
-    if inbox then reply_to(inbox, 1, id, first) end
-    return 0
+  if how == 'd' or under_way then
+    forget(KEYS[1], ARGV[2])
+    if inbox then redis.call('DEL', inbox) end
   end
+  if how == 'd' and inbox then reply_to(inbox, 1, id, first) end
+  if how == 'd' then return 0 end
   if under_way then
     if inbox then redis.call('HSET', once .. ':w', id, inbox) redis.call('PEXPIRE', once .. ':w', ARGV[6]) end
-    if how == 'q' and redis.call('PTTL', theirs) < tonumber(ARGV[3]) then
-      redis.call('PEXPIRE', theirs, ARGV[3])
-    end
+    if redis.call('PTTL', theirs) < tonumber(ARGV[3]) then redis.call('SET', theirs, '', 'PX', ARGV[3]) end
     return 0
   end
 end
 if ARGV[4] ~= '0' and redis.call('LLEN', KEYS[1]) >= tonumber(ARGV[4]) then
-  if inbox then
-    redis.call('DEL', inbox)
-    reply_to(inbox, -1, id, '')
-  end
-  return -1
+  return full(KEYS[1], ARGV[2], id, inbox)
 end
 redis.call('SET', once, 'q' .. id, 'PX', ARGV[6])
 redis.call('SET', token, '', 'PX', ARGV[3])
@@ -131,11 +145,14 @@ return 1
 
 SEND_LATER = (
     _NOW
+    + _SENDING
     + """
--- KEYS queue delayed token   ARGV id record token_ms max_length sweep delay_ms channel   -> as SEND
+-- KEYS queue delayed token [inbox]   ARGV id record token_ms max_length sweep delay_ms channel   -> as SEND
 if redis.call('EXISTS', KEYS[3]) == 1 then return 0 end
 local length = redis.call('LLEN', KEYS[1]) + redis.call('ZCARD', KEYS[2])
-if ARGV[4] ~= '0' and length >= tonumber(ARGV[4]) then return -1 end
+if ARGV[4] ~= '0' and length >= 0 + ARGV[4] then return full(KEYS[1], ARGV[2], ARGV[1], KEYS[4]) end
+if KEYS[4] then redis.call('DEL', KEYS[4]) end
+keep(KEYS[1], ARGV[2])
 redis.call('SET', KEYS[3], '', 'PX', ARGV[3])
 redis.call('ZADD', KEYS[2], now + ARGV[6], ARGV[2])
 redis.call('PUBLISH', ARGV[7], '')
@@ -162,6 +179,7 @@ return next[2] and math.max(0, next[2] - now) or -1
 
 NEXT = (
     ANYWAY
+    + _RING
     + """
 -- KEYS alive slot... (queue bell)...   ARGV most queues
 -- -> {number of the queue, record, ms left or -1 or UNWANTED, ...} | nil: nothing | GIVEN_UP | NOT_EMPTY
@@ -183,7 +201,10 @@ for n = 1, queues do
       redis.call('LMOVE', slot, queue, 'RIGHT', 'LEFT')
       room = 0
     else
-      if once ~= '' then redis.call('SET', queue .. ':o:' .. once, 'r' .. id, 'XX', 'KEEPTTL') end
+      local state = queue .. ':o:' .. once
+      if once ~= '' and left ~= -2 and redis.call('GET', state) == 'q' .. id then
+        redis.call('SET', state, 'r' .. id, 'KEEPTTL')
+      end
       taken[#taken + 1], taken[#taken + 2], taken[#taken + 3] = n - 1, record, left
       room = deaths == '' and room - 1 or 0
     end
@@ -191,11 +212,7 @@ for n = 1, queues do
 end
 if room > 0 then return #taken > 0 and taken end
 for n = 1, queues do
-  local queue, bell = KEYS[queues + 2 * n], KEYS[queues + 2 * n + 1]
-  if redis.call('EXISTS', queue) == 1 then
-    redis.call('LPUSH', bell, '1')
-    redis.call('PEXPIRE', bell, '60000')
-  end
+  if redis.call('EXISTS', KEYS[queues + 2 * n]) == 1 then ring(KEYS[queues + 2 * n + 1]) end
 end
 return taken
 """
@@ -208,24 +225,21 @@ local function answer(queue, record, number, frame)  -- the last reply, to whoev
   local kind, _, id, lane, once = string.match(record, PARTS)
   local token = queue .. ':t:' .. id
   if lane ~= '' and frame ~= '' then reply_to(lane, number, id, frame) end
-  if once ~= '' then
-    local key = queue .. ':o:' .. once
+  local key = queue .. ':o:' .. once
+  local state = once ~= '' and redis.call('GET', key)
+  if once ~= '' and (not state or state == 'q' .. id or state == 'r' .. id) then
     local waiting = redis.call('HGETALL', key .. ':w')
     for n = 1, #waiting, 2 do
       if frame ~= '' then reply_to(waiting[n + 1], number, waiting[n], frame) end
     end
     redis.call('DEL', key .. ':w')
-    if number == 0 then
+    if frame == '' or tonumber(number) == 0 then  -- nobody will ever be answered
       redis.call('DEL', key)
     else
       redis.call('SET', key, 'd' .. frame, 'XX', 'KEEPTTL')
     end
   end
-  if lane ~= '' then
-    redis.call('DEL', token)
-  elseif kind == 'w' or kind == 'W' then
-    redis.call('PEXPIRE', token, '10000')
-  end
+  if kind == 'w' or kind == 'W' then redis.call('PEXPIRE', token, '10000') end  -- a late copy may come
 end
 """
 ).replace("PARTS", PARTS)
@@ -366,12 +380,16 @@ return ring(KEYS[3])
 
 REVIVE = (
     _RING
+    + _BODY
     + """
 -- KEYS dead queue bell   ARGV letter [record: back into the queue with it]   -> 1 done, 0 it is not there
 if redis.call('LREM', KEYS[1], 1, ARGV[1]) == 0 then return 0 end
 if ARGV[2] then
+  keep(KEYS[2], ARGV[2])
   redis.call('RPUSH', KEYS[2], ARGV[2])
   ring(KEYS[3])
+else
+  forget(KEYS[2], string.match(ARGV[1], '^[^\\n]*\\n[^\\n]*\\n(.*)'))
 end
 return 1
 """

@@ -15,7 +15,7 @@ from threading import Condition
 from ..addresses import Address
 from ..addresses import queue as queue_address
 from ..errors import QueueFull, RpcTimeout
-from ..message import DELAY, IDEMPOTENCY_KEY, LOST, STREAM, Handler, Message, packed, unpacked
+from ..message import ATTEMPT, DELAY, IDEMPOTENCY_KEY, LOST, STREAM, Handler, Message, packed, unpacked
 from . import DeadLetter
 from ._cancellable import Cancellable
 from ._loops import run_together
@@ -45,14 +45,13 @@ class Hub:
         with self.changed:
             first = self.firsts.get((to, key)) if key is not None else None
             if first and not first.is_void():
-                if replies:
-                    first.join(replies)
+                first.join(message, replies)
                 return
             if to.kind == "topic":
                 lists = [subscriber.waiting for subscriber in self.subscribers[to.name].values()]
             else:
                 lists = [self.waiting[to]]
-            if to.kind == "queue" and most and len(lists[0]) >= most:
+            if to.kind == "queue" and most and len(lists[0]) + self._delayed_to(lists[0], message) >= most:
                 raise QueueFull(f"{to} has no room: raise max_length, or start more workers")
             for waiting in lists:
                 delivery = MemoryDelivery(self, to, message, replies, waiting)
@@ -66,6 +65,12 @@ class Hub:
                     waiting.append(delivery)
             self.changed.notify_all()
 
+    def _delayed_to(self, waiting: deque[MemoryDelivery], message: Message) -> int:
+        """How many will come to this queue. They take no room away but from their like."""
+        if DELAY not in message.headers:
+            return 0
+        return sum(delivery.waiting is waiting for _, _, delivery in self.delayed)
+
     def put_later(self, seconds: float, delivery: MemoryDelivery) -> None:
         with self.changed:
             heappush(self.delayed, (time.monotonic() + seconds, next(self._count), delivery))
@@ -78,7 +83,8 @@ class Hub:
             if left > 0:
                 return left
             delivery = heappop(self.delayed)[2]
-            delivery.waiting.append(delivery)
+            if not delivery.cancelled:
+                delivery.waiting.append(delivery)
         return FOREVER
 
     def subscribe(self, to: Address) -> tuple[deque[MemoryDelivery], Callable[[], None]]:
@@ -123,10 +129,12 @@ class First:
         """Whether it will never be answered: it expired before anybody began."""
         return self._last is None and self._delivery.has_expired()
 
-    def join(self, replies: MemoryReplies) -> None:
-        if self._last is None:
+    def join(self, message: Message, replies: MemoryReplies | None) -> None:
+        """It is wanted until the last one that asked for it has left."""
+        self._delivery.extend(message.ttl)
+        if replies and self._last is None:
             self._waiting.append(replies)
-        else:
+        elif replies and self._last:
             replies.put(self._last)
 
     def answer(self, last: Message) -> None:
@@ -190,7 +198,7 @@ class MemoryDelivery(Cancellable):
 
     def start(self) -> None:
         """Tell the handler how much time is left."""
-        self._begun = True
+        self._begun = not self.has_expired()
         if self._expires is not None:
             self.message = self.message.but(ttl=self._expires - time.monotonic())
 
@@ -198,11 +206,16 @@ class MemoryDelivery(Cancellable):
         """Before anybody began."""
         return not self._begun and self._expires is not None and self._expires <= time.monotonic()
 
+    def extend(self, ttl: float | None) -> None:
+        """Somebody else wants it, for so many seconds."""
+        if self._expires is not None:
+            self._expires = None if ttl is None else max(self._expires, time.monotonic() + ttl)
+
     def end(self, last: Message | None) -> None:
         """Send the last reply, if there is one."""
         if last is not None:
             self.reply(last)
-            if self.first:
+            if self.first and self._begun:
                 with self._hub.changed:
                     self.first.answer(last)
 
@@ -268,7 +281,8 @@ class MemoryBackend:
     def revive(self, letter: DeadLetter) -> bool:
         found = self.drop(letter)
         if found:
-            message = unpacked(letter.frame).but(ttl=None, reply_to=None, attempt=None)
+            again = dict.fromkeys(("ttl", "reply-to", "deliveries", ATTEMPT, DELAY, IDEMPOTENCY_KEY))
+            message = unpacked(letter.frame).but(**again)
             self._hub.put(queue_address(letter.queue), message, None)
         return found
 

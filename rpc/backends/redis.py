@@ -95,9 +95,10 @@ class RedisBackend(Serving):
         loaded = (scripts.SEND, scripts.SEND_ONCE, scripts.SEND_LATER)
         link = popped(idle) or Link(self.place, keys.queue, loaded)
         commands = self.sending(keys, message, plain(message.id), "")
-        if persistent(lambda: link.ask(*commands), patience(message)) < 0:
-            raise full(keys)
+        outcome = persistent(lambda: link.ask(*commands), patience(message))
         idle.append(link)
+        if outcome < 0:
+            raise full(keys)
 
     def request(self, to: Address, message: Message) -> Any:
         if to.kind != "queue":
@@ -156,7 +157,8 @@ class RedisBackend(Serving):
         token, way_back = keys.token(id), (inbox,) if inbox else ()
         if DELAY in message.headers:
             due = (milliseconds(float(message.headers[DELAY])), keys.channel)
-            return [*before, (scripts.SEND_LATER, 3, keys.queue, keys.delayed, token, *arguments, *due)]
+            places = (keys.queue, keys.delayed, token, *way_back)
+            return [*before, (scripts.SEND_LATER, len(places), *places, *arguments, *due)]
         if IDEMPOTENCY_KEY in message.headers:
             once = keys.once(digest(message.headers[IDEMPOTENCY_KEY]))
             places = (keys.queue, keys.bell, token, once, *way_back)
@@ -176,9 +178,9 @@ class RedisBackend(Serving):
             seconds = self._window if kind == "k" else seconds
         before: list[Command] = []
         if len(frame) > LARGE:
-            kind = kind.upper()
-            keep = ("PX", milliseconds(seconds + KEEP_BODY)) if kind == "W" else ()
-            before, frame = [("SET", keys.body(id), frame, *keep)], b""
+            kind = kind.upper()  # if it is sent, the script lets the body of a message that waits live on
+            before = [("SET", keys.body(id), frame, "NX", "PX", milliseconds(seconds + KEEP_BODY))]
+            frame = b""
         return before, f"{kind}\n{id}\n{inbox}\n{once}\n".encode() + frame, seconds
 
     def dead_letters(self, queue: str) -> list[DeadLetter]:
@@ -201,12 +203,12 @@ class RedisBackend(Serving):
         message = unpacked(letter.frame).but(
             **{"reply_to": None, "ttl": None, ATTEMPT: None, IDEMPOTENCY_KEY: None}
         )
-        body, record, _ = self._laid_out(keys, message, plain(letter.id), "")
-        return self._settle(letter, [*body], record)
+        changed, record, _ = self._laid_out(keys, message, plain(letter.id), "")
+        body = [(*command[:3], "XX", "KEEPTTL") for command in changed]
+        return self._settle(letter, body, record)
 
     def drop(self, letter: DeadLetter) -> bool:
-        keys = keys_of(letter.queue)
-        return self._settle(letter, [("UNLINK", keys.body(plain(letter.id)))])
+        return self._settle(letter, [])
 
     def _settle(self, letter: DeadLetter, before: Sequence[Command], *record: bytes) -> bool:
         keys = keys_of(letter.queue)
@@ -228,7 +230,7 @@ class RedisBackend(Serving):
             )
         alarm = self._alarm = Alarm()
         workers = [
-            RedisWorker(self.place, served, handler, self._options, self._is_stopped, alarm, concurrency == 1)
+            RedisWorker(self.place, served, handler, self._options, self._is_stopped, alarm)
             for _ in range(concurrency)
         ]
         self._minder = Minder(self.place, served, workers, self._options, self._is_stopped, alarm)

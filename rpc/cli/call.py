@@ -11,7 +11,7 @@ from ..client import RpcClient
 from ..core.codecs import JSON
 from ..core.jobs import JOB_NAME
 from ..errors import SerializationError
-from .options import backend_option, queue_names, seconds, settings_option
+from .options import backend_option, queue_names, seconds, settings_option, time
 from .output import json_option, json_wanted, print_data, print_line
 
 _WORD = re.compile(r"(?P<key>[^=]*?)(?P<sign>:?=)(?P<value>.*)", re.DOTALL)
@@ -38,6 +38,27 @@ def job_name(ctx: click.Context, parameter: click.Parameter, value: str) -> str:
     help="How long to wait for the answer; by default RPC_TIMEOUT.",
 )
 @click.option("--no-wait", is_flag=True, help="Do not wait for the answer: print the request's id.")
+@click.option(
+    "--delay", metavar="SECONDS", type=float, callback=seconds, help="Do it so much later; with --no-wait."
+)
+@click.option(
+    "--at",
+    metavar="TIME",
+    callback=time,
+    help="Do it at this time, as 2030-01-31T18:30+01:00; without a zone it is local; with --no-wait.",
+)
+@click.option(
+    "--ttl",
+    metavar="SECONDS",
+    type=float,
+    callback=seconds,
+    help="Do not do it any more after so long; with --no-wait.",
+)
+@click.option(
+    "--idempotency-key",
+    metavar="KEY",
+    help="Of the calls with one key, in one queue, only the first is done, and all get its response.",
+)
 @json_option
 def command(
     name: str,
@@ -47,6 +68,8 @@ def command(
     queue: str | None,
     timeout: float | None,
     no_wait: bool,
+    idempotency_key: str | None,
+    **times: Any,
 ) -> None:
     """Call the job NAME, and print the data of its response as JSON.
 
@@ -61,20 +84,31 @@ def command(
       rpc call add a:=1 b:=2
       rpc call add '{"a": 1, "b": 2}' --timeout 5 --json
       rpc call greet name=Ada --backend rq+redis://127.0.0.1:6379/0
+      rpc call report --no-wait --at 2030-01-31T18:30
     """
     if no_wait and timeout is not None:
         raise click.UsageError("--timeout is for a call that waits: not with --no-wait")
+    if given := [f"--{name}" for name, value in times.items() if value is not None and not no_wait]:
+        raise click.UsageError(f"{', '.join(given)}: for a call that does not wait: add --no-wait")
+    how: dict[str, Any] = {"queue": queue, "idempotency_key": idempotency_key}
     data = _data(words)
     with RpcClient(settings=settings, backend=backend) as client:
         if timeout is not None:
             client.timeout = timeout
         if no_wait:
-            id = client.call(name, data, queue=queue)
+            id = _sent(client, name, data, {**how, **times})
             print_line({"id": id}) if json_wanted() else click.echo(id)
         else:
-            response = client.call_and_wait(name, data, queue=queue)
+            response = client.call_and_wait(name, data, **how)
             answer = {"data": response.data, "id": response.id}
             print_line(answer) if json_wanted() else print_data(response.data)
+
+
+def _sent(client: RpcClient, name: str, data: Any, how: dict[str, Any]) -> str:
+    try:
+        return client.call(name, data, **how)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
 
 
 def _data(words: tuple[str, ...]) -> Any:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import re
+from datetime import datetime
 
 import click
 
@@ -25,6 +27,16 @@ def seconds(ctx: click.Context, parameter: click.Parameter, value: float | None)
     if value is not None and not 0 < value < math.inf:
         raise click.BadParameter(f"{value} is no number of seconds: more than 0, and finite.")
     return value
+
+
+def time(ctx: click.Context, parameter: click.Parameter, value: str | None) -> datetime | None:
+    """Callback of an option: a time as ISO 8601 has it; one without a zone is local."""
+    try:
+        return None if value is None else datetime.fromisoformat(re.sub("[zZ]$", "+00:00", value))
+    except ValueError:
+        raise click.BadParameter(
+            f"{value!r} is no time like 2030-01-31T18:30 or 2030-01-31T18:30Z."
+        ) from None
 
 
 def queue_names(

@@ -19,7 +19,7 @@ import pytest
 
 from ..addresses import Address, queue
 from ..backends import Backend, Replies, backend_from_url
-from ..message import STREAM, Delivery, Handler, Message
+from ..message import ATTEMPT, STREAM, Delivery, Handler, Message
 
 PATIENCE = 20.0
 """Seconds after which something that must happen is taken to have failed to."""
@@ -104,6 +104,21 @@ class Toy:
         self._log.write("once")
         os.kill(os.getpid(), signal.SIGKILL)
 
+    def again(self, delivery: Delivery, argument: bytes) -> Message | None:
+        message = delivery.message
+        self._log.write(f"attempt {message.attempt}")
+        if message.attempt > int(argument):
+            return self._reply(delivery, message.headers[ATTEMPT].encode())
+        delivery.postpone(0.2, message.but(attempt=message.attempt + 1))
+        return None
+
+    def bury(self, delivery: Delivery, argument: bytes) -> Message | None:
+        self._log.write(f"bury {argument.decode()}")
+        if self.released.is_set():
+            return self._reply(delivery, b"done")
+        delivery.bury(f"why {argument.decode()}", self._reply(delivery, b"buried"))
+        return None
+
     def _reply(self, delivery: Delivery, body: bytes, **headers: str) -> Message:
         return Message(body, {"id": delivery.message.id, **headers})
 
@@ -145,8 +160,8 @@ class Site:
             if feature not in self.client.features:
                 pytest.skip(f"{self.url.split(':')[0]} has no feature {feature!r}")
 
-    def backend(self) -> Backend:
-        backend = backend_from_url(self.url)
+    def backend(self, **options: Any) -> Backend:
+        backend = backend_from_url(self.url, **options)
         self._stack.callback(backend.close)
         return backend
 

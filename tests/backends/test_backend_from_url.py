@@ -45,9 +45,11 @@ def test_the_rest_of_the_url_is_left_to_the_driver(url, rest):
     ("pigeon://h?lease=soon", {}, "Expected `float`"), ("pigeon://h?lease=-1", {}, "the lease is negative"),
     ("pigeon://h?lease=1", {"lease": 2}, "lease"),
     ("pigeon://h", {"speed": 1}, "has no option 'speed'; it has lease, loft, ring"),
-    ("memory://h", {"lease": 1}, "has no option 'lease'; it has none"),
+    ("memory://h", {"lease": 1}, "has no option 'lease'; it has max_length"),
+    ("memory://h?max_length=-1", {}, "max_length is not negative"),
+    ("memory://h?max_length=some", {}, "Expected `int`"),
     ("carrier://h", {}, r"names no backend; known are .*memory:.*rq\+redis:"), ("", {}, "names no backend"),
-    ("localhost:6379", {}, "names no backend"), ("memory://[", {}, "IPv6"),
+    ("localhost:6379", {}, "names no backend"), ("memory://[", {}, "cannot be read"),
 ])  # fmt: skip
 def test_a_url_that_makes_no_sense_is_refused_with_the_reason(url, options, reason):
     with pytest.raises(SettingsError, match=reason):

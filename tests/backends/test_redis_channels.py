@@ -15,7 +15,8 @@ import redis
 
 from rpc import BackendUnavailable, PythonRqBackend, RpcError, RpcTimeout
 from rpc.addresses import inbox, queue, topic
-from rpc.backends._redis import RedisReplies, tuned
+from rpc.backends._redis_channels import RedisReplies
+from rpc.backends._redis_places import place
 from rpc.message import LOST, Delivery, Message, packed
 from rpc.testing import RedisServer
 
@@ -26,8 +27,9 @@ pytestmark = pytest.mark.redis
 
 @pytest.fixture
 def client(bench: Bench) -> Iterator[Any]:
-    with tuned(bench.url) as client:
-        yield client
+    here = place(bench.url)
+    yield here.client("")
+    here.close()
 
 
 def opened(client: Any, name: str = "way", **options: Any) -> RedisReplies:
@@ -218,12 +220,13 @@ def test_garbage_in_a_stream_does_not_stop_its_listeners(bench: Bench, to: Any) 
 
 def test_a_clients_own_time_limits_are_not_taken_over(rpc_redis: RedisServer) -> None:
     with redis.Redis.from_url(rpc_redis.url, socket_timeout=0.05, decode_responses=True) as given:
-        ours = tuned(given)
+        here = place(given)
+        ours = here.client("")
         assert ours.blpop(["nothing"], timeout=0.3) is None
         assert isinstance(ours.client_id(), int)
         ours.set("k", "v")
         assert ours.getdel("k") == b"v"
-        ours.close()
+        here.close()
 
 
 @pytest.mark.real_redis

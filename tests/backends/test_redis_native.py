@@ -42,9 +42,13 @@ def test_a_bounded_queue_refuses_what_it_has_no_room_for(server: RedisServer) ->
     with RpcClient(backend=f"{server.url}?max_length=3") as client:
         for _ in range(3):
             client.call("work")
-        for refused in client.call, client.call_and_wait, client.submit:
+        for refused in (
+            lambda: client.call("work"),
+            lambda: client.call_and_wait("work"),
+            lambda: client.submit("work").result(10),  # the sending is confirmed with the reply
+        ):
             with pytest.raises(QueueFull):
-                refused("work")
+                refused()
 
 
 def test_nothing_is_left_but_what_ends(server: RedisServer) -> None:

@@ -6,11 +6,14 @@ import json
 import socket
 import time
 from collections.abc import Callable
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import Result
+
+from rpc.backends.memory import MemoryBackend
 
 from .conftest import error_in
 
@@ -64,6 +67,15 @@ def test_a_dash_reads_stdin(call: Call) -> None:
         (["--timeout", "inf"], "'--timeout'"),
         (["--timeout", "1", "--no-wait"], "not with --no-wait"),
         (["--queue", "not a name"], "is no queue name"),
+        (["--delay", "1"], "--delay: for a call that does not wait: add --no-wait"),
+        (["--at", "2030-01-31T18:30", "--ttl", "1"], "--at, --ttl: for a call that does not wait"),
+        (["--no-wait", "--delay", "-1"], "'--delay'"),
+        (["--no-wait", "--delay", "nan"], "'--delay'"),
+        (["--no-wait", "--ttl", "0"], "'--ttl'"),
+        (["--no-wait", "--at", "tomorrow"], "'tomorrow' is no time like"),
+        (["--no-wait", "--at", "2030-01-31T18:30", "--delay", "1"], "give delay or at, not both"),
+        (["--no-wait", "--delay", "5", "--ttl", "5"], "less than ttl"),
+        (["--no-wait", "--delay", "5", "--idempotency-key", "k"], "goes with no idempotency_key"),
         (["--nonsense"], "--nonsense"),
     ],
 )
@@ -122,6 +134,48 @@ def test_no_wait_prints_the_id(call: Call) -> None:
 
 def test_no_wait_with_json_prints_the_id_as_json(call: Call) -> None:
     assert json.loads(call("add", "--no-wait", "--json").stdout).keys() == {"id"}
+
+
+def due(url: str) -> float:
+    """Seconds until the only delayed message is due."""
+    ((when, _, _),) = MemoryBackend(url)._hub.delayed
+    return when - time.monotonic()
+
+
+@pytest.mark.parametrize("zone", ["", "Z", "+05:00"])
+def test_at_a_time(invoke: Call, tmp_path: Path, zone: str) -> None:
+    url, away = f"memory://{tmp_path.name}-later", {"": None, "Z": timezone.utc}
+    at = datetime.now(away.get(zone, timezone(timedelta(hours=5)))) + timedelta(hours=1)
+    text = at.replace(tzinfo=None).isoformat(timespec="seconds") + zone
+    result = invoke("call", "add", "--no-wait", "--at", text, "--backend", url)
+    assert (result.exit_code, len(result.stdout.split())) == (0, 1)
+    assert 3590 < due(url) <= 3600
+
+
+def test_after_a_delay_and_before_it_expires(invoke: Call, tmp_path: Path) -> None:
+    url = f"memory://{tmp_path.name}-later"
+    result = invoke("call", "add", "--no-wait", "--delay", "60", "--ttl", "90", "--backend", url, "--json")
+    assert json.loads(result.stdout).keys() == {"id"}
+    assert 50 < due(url) <= 60
+    assert MemoryBackend(url)._hub.delayed[0][2].message.ttl == 90
+
+
+def test_with_a_key_it_is_done_once(call: Call) -> None:
+    for number in "1", "2":
+        result = call("echo", f"a:={number}", "--idempotency-key", "k")
+        assert json.loads(result.stdout) == {"a": 1}
+    call("echo", "a:=3", "--idempotency-key", "other", "--no-wait")
+    assert json.loads(call("echo", "a:=4", "--idempotency-key", "other").stdout) == {"a": 3}
+
+
+@pytest.mark.parametrize(
+    "words",
+    [["--no-wait", "--delay", "1"], ["--no-wait", "--idempotency-key", "k"], ["--idempotency-key", "k"]],
+)
+def test_what_the_backend_cannot_do_is_2(invoke: Call, words: list[str]) -> None:
+    result = invoke("call", "add", *words, "--backend", "rq+redis://127.0.0.1:1/0")
+    assert result.exit_code == 2
+    assert "redis: and memory: have it" in result.stderr
 
 
 def test_a_remote_error_is_one_line_and_1(call: Call) -> None:

@@ -1,0 +1,277 @@
+"""The part of the conformance suite that is about what a backend may do besides carrying messages: delays,
+dead letters, idempotency keys, bounded queues."""
+
+from __future__ import annotations
+
+import time
+from typing import Any, cast
+
+import pytest
+
+from ..addresses import Address, queue
+from ..backends import Backend, DeadLetter, DeadLetters
+from ..errors import QueueFull, SettingsError
+from ..message import IDEMPOTENCY_KEY, LOST, Delivery, Message, unpacked
+from .site import Site, eventually, request
+
+ONCE: Any = {IDEMPOTENCY_KEY: "order-17"}
+
+
+class Features:
+    """Tests that `rpc.testing.conformance.Conformance` has, too."""
+
+    # Delay.
+
+    def test_a_delayed_message_comes_when_it_is_due_and_not_before(self, site: Site) -> None:
+        site.needs("delay")
+        came: list[tuple[bytes, float]] = []
+
+        def handler(delivery: Delivery) -> None:
+            came.append((delivery.message.body, time.monotonic()))
+
+        site.serve(handler)
+        sent = time.monotonic()
+        site.tell(b"later", delay="0.4")
+        site.tell(b"now")
+        eventually(lambda: len(came) == 2)
+        assert [body for body, _ in came] == [b"now", b"later"]
+        assert came[1][1] - sent >= 0.4
+
+    def test_delayed_messages_come_in_the_order_in_which_they_are_due(self, site: Site) -> None:
+        site.needs("delay")
+        site.serve()
+        for number, delay in (2, "0.6"), (0, "0.2"), (3, "0.8"), (1, "0.4"):
+            site.tell(b"log:%d" % number, delay=delay)
+        eventually(lambda: len(site.log.lines()) == 4)
+        assert site.log.lines() == [f"toy {number}" for number in range(4)]
+
+    def test_a_delay_passes_while_nobody_serves(self, site: Site) -> None:
+        site.needs("delay")
+        site.tell(b"log:first", delay="0.1")
+        site.tell(b"log:second", delay="0.2")
+        time.sleep(0.3)  # it is time itself that is tested
+        site.serve()
+        eventually(lambda: site.log.lines() == ["toy first", "toy second"])
+
+    def test_a_request_may_be_delayed(self, site: Site) -> None:
+        site.needs("delay")
+        site.serve()
+        sent = time.monotonic()
+        assert site.ask(b"echo:x", delay="0.3").receive(site.patience).body == b"x"
+        assert time.monotonic() - sent >= 0.3
+
+    def test_what_is_withdrawn_while_it_is_delayed_does_not_come(self, site: Site) -> None:
+        site.needs("delay")
+        site.ask(b"log:withdrawn", delay="0.1").close()
+        site.tell(b"log:kept", delay="0.3")
+        site.serve()
+        eventually(site.log.lines)
+        assert site.log.lines() == ["toy kept"]
+
+    # Another attempt.
+
+    def test_a_postponed_message_comes_again_as_it_was_changed(self, site: Site) -> None:
+        site.needs("delay")
+        site.serve()
+        sent = time.monotonic()
+        assert site.ask(b"again:2").receive(site.patience).body == b"3"
+        assert time.monotonic() - sent >= 2 * 0.2
+        assert site.log.lines() == ["attempt 1", "attempt 2", "attempt 3"]
+
+    def test_a_postponed_message_that_nobody_waits_for_comes_again_too(self, site: Site) -> None:
+        site.needs("delay")
+        site.tell(b"again:1")
+        site.serve()
+        eventually(lambda: site.log.lines() == ["attempt 1", "attempt 2"])
+
+    def test_what_is_withdrawn_between_two_attempts_does_not_come_again(self, site: Site) -> None:
+        site.needs("delay")
+        replies = site.ask(b"again:9")
+        site.serve()
+        eventually(site.log.lines)
+        replies.close()
+        attempts = len(site.log.lines())
+        site.tell(b"log:kept", delay="0.5")
+        eventually(lambda: "toy kept" in site.log.lines())
+        assert len(site.log.lines()) <= attempts + 2  # one may have begun when the caller left
+
+    # Dead letters.
+
+    def test_a_buried_message_is_answered_and_kept(self, site: Site) -> None:
+        site.needs("dead-letters")
+        site.serve()
+        sent = request(b"bury:1")
+        replies = site.client.request(site.queue(), sent)
+        assert replies.receive(site.patience).body == b"buried"
+        replies.close()
+        (letter,) = _letters(site, 1)
+        assert (letter.id, letter.queue, letter.why) == (sent.id, site.name(), "why 1")
+        assert unpacked(letter.frame).body == b"bury:1"
+        assert abs(letter.at - time.time()) < site.patience
+        assert _shelf(site).dead_letters(site.name("other")) == []
+
+    def test_the_last_dead_letter_comes_first(self, site: Site) -> None:
+        site.needs("dead-letters")
+        for number in range(3):
+            site.tell(b"bury:%d" % number)
+        site.serve()
+        assert [letter.why for letter in _letters(site, 3)] == ["why 2", "why 1", "why 0"]
+
+    def test_a_revived_letter_is_delivered_again_and_is_gone(self, site: Site) -> None:
+        site.needs("dead-letters")
+        toy = site.toy()
+        site.serve(toy)
+        once = ONCE if "idempotency" in site.client.features else {}
+        replies = site.ask(b"bury:1", **once)
+        replies.receive(site.patience)
+        (letter,) = _letters(site, 1)
+        toy.released.set()
+        assert _shelf(site).revive(letter)
+        eventually(lambda: site.log.lines() == ["bury 1", "bury 1"])
+        assert not _shelf(site).revive(letter)
+        assert not _shelf(site).drop(letter)
+        assert _shelf(site).dead_letters(site.name()) == []
+        assert site.ask(b"echo:x").receive(site.patience).body == b"x"
+        assert site.log.lines() == ["bury 1", "bury 1"]
+
+    def test_a_dropped_letter_is_forgotten(self, site: Site) -> None:
+        site.needs("dead-letters")
+        site.tell(b"bury:1")
+        site.tell(b"bury:2")
+        site.serve()
+        last, first = _letters(site, 2)
+        assert _shelf(site).drop(first)
+        assert [letter.id for letter in _shelf(site).dead_letters(site.name())] == [last.id]
+        assert not _shelf(site).drop(first)
+        assert not _shelf(site).revive(first)
+        assert site.ask(b"echo:x").receive(site.patience).body == b"x"
+        assert site.log.lines() == ["bury 1", "bury 2"]
+
+    # Idempotency keys.
+
+    @pytest.mark.parametrize("moment", ["is queued", "runs", "is done"])
+    def test_a_second_request_with_a_key_gets_the_reply_of_the_first(self, site: Site, moment: str) -> None:
+        site.needs("idempotency")
+        toy = site.toy()
+        first = site.ask(b"hold:first", **ONCE)
+        if moment == "is queued":
+            second = site.ask(b"hold:second", **ONCE)
+        site.serve(toy)
+        eventually(site.log.lines)
+        if moment == "runs":
+            second = site.ask(b"hold:second", **ONCE)
+        toy.released.set()
+        assert first.receive(site.patience).body == b"first"
+        if moment == "is done":
+            second = site.ask(b"hold:second", **ONCE)
+        reply = second.receive(site.patience)
+        assert reply.body == b"first"
+        assert site.log.lines() == ["holding first", "held first"]
+
+    def test_a_key_belongs_to_its_queue(self, site: Site) -> None:
+        site.needs("idempotency")
+        site.serve(site.toy(), site.queue("a"), site.queue("b"))
+        for part in "ab":
+            replies = site.ask(b"echo:" + part.encode(), site.queue(part), **ONCE)
+            assert replies.receive(site.patience).body == part.encode()
+        another: Any = {IDEMPOTENCY_KEY: "order-18"}
+        other = site.ask(b"echo:c", site.queue("a"), **another)
+        assert other.receive(site.patience).body == b"c"
+
+    @pytest.mark.parametrize("found", [False, True], ids=["and lies there", "and was found"])
+    def test_a_first_that_has_expired_does_not_block_a_second(self, site: Site, found: bool) -> None:
+        site.needs("idempotency")
+        site.ask(b"echo:first", ttl=0.1, **ONCE)
+        time.sleep(0.3)  # it is time itself that is tested
+        if found:
+            site.serve()
+            assert site.ask(b"echo:x").receive(site.patience).body == b"x"
+        second = site.ask(b"echo:second", **ONCE)
+        if not found:
+            site.serve()
+        assert second.receive(site.patience).body == b"second"
+        assert site.ask(b"echo:third", **ONCE).receive(site.patience).body == b"second"
+
+    def test_whoever_waits_longest_decides_when_it_expires(self, site: Site) -> None:
+        site.needs("idempotency")
+        site.ask(b"echo:first", ttl=0.2, **ONCE)
+        second = site.ask(b"echo:second", **ONCE)
+        time.sleep(0.4)  # it is time itself that is tested
+        site.serve()
+        assert second.receive(site.patience).body == b"first"
+
+    def test_what_nobody_waits_for_is_answered_to_those_who_ask_later(self, site: Site) -> None:
+        site.needs("idempotency")
+        site.tell(b"log:first", **ONCE)
+        site.tell(b"log:second", **ONCE)
+        third = site.ask(b"log:third", **ONCE)
+        site.serve()
+        assert third.receive(site.patience).body == b"logged"
+        assert site.ask(b"log:fourth", **ONCE).receive(site.patience).body == b"logged"
+        assert site.log.lines() == ["toy first"]
+
+    def test_a_caller_that_leaves_does_not_take_along_what_others_wait_for(self, site: Site) -> None:
+        site.needs("idempotency")
+        first = site.ask(b"echo:first", **ONCE)
+        second = site.ask(b"echo:second", **ONCE)
+        first.close()
+        site.serve()
+        assert second.receive(site.patience).body == b"first"
+
+    def test_a_key_whose_message_was_given_up_is_free_again(self, site: Site) -> None:
+        site.needs("idempotency", "redelivers")
+        first = site.ask(b"die_once:", ttl=120, **ONCE)
+        second = site.ask(b"die_once:", ttl=120, **ONCE)
+        for _ in range(2):
+            site.spawn()
+        assert LOST in first.receive(site.patience * 2).headers
+        assert LOST in second.receive(site.patience).headers
+        assert site.ask(b"echo:third", **ONCE).receive(site.patience).body == b"third"
+        assert site.log.lines() == ["once"]
+
+    # Bounds.
+
+    def test_a_full_queue_refuses_more_until_there_is_room(self, site: Site) -> None:
+        backend, to = _bounded(site, 2), site.queue()
+        messages = [Message(b"log:%d" % number, {"id": f"{site.name()}-{number}"}) for number in range(3)]
+        for message in messages[:2]:
+            backend.send(to, message)
+        with pytest.raises(QueueFull):
+            backend.send(to, messages[2])
+        with pytest.raises(QueueFull):
+            _refused(backend, to, site.patience)
+        backend.send(queue(site.name("other")), messages[2])
+        site.serve()
+        eventually(lambda: len(site.log.lines()) == 2)
+        backend.send(to, messages[2])
+        eventually(lambda: site.log.lines() == ["toy 0", "toy 1", "toy 2"])
+
+
+def _shelf(site: Site) -> DeadLetters:
+    return cast("DeadLetters", site.client)
+
+
+def _letters(site: Site, count: int) -> list[DeadLetter]:
+    """The dead letters of the queue, once there are so many."""
+
+    def found() -> list[DeadLetter] | None:
+        letters = _shelf(site).dead_letters(site.name())
+        return letters if len(letters) == count else None
+
+    return cast("list[DeadLetter]", eventually(found))
+
+
+def _refused(backend: Backend, to: Address, patience: float) -> None:
+    """By the request, or by the first look at what comes back."""
+    replies = backend.request(to, request(b"log:refused"))
+    try:
+        replies.receive(patience)
+    finally:
+        replies.close()
+
+
+def _bounded(site: Site, max_length: int) -> Backend:
+    try:
+        return site.backend(max_length=max_length)
+    except SettingsError:
+        pytest.skip(f"{site.url.split(':')[0]} has no feature like max_length")

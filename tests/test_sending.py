@@ -1,0 +1,247 @@
+"""Later, only once, and where there is no room: what a client makes of it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from datetime import datetime, timedelta, timezone
+from threading import Thread
+from typing import Any
+
+import pytest
+from in_memory import LONG, Flaky, Site, until
+
+from rpc import (
+    QueueFull,
+    RemoteError,
+    RpcClient,
+    RpcReceiver,
+    SettingsError,
+    Unsupported,
+    job,
+)
+from rpc.backends.memory import MemoryBackend
+
+
+@pytest.fixture
+def site() -> Iterator[Site]:
+    with ExitStack() as stack:
+        yield Site(stack)
+
+
+# What another backend does not do.
+
+RQ = "rq+redis://127.0.0.1:1/0"
+
+
+def test_retries_on_a_backend_that_cannot_are_refused_when_the_receiver_is_made() -> None:
+    jobs = {"flaky": job(retries=1)(lambda: None), "other": lambda: None}
+    with pytest.raises(Unsupported, match=r"retries of flaky need .*redis: or memory:"):
+        RpcReceiver(jobs=jobs, backend=RQ)
+
+
+@pytest.mark.parametrize(("options", "feature"), [
+    ({"delay": 1}, "delay"), ({"at": datetime.now()}, "delay"), ({"idempotency_key": "k"}, "idempotency"),
+], ids=["delay", "at", "key"])  # fmt: skip
+def test_what_the_backend_cannot_do_is_refused_before_anything_is_sent(options: Any, feature: str) -> None:
+    with RpcClient(backend=RQ) as client:
+        with pytest.raises(Unsupported, match=f"no feature '{feature}'; redis: and memory: have it"):
+            client.call("work", **options)
+        if feature == "idempotency":
+            for way in client.call_and_wait, client.submit:
+                with pytest.raises(Unsupported, match="redis: and memory: have it"):
+                    way("work", **options)
+
+
+# Delays.
+
+ZONES = {
+    "aware": lambda seconds: datetime.now(timezone(timedelta(hours=5))) + timedelta(seconds=seconds),
+    "utc": lambda seconds: datetime.now(timezone.utc) + timedelta(seconds=seconds),
+    "naive": lambda seconds: datetime.now() + timedelta(seconds=seconds),
+}
+
+
+@pytest.mark.parametrize("zone", ZONES)
+def test_a_time_is_meant_in_its_zone_and_without_one_locally(site: Site, zone: str) -> None:
+    came: list[float] = []
+    site.serve({"note": lambda: came.append(time.time())})
+    at = ZONES[zone](0.3)
+    site.client().call("note", at=at)
+    until(lambda: came)
+    assert 0 <= came[0] - at.timestamp() < LONG / 2
+
+
+def test_a_delay_counts_from_the_sending(site: Site) -> None:
+    came: list[str] = []
+    client = site.client()
+    client.call("note", ["later"], delay=0.3)
+    client.call("note", ["now"])
+    began = time.monotonic()
+    site.serve({"note": came.append})
+    until(lambda: came == ["now", "later"])
+    assert time.monotonic() - began >= 0.2
+
+
+@pytest.mark.parametrize("zone", ZONES)
+def test_what_is_past_is_done_at_once(site: Site, zone: str) -> None:
+    came: list[int] = []
+    site.serve({"note": lambda: came.append(1)})
+    site.client().call("note", at=ZONES[zone](-3600))
+    until(lambda: came)
+
+
+@pytest.mark.parametrize("options", [
+    {"delay": -1}, {"delay": float("nan")}, {"delay": float("inf")}, {"delay": 5, "ttl": 5},
+    {"delay": 1, "at": datetime.now()}, {"delay": 1, "idempotency_key": "k"},
+    {"at": datetime.now() + timedelta(days=1), "ttl": 60},
+    {"at": datetime.now() - timedelta(days=1), "idempotency_key": "k"},
+], ids=["negative", "nan", "infinite", "ttl", "both", "key", "time and ttl", "past and key"])  # fmt: skip
+def test_delays_that_make_no_sense_are_refused(site: Site, options: Any) -> None:
+    with pytest.raises(ValueError, match="delay"):
+        site.client().call("note", **options)
+    assert not any(site.client().backend._hub.waiting.values())  # type: ignore[attr-defined]
+
+
+# Idempotency keys, above the backends: what a handler in request style responds goes to all.
+
+
+def test_a_response_goes_to_all_who_ask_with_the_key(site: Site) -> None:
+    done: list[bool] = []
+    site.serve({"pay": lambda request: done.append(request.respond({"paid": request.data["cents"]}))})
+    client = site.client()
+    first = client.call_and_wait("pay", {"cents": 5}, idempotency_key="order 17")
+    second = client.submit("pay", {"cents": 7}, idempotency_key="order 17").result(LONG)
+    assert (first.data, second.data) == ({"paid": 5}, {"paid": 5})
+    assert first.id != second.id
+    assert done == [True]
+
+
+def test_a_response_that_nobody_waited_for_goes_to_who_asks_later(site: Site) -> None:
+    site.serve({"pay": lambda request: request.respond("paid")})
+    client = site.client()
+    client.call("pay", idempotency_key="order 17")
+    assert client.call_and_wait("pay", idempotency_key="order 17").data == "paid"
+
+
+def test_a_failure_goes_to_all_who_ask_with_the_key(site: Site) -> None:
+    flaky = Flaky(1)
+    site.serve({"flaky": flaky})
+    for _ in range(2):
+        with pytest.raises(RemoteError, match="not now"):
+            site.client().call_and_wait("flaky", idempotency_key="k")
+    assert flaky.attempts == [1]
+
+
+# Room.
+
+
+def test_a_client_waits_for_room_or_for_nothing_else(site: Site) -> None:
+    with pytest.raises(SettingsError, match="when_full is 'raise' or 'wait', not 'hope'"):
+        site.client(when_full="hope")
+
+
+WAYS: dict[str, Callable[[RpcClient, Any], Any]] = {
+    "call": lambda client, data: client.call("note", data),
+    "call_and_wait": lambda client, data: client.call_and_wait("note", data).data,
+    "submit": lambda client, data: client.submit("note", data).result(LONG).data,
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_client_may_wait_until_there_is_room(site: Site, way: str) -> None:
+    came: list[str] = []
+    client = site.client(1, when_full="wait")
+    client.call("note", ["first"])
+    waiting = Thread(target=WAYS[way], args=[client, ["second"]])
+    waiting.start()
+    waiting.join(0.1)
+    assert waiting.is_alive()
+    site.serve({"note": came.append})
+    until(lambda: came == ["first", "second"])
+    waiting.join(LONG)
+    assert not waiting.is_alive()
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_client_that_waits_in_vain_for_room_is_told_when_its_time_is_up(site: Site, way: str) -> None:
+    client = site.client(1, when_full="wait", timeout=0.4)
+    client.call("note", ["first"])
+    began = time.monotonic()
+    with pytest.raises(QueueFull):
+        WAYS[way](client, ["second"])
+    assert 0.3 < time.monotonic() - began < LONG
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_otherwise_it_is_told_at_once(site: Site, way: str) -> None:
+    client = site.client(1)
+    client.call("note", ["first"])
+    with pytest.raises(QueueFull, match="max_length"):
+        WAYS[way](client, ["second"])
+
+
+def test_what_has_waited_for_room_is_not_done_later_for_that(site: Site) -> None:
+    came: list[str] = []
+    client = site.client(1, when_full="wait")
+    client.call("note", ["first"])
+    at = datetime.now() + timedelta(seconds=LONG / 2)
+    waiting = Thread(target=lambda: client.call("note", ["second"], at=at))
+    waiting.start()
+    waiting.join(0.5)
+    site.serve({"note": came.append})
+    until(lambda: client.backend._hub.delayed)  # type: ignore[attr-defined]
+    waiting.join(LONG)
+    (due,) = (when for when, _, _ in client.backend._hub.delayed)  # type: ignore[attr-defined]
+    assert due - time.monotonic() < LONG / 2 - 0.4
+
+
+class LateBackend(MemoryBackend):
+    """Says only with the reply that there is no room, as a backend may that sends without a confirmation."""
+
+    full = True
+
+    def request(self, to: Any, message: Any) -> Any:
+        return _Refusal() if self.full else super().request(to, message)
+
+
+class _Refusal:
+    def receive(self, timeout: float | None) -> Any:
+        raise QueueFull("no room")
+
+    def close(self) -> None:
+        """Nothing to do."""
+
+
+@pytest.mark.parametrize("way", ["call_and_wait", "submit"])
+def test_room_is_waited_for_also_where_the_reply_says_that_there_is_none(site: Site, way: str) -> None:
+    backend = LateBackend(site.url)
+    site.serve({"note": lambda text: text})
+    answers: list[Any] = []
+    client = site.client(backend=backend, when_full="wait")
+    waiting = Thread(target=lambda: answers.append(WAYS[way](client, ["x"])))
+    waiting.start()
+    waiting.join(0.1)
+    assert answers == []
+    backend.full = False
+    until(lambda: answers == ["x"])
+    waiting.join(LONG)
+
+
+def test_a_submitted_call_that_waits_for_room_can_be_cancelled(site: Site) -> None:
+    backend = LateBackend(site.url)
+    done: list[str] = []
+    client = site.client(backend=backend, when_full="wait")
+    future = client.submit("note", ["cancelled"])
+    assert future.cancel()
+    backend.full = False
+    client.close()
+    site.serve({"note": done.append})
+    site.client().call_and_wait("note", ["last"])
+    assert done == ["last"]
+
+
+def test_at_its_timeout_such_a_call_is_told_that_there_is_no_room(site: Site) -> None:
+    client = site.client(backend=LateBackend(site.url), when_full="wait", timeout=0.3)
+    assert isinstance(client.submit("note").exception(LONG), QueueFull)
