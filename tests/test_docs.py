@@ -48,7 +48,8 @@ def site(directory: Path, page: str, redis: RedisServer) -> dict[str, str]:
 
 @pytest.mark.redis
 @pytest.mark.parametrize(
-    ("page", "client"), [("README.md", "client.py"), ("docs/getting-started.md", "block_2.py")]
+    ("page", "client"),
+    [("README.md", "client.py"), ("docs/getting-started.md", "block_2.py"), ("docs/jobs.md", "client.py")],
 )
 def test_the_programs_of_a_page_work_together(page: str, client: str, tmp_path: Path) -> None:
     with start_redis() as redis:

@@ -52,19 +52,24 @@ local function forget(queue, record) redis.call('UNLINK', body_of(queue, record)
 """
 
 _ENQUEUE = """
-local function enqueue(queue, bell, record, sweep)
-  keep(queue, record)
-  if redis.call('RPUSH', queue, record) == 1 then return ring(bell) end
-  for _ = 1, sweep do  -- the unwanted leave, even if nobody serves the queue
+local function sweep(queue, most)  -- the unwanted leave, even if nobody serves the queue
+  for _ = 1, most do
     local head = redis.call('LINDEX', queue, 0)
-    local kind, _, id, _, once = string.match(head, PARTS)
-    if not kind or string.lower(kind) == 'k' then return end
-    if redis.call('EXISTS', queue .. ':t:' .. id) == 1 then return end
-    redis.call('LPOP', queue)
-    forget(queue, head)
+    local kind, _, id, _, once = string.match(head or '', PARTS)
+    if not kind or string.lower(kind) == 'k' or redis.call('EXISTS', queue ..':t:'.. id) == 1 then return end
+    forget(queue, redis.call('LPOP', queue))
     once = queue .. ':o:' .. once
     if redis.call('GET', once) == 'r' .. id then redis.call('DEL', once, once .. ':w') end
   end
+end
+local function has_room(queue, most, looks)
+  if most == '0' or redis.call('LLEN', queue) < tonumber(most) then return true end
+  sweep(queue, looks)
+  return redis.call('LLEN', queue) < tonumber(most)
+end
+local function enqueue(queue, bell, record, looks)
+  keep(queue, record)
+  if redis.call('RPUSH', queue, record) == 1 then ring(bell) else sweep(queue, looks) end
 end
 """.replace("PARTS", PARTS)
 
@@ -96,7 +101,7 @@ SEND = (
 -- KEYS queue bell token [inbox]   ARGV id record token_ms max_length sweep again -> 1 sent, 0 known, -1 full
 local inbox = KEYS[4]
 if ARGV[6] == '1' and is_answered(inbox, ARGV[1]) then return 0 end
-if ARGV[4] ~= '0' and redis.call('LLEN', KEYS[1]) >= tonumber(ARGV[4]) then
+if not has_room(KEYS[1], ARGV[4], ARGV[5]) then
   if redis.call('EXISTS', KEYS[3]) == 1 then return 0 end
   return full(KEYS[1], ARGV[2], ARGV[1], inbox)
 end
@@ -132,9 +137,7 @@ if state then
     return 0
   end
 end
-if ARGV[4] ~= '0' and redis.call('LLEN', KEYS[1]) >= tonumber(ARGV[4]) then
-  return full(KEYS[1], ARGV[2], id, inbox)
-end
+if not has_room(KEYS[1], ARGV[4], ARGV[5]) then return full(KEYS[1], ARGV[2], id, inbox) end
 redis.call('SET', once, 'q' .. id, 'PX', ARGV[6])
 redis.call('SET', token, '', 'PX', ARGV[3])
 if inbox then redis.call('DEL', inbox) end

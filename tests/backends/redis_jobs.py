@@ -63,6 +63,11 @@ def hopeless(text: str) -> None:
     raise ValueError("each time")
 
 
+@job(delivery="at-most-once")
+def once(request: Request) -> None:
+    request.respond(request.data[0])
+
+
 def echo(text: str) -> str:
     return text
 
@@ -74,6 +79,7 @@ JOBS: dict[str, Callable[..., Any]] = {
     "neighbour": neighbour,
     "flaky": flaky,
     "hopeless": hopeless,
+    "once": once,
     "echo": echo,
 }
 
@@ -95,8 +101,8 @@ class Bench:
         self._stack.close()
 
     def make_client(self, query: str = "", **options: Any) -> RpcClient:
-        backend = f"{self.server.url}?{query}" if query else self.url
-        return self._stack.enter_context(RpcClient(backend=backend, **{"timeout": PATIENCE, **options}))
+        options.setdefault("backend", f"{self.server.url}?{query}" if query else self.url)
+        return self._stack.enter_context(RpcClient(**{"timeout": PATIENCE, **options}))
 
     def serve(self, **options: Any) -> Callable[[], None]:
         """A worker in a thread; what is returned ends it before the test does."""

@@ -245,20 +245,22 @@ def test_a_submitted_call_waits_for_room_if_its_client_does(bench: Bench) -> Non
     assert [each.result(PATIENCE).data for each in waiting] == [2, 3]
 
 
-def test_there_is_room_again_once_what_expired_was_swept(bench: Bench) -> None:
+@pytest.mark.parametrize("end", ["expired", "withdrawn"])
+def test_what_nobody_wants_any_more_takes_no_room_at_the_head_of_a_queue(bench: Bench, end: str) -> None:
     bounded = bench.make_client("max_length=2")
     for _ in range(2):
-        bounded.call("fast", ["unwanted"], ttl=0.1)
-    bench.serve()
-    assert eventually(lambda: _sent(bounded))
-
-
-def _sent(client: RpcClient) -> bool:
-    try:
-        client.call("fast", ["wanted"])
-    except QueueFull:
-        return False
-    return True
+        if end == "expired":
+            bounded.call("fast", [LARGE], ttl=0.05)
+        else:
+            unwanted = bounded.submit("fast", [LARGE])
+            eventually(lambda: bench.admin.llen(QUEUE))
+            unwanted.cancel()
+    time.sleep(0.1)  # it is time itself that is tested
+    for _ in range(2):
+        bounded.call("fast", ["wanted"])
+    with pytest.raises(QueueFull):
+        bounded.call("fast", ["one too many"])
+    assert bodies(bench) == []
 
 
 # A caller without a timeout.

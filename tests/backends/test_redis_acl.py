@@ -1,0 +1,123 @@
+"""The users of docs/redis.md may do what is necessary, and nothing else."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import redis
+from redis.exceptions import NoPermissionError
+
+from rpc import RemoteError, WorkerLost
+from rpc.backends import _redis_scripts as scripts
+from rpc.testing import RedisServer, start_redis
+
+from .redis_jobs import Bench
+from .rq_jobs import PATIENCE, eventually
+
+pytestmark = [pytest.mark.redis, pytest.mark.real_redis]
+
+PAGE = (Path(__file__).parents[2] / "docs" / "redis.md").read_text()
+LINES = dict(re.findall(r"^user (rpc-\w+) (.*)$", PAGE, re.MULTILINE))
+CONNECTING = "client|setname client|id client|reply script|load evalsha"
+SAID = {
+    "rpc-client": f"{CONNECTING} blmove lrem pexpire set get del publish lrange",
+    "rpc-worker": f"{CONNECTING} client|unblock blpop lrange pttl get set rpush pexpire publish sadd exists "
+    "smembers subscribe del ping",
+}
+"""What each says itself."""
+RUN = {
+    "rpc-client": ("SEND", "SEND_ONCE", "SEND_LATER", "REVIVE"),
+    "rpc-worker": (*("NEXT", "ACK", "REPLY", "FORBID", "POSTPONE", "BURY", "RECOVER", "PROMOTE", "RELEASE"),),
+}
+"""The scripts that each runs."""
+
+
+@pytest.mark.parametrize("user", LINES)
+def test_the_page_names_the_commands_of_the_code(user: str) -> None:
+    in_scripts = {
+        command.lower()
+        for name in RUN[user]
+        for command in re.findall(r"redis\.p?call\(\s*'(\w+)'", getattr(scripts, name))
+    }
+    assert set(re.findall(r"\+(\S+)", LINES[user])) == {*SAID[user].split(), *in_scripts}
+
+
+def test_every_script_is_run_by_one_of_them() -> None:
+    known = {name for name, text in vars(scripts).items() if name.isupper() and "-- KEYS" in str(text)}
+    assert known == {name for names in RUN.values() for name in names}
+
+
+@pytest.fixture
+def server() -> Iterator[RedisServer]:
+    with start_redis() as server:
+        yield server
+
+
+def url(server: RedisServer, user: str) -> str:
+    return server.url.replace("//", f"//{user}:secret@")
+
+
+def test_with_these_users_all_of_it_works(server: RedisServer, tmp_path: Path) -> None:
+    bench = Bench(server, tmp_path / "log")
+    try:
+        if int(bench.admin.info("server")["redis_version"].split(".")[0]) < 7:
+            pytest.skip("needs a real Redis, of version 7")
+        for user, rules in LINES.items():
+            bench.admin.execute_command("ACL SETUSER", user, *rules.split())
+        bench.url = url(server, "rpc-worker") + "?lease=1"
+        bench.client = bench.make_client(backend=url(server, "rpc-client"))
+        exercised(bench)
+        assert denied(bench.admin) == []
+        for user in LINES:
+            with (
+                redis.Redis.from_url(url(server, user)) as client,
+                pytest.raises(NoPermissionError),
+            ):
+                client.flushall()
+    finally:
+        bench.close()
+
+
+def denied(admin: Any) -> list[str]:
+    return [f"{entry['username']}: {entry['object']}" for entry in admin.acl_log()]
+
+
+def exercised(bench: Bench) -> None:
+    """Everything that there is, in small and in large."""
+    worker, client = bench.spawn(), bench.client
+    for text in "small", "x" * 100_000:
+        assert client.call_and_wait("flaky", [text]).data == text
+        client.call("fast", [text], delay=0.1)
+        client.call("fast", [text], ttl=30)
+        for _ in range(2):
+            assert client.call_and_wait("fast", [text], idempotency_key=text[:5]).data == text
+            client.call("fast", [text], idempotency_key=text[:5])
+        with pytest.raises(RemoteError, match="each time"):
+            client.call_and_wait("hopeless", [text])
+        assert client.call_and_wait("once", [text]).data == text
+        (letter,) = bench.letters()
+        assert bench.shelf.revive(letter)
+        (letter,) = eventually(bench.letters)
+        assert bench.shelf.drop(letter)
+    first = client.submit("slow", [1], idempotency_key="slow")
+    eventually(lambda: "slow 1" in bench.lines())
+    second = client.submit("slow", [2], idempotency_key="slow")
+    others = [client.submit("fast", [n]) for n in range(20)]
+    worker.kill()
+    bench.release()
+    worker = bench.spawn()
+    assert first.result(PATIENCE).data == second.result(PATIENCE).data == 1
+    assert [other.result(PATIENCE).data for other in others] == list(range(20))
+    lost = client.submit("poison", timeout=60)
+    for _ in range(3):
+        worker.wait(PATIENCE)
+        worker = bench.spawn()
+    with pytest.raises(WorkerLost):
+        lost.result(PATIENCE)
+    client.submit("fast", [0]).cancel()
+    worker.terminate()
+    assert worker.wait(PATIENCE) == 0

@@ -1,0 +1,38 @@
+"""How the suite is run: briefly with the other tests, or the whole catalogue by `python -m tests.faults`."""
+
+from __future__ import annotations
+
+import os
+import random
+from dataclasses import dataclass, field
+from typing import Any
+
+PLUGIN = "fault plan"
+
+
+@dataclass
+class Plan:
+    """What to run; a pytest plugin, to be found by its name."""
+
+    long: bool = False
+    seconds: float | None = None
+    """How long a scenario goes on that has no other end; None: as it thinks best."""
+    backend: str = "redis://"
+    seed: int = field(default_factory=lambda: int(os.environ.get("RPC_SEED", random.randrange(2**32))))
+    scenarios: tuple[str, ...] = ()
+    """Names of tests without `test_`; none: all."""
+
+    def wants(self, item: Any) -> bool:
+        name = item.originalname.removeprefix("test_")
+        if self.scenarios:
+            return name in self.scenarios
+        return self.long or item.get_closest_marker("faults") is None
+
+
+def plan_of(config: Any) -> Plan:
+    """The plan that the runner registered, or the brief one."""
+    plan = config.pluginmanager.get_plugin(PLUGIN)
+    if plan is None:
+        plan = Plan()
+        config.pluginmanager.register(plan, PLUGIN)
+    return plan  # type: ignore[no-any-return]
