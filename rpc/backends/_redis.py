@@ -119,11 +119,14 @@ def steadily(step: Callable[[], object], stopped: Callable[[], bool], cap: float
     pause between two attempts, in seconds."""
     attempt = 0
     while not stopped():
+        began = time.monotonic()
         try:
             with translated():
                 step()
             attempt = 0
         except BackendUnavailable as error:
+            if time.monotonic() - began > RETRY_FOR:  # a step may be a session that lasted for hours
+                attempt = 0
             if attempt % 10 == 0:
                 logger.warning("%s; trying again", error)
             time.sleep(backoff(attempt, cap=cap))

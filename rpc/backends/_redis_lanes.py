@@ -128,9 +128,9 @@ class LaneReplies:
 
     def receive(self, timeout: float | None) -> Message:
         """The next reply. If the queue was full, the first one is QueueFull."""
-        if self._closed:
-            raise RpcTimeout
-        self._receiving.acquire()
+        while not self._receiving.acquire(timeout=BLOCK):
+            if self._closed:
+                raise RpcTimeout
         try:
             reply = awaited(self._next, timeout)
             self._ended = STREAM not in reply.headers
@@ -163,7 +163,8 @@ class LaneReplies:
             before = self._backend.sending(self._keys, self._message, self._id, lane.inbox, again=True)
         if self._message.ttl is None and time.monotonic() - self._since > UNATTENDED / 60:
             self._since = time.monotonic()
-            before = [*before, ("PEXPIRE", self._keys.token(self._id), milliseconds(UNATTENDED))]
+            for key in self._keys.token(self._id), self._keys.body(self._id):
+                before = [*before, ("PEXPIRE", key, milliseconds(UNATTENDED))]
         self._pending = len(before)
         lane.link.write(*before, lane.peek(BLOCK), least=CONFIRMED * len(before) + 1)
         self._asked = True

@@ -137,17 +137,18 @@ class Minder:
 
     def _give_back(self, link: Link, worker: RedisWorker) -> None:
         """What it has not begun."""
-        unbegun: list[tuple[int, bytes, int]] = []
-        while worker.backlog:
-            try:
-                unbegun.insert(0, worker.backlog.pop())
-            except IndexError:  # it was faster
-                break
-        for number, keys in enumerate(self._queues):
-            if records := [record for its, record, _ in unbegun if its == number]:
-                slot = keys.slot(worker.name)
-                with translated():
-                    link.ask((scripts.RELEASE, 3, slot, keys.queue, keys.bell, *records))
+        with worker.taking_stock:
+            unbegun: list[tuple[int, bytes, int]] = []
+            while worker.backlog:
+                try:
+                    unbegun.insert(0, worker.backlog.pop())
+                except IndexError:  # it was faster
+                    break
+            for number, keys in enumerate(self._queues):
+                if records := [record for its, record, _ in unbegun if its == number]:
+                    slot = keys.slot(worker.name)
+                    with translated():
+                        link.ask((scripts.RELEASE, 3, slot, keys.queue, keys.bell, *records))
 
     def _leave(self, link: Link, worker: RedisWorker) -> None:
         with translated():

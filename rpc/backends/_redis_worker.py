@@ -76,7 +76,7 @@ class RedisDelivery(Cancellable):
         record = self.record
         later = record._replace(frame=b"" if record.is_large else packed(message))
         if record.is_large:
-            self._worker.carry_out("SET", self.keys.body(record.id), packed(message), "KEEPTTL")
+            self._worker.carry_out("SET", self.keys.body(record.id), packed(message), "XX", "KEEPTTL")
         arguments = (record.id, later.packed(), milliseconds(seconds), self.keys.channel)
         self._worker.carry_out(scripts.POSTPONE, 2, self._slot, self.keys.delayed, *arguments)
         self.settled = True
@@ -114,6 +114,8 @@ class RedisWorker:
         self.backlog: deque[tuple[int, bytes, int]] = deque()
         """Taken and not begun: number of the queue, record, milliseconds left or -1. Whoever pops one from it
         has it: this loop begins it, the steward gives it back."""
+        self.taking_stock = threading.Lock()
+        """Held to look at the slot, and to give back what is in it: what is on its way back is not begun."""
         self.unwanted: set[str] = set()
         """Ids in the backlog whose caller has left."""
         self.ended = False
@@ -171,7 +173,8 @@ class RedisWorker:
     def _take_stock(self) -> None:
         """The backlog is what the slots have: also what was taken with an answer that was lost, not what was
         recovered by others meanwhile."""
-        answers = self.outbox.ask(*(("LRANGE", keys.slot(self.name), 0, -1) for keys in self.queues))
+        with self.taking_stock:
+            answers = self.outbox.ask(*(("LRANGE", keys.slot(self.name), 0, -1) for keys in self.queues))
         self.backlog.clear()
         for number, records in enumerate(answers):
             for record in records:
@@ -216,7 +219,7 @@ class RedisWorker:
             self.outbox.owe(Ack(keys, parts.id, 1, "", b""))
             return
         headers = cast("dict[str, str]", message.headers)  # just made, and nobody else's
-        if left >= 0:
+        if left >= 0 and "ttl" in headers:  # else its token only says that its caller lives
             headers["ttl"] = str(left / 1000)
         if parts.deaths:
             headers["deliveries"] = str(parts.deaths + 1)

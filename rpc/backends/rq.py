@@ -41,7 +41,7 @@ def perform(*_: Any) -> None:
 
 
 class PythonRqBackend(Serving):
-    """rq ≥ 2.9 on Redis.
+    """rq ≥ 2.9, and before 3, on Redis.
 
     `source` is a `redis.Redis`, of which only the address and the credentials are used, or a URL:
     `rq+redis://`, `rq+rediss://` (TLS), `rq+unix://`. A worker that gives no sign of life for `lease` seconds

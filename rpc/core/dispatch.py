@@ -139,19 +139,23 @@ class _Work:
         self._dispatcher, self._delivery, self._codec = dispatcher, delivery, codec
         self._message = delivery.message
         self._answered = False
+        self._last: Message | None = None
+        """The response, if it is for others, too: it leaves again with the acknowledgement."""
 
     def respond(self, request: Request, data: Any) -> bool:
-        if self._answered or request.response_key is None:
+        for_others = IDEMPOTENCY_KEY in request.headers
+        if self._answered or (request.response_key is None and not for_others):
             return False
         reply = self._dispatcher.result(self._message, data, self._codec)
         self._answered = True
+        self._last = reply if for_others else None
         return self._delivery.reply(reply)
 
     def run(self, job: Job, handler: Callable[[], Any], request: Request) -> Message | None:
         try:
             value = self._value(job, handler, request)
             if self._answered or (request.response_key is None and IDEMPOTENCY_KEY not in request.headers):
-                return None
+                return self._last
             reply = self._dispatcher.result(self._message, value, self._codec)
             self._answered = True  # nobody may respond later, from another thread
             return reply
@@ -161,7 +165,7 @@ class _Work:
     def _failed(self, job: Job, request: Request, error: BaseException) -> Message | None:
         logger.exception("job %r (%s) failed", job.name, request.id)
         if self._answered:
-            return None
+            return self._last
         self._answered = True
         remote, options = self._dispatcher.remote(error), job.options
         failure = self._dispatcher.failure(self._message, remote, self._codec)

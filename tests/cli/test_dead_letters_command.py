@@ -223,10 +223,10 @@ def test_no_broker_is_4(invoke: Invoke) -> None:
 
 
 def test_backend_and_queues_are_those_of_the_settings(invoke: Invoke, office: Office, tmp_path: Path) -> None:
-    (tmp_path / "shop.py").write_text(f"RPC_BACKEND = {office.url!r}\nRPC_QUEUES = ['orders']\n")
+    (tmp_path / "office_settings.py").write_text(f"RPC_BACKEND = {office.url!r}\nRPC_QUEUES = ['orders']\n")
     office.bury(CALL, "orders")
     office.bury(CALL, "default")
-    result = invoke("dead-letters", "list", "--settings", "shop", "--json")
+    result = invoke("dead-letters", "list", "--settings", "office_settings", "--json")
     assert [each["queue"] for each in json.loads(result.stdout)["dead_letters"]] == ["orders"]
 
 
