@@ -33,7 +33,8 @@ class Row:
         return ", ".join(f"{count} {name}" for name, count in self.figures["faults"].items())
 
     def described(self) -> str:
-        more = "; ".join(filter(None, [self.faults(), self.figures["note"]]))
+        which = self.name.partition("[")[2].rstrip("]")
+        more = "; ".join(filter(None, [which, self.faults(), self.figures["note"]]))
         return f"{self.what} ({more})" if more else self.what
 
 
@@ -58,7 +59,8 @@ class Collector:
         row = self._rows[report.nodeid]
         if not report.passed:
             row.outcome = report.outcome
-            row.why = str(report.longrepr[2]) if isinstance(report.longrepr, tuple) else ""
+            why = str(report.longrepr[2]) if isinstance(report.longrepr, tuple) else ""
+            row.why = why.removeprefix("Skipped: ")
         properties: dict[str, Any] = dict(report.user_properties)
         row.figures = properties.get("figures", row.figures)
 
@@ -78,6 +80,7 @@ def for_page(rows: list[Row], title: str) -> str:
     """A Markdown table."""
     heads = ["what happened", *COUNTS, "errors", "median / longest"]
     lines = [title, "", f"| {' | '.join(heads)} |", f"|---|{'---:|' * len(COUNTS)}---|---:|"]
+    rows = [row for row in rows if row.what]  # the others are about the tools of this suite
     for row in rows:
         if row.figures.get("sent") and row.outcome != "skipped":
             failed = "" if row.outcome == "passed" else " **failed**"

@@ -50,15 +50,23 @@ def test_memory_full(stage: Stage, pick: Pick) -> None:
 
 
 @pytest.mark.faults
-def test_memory_full_for_senders(stage: Stage) -> None:
-    """Redis has no memory left: senders are told, and workers go on, so that there is room again"""
+@pytest.mark.parametrize("worker", ["that runs", "that starts"])
+def test_memory_full_of_work(stage: Stage, worker: str) -> None:
+    """Redis has no memory left: senders are told, and a worker works it off, so that there is room again"""
     client, admin = stage.client(), stage.broker.admin
+    if worker == "that runs":
+        stage.worker()
+    busy = tell(stage, client, "hold")
+    if worker == "that runs":
+        stage.until(lambda: stage.begun(busy.job))
     for _ in range(500):
         tell(stage, client)
     admin.config_set("maxmemory", 1)
     stage.oracle.faults["memory full"] += 1
     refused = ask(stage, client, hurried=True, timeout=1.0)
-    stage.worker()
+    stage.release()
+    if worker == "that starts":
+        stage.worker()
     stage.until(lambda: not stage.oracle.lost(), "nothing is done while it is full")
     admin.config_set("maxmemory", 0)
     ask(stage, client)

@@ -39,4 +39,4 @@ def test_soak(stage: Stage, last: Last) -> None:
         sizes.append([*processes, len(stage.broker.keys()), stage.broker.size() >> 20])
     stage.oracle.note = f"sizes {sizes[1]} after a third, {sizes[-1]} at the end"
     assert stage.verdict().duplicated == 0
-    assert all(late <= early + 2 for early, late in zip(sizes[1], sizes[-1], strict=True)), sizes
+    assert all(late <= early * 1.25 + 2 for early, late in zip(sizes[1], sizes[-1], strict=True)), sizes
