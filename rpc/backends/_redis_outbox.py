@@ -47,10 +47,11 @@ class Group(NamedTuple):
 
 
 class Outbox:
-    """For the thread of one worker, and for the one that relieves it."""
+    """For the thread of one worker, and for the one that relieves it. A worker that `is_lone` in its process
+    looks for the next message before it sleeps, if the last ones came that fast."""
 
-    def __init__(self, place: Place, queues: Sequence[Keys], worker: str) -> None:
-        self._worker = worker
+    def __init__(self, place: Place, queues: Sequence[Keys], worker: str, is_lone: bool) -> None:
+        self._worker, self._is_lone = worker, is_lone
         self._lock = threading.RLock()
         self._link = Link(place, queues[0].queue, LOADED)
         self._done: list[Ack] = []
@@ -103,6 +104,8 @@ class Outbox:
         """What NEXT returns; `wait`: once there is something, and after a second at the latest."""
         with self._lock:
             self._link.write_packed(self._acks(quiet=True) + self._receipt(most, wait))
+            if wait and self._is_lone:
+                self._link.look()
             self._read_acks()
             if wait:
                 self._link.read()

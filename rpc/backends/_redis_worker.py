@@ -106,6 +106,7 @@ class RedisWorker:
         options: Options,
         stopped: Callable[[], bool],
         alarm: Alarm,
+        is_lone: bool,
     ) -> None:
         self._place, self.queues, self._handler = place, queues, handler
         self._options, self._stopped, self._alarm = options, stopped, alarm
@@ -122,7 +123,7 @@ class RedisWorker:
         self._signing = threading.Lock()
         """Held to give a sign of life, and to leave for good: who has left gives none."""
         self._last_beat = 0.0
-        self.outbox = Outbox(place, queues, self.name)
+        self.outbox = Outbox(place, queues, self.name, is_lone)
         self._since = 0.0
         self._most = 1
         self._missed = False

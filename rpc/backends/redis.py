@@ -230,7 +230,7 @@ class RedisBackend(Serving):
             )
         alarm = self._alarm = Alarm()
         workers = [
-            RedisWorker(self.place, served, handler, self._options, self._is_stopped, alarm)
+            RedisWorker(self.place, served, handler, self._options, self._is_stopped, alarm, concurrency == 1)
             for _ in range(concurrency)
         ]
         self._minder = Minder(self.place, served, workers, self._options, self._is_stopped, alarm)
