@@ -58,6 +58,7 @@ class Outbox:
         self._unread: list[Group] = []
         """What was written, and is not known to have arrived."""
         self._since = 0.0
+        self._took_one = False
         self._epoch = 0
         self._receipts: dict[tuple[int, bool], bytes] = {}
         self._wait: Command = ("BLPOP", *(keys.bell for keys in queues), BLOCK)
@@ -104,7 +105,7 @@ class Outbox:
         """What NEXT returns; `wait`: once there is something, and after a second at the latest."""
         with self._lock:
             self._link.write_packed(self._acks(quiet=True) + self._receipt(most, wait))
-            if wait and self._is_lone:
+            if wait and self._is_lone and self._took_one:  # of many callers, some would have to wait for it
                 self._link.look()
             self._read_acks()
             if wait:
@@ -112,6 +113,7 @@ class Outbox:
             answer = self._link.read()
             if answer != scripts.NOT_EMPTY:
                 self._unread.clear()
+            self._took_one = isinstance(answer, list) and len(answer) == 3
             return answer
 
     def drop(self) -> None:
