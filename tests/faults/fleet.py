@@ -55,8 +55,11 @@ class Fleet:
                 del self._stopped[child]
 
     def relieve(self) -> int:
-        """SIGTERM for the eldest; its exit code, once it has ended. Its successor is there before that."""
+        """SIGTERM for the eldest, which goes on if it was stopped; its exit code, once it has ended. Its
+        successor is there before that."""
         self.members.append(self._spawn())
         child = self.members.pop(0)
         child.signal(signal.SIGTERM)
+        if self._stopped.pop(child, None):
+            child.signal(signal.SIGCONT)
         return child.wait()

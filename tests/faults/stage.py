@@ -124,7 +124,7 @@ class Stage:
 
     def idle(self, workers: int = 1) -> None:
         """Wait until so many workers wait for work: each then has connections that Redis keeps waiting."""
-        each = 2 if self.scheme.startswith("rq") else 1
+        each = 3 if self.scheme.startswith("rq") else 2  # one of them for its topics
         blocked = partial(self.broker.admin.info, "clients")
         self.until(lambda: blocked()["blocked_clients"] >= workers * each, "no worker is idle")
 

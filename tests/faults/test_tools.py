@@ -199,3 +199,11 @@ def test_the_proxy_refuses_and_moves(stage: Stage) -> None:
         with redis.Redis(port=proxy.port) as client:
             client.set("here", 1)
         assert other.admin.exists("here")
+
+
+@pytest.mark.real_redis
+def test_a_stopped_worker_is_relieved_like_another(stage: Stage) -> None:
+    fleet = stage.fleet(2)
+    stage.idle(2)
+    fleet.stop(3600)
+    assert [fleet.relieve(), fleet.relieve()] == [0, 0]
