@@ -8,7 +8,7 @@ Nothing here may import the core, and no backend may import another one.
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import entry_points
@@ -34,13 +34,17 @@ class Replies(Protocol):
 
 
 class Backend(Protocol):
-    """What a broker, or a network, must offer. Only RpcTimeout, BackendUnavailable, QueueFull and
-    Unsupported leave these methods."""
+    """What a broker, or a network, must offer. Only RpcTimeout, BackendUnavailable, QueueFull, NoReceivers
+    and Unsupported leave these methods."""
 
     features: frozenset[str]
-    """Of: durable, redelivers, topics, groups, priorities, processes, delay, idempotency, dead-letters."""
+    """Of: durable, redelivers, topics, groups, subscriptions, locks, priorities, processes, delay,
+    idempotency, dead-letters."""
     max_message: int | None
     """The largest body, in bytes; None if the transport sets no limit."""
+    on_change: Callable[[bool], object] | None
+    """Called by `serve`, from any thread: True when there is a connection to serve on, False when it is
+    lost."""
 
     def send(self, to: Address, message: Message) -> None:
         """Hand the message over. Returns once the broker has it, not once it is handled."""
@@ -50,13 +54,71 @@ class Backend(Protocol):
 
     def serve(self, addresses: Sequence[Address], handler: Handler, concurrency: int = 1) -> None:
         """Feed the handler what arrives, queues in order of priority, at most `concurrency` messages of
-        theirs at a time. Blocks until `stop()`, then finishes what it started."""
+        theirs at a time, and one of each topic and inbox. Blocks until `stop()`, then finishes what it
+        started."""
 
     def stop(self) -> None:
         """Make `serve` take nothing new and return. Only sets a flag: any thread, signal-safe."""
 
     def close(self) -> None:
         """Hand back what `serve` still holds, then give back connections. Idempotent."""
+
+
+class Subscriptions(Protocol):
+    """A backend with the feature `subscriptions`: it serves durable topics. What nobody serves for
+    KEEP_SUBSCRIPTION seconds is forgotten. One that can tell which there are has `subscribed()`, too."""
+
+    def unsubscribe(self, to: Address) -> None:
+        """Forget a durable topic of a group, with what waits for it."""
+
+
+class Locks(Protocol):
+    """A backend with the feature `locks`."""
+
+    def acquire(self, name: str, owner: str, lease: float) -> bool:
+        """Get a lock, or keep it, for so many seconds. False if another owner has it. One that dies loses it
+        within the lease."""
+
+    def release(self, name: str, owner: str) -> None:
+        """Give a lock back, if this owner has it."""
+
+
+class AsyncReplies(Protocol):
+    """`Replies` for one task of an event loop."""
+
+    async def receive(self, timeout: float | None) -> Message:
+        """As `Replies.receive`. If the task is cancelled, nothing is lost."""
+
+    def close(self) -> None:
+        """As `Replies.close`; what there is to say is said soon."""
+
+
+class AsyncBackend(Protocol):
+    """What `Backend.asynchronous` returns: the same for callers in event loops, any number of them, one after
+    the other or at a time."""
+
+    features: frozenset[str]
+    max_message: int | None
+
+    async def send(self, to: Address, message: Message) -> None:
+        """As `Backend.send`."""
+
+    async def request(self, to: Address, message: Message) -> AsyncReplies:
+        """As `Backend.request`."""
+
+    async def close(self) -> None:
+        """Give back the connections of this event loop; whoever waits gets Cancelled. Idempotent."""
+
+
+def asynchronous(backend: Backend) -> AsyncBackend:
+    """The backend for callers in event loops: as it has it itself, else in threads."""
+    make = getattr(backend, "asynchronous", None)
+    if make is None:
+        from ._in_threads import InThreads
+
+        return InThreads(backend)
+    own: AsyncBackend = make()
+    return own
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,8 +148,12 @@ class DeadLetters(Protocol):
         """Forget it. False if it is no longer there."""
 
 
+KEEP_SUBSCRIPTION = 30 * 86400.0
+
 BACKENDS = {
     "memory": ("rpc.backends.memory:MemoryBackend", None),
+    "amqp": ("rpc.backends.amqp:AmqpBackend", "amqp"),
+    "amqps": ("rpc.backends.amqp:AmqpBackend", "amqp"),
     "redis": ("rpc.backends.redis:RedisBackend", None),
     "rediss": ("rpc.backends.redis:RedisBackend", None),
     "redis+unix": ("rpc.backends.redis:RedisBackend", None),

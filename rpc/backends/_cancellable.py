@@ -1,15 +1,27 @@
-"""The part of a delivery that is the same everywhere: how its handler learns that nobody listens any more,
-and the answer of backends that cannot do everything."""
+"""The part of a delivery that is the same everywhere: where it came to, how its handler learns that nobody
+listens any more, and the answer of backends that cannot do everything."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
+from ..addresses import Address
 from ..errors import Unsupported
-from ..message import Message
+from ..message import Delivery, Handler, Message
+
+
+def arriving(to: Address, handler: Handler) -> Handler:
+    """The handler of what arrives at this address, whichever way it took."""
+
+    def handle(delivery: Delivery) -> Message | None:
+        delivery.to = to
+        return handler(delivery)
+
+    return handle
 
 
 class Cancellable:
+    to: Address
     cancelled = False
     on_cancel: Callable[[], object] | None = None
 

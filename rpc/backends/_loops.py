@@ -1,12 +1,18 @@
-"""Several loops at once, one of them in the calling thread, and how to wake one of them."""
+"""Several loops at once, one of them in the calling thread, how to wake one of them, and what event loops
+and processes have of their own."""
 
 from __future__ import annotations
 
+import asyncio
+import os
 import select
 import socket
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from threading import Thread
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
 
 
 class Alarm:
@@ -56,3 +62,48 @@ def run_together(loops: Sequence[Callable[[], None]], stop: Callable[[], None]) 
         thread.join()
     if failures:
         raise failures[0]
+
+
+class Process:
+    """The number of this process, without asking the kernel for it."""
+
+    id = os.getpid()
+
+
+def _forked() -> None:
+    process.id = os.getpid()
+
+
+process = Process()
+os.register_at_fork(after_in_child=_forked)
+
+
+class PerLoop(Generic[T]):
+    """What each event loop has of its own: made when it is asked for, dropped if its loop was closed, and
+    not used after a fork."""
+
+    def __init__(self, make: Callable[[], T], drop: Callable[[T], object] = lambda it: None) -> None:
+        self._make, self._drop = make, drop
+        self._of: dict[asyncio.AbstractEventLoop, T] = {}
+        self._pid = process.id
+
+    def here(self) -> T:
+        """What the running loop has."""
+        loop = asyncio.get_running_loop()
+        if loop not in self._of or self._pid != process.id:
+            self._forget_the_gone()
+            self._of[loop] = self._make()
+        return self._of[loop]
+
+    def pop(self) -> T | None:
+        """The same, if it has it; not any more, then."""
+        self._forget_the_gone()
+        return self._of.pop(asyncio.get_running_loop(), None)
+
+    def _forget_the_gone(self) -> None:
+        if self._pid != process.id:  # a parent's sockets and threads are not for its children
+            self._pid = process.id
+            self._of.clear()
+        for loop in [loop for loop in list(self._of) if loop.is_closed()]:
+            if gone := self._of.pop(loop, None):
+                self._drop(gone)

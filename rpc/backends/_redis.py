@@ -1,5 +1,5 @@
 """What every backend on Redis shares: our own time limits, errors translated in one place, waiting and trying
-again, connections driven directly, and the frame of `serve`.
+again, and connections driven directly.
 
 redis-py's own retries are off, because they repeat commands that may have been carried out: whatever is
 repeated here carries an id that makes it harmless.
@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import logging
 import os
-import random
 import select
 import socket
-import struct
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,11 +19,10 @@ from typing import Any, Generic, TypeVar
 import redis
 from redis.exceptions import NoScriptError
 
-from ..addresses import Address
 from ..errors import BackendUnavailable, RpcTimeout
-from ..message import Handler, Message
-from ._loops import Alarm, run_together
+from ._loops import process
 from ._redis_places import SOCKET_TIMEOUT, Place, is_elsewhere
+from ._retries import RETRY_FOR, backoff, retried, time_in_the_kernel
 
 logger = logging.getLogger(__name__)
 
@@ -43,8 +40,10 @@ BLOCK = 1.0
 noticed at the latest. Always less than SOCKET_TIMEOUT."""
 SPIN = 400e-6
 """Seconds that are spent looking for an answer before going to sleep, if the last ones came that fast."""
-RETRY_FOR = 5.0
-"""Seconds that sending goes on trying while Redis cannot be had."""
+
+
+def unavailable(error: BaseException) -> BackendUnavailable:
+    return BackendUnavailable(f"Redis: {error}")
 
 
 @contextmanager
@@ -53,7 +52,7 @@ def translated() -> Iterator[None]:
     try:
         yield
     except redis.RedisError as error:
-        raise BackendUnavailable(f"Redis: {error}") from error
+        raise unavailable(error) from error
 
 
 @contextmanager
@@ -66,25 +65,10 @@ def translated_or_logged() -> Iterator[None]:
         logger.warning("%s", error)
 
 
-def backoff(attempt: int, cap: float) -> float:
-    """Seconds to wait before trying again: exponential with full jitter
-    (https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/)."""
-    return random.uniform(0, min(cap, 0.05 * 2 ** min(attempt, 16)))
-
-
 def persistent(action: Callable[[], T], seconds: float) -> T:
     """What the action returns; while Redis cannot be had it is tried again for so many seconds, so it must
     do no harm when it is carried out twice. Then raises BackendUnavailable."""
-    end, attempt = time.monotonic() + seconds, 0
-    while True:
-        try:
-            return action()
-        except redis.RedisError as error:
-            pause = backoff(attempt, cap=1.0)
-            if time.monotonic() + pause > end:
-                raise BackendUnavailable(f"Redis: {error}") from error
-            time.sleep(pause)
-            attempt += 1
+    return retried(action, seconds, redis.RedisError, unavailable)
 
 
 def awaited(read: Callable[[float], T | None], timeout: float | None) -> T:
@@ -106,17 +90,17 @@ def awaited(read: Callable[[float], T | None], timeout: float | None) -> T:
         if end is not None and (left := end - time.monotonic()) <= 0:
             if failure is None:
                 raise RpcTimeout
-            raise BackendUnavailable(f"Redis: {failure}") from failure
+            raise unavailable(failure) from failure
 
 
-def patience(message: Message) -> float:
-    """Seconds that the sending of a message may be tried."""
-    return RETRY_FOR if message.ttl is None else min(RETRY_FOR, message.ttl)
-
-
-def steadily(step: Callable[[], object], stopped: Callable[[], bool], cap: float = BLOCK) -> None:
+def steadily(
+    step: Callable[[], object],
+    stopped: Callable[[], bool],
+    cap: float = BLOCK,
+    lost: Callable[[], object] = lambda: None,
+) -> None:
     """Take step after step until stopped, through whatever happens to Redis meanwhile; `cap` is the longest
-    pause between two attempts, in seconds."""
+    pause between two attempts, in seconds. `lost` is called when a step fails."""
     attempt = 0
     while not stopped():
         began = time.monotonic()
@@ -125,6 +109,7 @@ def steadily(step: Callable[[], object], stopped: Callable[[], bool], cap: float
                 step()
             attempt = 0
         except BackendUnavailable as error:
+            lost()
             if time.monotonic() - began > RETRY_FOR:  # a step may be a session that lasted for hours
                 attempt = 0
             if attempt % 10 == 0:
@@ -165,18 +150,26 @@ def milliseconds(seconds: float) -> int:
     return max(1, round(seconds * 1000))
 
 
-class Process:
-    """The number of this process, without asking the kernel for it."""
+class Lookout:
+    """Whether to look for an answer before going to sleep: being woken up takes longer than Redis and a short
+    handler together. The oftener it was not worth it, the more answers are waited for without."""
 
-    id = os.getpid()
+    def __init__(self) -> None:
+        self._misses = self._skip = 0
 
+    def is_worth_it(self) -> bool:
+        if self._skip:
+            self._skip -= 1
+            return False
+        return True
 
-def _forked() -> None:
-    process.id = os.getpid()
+    def missed(self) -> None:
+        """There was none for SPIN seconds."""
+        self._misses = min(self._misses + 1, 8)
+        self._skip = 2**self._misses
 
-
-process = Process()
-os.register_at_fork(after_in_child=_forked)
+    def found(self) -> None:
+        self._misses = 0
 
 
 class Link:
@@ -189,7 +182,7 @@ class Link:
         self._connection: Any = None
         self._wire: socket.socket | None = None
         self._least = 1
-        self._misses = self._skip = 0
+        self._lookout = Lookout()
         self._pid = 0
         self.number = 0
         """What Redis calls this connection."""
@@ -260,20 +253,16 @@ class Link:
             raise
 
     def look(self) -> None:
-        """Look for an answer for a while without going to sleep, if that is likely to be worth it: being
-        woken up takes longer than Redis and a short handler together. The oftener it was not, the more
-        answers are waited for without."""
-        if self._skip:
-            self._skip -= 1
+        """Look for an answer for a while without going to sleep, if that is likely to be worth it."""
+        if not self._lookout.is_worth_it():
             return
         poll, end = self._poll, time.perf_counter() + SPIN
         while not poll(0):
             if time.perf_counter() > end:
-                self._misses = min(self._misses + 1, 8)
-                self._skip = 2**self._misses
+                self._lookout.missed()
                 return
             os.sched_yield()  # others may have work for this processor
-        self._misses = 0
+        self._lookout.found()
 
     def drop(self) -> None:
         """Give the connection up, and whatever answers were still to come."""
@@ -291,7 +280,7 @@ class Link:
     def _connect(self) -> None:
         connection = self._place.connection(self._key)
         for script in self._scripts:
-            self._shas[script] = _loaded(connection, script, self._by_text)
+            self._shas[script] = loaded(connection, script, self._by_text)
         self._by_text = False
         self.number = _client_id(connection)
         self._connection, self._pid = connection, process.id
@@ -300,19 +289,11 @@ class Link:
         wire = getattr(connection, "_sock", None)  # redis-py has no public way to it
         self._wire, self._least = wire if hasattr(socket, "SO_RCVLOWAT") else None, 1
         if type(wire) is socket.socket:
-            _time_in_the_kernel(wire)
+            time_in_the_kernel(wire, SOCKET_TIMEOUT, socket.SO_RCVTIMEO, socket.SO_SNDTIMEO)
         if wire and hasattr(select, "poll"):
             poll = select.poll()
             poll.register(wire.fileno(), select.POLLIN)
             self._poll = poll.poll
-
-
-def _time_in_the_kernel(wire: socket.socket) -> None:
-    """Let the kernel mind the time limit. Python would ask it before each send and receipt whether it may."""
-    limit = struct.pack("ll", int(SOCKET_TIMEOUT), int(SOCKET_TIMEOUT % 1 * 1_000_000))
-    wire.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, limit)
-    wire.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, limit)
-    wire.settimeout(None)
 
 
 def _client_id(connection: Any) -> int:
@@ -323,7 +304,7 @@ def _client_id(connection: Any) -> int:
         return 0
 
 
-def _loaded(connection: Any, script: str, by_text: bool) -> tuple[str, str]:
+def loaded(connection: Any, script: str, by_text: bool) -> tuple[str, str]:
     """How to run a script on this server; without a first line that it does not know (Redis 6)."""
     connection.send_command("SCRIPT", "LOAD", script)
     try:
@@ -335,40 +316,3 @@ def _loaded(connection: Any, script: str, by_text: bool) -> tuple[str, str]:
         connection.send_command("SCRIPT", "LOAD", script)
         digest = connection.read_response()
     return ("EVAL", script) if by_text else ("EVALSHA", digest.decode())
-
-
-class Serving:
-    """The frame of `serve`: loops of queues and loops of topics and inboxes, until stopped."""
-
-    _stopped = False
-    _alarm: Alarm | None = None
-    """Rung by `stop`, if there is somebody to be woken."""
-
-    def serve(self, addresses: Sequence[Address], handler: Handler, concurrency: int = 1) -> None:
-        queues = [address.name for address in addresses if address.kind == "queue"]
-        others = [address for address in addresses if address.kind != "queue"]
-        loops = self._queue_loops(queues, handler, concurrency) if queues else []
-        loops += self._other_loops(others, handler)
-        try:
-            run_together(loops, self.stop)
-        finally:
-            self._stopped = False
-            if self._alarm:
-                self._alarm.close()
-                self._alarm = None
-
-    def stop(self) -> None:
-        self._stopped = True
-        if self._alarm:
-            self._alarm.ring()
-
-    def _is_stopped(self) -> bool:
-        return self._stopped
-
-    def _queue_loops(
-        self, queues: Sequence[str], handler: Handler, concurrency: int
-    ) -> list[Callable[[], None]]:
-        raise NotImplementedError
-
-    def _other_loops(self, addresses: Sequence[Address], handler: Handler) -> list[Callable[[], None]]:
-        raise NotImplementedError

@@ -8,17 +8,23 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from typing import Any
 
-import redis
-
-from ..addresses import Address
-from ..errors import BackendUnavailable, RpcTimeout, SerializationError
-from ..message import LOST, STREAM, Handler, Message, packed, unpacked
-from ._cancellable import Cancellable
-from ._redis import BLOCK, awaited, milliseconds, steadily, translated, translated_or_logged
+from ..addresses import Address, topic
+from ..errors import BackendUnavailable, RpcTimeout
+from ..message import LOST, STREAM, Message, packed, unpacked
+from . import KEEP_SUBSCRIPTION
+from ._redis import (
+    BLOCK,
+    awaited,
+    milliseconds,
+    persistent,
+    translated,
+    translated_or_logged,
+)
 from ._redis_places import Place
+from ._redis_scripts import NOW
+from ._retries import RETRY_FOR
 
 logger = logging.getLogger(__name__)
 
@@ -31,12 +37,59 @@ START = "0-1"
 has gone (no stream) from one who has read everything."""
 
 
+BROADCAST = (
+    NOW
+    + """
+-- KEYS topic subscriptions   ARGV frame length keep_ms is_kept looked_through_ms
+-- -> the groups that keep it, those just forgotten. If there are any, nothing is told before they have it.
+if ARGV[4] == '0' then
+  local gone = redis.call('ZRANGEBYSCORE', KEYS[2], '-inf', now)
+  if #gone > 0 then redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', now) end
+  local kept = redis.call('ZRANGE', KEYS[2], 0, -1)
+  if #kept + #gone > 0 then return {kept, gone} end
+end
+if ARGV[5] ~= '0' then  -- it may have been told before
+  local since = string.format('%.0f', now - ARGV[5])
+  for _, entry in ipairs(redis.call('XREVRANGE', KEYS[1], '+', since)) do
+    if entry[2][2] == ARGV[1] then return {{}, {}} end
+  end
+end
+redis.call('XADD', KEYS[1], 'MAXLEN', '~', ARGV[2], '*', 'm', ARGV[1])
+redis.call('PEXPIRE', KEYS[1], ARGV[3])
+return {{}, {}}
+"""
+)
+
+KEEP = (
+    NOW
+    + """
+-- KEYS subscriptions   ARGV group keep_ms
+redis.call('ZADD', KEYS[1], now + ARGV[2], ARGV[1])
+redis.call('PEXPIRE', KEYS[1], 2 * ARGV[2])  -- whoever publishes then sees that it is forgotten
+"""
+)
+
+
+GONE = (
+    NOW
+    + """
+-- KEYS subscriptions   -> those that have just been forgotten
+local gone = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now)
+if #gone > 0 then redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now) end
+return gone
+"""
+)
+
+SUBSCRIPTIONS = "rpc:subscriptions"
+"""All of them, of all topics: for whoever looks after them."""
+
+
 def reply_key(reply_to: str) -> str:
     """The key of a way back."""
     return f"rpc:re:{reply_to}"
 
 
-def _entries(read: Any) -> Iterator[tuple[str, Any, dict[bytes, bytes]]]:
+def entries(read: Any) -> Iterator[tuple[str, Any, dict[bytes, bytes]]]:
     """Key, id and fields of what XREAD or XREADGROUP returned: a list of pairs, in RESP3 a dict."""
     for key, entries in read.items() if isinstance(read, dict) else read or ():
         for id, fields in entries[0] if isinstance(read, dict) else entries:
@@ -105,7 +158,7 @@ class RedisReplies:
     def _read(self, seconds: float) -> Message | None:
         block = milliseconds(seconds) if seconds > 0 else None
         read = self._client.xread({self._key: self._last}, count=1, block=block)
-        for _, entry, fields in _entries(read):
+        for _, entry, fields in entries(read):
             self._last = entry
             return unpacked(fields[b"m"])
         return None
@@ -123,114 +176,76 @@ class Channels:
         self._place = place
 
     def send(self, to: Address, message: Message) -> None:
+        """To an inbox."""
         with translated():
-            self._put(to, message, opened=None)
+            self._put(to, message)
+
+    def publish(
+        self, to: Address, message: Message, *, is_kept: bool = False
+    ) -> tuple[list[Address], list[Address]]:
+        """Returns the durable subscriptions that are to keep it, and those that have just been forgotten. If
+        there are any, nothing else is done: see to them, and say that it `is_kept`."""
+        frame, again = packed(message), 0
+
+        def publish() -> Any:
+            nonlocal again
+            looked_through, again = again, milliseconds(2 * RETRY_FOR)
+            arguments = frame, TOPIC_LENGTH, milliseconds(KEEP_TOPIC), int(is_kept), looked_through
+            return self._run(BROADCAST, channel_key(to), *arguments, more=[_subscriptions(to)])
+
+        kept, gone = persistent(publish, RETRY_FOR)
+        return _durable(to, kept), _durable(to, gone)
 
     def request(self, to: Address, message: Message) -> RedisReplies:
         opened = reply_key(message.reply_to or "")
-        with translated():
-            self._put(to, message, opened)
-        return RedisReplies(self._place.client(opened), message.reply_to or "")
-
-    def loops(
-        self, addresses: Sequence[Address], handler: Handler, stopped: Callable[[], bool]
-    ) -> list[Callable[[], None]]:
-        """Loops that hear these addresses until stopped; a thread for each."""
-        return [
-            partial(self._share if address.group else self._hear, address, handler, stopped)
-            for address in addresses
-        ]
-
-    def _put(self, to: Address, message: Message, opened: str | None) -> None:
-        if opened:  # on a cluster, it may be on another node than the topic
+        with translated():  # on a cluster, it may be on another node than the topic
             pipe = self._place.client(opened).pipeline(transaction=True)
             pipe.xadd(opened, {"m": b""}, id=START)
             pipe.pexpire(opened, milliseconds(KEEP_REPLY + (message.ttl or 0)))
             pipe.execute()
-        pipe = self._place.client(_key(to)).pipeline(transaction=True)
-        pipe.xadd(_key(to), {"m": packed(message)}, maxlen=TOPIC_LENGTH, approximate=True)
-        pipe.pexpire(_key(to), milliseconds(KEEP_TOPIC))
+            self._put(to, message)
+        return RedisReplies(self._place.client(opened), message.reply_to or "")
+
+    def keep(self, to: Address) -> None:
+        """Have what comes to a topic kept for a durable subscription, for a long time from now on."""
+        for key, member in (_subscriptions(to), to.group), (SUBSCRIPTIONS, f"{to.name} {to.group}"):
+            self._run(KEEP, key, member, milliseconds(KEEP_SUBSCRIPTION))
+
+    def forget(self, to: Address) -> None:
+        for key, member in (_subscriptions(to), to.group or ""), (SUBSCRIPTIONS, f"{to.name} {to.group}"):
+            self._place.client(key).zrem(key, member)
+
+    def subscribed(self) -> list[Address]:
+        """All durable subscriptions."""
+        return _subscribed(self._place.client(SUBSCRIPTIONS).zrange(SUBSCRIPTIONS, 0, -1))
+
+    def gone(self) -> list[Address]:
+        """Those that have just been forgotten, because nobody served them for long."""
+        return _subscribed(self._run(GONE, SUBSCRIPTIONS))
+
+    def _run(self, script: str, key: str, *arguments: Any, more: Sequence[str] = ()) -> Any:
+        return self._place.client(key).register_script(script)([key, *more], arguments)
+
+    def _put(self, to: Address, message: Message) -> None:
+        pipe = self._place.client(channel_key(to)).pipeline(transaction=True)
+        pipe.xadd(channel_key(to), {"m": packed(message)}, maxlen=TOPIC_LENGTH, approximate=True)
+        pipe.pexpire(channel_key(to), milliseconds(KEEP_TOPIC))
         pipe.execute()
 
-    def _hear(self, address: Address, handler: Handler, stopped: Callable[[], bool]) -> None:
-        key, last = _key(address), None
 
-        def step() -> None:
-            nonlocal last
-            client = self._place.client(key)
-            if last is None:  # of an inbox all, of a topic only what comes from now on
-                newest = client.xrevrange(key, count=1) if address.kind == "topic" else []
-                last = newest[0][0] if newest else "0-0"
-            read = client.xread({key: last}, count=64, block=milliseconds(BLOCK))
-            for _, entry, fields in _entries(read):
-                last = entry
-                self._handle(fields, handler)
-                if address.kind == "inbox":
-                    client.xdel(key, entry)
-
-        steadily(step, stopped)
-
-    def _share(self, address: Address, handler: Handler, stopped: Callable[[], bool]) -> None:
-        key, group = _key(address), address.group
-        origin = "$"  # from now on; but after the stream was lost, from its new beginning
-
-        def step() -> None:
-            nonlocal origin
-            client = self._place.client(key)
-            try:
-                read = client.xreadgroup(
-                    group, "any", {key: ">"}, count=1, block=milliseconds(BLOCK), noack=True
-                )
-            except redis.ResponseError as error:
-                if "NOGROUP" not in str(error):
-                    raise
-                self._join(key, group, origin)
-                return
-            finally:
-                client.pexpire(key, milliseconds(KEEP_TOPIC))
-            origin = "0"
-            for _, _, fields in _entries(read):
-                self._handle(fields, handler)
-
-        with translated():
-            self._join(key, group, origin)
-        steadily(step, stopped)
-
-    def _join(self, key: str, group: str | None, origin: str) -> None:
-        try:
-            self._place.client(key).xgroup_create(key, group, id=origin, mkstream=True)
-        except redis.ResponseError as error:
-            if "BUSYGROUP" not in str(error):  # another member was first
-                raise
-
-    def _handle(self, fields: dict[bytes, bytes], handler: Handler) -> None:
-        try:
-            delivery = _ChannelDelivery(self._place, unpacked(fields[b"m"]))
-            last = handler(delivery)
-        except SerializationError as error:
-            logger.warning("not a message of ours: %s", error)
-        except Exception:
-            logger.exception("a handler raised")
-        else:
-            if last is not None:
-                delivery.reply(last)
+def channel_key(address: Address) -> str:
+    """The key of a topic, or of an inbox."""
+    return f"rpc:in:{address.name}" if address.kind == "inbox" else f"rpc:topic:{{{address.name}}}"
 
 
-class _ChannelDelivery(Cancellable):
-    """A message from a topic or an inbox: any number of receivers may reply to it."""
-
-    def __init__(self, place: Place, message: Message) -> None:
-        self._place, self.message = place, message
-
-    def reply(self, message: Message) -> bool:
-        if self.message.reply_to is None:
-            return False
-        key = reply_key(self.message.reply_to)
-        return bool(self._place.client(key).xadd(key, {"m": packed(message)}, nomkstream=True))
-
-    def forbid_redelivery(self) -> None:
-        """Nothing to do: topics and inboxes never deliver again."""
+def _subscriptions(topic: Address) -> str:
+    """The groups that have what comes to a topic kept, by the time at which they are forgotten."""
+    return f"rpc:subscriptions:{{{topic.name}}}"
 
 
-def _key(address: Address) -> str:
-    return f"rpc:{'in' if address.kind == 'inbox' else address.kind}:{address.name}"
+def _durable(to: Address, groups: Sequence[bytes]) -> list[Address]:
+    return [topic(to.name, group.decode(), durable=True) for group in groups]
+
+
+def _subscribed(members: Sequence[bytes]) -> list[Address]:
+    return [topic(*member.decode().split(" "), durable=True) for member in members]

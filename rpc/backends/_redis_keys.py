@@ -7,6 +7,8 @@ from functools import lru_cache
 from hashlib import sha256
 from typing import NamedTuple
 
+from ..addresses import queue as address
+
 PRIORITIES = ("high", "default", "low")
 LARGE = 64 * 1024
 """Bytes; a frame of more stays out of the scripts that move messages."""
@@ -17,7 +19,7 @@ class Keys:
     on a cluster, too: the part of the name before the first dot; of `high`, `default` and `low`: default."""
 
     def __init__(self, queue: str) -> None:
-        self.name = queue
+        self.name, self.address = queue, address(queue)
         self.tag = "default" if queue in PRIORITIES else queue.partition(".")[0]
         self.queue = f"rpc:{{{self.tag}}}:{queue}"
         self.bell = f"{self.queue}:bell"
@@ -62,6 +64,8 @@ _PLAIN = re.compile(r"[!-~]{1,128}")
 
 def plain(id: str) -> str:
     """An id that can be part of a record."""
+    if len(id) <= 128 and id.isascii() and id.isalnum():  # as ours are
+        return id
     return id if _PLAIN.fullmatch(id) else digest(id)
 
 

@@ -9,13 +9,16 @@ from uuid import uuid4
 
 import redis
 
-from ..errors import BackendUnavailable, QueueFull, RpcTimeout
+from ..errors import QueueFull, RpcTimeout
 from ..message import IDEMPOTENCY_KEY, STREAM, Message, unpacked
-from . import _redis_scripts as scripts
-from ._redis import BLOCK, Command, Link, awaited, milliseconds, patience, persistent, process
+from ._loops import process
+from ._redis import BLOCK, Command, Link, awaited, milliseconds, persistent, unavailable
 from ._redis_keys import Keys, plain
 from ._redis_places import Place
+from ._redis_sending import SEND, SEND_LATER, SEND_ONCE
+from ._retries import patience
 
+SCRIPTS = (SEND, SEND_ONCE, SEND_LATER)
 NO_ANSWER = ("CLIENT", "REPLY", "SKIP")
 UNATTENDED = 3600.0
 """Seconds that a message is wanted whose caller waits without end, after its last sign of life."""
@@ -56,7 +59,7 @@ class Lane:
 
     def __init__(self, place: Place, keys: Keys) -> None:
         self.inbox = keys.inbox(uuid4().hex)
-        self.link = Link(place, keys.queue, (scripts.SEND, scripts.SEND_ONCE, scripts.SEND_LATER))
+        self.link = Link(place, keys.queue, SCRIPTS)
         self.pid = process.id
         self._ends: tuple[int, bytes, bytes] = (0, b"", b"")
 
@@ -124,7 +127,7 @@ class LaneReplies:
                 self._write()
         except redis.RedisError:  # it may have been sent all the same
             self._failed = True
-            persistent(self._write, patience(self._message))
+            persistent(self._write, patience(self._message.ttl))
 
     def receive(self, timeout: float | None) -> Message:
         """The next reply. If the queue was full, the first one is QueueFull."""
@@ -182,8 +185,12 @@ class LaneReplies:
                 return None
         except BaseException as error:
             self._asked, self._failed = False, isinstance(error, redis.RedisError)
-            if self._failed and not self._sent and time.monotonic() - self._since > patience(self._message):
-                raise BackendUnavailable(f"Redis: {error}") from error
+            if (
+                self._failed
+                and not self._sent
+                and time.monotonic() - self._since > patience(self._message.ttl)
+            ):
+                raise unavailable(error) from error
             raise
         return self._taken(answer)
 

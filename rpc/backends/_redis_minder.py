@@ -20,6 +20,8 @@ logger = logging.getLogger(__name__)
 
 DIED = "its worker died; it is not delivered again"
 STOPPED = "its worker was stopped"
+REMEMBERED = 4096
+"""Ids of messages whose callers have left: more than are taken, and withdrawn meanwhile, at a time."""
 
 
 class Minder:
@@ -108,20 +110,21 @@ class Minder:
             news.close()
             raise
         if told and told["data"]:
-            self._pass_on(told["data"])
+            self._pass_on(told["data"].decode(errors="replace"))
 
     def _promote(self, link: Link, keys: Keys) -> float:
         """Move what is due; seconds until more will be, less than 0 if nothing is delayed."""
         return float(link.ask((scripts.PROMOTE, 3, keys.delayed, keys.queue, keys.bell))) / 1000
 
-    def _pass_on(self, id: bytes) -> None:
-        """Tell whoever has this message here that its caller has left."""
+    def _pass_on(self, id: str) -> None:
+        """Tell whoever has this message here that its caller has left; who is about to begin it finds it."""
         for worker in self._workers:
+            worker.left[id] = None
+            if len(worker.left) > REMEMBERED:
+                del worker.left[next(iter(worker.left))]
             delivery = worker.delivery
-            if delivery and delivery.record.id.encode() == id:
+            if delivery and delivery.record.id == id:
                 delivery.cancel()
-            elif any(record.split(b"\n", 2)[1:2] == [id] for _, record, _ in list(worker.backlog)):
-                worker.unwanted.add(id.decode())
 
     def _absent(self) -> Iterator[tuple[Keys, str]]:
         """Queue and name of each worker that gives no sign of life."""

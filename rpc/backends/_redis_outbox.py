@@ -10,7 +10,10 @@ import logging
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
+
+import redis
 
 from . import _redis_scripts as scripts
 from ._redis import BLOCK, Command, Link
@@ -88,6 +91,14 @@ class Outbox:
                 self._since = time.perf_counter()
             self._done.append(ack)
 
+    def say(self, script: str, keys: Keys, *arguments: Any) -> None:
+        """Run a script on the message that is handled now, without waiting for what it says. What is owed
+        need not be said first: the script is told where in the slot the message is."""
+        with self._lock:
+            place = sum(ack.keys is keys for ack in self._done)
+            with suppress(redis.RedisError):  # what matters is said again with the acknowledgement
+                self._link.write(NO_ANSWER, (script, *arguments, place, 1))
+
     def flush(self) -> None:
         """Acknowledge what is owed now, without waiting for the answer."""
         with self._lock:
@@ -122,9 +133,6 @@ class Outbox:
 
     def _receipt(self, most: int, wait: bool) -> bytes:
         """The wait and the receipt, as they are written on this connection."""
-        if self._epoch != self._link.epoch:
-            self._epoch = self._link.epoch
-            self._receipts.clear()
         if (most, wait) not in self._receipts:
             waiting = [self._wait] if wait else []
             self._receipts[most, wait] = self._link.packed(*waiting, (*self._next, most, self._queues))
@@ -133,10 +141,14 @@ class Outbox:
     def _acks(self, *, quiet: bool) -> bytes:
         """What acknowledges all that is owed, packed for this connection, to be written at once. `quiet` asks
         for no answers: the receipt that follows tells whether anything is left in a slot."""
-        if not self._link.connected or (self._unread and self._unread[0].quiet):
+        if not self._link.connected:
+            self._link.packed()
+        if self._epoch != self._link.epoch or (self._unread and self._unread[0].quiet):
             self._done = [ack for group in self._unread for ack in group.acks] + self._done
             self._unread.clear()
-            self._link.packed()
+        if self._epoch != self._link.epoch:
+            self._epoch = self._link.epoch
+            self._receipts.clear()
         if not self._done:
             return b""
         groups: list[Group] = []

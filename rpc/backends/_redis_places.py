@@ -59,7 +59,7 @@ class Place(Protocol):
         """What `is_elsewhere` knows has happened: look again before the next connection. Does not wait."""
 
     def close(self) -> None:
-        """Give back the clients' connections. Idempotent; what is used again connects again."""
+        """Give back the clients' connections, but those in use. Idempotent; what is used again connects."""
 
 
 def is_elsewhere(error: redis.RedisError) -> bool:
@@ -243,7 +243,7 @@ class _Server:
         self._client.connection_pool.disconnect(inuse_connections=False)
 
     def close(self) -> None:
-        self._client.connection_pool.disconnect()
+        self._client.connection_pool.disconnect(inuse_connections=False)
 
 
 class _Nodes:
@@ -273,7 +273,7 @@ class _Nodes:
 
     def close(self) -> None:
         for node in list(self._manager.nodes_cache.values()) if self._manager else ():
-            node.redis_connection.connection_pool.disconnect()
+            node.redis_connection.connection_pool.disconnect(inuse_connections=False)
 
     def _look(self) -> None:
         seeds = [_ClusterNode(host, port) for host, port in self._seeds]

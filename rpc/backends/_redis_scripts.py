@@ -29,19 +29,19 @@ something that its worker may not know of."""
 
 PARTS = r"'^(%a)(%d*)\n([^\n]*)\n([^\n]*)\n([^\n]*)\n'"
 
-_RING = """
+RING = """
 local function ring(bell)  -- once is enough: whoever is woken up looks at all that is there
   if redis.call('EXISTS', bell) == 0 then redis.call('LPUSH', bell, '1') end
   redis.call('PEXPIRE', bell, '60000')
 end
 """
 
-_NOW = """
+NOW = """
 local time = redis.call('TIME')
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
 """
 
-_BODY = """
+BODY = """
 local function body_of(queue, record)  -- the key of its frame, if that lies elsewhere
   return queue .. ':b:' .. (string.match(record, '^%u%d*\\n([^\\n]*)') or '')
 end
@@ -51,122 +51,17 @@ end
 local function forget(queue, record) redis.call('UNLINK', body_of(queue, record)) end
 """
 
-_ENQUEUE = """
-local function sweep(queue, most)  -- the unwanted leave, even if nobody serves the queue
-  for _ = 1, most do
-    local head = redis.call('LINDEX', queue, 0)
-    local kind, _, id, _, once = string.match(head or '', PARTS)
-    if not kind or string.lower(kind) == 'k' or redis.call('EXISTS', queue ..':t:'.. id) == 1 then return end
-    forget(queue, redis.call('LPOP', queue))
-    once = queue .. ':o:' .. once
-    if redis.call('GET', once) == 'r' .. id then redis.call('DEL', once, once .. ':w') end
-  end
-end
-local function has_room(queue, most, looks)
-  if most == '0' or redis.call('LLEN', queue) < tonumber(most) then return true end
-  sweep(queue, looks)
-  return redis.call('LLEN', queue) < tonumber(most)
-end
-local function enqueue(queue, bell, record, looks)
-  keep(queue, record)
-  if redis.call('RPUSH', queue, record) == 1 then ring(bell) else sweep(queue, looks) end
-end
-""".replace("PARTS", PARTS)
-
-_REPLY = """
+REPLYING = """
 local function reply_to(inbox, number, id, frame)
   redis.call('RPUSH', inbox, number .. '\\n' .. id .. '\\n' .. frame)
   redis.call('PEXPIRE', inbox, '60000')
 end
 """
 
-_FULL = """
-local function is_answered(inbox, id)
-  for _, entry in ipairs(inbox and redis.call('LRANGE', inbox, 0, -1) or {}) do
-    if string.find(entry, '\\n' .. id .. '\\n', 1, true) then return true end
-  end
-end
-local function full(queue, record, id, inbox)
-  forget(queue, record)
-  if inbox then redis.call('DEL', inbox) reply_to(inbox, -1, id, '') end
-  return -1
-end
-"""
-
-_SENDING = _RING + _BODY + _ENQUEUE + _REPLY + _FULL
-
-SEND = (
-    _SENDING
-    + """
--- KEYS queue bell token [inbox]   ARGV id record token_ms max_length sweep again -> 1 sent, 0 known, -1 full
-local inbox = KEYS[4]
-if ARGV[6] == '1' and is_answered(inbox, ARGV[1]) then return 0 end
-if not has_room(KEYS[1], ARGV[4], ARGV[5]) then
-  if redis.call('EXISTS', KEYS[3]) == 1 then return 0 end
-  return full(KEYS[1], ARGV[2], ARGV[1], inbox)
-end
-if not redis.call('SET', KEYS[3], '', 'NX', 'PX', ARGV[3]) then return 0 end
-if inbox then redis.call('DEL', inbox) end
-enqueue(KEYS[1], KEYS[2], ARGV[2], ARGV[5])
-return 1
-"""
-)
-
-SEND_ONCE = (
-    _SENDING
-    + """
--- KEYS queue bell token once [inbox]   ARGV id record token_ms max_length sweep window_ms
--- once: q<id> it was sent, r<id> it runs, d<frame> it was answered   -> as SEND
-local id, token, once, inbox = ARGV[1], KEYS[3], KEYS[4], KEYS[5]
-if is_answered(inbox, id) then return 0 end
-local state = redis.call('GET', once)
-if state then
-  local how, first = string.sub(state, 1, 1), string.sub(state, 2)
-  if how ~= 'd' and first == id then return 0 end
-  local theirs = KEYS[1] .. ':t:' .. first
-  local under_way = how == 'r' or (how == 'q' and redis.call('EXISTS', theirs) == 1)
-  if how == 'd' or under_way then
-    forget(KEYS[1], ARGV[2])
-    if inbox then redis.call('DEL', inbox) end
-  end
-  if how == 'd' and inbox then reply_to(inbox, 1, id, first) end
-  if how == 'd' then return 0 end
-  if under_way then
-    if inbox then redis.call('HSET', once .. ':w', id, inbox) redis.call('PEXPIRE', once .. ':w', ARGV[6]) end
-    if redis.call('PTTL', theirs) < tonumber(ARGV[3]) then redis.call('SET', theirs, '', 'PX', ARGV[3]) end
-    return 0
-  end
-end
-if not has_room(KEYS[1], ARGV[4], ARGV[5]) then return full(KEYS[1], ARGV[2], id, inbox) end
-redis.call('SET', once, 'q' .. id, 'PX', ARGV[6])
-redis.call('SET', token, '', 'PX', ARGV[3])
-if inbox then redis.call('DEL', inbox) end
-enqueue(KEYS[1], KEYS[2], ARGV[2], ARGV[5])
-return 1
-"""
-)
-
-SEND_LATER = (
-    _NOW
-    + _SENDING
-    + """
--- KEYS queue delayed token [inbox]   ARGV id record token_ms max_length sweep delay_ms channel   -> as SEND
-if redis.call('EXISTS', KEYS[3]) == 1 then return 0 end
-local length = redis.call('LLEN', KEYS[1]) + redis.call('ZCARD', KEYS[2])
-if ARGV[4] ~= '0' and length >= 0 + ARGV[4] then return full(KEYS[1], ARGV[2], ARGV[1], KEYS[4]) end
-if KEYS[4] then redis.call('DEL', KEYS[4]) end
-keep(KEYS[1], ARGV[2])
-redis.call('SET', KEYS[3], '', 'PX', ARGV[3])
-redis.call('ZADD', KEYS[2], now + ARGV[6], ARGV[2])
-redis.call('PUBLISH', ARGV[7], '')
-return 1
-"""
-)
-
 PROMOTE = (
     ANYWAY
-    + _RING
-    + _NOW
+    + RING
+    + NOW
     + """
 -- KEYS delayed queue bell   What is due moves to its queue.   -> ms until more is due, -1 if nothing is
 local due = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now, 'LIMIT', 0, 100)
@@ -182,38 +77,47 @@ return next[2] and math.max(0, next[2] - now) or -1
 
 NEXT = (
     ANYWAY
-    + _RING
+    + RING
     + """
 -- KEYS alive slot... (queue bell)...   ARGV most queues
 -- -> {number of the queue, record, ms left or -1 or UNWANTED, ...} | nil: nothing | GIVEN_UP | NOT_EMPTY
-local queues, room, taken = tonumber(ARGV[2]), tonumber(ARGV[1]), {}
+local queues, room, taken, strange = tonumber(ARGV[2]), tonumber(ARGV[1]), {}, false
 local alive_and_slots = {unpack(KEYS, 1, 1 + queues)}
 for n = 1, queues do alive_and_slots[1 + queues + n] = KEYS[1] end
 if redis.call('EXISTS', unpack(alive_and_slots)) ~= 1 + queues then return redis.call('EXISTS', KEYS[1]) end
 for n = 1, queues do
   local queue, slot = KEYS[queues + 2 * n], KEYS[1 + n]
-  while room > 0 do
-    local record = redis.call('LMOVE', queue, slot, 'LEFT', 'RIGHT')
-    if not record then break end
+  local waiting = room > 0 and redis.call('LRANGE', queue, 0, room - 1) or {}
+  local seen, moved = 0, {}
+  for _, record in ipairs(waiting) do
     local kind, deaths, id, _, once = string.match(record, PARTS)
-    local left = -1
-    if kind == 'w' or kind == 'W' then left = redis.call('PTTL', queue .. ':t:' .. id) end
-    if not kind then
-      redis.call('RPOP', slot)
-    elseif deaths ~= '' and #taken > 0 then  -- what may have killed a worker is handled alone
-      redis.call('LMOVE', slot, queue, 'RIGHT', 'LEFT')
+    if kind and deaths ~= '' and #taken > 0 then  -- what may have killed a worker is handled alone
       room = 0
-    else
+      break
+    end
+    seen = seen + 1
+    strange = strange or not kind  -- it is no record
+    if kind then
+      local left = -1
+      if kind == 'w' or kind == 'W' then left = redis.call('PTTL', queue .. ':t:' .. id) end
       local state = queue .. ':o:' .. once
       if once ~= '' and left ~= -2 and redis.call('GET', state) == 'q' .. id then
         redis.call('SET', state, 'r' .. id, 'KEEPTTL')
       end
+      moved[#moved + 1] = record
       taken[#taken + 1], taken[#taken + 2], taken[#taken + 3] = n - 1, record, left
       room = deaths == '' and room - 1 or 0
+      if room == 0 then break end
     end
   end
+  if seen == 1 and #moved == 1 then
+    redis.call('LMOVE', queue, slot, 'LEFT', 'RIGHT')
+  elseif seen > 0 then
+    redis.call('LTRIM', queue, seen, -1)
+    if #moved > 0 then redis.call('RPUSH', slot, unpack(moved)) end
+  end
 end
-if room > 0 then return #taken > 0 and taken end
+if room > 0 and not strange then return #taken > 0 and taken end
 for n = 1, queues do
   if redis.call('EXISTS', KEYS[queues + 2 * n]) == 1 then ring(KEYS[queues + 2 * n + 1]) end
 end
@@ -222,11 +126,10 @@ return taken
 ).replace("PARTS", PARTS)
 
 _ANSWER = (
-    _REPLY
+    REPLYING
     + """
 local function answer(queue, record, number, frame)  -- the last reply, to whoever waits for it
   local kind, _, id, lane, once = string.match(record, PARTS)
-  local token = queue .. ':t:' .. id
   if lane ~= '' and frame ~= '' then reply_to(lane, number, id, frame) end
   local key = queue .. ':o:' .. once
   local state = once ~= '' and redis.call('GET', key)
@@ -242,7 +145,9 @@ local function answer(queue, record, number, frame)  -- the last reply, to whoev
       redis.call('SET', key, 'd' .. frame, 'XX', 'KEEPTTL')
     end
   end
-  if kind == 'w' or kind == 'W' then redis.call('PEXPIRE', token, '10000') end  -- a late copy may come
+  if kind == 'w' or kind == 'W' then  -- a late copy may come
+    redis.call('PEXPIRE', queue .. ':t:' .. id, '10000')
+  end
 end
 """
 ).replace("PARTS", PARTS)
@@ -258,31 +163,51 @@ end
 ACK = (
     ANYWAY
     + _ANSWER
-    + _TAKE
     + """
 -- KEYS slot queue (token inbox)...   ARGV (id number frame)...   -> how many of them were held
-local held = 0
+local records = redis.call('LPOP', KEYS[1], #ARGV / 3) or {}
+local held, inbox, entries = 0, '', {}
+local function deliver()
+  if #entries == 0 then return end
+  redis.call('RPUSH', inbox, unpack(entries))
+  redis.call('PEXPIRE', inbox, '60000')
+  entries = {}
+end
 for n = 1, #ARGV, 3 do
-  local record = take(KEYS[1], ARGV[n])
-  if record then
+  local record = records[held + 1]
+  local kind, _, id, lane, once = string.match(record or '', PARTS)
+  if kind and id == ARGV[n] then
     held = held + 1
-    answer(KEYS[2], record, ARGV[n + 1], ARGV[n + 2])
-    if string.find(record, '^%u') then redis.call('UNLINK', KEYS[2] .. ':b:' .. ARGV[n]) end
+    if once == '' and string.find(kind, '%l') then  -- as `answer` does, with one push for several
+      if lane ~= inbox then deliver() end
+      inbox = lane
+      if lane ~= '' and ARGV[n + 2] ~= '' then
+        entries[#entries + 1] = ARGV[n + 1] .. '\\n' .. id .. '\\n' .. ARGV[n + 2]
+      end
+      if kind == 'w' then redis.call('PEXPIRE', KEYS[3 + (n - 1) / 3 * 2], '10000') end
+    else
+      answer(KEYS[2], record, ARGV[n + 1], ARGV[n + 2])
+      if string.find(kind, '%u') then redis.call('UNLINK', KEYS[2] .. ':b:' .. id) end
+    end
   end
 end
+deliver()
+for n = #records, held + 1, -1 do redis.call('LPUSH', KEYS[1], records[n]) end
 return held
 """
-)
+).replace("PARTS", PARTS)
 
 REPLY = (
     ANYWAY
-    + _REPLY
+    + REPLYING
     + """
--- KEYS slot token inbox   ARGV id number frame   -> 1 sent, 0 nobody listens, or it is not held any more
-local record = redis.call('LINDEX', KEYS[1], 0)
-if not record or string.match(record, '^%a%d*\\n([^\\n]*)') ~= ARGV[1] then return 0 end
-if redis.call('EXISTS', KEYS[2]) == 0 then return 0 end
-reply_to(KEYS[3], ARGV[2], ARGV[1], ARGV[3])
+-- KEYS slot token inbox   ARGV id number frame place last   -> 1 sent, 0 nobody listens, or it is not held
+-- place: where in the slot it is; last: no acknowledgement will send it again, and no other worker
+local record = redis.call('LINDEX', KEYS[1], ARGV[4])
+local kind, id, lane, rest = string.match(record or '', '^(%a%d*)\\n([^\\n]*)\\n([^\\n]*)(.*)')
+if id ~= ARGV[1] or lane == '' or redis.call('EXISTS', KEYS[2]) == 0 then return 0 end
+reply_to(KEYS[3], ARGV[2], id, ARGV[3])
+if ARGV[5] == '1' then redis.call('LSET', KEYS[1], ARGV[4], kind .. '\\n' .. id .. '\\n' .. rest) end
 return 1
 """
 )
@@ -302,18 +227,18 @@ return 1
 POSTPONE = (
     ANYWAY
     + _TAKE
-    + _NOW
+    + NOW
     + """
 -- KEYS slot delayed   ARGV id record delay_ms channel   -> 1 put among the delayed, 0 it was not held
 if not take(KEYS[1], ARGV[1]) then return 0 end
-redis.call('ZADD', KEYS[2], now + ARGV[3], ARGV[2])
+redis.call('ZADD', KEYS[2], now + 1 + ARGV[3], ARGV[2])
 redis.call('PUBLISH', ARGV[4], '')
 return 1
 """
 )
 
 _BURY = (
-    _NOW
+    NOW
     + """
 local function bury(queue, dead, why, record)
   redis.call('LPUSH', dead, string.format('%d', now) .. '\\n' .. why .. '\\n' .. record)
@@ -341,7 +266,7 @@ return 1
 
 RECOVER = (
     ANYWAY
-    + _RING
+    + RING
     + _ANSWER
     + _BURY
     + """
@@ -371,7 +296,7 @@ return {back, given_up}
 
 RELEASE = (
     ANYWAY
-    + _RING
+    + RING
     + """
 -- KEYS slot queue bell   ARGV record...   What was taken and not begun goes back, the last one first.
 for n = #ARGV, 1, -1 do
@@ -382,8 +307,8 @@ return ring(KEYS[3])
 )
 
 REVIVE = (
-    _RING
-    + _BODY
+    RING
+    + BODY
     + """
 -- KEYS dead queue bell   ARGV letter [record: back into the queue with it]   -> 1 done, 0 it is not there
 if redis.call('LREM', KEYS[1], 1, ARGV[1]) == 0 then return 0 end

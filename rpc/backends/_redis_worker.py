@@ -10,30 +10,31 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 from uuid import uuid4
 
-from ..errors import SerializationError, WorkerLost
-from ..message import LOST, Handler, Message, packed, unpacked
+from ..errors import BackendUnavailable, SerializationError, WorkerLost
+from ..message import LOST, STREAM, Handler, Message, packed, unpacked
 from . import _redis_scripts as scripts
 from ._cancellable import Cancellable
 from ._loops import Alarm
 from ._redis import milliseconds, persistent, steadily, translated_or_logged
-from ._redis_keys import Keys, Record
+from ._redis_keys import LARGE, Keys, Record
 from ._redis_outbox import Ack, Outbox
 from ._redis_places import Place
 
 logger = logging.getLogger(__name__)
 
 BEATS_PER_LEASE = 3
-MOST = 64
+MOST = 32
 """Messages that are taken at a time, at most."""
 AHEAD = 0.002
 """Seconds of work that are taken at a time, by what the last messages took: it bounds what others, who are
 idle, cannot have, and how much is done again if this process dies."""
-FLUSH_AFTER = 0.001
+FLUSH_AFTER = 0.002
 """Seconds that an acknowledgement may wait for others to go with, while handlers are fast."""
 TOO_LONG = 0.05
 """Seconds after which a handler is not fast: what was taken with its message goes back."""
@@ -52,17 +53,25 @@ class RedisDelivery(Cancellable):
 
     def __init__(self, worker: RedisWorker, keys: Keys, record: Record, message: Message) -> None:
         self._worker, self.keys, self.record, self.message = worker, keys, record, message
+        self.to = keys.address
         self.number = 1
+        self.said = b""
+        """The last reply, if it was sent already."""
         self.settled = False
         """Whether it left the slot otherwise than by an acknowledgement."""
 
     def reply(self, message: Message) -> bool:
-        """Send a reply at once. False if nobody listens."""
-        if not self.record.lane:
+        """Send a reply at once. False if it is known that nobody listens: for the last one it is not waited
+        for whether anybody does. It goes with the acknowledgement, too, if it has not arrived by then."""
+        if not self.record.lane or self.cancelled:
             return False
-        id, slot = self.record.id, self._slot
-        keys = (slot, self.keys.token(id), self.record.lane)
-        sent = self._worker.carry_out(scripts.REPLY, 3, *keys, id, self.number, packed(message))
+        id, frame = self.record.id, packed(message)
+        command = (3, self._slot, self.keys.token(id), self.record.lane, id, self.number, frame)
+        if STREAM not in message.headers and len(frame) <= LARGE:
+            self.said = frame
+            self._worker.outbox.say(scripts.REPLY, self.keys, *command)
+            return True
+        sent = self._worker.carry_out(scripts.REPLY, *command, 0, 0)
         self.number += 1
         return bool(sent)
 
@@ -75,18 +84,29 @@ class RedisDelivery(Cancellable):
         """Instead of acknowledging it: have it delivered again, as this message, after so many seconds."""
         record = self.record
         later = record._replace(frame=b"" if record.is_large else packed(message))
-        if record.is_large:
-            self._worker.carry_out("SET", self.keys.body(record.id), packed(message), "XX", "KEEPTTL")
         arguments = (record.id, later.packed(), milliseconds(seconds), self.keys.channel)
-        self._worker.carry_out(scripts.POSTPONE, 2, self._slot, self.keys.delayed, *arguments)
-        self.settled = True
+        with self._settling():
+            if record.is_large:
+                self._worker.carry_out("SET", self.keys.body(record.id), packed(message), "XX", "KEEPTTL")
+            self._worker.carry_out(scripts.POSTPONE, 2, self._slot, self.keys.delayed, *arguments)
 
     def bury(self, why: str, last: Message | None) -> None:
         """Instead of acknowledging it: send the last reply, and put it among the dead letters."""
         keys = (self._slot, self.keys.queue, self.keys.dead)
         frame = b"" if last is None else packed(last)
         arguments = (self.record.id, why.replace("\n", " "), self.number, frame)
-        self._worker.carry_out(scripts.BURY, 3, *keys, *arguments)
+        with self._settling():
+            self._worker.carry_out(scripts.BURY, 3, *keys, *arguments)
+
+    @contextmanager
+    def _settling(self) -> Iterator[None]:
+        """If it fails, a caller is told, and that was it. What a subscription keeps has none: it stays in the
+        slot, and is delivered again."""
+        try:
+            yield
+        except BackendUnavailable:
+            self.settled = self.to.durable
+            raise
         self.settled = True
 
     @property
@@ -96,7 +116,7 @@ class RedisDelivery(Cancellable):
 
 class RedisWorker:
     """Receives messages of its queues and handles them one at a time, until stopped. `alarm` is rung when
-    something was taken that is not begun, and at the end."""
+    something was taken that is not begun, and at the end; `told`, whether there is a connection."""
 
     def __init__(
         self,
@@ -107,8 +127,9 @@ class RedisWorker:
         stopped: Callable[[], bool],
         alarm: Alarm,
         is_lone: bool,
+        told: Callable[[bool], None],
     ) -> None:
-        self._place, self.queues, self._handler = place, queues, handler
+        self._place, self.queues, self._handler, self._told = place, queues, handler, told
         self._options, self._stopped, self._alarm = options, stopped, alarm
         self.name = uuid4().hex
         self.delivery: RedisDelivery | None = None
@@ -117,8 +138,8 @@ class RedisWorker:
         has it: this loop begins it, the steward gives it back."""
         self.taking_stock = threading.Lock()
         """Held to look at the slot, and to give back what is in it: what is on its way back is not begun."""
-        self.unwanted: set[str] = set()
-        """Ids in the backlog whose caller has left."""
+        self.left: dict[str, None] = {}
+        """Ids of the last messages whose callers left. Whoever adds one looks at `delivery` after that."""
         self.ended = False
         self._signing = threading.Lock()
         """Held to give a sign of life, and to leave for good: who has left gives none."""
@@ -133,7 +154,7 @@ class RedisWorker:
         """Receive and handle until stopped, through whatever happens to Redis meanwhile."""
         try:
             steadily(self.beat, lambda: self._last_beat > 0 or self._stopped())
-            steadily(self._session, self._stopped)
+            steadily(self._session, self._stopped, lost=lambda: self._told(False))
             with translated_or_logged():
                 self.outbox.ask(("PING",))
         finally:
@@ -148,6 +169,7 @@ class RedisWorker:
         """Serve on one connection, until it breaks."""
         self._missed = True
         self._take_stock()
+        self._told(True)
         while not self._stopped():
             if self.backlog:
                 self._work_off()
@@ -165,7 +187,6 @@ class RedisWorker:
         elif answer == scripts.NOT_EMPTY:
             self._take_stock()
         elif answer:
-            self.unwanted.clear()
             for n in range(0, len(answer), 3):
                 self.backlog.append((answer[n], answer[n + 1], answer[n + 2]))
             if len(answer) > 3:
@@ -225,12 +246,11 @@ class RedisWorker:
         if parts.deaths:
             headers["deliveries"] = str(parts.deaths + 1)
         delivery = RedisDelivery(self, keys, parts, message)
-        if self.unwanted and parts.id in self.unwanted:
-            self.unwanted.discard(parts.id)
-            delivery.cancelled = True
         self._since = time.monotonic()
         self.delivery = delivery
-        reply = self._handled(delivery)
+        if parts.id in self.left:
+            delivery.cancelled = True
+        reply = self._handled(delivery) or delivery.said
         self.delivery = None
         if not delivery.settled:
             inbox = parts.lane if not parts.once else ""  # it goes to more than one

@@ -23,6 +23,7 @@ from rq.job import JobStatus
 from rq.serializers import JSONSerializer
 from rq.utils import now, utcformat
 
+from ..addresses import queue as address
 from ..errors import Interrupted, SerializationError, WorkerLost
 from ..message import FAILED, LOST, Handler, Message, packed
 from . import _rq_scripts as scripts
@@ -60,6 +61,7 @@ class Claimed:
 class RqDelivery(Cancellable):
     def __init__(self, worker: RqWorker, claimed: Claimed, message: Message) -> None:
         self._worker, self.claimed, self.message = worker, claimed, message
+        self.to = address(claimed.queue)
         self.number = 1
         """Of the next reply: a reply that is there already, from an earlier delivery, is not sent again."""
 
@@ -84,8 +86,9 @@ class RqWorker:
         handler: Handler,
         options: RqOptions,
         stopped: Callable[[], bool],
+        told: Callable[[bool], None],
     ) -> None:
-        self._records, self._queues, self._handler = records, queues, handler
+        self._records, self._queues, self._handler, self._told = records, queues, handler, told
         self._options, self._stopped = options, stopped
         self._client = records.client
         self.name = WORKER_PREFIX + uuid4().hex
@@ -106,7 +109,7 @@ class RqWorker:
     def work(self) -> None:
         """Claim and perform until stopped, through whatever happens to Redis meanwhile."""
         try:
-            steadily(self._step, self._stopped)
+            steadily(self._step, self._stopped, lost=lambda: self._told(False))
         finally:
             with self._signing:
                 self._done = True
@@ -120,6 +123,7 @@ class RqWorker:
         if self._forgot:
             self._remember()
         claim = self._records.run(scripts.CLAIM, self._keys, [self.name, HORIZON, utcformat(now())])
+        self._told(True)
         if claim == 0:
             self._register()
         elif claim is None:

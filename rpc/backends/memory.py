@@ -16,8 +16,8 @@ from ..addresses import Address
 from ..addresses import queue as queue_address
 from ..errors import QueueFull, RpcTimeout
 from ..message import ATTEMPT, DELAY, IDEMPOTENCY_KEY, LOST, STREAM, Handler, Message, packed, unpacked
-from . import DeadLetter
-from ._cancellable import Cancellable
+from . import AsyncBackend, DeadLetter
+from ._cancellable import Cancellable, arriving
 from ._loops import run_together
 
 logger = logging.getLogger(__name__)
@@ -35,6 +35,10 @@ class Hub:
         self.delayed: list[tuple[float, int, MemoryDelivery]] = []
         """A heap: when each is due, in seconds of the monotonic clock."""
         self.subscribers: defaultdict[str, dict[object, Subscriber]] = defaultdict(dict)
+        self.kept: defaultdict[str, set[Address]] = defaultdict(set)
+        """The durable subscriptions of each topic."""
+        self.locks: dict[str, tuple[str, float]] = {}
+        """Who has each, and until when."""
         self.firsts: dict[tuple[Address, str], First] = {}
         """What was sent with an idempotency key. It is forgotten with the process."""
         self.dead: defaultdict[str, list[DeadLetter]] = defaultdict(list)
@@ -47,14 +51,12 @@ class Hub:
             if first and not first.is_void():
                 first.join(message, replies)
                 return
-            if to.kind == "topic":
-                lists = [subscriber.waiting for subscriber in self.subscribers[to.name].values()]
-            else:
-                lists = [self.waiting[to]]
-            if to.kind == "queue" and most and len(lists[0]) + self._delayed_to(lists[0], message) >= most:
+            lists = self._lists(to)
+            waiting = self.waiting[to]
+            if to.kind == "queue" and most and len(waiting) + self._delayed_to(waiting, message) >= most:
                 raise QueueFull(f"{to} has no room: raise max_length, or start more workers")
-            for waiting in lists:
-                delivery = MemoryDelivery(self, to, message, replies, waiting)
+            for arrival, waiting in lists:
+                delivery = MemoryDelivery(self, arrival, message, replies, waiting)
                 if key is not None:
                     self.firsts[to, key] = delivery.first = First(delivery)
                 if replies:
@@ -64,6 +66,13 @@ class Hub:
                 else:
                     waiting.append(delivery)
             self.changed.notify_all()
+
+    def _lists(self, to: Address) -> list[tuple[Address, deque[MemoryDelivery]]]:
+        """Where what is sent to an address will wait: at which address it arrives."""
+        if to.kind != "topic":
+            return [(to, self.waiting[to])]
+        heard = [(each.address, each.waiting) for each in self.subscribers[to.name].values()]
+        return heard + [(each, self.waiting[each.shelf]) for each in self.kept[to.name]]
 
     def _delayed_to(self, waiting: deque[MemoryDelivery], message: Message) -> int:
         """How many will come to this queue. They take no room away but from their like."""
@@ -93,7 +102,7 @@ class Hub:
             return self.waiting[to], lambda: None
         key = to.group or object()
         with self.changed:
-            subscriber = self.subscribers[to.name].setdefault(key, Subscriber())
+            subscriber = self.subscribers[to.name].setdefault(key, Subscriber(to))
             subscriber.members += 1
 
         def leave() -> None:
@@ -108,7 +117,8 @@ class Hub:
 class Subscriber:
     """One that hears a topic by itself, or the members of a group."""
 
-    def __init__(self) -> None:
+    def __init__(self, address: Address) -> None:
+        self.address = address
         self.waiting: deque[MemoryDelivery] = deque()
         self.members = 0
 
@@ -146,29 +156,30 @@ class First:
 class MemoryReplies:
     """The way back of one request."""
 
-    def __init__(self, hub: Hub) -> None:
-        self._hub = hub
+    def __init__(self, hub: Hub, wake: Callable[[], object] = lambda: None) -> None:
+        self.hub, self._wake = hub, wake
         self._arrived: deque[Message] = deque()
         self._closed = self._ended = False
         self.deliveries: list[MemoryDelivery] = []
 
     def put(self, message: Message) -> bool:
-        with self._hub.changed:
+        with self.hub.changed:
             if not self._closed:
                 self._arrived.append(message)
-                self._hub.changed.notify_all()
+                self.hub.changed.notify_all()
+                self._wake()
             return not self._closed
 
     def receive(self, timeout: float | None) -> Message:
-        with self._hub.changed:
-            if not self._hub.changed.wait_for(lambda: self._arrived, timeout):
+        with self.hub.changed:
+            if not self.hub.changed.wait_for(lambda: self._arrived, timeout):
                 raise RpcTimeout
             reply = self._arrived.popleft()
             self._ended = STREAM not in reply.headers
             return reply
 
     def close(self) -> None:
-        with self._hub.changed:
+        with self.hub.changed:
             self._closed = True
             left = [] if self._ended else [each for each in self.deliveries if not each.first]
             for delivery in left:
@@ -191,7 +202,7 @@ class MemoryDelivery(Cancellable):
     ) -> None:
         ttl = message.ttl
         self._expires = None if ttl is None else time.monotonic() + ttl
-        self._hub, self._to = hub, to
+        self.hub, self.to = hub, to
         self.message, self.replies, self.waiting = message, replies, waiting
         self.first: First | None = None
         self._begun = False
@@ -216,17 +227,18 @@ class MemoryDelivery(Cancellable):
         if last is not None:
             self.reply(last)
             if self.first and self._begun:
-                with self._hub.changed:
+                with self.hub.changed:
                     self.first.answer(last)
 
     def postpone(self, seconds: float, message: Message) -> None:
         self.message = message
-        self._hub.put_later(seconds, self)
+        self.hub.put_later(seconds, self)
 
     def bury(self, why: str, last: Message | None) -> None:
         self.end(last)
-        letter = DeadLetter(self.message.id, self._to.name, time.time(), why, packed(self.message), self)
-        self._hub.dead[self._to.name].insert(0, letter)
+        queue = self.to.shelf.name if self.to.durable else self.to.name
+        letter = DeadLetter(self.message.id, queue, time.time(), why, packed(self.message), self)
+        self.hub.dead[queue].insert(0, letter)
 
     def reply(self, message: Message) -> bool:
         return self.replies is not None and self.replies.put(message)
@@ -238,36 +250,61 @@ class MemoryDelivery(Cancellable):
 class MemoryBackend:
     """`memory://name`: every MemoryBackend of that name in this process is on the same hub."""
 
-    features = frozenset({"topics", "groups", "priorities", "delay", "idempotency", "dead-letters"})
-    max_message = None
+    features = frozenset(
+        {
+            *("topics", "groups", "subscriptions", "locks"),
+            *("priorities", "delay", "idempotency", "dead-letters"),
+        }
+    )
+    max_message: int | None = None
+    on_change: Callable[[bool], object] | None = None
 
     def __init__(self, url: str = "memory://", *, max_length: int = 0) -> None:
         """A queue with `max_length` messages refuses more with QueueFull (0: it does not)."""
         if max_length < 0:
             raise ValueError("max_length is not negative")
-        self._hub, self._max_length = HUBS[url], max_length
+        self.hub, self._max_length = HUBS[url], max_length
         self._stopped = False
 
     def send(self, to: Address, message: Message) -> None:
-        self._hub.put(to, message, None, self._max_length)
+        self.put(to, message, None)
 
     def request(self, to: Address, message: Message) -> MemoryReplies:
-        replies = MemoryReplies(self._hub)
-        self._hub.put(to, message, replies, self._max_length)
+        replies = MemoryReplies(self.hub)
+        self.put(to, message, replies)
         return replies
 
+    def put(self, to: Address, message: Message, replies: MemoryReplies | None) -> None:
+        self.hub.put(to, message, replies, self._max_length)
+
+    def asynchronous(self) -> AsyncBackend:
+        from ._memory_aio import AsyncMemory
+
+        return AsyncMemory(self)
+
     def serve(self, addresses: Sequence[Address], handler: Handler, concurrency: int = 1) -> None:
-        queues = [self._hub.waiting[address] for address in addresses if address.kind == "queue"]
-        heard = [self._hub.subscribe(address) for address in addresses if address.kind != "queue"]
+        queues = [self.hub.waiting[address] for address in addresses if address.kind == "queue"]
+        kept = [address for address in addresses if address.durable]
+        heard = [
+            self.hub.subscribe(address)
+            for address in addresses
+            if address.kind != "queue" and not address.durable
+        ]
         loops = [partial(self._loop, queues, handler)] * (concurrency if queues else 0)
-        if heard:
-            loops.append(partial(self._loop, [waiting for waiting, _ in heard], handler))
+        for address in kept:
+            self.hub.kept[address.name].add(address)
+            waiting = self.hub.waiting[address.shelf]
+            loops.append(partial(self._loop, [waiting], arriving(address, handler)))
+        loops += [partial(self._loop, [waiting], handler) for waiting, _ in heard]
+        told = self.on_change or (lambda connected: None)
+        told(True)
         try:
             run_together(loops, self.stop)
         finally:
             self._stopped = False
             for _, leave in heard:
                 leave()
+            told(False)
 
     def stop(self) -> None:
         self._stopped = True
@@ -275,20 +312,42 @@ class MemoryBackend:
     def close(self) -> None:
         """Nothing to give back."""
 
+    def unsubscribe(self, to: Address) -> None:
+        with self.hub.changed:
+            self.hub.kept[to.name].discard(to)
+            self.hub.waiting.pop(to.shelf, None)
+
+    def subscribed(self) -> list[Address]:
+        return [each for kept in list(self.hub.kept.values()) for each in list(kept)]
+
+    def acquire(self, name: str, owner: str, lease: float) -> bool:
+        now = time.monotonic()
+        with self.hub.changed:
+            holder, until = self.hub.locks.get(name, (owner, 0.0))
+            if holder != owner and until > now:
+                return False
+            self.hub.locks[name] = owner, now + lease
+            return True
+
+    def release(self, name: str, owner: str) -> None:
+        with self.hub.changed:
+            if self.hub.locks.get(name, ("", 0.0))[0] == owner:
+                del self.hub.locks[name]
+
     def dead_letters(self, queue: str) -> list[DeadLetter]:
-        return list(self._hub.dead[queue])
+        return list(self.hub.dead[queue])
 
     def revive(self, letter: DeadLetter) -> bool:
         found = self.drop(letter)
         if found:
             again = dict.fromkeys(("ttl", "reply-to", "deliveries", ATTEMPT, DELAY, IDEMPOTENCY_KEY))
             message = unpacked(letter.frame).but(**again)
-            self._hub.put(queue_address(letter.queue), message, None)
+            self.hub.put(queue_address(letter.queue), message, None)
         return found
 
     def drop(self, letter: DeadLetter) -> bool:
-        with self._hub.changed:
-            letters = self._hub.dead[letter.queue]
+        with self.hub.changed:
+            letters = self.hub.dead[letter.queue]
             if letter not in letters:
                 return False
             letters.remove(letter)
@@ -306,13 +365,13 @@ class MemoryBackend:
 
     def _next(self, lists: list[deque[MemoryDelivery]]) -> MemoryDelivery | None:
         """The oldest delivery of the first list that has one; None once stopped."""
-        with self._hub.changed:
+        with self.hub.changed:
             while not self._stopped:
-                due = self._hub.promote()
+                due = self.hub.promote()
                 for deliveries in lists:
                     if deliveries:
                         return deliveries.popleft()
-                self._hub.changed.wait(
+                self.hub.changed.wait(
                     min(due, 0.2)
                 )  # stop() must not take the lock: it may run in a signal handler
             return None

@@ -16,26 +16,27 @@ import redis
 from ..addresses import Address
 from ..errors import Unsupported
 from ..message import ATTEMPT, DELAY, IDEMPOTENCY_KEY, Handler, Message, packed, unpacked
-from . import DeadLetter
-from . import _redis_scripts as scripts
-from ._loops import Alarm
+from . import AsyncBackend, DeadLetter
+from . import _redis_sending as scripts
+from ._in_threads import InThreads
 from ._redis import (
     BLOCK,
     Command,
     Link,
-    Serving,
     milliseconds,
-    patience,
     persistent,
     translated,
     translated_or_logged,
 )
 from ._redis_channels import Channels
 from ._redis_keys import LARGE, Keys, Record, digest, keys_of, plain
-from ._redis_lanes import UNATTENDED, LaneReplies, Lanes, full, popped
+from ._redis_lanes import SCRIPTS, UNATTENDED, LaneReplies, Lanes, full, popped
 from ._redis_minder import Minder
 from ._redis_places import place
+from ._redis_scripts import REVIVE
+from ._redis_serving import Serving
 from ._redis_worker import Options, RedisWorker
+from ._retries import patience
 
 REMEMBERED = 10.0
 """Seconds that the sending of a message that does not expire is remembered: longer than it is repeated."""
@@ -55,12 +56,10 @@ class RedisBackend(Serving):
     """
 
     features = frozenset(
-        {
-            *("durable", "redelivers", "topics", "groups", "priorities", "processes"),
-            *("delay", "idempotency", "dead-letters"),
-        }
+        {"durable", "redelivers", "topics", "groups", "subscriptions", "locks", "priorities", "processes"}
+        | {"delay", "idempotency", "dead-letters"}
     )
-    max_message = 64 * 1024 * 1024
+    max_message: int | None = 64 * 1024 * 1024
 
     def __init__(
         self,
@@ -76,33 +75,37 @@ class RedisBackend(Serving):
                 "lease and max_deliveries are at least 1, max_length at least 0, idempotency_window above it"
             )
         self.place = place(source)
-        self._spread = isinstance(source, redis.RedisCluster) or str(source).startswith("redis+cluster:")
-        self._sweep = 0 if self._spread else 2
+        self.is_spread = isinstance(source, redis.RedisCluster) or str(source).startswith("redis+cluster:")
+        self.sweep = 0 if self.is_spread else 2
         """How many of the oldest messages a sender looks at, to drop those that nobody wants any more. On a
         cluster it cannot tell."""
         self._options = Options(lease, max_deliveries)
-        self._max_length, self._window = max_length, idempotency_window
-        self._channels = Channels(self.place)
+        self.max_length, self._window = max_length, idempotency_window
+        self.channels = Channels(self.place)
         self._lanes: defaultdict[str, Lanes] = defaultdict(Lanes)
         self._senders: defaultdict[str, list[Link]] = defaultdict(list)
-        self._minder: Minder | None = None
 
     def send(self, to: Address, message: Message) -> None:
         if to.kind != "queue":
-            return self._channels.send(to, message)
-        keys = keys_of(to.name)
+            return self._publish(to, message)
+        self._send(to.name, message, self.max_length)
+
+    def _keep(self, subscription: Address, message: Message) -> None:
+        self._send(subscription.shelf.name, message, 0)
+
+    def _send(self, queue: str, message: Message, max_length: int) -> None:
+        keys = keys_of(queue)
         idle = self._senders[keys.tag]
-        loaded = (scripts.SEND, scripts.SEND_ONCE, scripts.SEND_LATER)
-        link = popped(idle) or Link(self.place, keys.queue, loaded)
-        commands = self.sending(keys, message, plain(message.id), "")
-        outcome = persistent(lambda: link.ask(*commands), patience(message))
+        link = popped(idle) or Link(self.place, keys.queue, SCRIPTS)
+        commands = self.sending(keys, message, plain(message.id), "", max_length=max_length)
+        outcome = persistent(lambda: link.ask(*commands), patience(message.ttl))
         idle.append(link)
         if outcome < 0:
             raise full(keys)
 
     def request(self, to: Address, message: Message) -> Any:
         if to.kind != "queue":
-            return self._channels.request(to, message)
+            return self.channels.request(to, message)
         keys = keys_of(to.name)
         replies = LaneReplies(self, self._lanes[keys.tag], keys, message)
         try:
@@ -112,9 +115,16 @@ class RedisBackend(Serving):
             raise
         return replies
 
+    def asynchronous(self) -> AsyncBackend:
+        """Itself for callers in event loops: native if hiredis is installed, else in threads."""
+        try:
+            from ._redis_aio import AsyncRedis
+        except ModuleNotFoundError:  # the extra `fast`
+            return InThreads(self)
+        return AsyncRedis(self)
+
     def close(self) -> None:
-        if self._minder:
-            self._minder.hand_back()
+        self._hand_back()
         for senders in self._senders.values():
             while link := popped(senders):
                 link.drop()
@@ -131,48 +141,59 @@ class RedisBackend(Serving):
             pipe.execute()
 
     def sending(
-        self, keys: Keys, message: Message, id: str, inbox: str, *, again: bool = False
+        self,
+        keys: Keys,
+        message: Message,
+        id: str,
+        inbox: str,
+        *,
+        again: bool = False,
+        max_length: int | None = None,
     ) -> list[Command]:
-        """The commands that send a message; the answer to the last one is that of the script."""
-        headers, frame, ttl = message.headers, packed(message), message.ttl
-        if len(frame) > LARGE or DELAY in headers or IDEMPOTENCY_KEY in headers:
-            return self._sending_specially(keys, message, id, inbox, again)
-        kind, seconds = _wanted(ttl, inbox)
-        record = f"{kind}\n{id}\n{inbox}\n\n".encode() + frame
+        """The commands that send a message; the answer to the last one is that of the script. `max_length`
+        stands for this backend's."""
+        if DELAY in message.headers or IDEMPOTENCY_KEY in message.headers:
+            return self.sending_specially(keys, message, id, inbox)
+        before, record, lifetime = self.laid_out(keys, message, id, inbox, message.ttl)
         if inbox:
             return [
+                *before,
                 (scripts.SEND, 4, keys.queue, keys.bell, keys.token(id), inbox,
-                 id, record, milliseconds(seconds), self._max_length, self._sweep, int(again))
+                 id, record, lifetime, self.max_length, self.sweep, int(again)),
             ]  # fmt: skip
         return [
+            *before,
             (scripts.SEND, 3, keys.queue, keys.bell, keys.token(id),
-             id, record, milliseconds(seconds), self._max_length, self._sweep, 0)
+             id, record, lifetime, self.max_length if max_length is None else max_length, self.sweep, 0),
         ]  # fmt: skip
 
-    def _sending_specially(
-        self, keys: Keys, message: Message, id: str, inbox: str, again: bool
+    def sending_specially(
+        self, keys: Keys, message: Message, id: str, inbox: str, *, shared: bool = False
     ) -> list[Command]:
-        before, record, seconds = self._laid_out(keys, message, id, inbox)
-        arguments = (id, record, milliseconds(seconds), self._max_length, self._sweep)
-        token, way_back = keys.token(id), (inbox,) if inbox else ()
+        """The same for what has a delay or an idempotency key; `shared`: into an inbox of many."""
+        before, record, lifetime = self.laid_out(keys, message, id, inbox, message.ttl)
+        arguments = (id, record, lifetime, self.max_length, self.sweep, int(shared))
+        way_back = (inbox,) if inbox else ()
         if DELAY in message.headers:
             due = (milliseconds(float(message.headers[DELAY])), keys.channel)
-            places = (keys.queue, keys.delayed, token, *way_back)
+            places = (keys.queue, keys.delayed, keys.token(id), *way_back)
             return [*before, (scripts.SEND_LATER, len(places), *places, *arguments, *due)]
-        if IDEMPOTENCY_KEY in message.headers:
-            once = keys.once(digest(message.headers[IDEMPOTENCY_KEY]))
-            places = (keys.queue, keys.bell, token, once, *way_back)
-            window = milliseconds(self._window)
-            return [*before, (scripts.SEND_ONCE, len(places), *places, *arguments, window)]
-        places = (keys.queue, keys.bell, token, *way_back)
-        return [*before, (scripts.SEND, len(places), *places, *arguments, int(again))]
+        once = keys.once(digest(message.headers[IDEMPOTENCY_KEY]))
+        places = (keys.queue, keys.bell, keys.token(id), once, *way_back)
+        return [
+            *before,
+            (scripts.SEND_ONCE, len(places), *places, *arguments, milliseconds(self._window)),
+        ]
 
-    def _laid_out(
-        self, keys: Keys, message: Message, id: str, inbox: str
-    ) -> tuple[list[Command], bytes, float]:
-        """What must be said first, the record, and the seconds that its token lives."""
+    def laid_out(
+        self, keys: Keys, message: Message, id: str, inbox: str, ttl: float | None
+    ) -> tuple[list[Command], bytes, int]:
+        """What must be said first, the record, and the milliseconds that its token lives."""
         frame, once = packed(message), ""
-        kind, seconds = _wanted(message.ttl, inbox)
+        if ttl is not None:
+            kind, seconds = "w", ttl
+        else:
+            kind, seconds = ("w", UNATTENDED) if inbox else ("k", REMEMBERED)
         if IDEMPOTENCY_KEY in message.headers:
             once = digest(message.headers[IDEMPOTENCY_KEY])
             seconds = self._window if kind == "k" else seconds
@@ -181,7 +202,7 @@ class RedisBackend(Serving):
             kind = kind.upper()  # if it is sent, the script lets the body of a message that waits live on
             before = [("SET", keys.body(id), frame, "NX", "PX", milliseconds(seconds + KEEP_BODY))]
             frame = b""
-        return before, f"{kind}\n{id}\n{inbox}\n{once}\n".encode() + frame, seconds
+        return before, f"{kind}\n{id}\n{inbox}\n{once}\n".encode() + frame, milliseconds(seconds)
 
     def dead_letters(self, queue: str) -> list[DeadLetter]:
         keys = keys_of(queue)
@@ -203,7 +224,7 @@ class RedisBackend(Serving):
         message = unpacked(letter.frame).but(
             **{"reply_to": None, "ttl": None, ATTEMPT: None, IDEMPOTENCY_KEY: None}
         )
-        changed, record, _ = self._laid_out(keys, message, plain(letter.id), "")
+        changed, record, _ = self.laid_out(keys, message, plain(letter.id), "", None)
         body = [(*command[:3], "XX", "KEEPTTL") for command in changed]
         return self._settle(letter, body, record)
 
@@ -212,8 +233,8 @@ class RedisBackend(Serving):
 
     def _settle(self, letter: DeadLetter, before: Sequence[Command], *record: bytes) -> bool:
         keys = keys_of(letter.queue)
-        link = Link(self.place, keys.queue, (scripts.REVIVE,))
-        command = (scripts.REVIVE, 3, keys.dead, keys.queue, keys.bell, letter.raw, *record)
+        link = Link(self.place, keys.queue, (REVIVE,))
+        command = (REVIVE, 3, keys.dead, keys.queue, keys.bell, letter.raw, *record)
         try:
             return bool(persistent(lambda: link.ask(*before, command), BLOCK))
         finally:
@@ -223,25 +244,23 @@ class RedisBackend(Serving):
         self, queues: Sequence[str], handler: Handler, concurrency: int
     ) -> list[Callable[[], None]]:
         served = [keys_of(name) for name in queues]
-        if self._spread and len({keys.tag for keys in served}) > 1:
+        if self.is_spread and len({keys.tag for keys in served}) > 1:
             raise Unsupported(
                 f"on a cluster, queues of one worker need one hash slot, not {', '.join(queues)}: give them "
                 "names like shop.high and shop.low, or start a worker for each"
             )
-        alarm = self._alarm = Alarm()
-        workers = [
-            RedisWorker(self.place, served, handler, self._options, self._is_stopped, alarm, concurrency == 1)
-            for _ in range(concurrency)
-        ]
-        self._minder = Minder(self.place, served, workers, self._options, self._is_stopped, alarm)
-        return [*(worker.work for worker in workers), self._minder.mind, self._minder.relieve]
+        alarm = self._alarm()
+        common = (self.place, served, handler, self._options, self._is_stopped, alarm)
+        workers = [RedisWorker(*common, concurrency == 1, self._tell) for _ in range(concurrency)]
+        minder = Minder(self.place, served, workers, self._options, self._is_stopped, alarm)
+        self._ending = [*self._ending, minder]
+        return [*(worker.work for worker in workers), minder.mind, minder.relieve]
 
-    def _other_loops(self, addresses: Sequence[Address], handler: Handler) -> list[Callable[[], None]]:
-        return self._channels.loops(addresses, handler, self._is_stopped)
-
-
-def _wanted(ttl: float | None, inbox: str) -> tuple[str, float]:
-    """The kind of a record, and the seconds that its token lives."""
-    if ttl is not None:
-        return "w", ttl
-    return ("w", UNATTENDED) if inbox else ("k", REMEMBERED)
+    def _discard(self, queue: str) -> None:
+        keys = keys_of(queue)
+        client = self.place.client(keys.queue)
+        while raw := client.lpop(keys.queue):
+            record = Record.unpacked(raw)
+            if record.is_large:
+                client.unlink(keys.body(record.id))
+        client.unlink(keys.delayed, keys.bell)

@@ -22,9 +22,12 @@ from ..addresses import Address
 from ..errors import Unsupported
 from ..message import Handler, Message
 from . import _rq_scripts as scripts
-from ._redis import Serving, milliseconds, patience, persistent, translated_or_logged
+from ._redis import milliseconds, persistent, translated_or_logged
 from ._redis_channels import KEEP_REPLY, Channels, RedisReplies, reply_key
+from ._redis_keys import digest
 from ._redis_places import place
+from ._redis_serving import Serving
+from ._retries import patience
 from ._rq_records import Records, RqOptions, job_for, job_key
 from ._rq_worker import RqWorker
 
@@ -51,7 +54,9 @@ class PythonRqBackend(Serving):
     finished and failed jobs are kept for `result_ttl` and `failure_ttl` seconds. Connects at first use.
     """
 
-    features = frozenset({"durable", "redelivers", "topics", "groups", "priorities", "processes"})
+    features = frozenset(
+        {"durable", "redelivers", "topics", "groups", "subscriptions", "locks", "priorities", "processes"}
+    )
     max_message = 64 * 1024 * 1024
 
     def __init__(
@@ -70,12 +75,11 @@ class PythonRqBackend(Serving):
         here = place(source.removeprefix("rq+") if isinstance(source, str) else source)
         if isinstance(source, redis.RedisCluster):
             raise Unsupported("rq needs a single Redis server, not a cluster")
-        self._client = here.client("")
+        self.place, self._client = here, here.client("")
         self._options = RqOptions(lease, max_deliveries, fork, job_timeout, result_ttl, failure_ttl)
-        self._channels = Channels(here)
+        self.channels = Channels(here)
         self._records = Records(self._client)
         self._read: deque[str] = deque()
-        self._workers: list[RqWorker] = []
 
     def __repr__(self) -> str:
         where = self._client.connection_pool.connection_kwargs
@@ -84,12 +88,12 @@ class PythonRqBackend(Serving):
 
     def send(self, to: Address, message: Message) -> None:
         if to.kind != "queue":
-            return self._channels.send(to, message)
+            return self._publish(to, message)
         self._enqueue(to, message)
 
     def request(self, to: Address, message: Message) -> RedisReplies:
         if to.kind != "queue":
-            return self._channels.request(to, message)
+            return self.channels.request(to, message)
         self._enqueue(to, message)
         return RedisReplies(
             self._client,
@@ -102,28 +106,33 @@ class PythonRqBackend(Serving):
         )
 
     def close(self) -> None:
-        for worker in self._workers:
-            worker.hand_back()
+        self._hand_back()
         if self._read:
             with translated_or_logged():
                 self._client.unlink(*self._read)
             self._read.clear()
-        self._client.close()
+        self.place.close()
 
     def _queue_loops(
         self, queues: Sequence[str], handler: Handler, concurrency: int
     ) -> list[Callable[[], None]]:
         if self._options.fork and concurrency > 1:
             raise Unsupported("rq with fork=True runs one job at a time: start more workers instead")
-        self._workers = [
-            RqWorker(self._records, queues, handler, self._options, self._is_stopped)
+        workers = [
+            RqWorker(self._records, queues, handler, self._options, self._is_stopped, self._tell)
             for _ in range(concurrency)
         ]
-        loops: list[Callable[[], None]] = [worker.work for worker in self._workers]
-        return loops if self._options.fork else [*loops, partial(RqWorker.keep_alive, self._workers)]
+        self._ending = [*self._ending, *workers]
+        loops: list[Callable[[], None]] = [worker.work for worker in workers]
+        return loops if self._options.fork else [*loops, partial(RqWorker.keep_alive, workers)]
 
-    def _other_loops(self, addresses: Sequence[Address], handler: Handler) -> list[Callable[[], None]]:
-        return self._channels.loops(addresses, handler, self._is_stopped)
+    def _keep(self, subscription: Address, message: Message) -> None:
+        """With an id of its own: rq's jobs are known by it, whatever queue they are in."""
+        own = digest(f"{message.id} {subscription.group}")[:32]
+        self._enqueue(subscription.shelf, message.but(id=own))
+
+    def _discard(self, queue: str) -> None:
+        self._records.queue(queue).delete(delete_jobs=True)
 
     def _enqueue(self, to: Address, message: Message) -> None:
         queue = self._records.queue(to.name)
@@ -144,7 +153,7 @@ class PythonRqBackend(Serving):
             milliseconds((ttl or 0) + KEEP_REPLY),
             *fields,
         ]
-        persistent(partial(self._records.run, scripts.SEND, keys, arguments), patience(message))
+        persistent(partial(self._records.run, scripts.SEND, keys, arguments), patience(ttl))
         self._sweep()
 
     def _sweep(self) -> None:

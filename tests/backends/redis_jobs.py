@@ -14,7 +14,7 @@ from typing import Any, cast
 
 import redis
 
-from rpc import Request, RpcClient, RpcReceiver, job
+from rpc import Request, RpcClient, RpcReceiver, every, job, on
 from rpc.backends import DeadLetters
 from rpc.testing import RedisServer
 
@@ -72,6 +72,24 @@ def echo(text: str) -> str:
     return text
 
 
+class Listeners:
+    @on("boom")
+    def alone(self, data: Any) -> None:
+        note("alone")
+
+    @on("boom", group="team")
+    def team(self, data: Any) -> None:
+        note("team")
+
+    @on("boom", group="team", durable=True)
+    def durable(self, data: Any) -> None:
+        note("durable")
+
+    @every(seconds=0.1, singleton=True)
+    def tick(self) -> None:
+        note("tick")
+
+
 JOBS: dict[str, Callable[..., Any]] = {
     "fast": fast,
     "slow": slow,
@@ -119,10 +137,11 @@ class Bench:
         self._stack.callback(stop)
         return stop
 
-    def spawn(self) -> subprocess.Popen[bytes]:
-        """A worker process."""
+    def spawn(self, *services: str) -> subprocess.Popen[bytes]:
+        """A worker process; of these services, too."""
         before = self.admin.scard(WORKERS)
-        process = subprocess.Popen([sys.executable, "-m", __name__, self.url, str(self.log)], cwd=ROOT)
+        command = [sys.executable, "-m", __name__, self.url, str(self.log), *services]
+        process = subprocess.Popen(command, cwd=ROOT)
         self._stack.callback(end, process)
         eventually(lambda: self.admin.scard(WORKERS) > before, "the worker did not start")
         return process
@@ -150,10 +169,11 @@ QUEUE = "rpc:{default}:default"
 ROOT = Path(__file__).parent.parent
 
 
-def main(url: str, log: str) -> None:
+def main(url: str, log: str, *services: str) -> None:
     global log_path
     log_path = Path(log)
-    RpcReceiver(jobs=JOBS, backend=url, queues=["default"]).start()
+    classes = [globals()[name] for name in services]
+    RpcReceiver(jobs=JOBS, services=classes, backend=url, queues=["default"]).start()
 
 
 if __name__ == "__main__":

@@ -12,7 +12,9 @@ import redis
 from redis.exceptions import NoPermissionError
 
 from rpc import RemoteError, WorkerLost
-from rpc.backends import _redis_scripts as scripts
+from rpc.addresses import topic
+from rpc.backends import _redis_channels, _redis_hearing, _redis_scripts, _redis_sending, _redis_serving
+from rpc.message import Message
 from rpc.testing import RedisServer, start_redis
 
 from .redis_jobs import Bench
@@ -24,16 +26,26 @@ PAGE = (Path(__file__).parents[2] / "docs" / "redis.md").read_text()
 LINES = dict(re.findall(r"^user (rpc-\w+) (.*)$", PAGE, re.MULTILINE))
 CONNECTING = "client|setname client|id client|reply script|load evalsha"
 SAID = {
-    "rpc-client": f"{CONNECTING} blmove lrem pexpire set get del publish lrange",
+    "rpc-client": f"{CONNECTING} blmove lrem ltrim pexpire set get del publish lrange "
+    "multi exec xadd xread unlink lpop zrange zrem",
     "rpc-worker": f"{CONNECTING} client|unblock blpop lrange pttl get set rpush pexpire publish sadd exists "
-    "smembers subscribe del ping",
+    "smembers subscribe del ping multi exec xadd xread xrevrange xreadgroup xdel unlink lpop",
 }
 """What each says itself."""
 RUN = {
-    "rpc-client": ("SEND", "SEND_ONCE", "SEND_LATER", "REVIVE"),
-    "rpc-worker": (*("NEXT", "ACK", "REPLY", "FORBID", "POSTPONE", "BURY", "RECOVER", "PROMOTE", "RELEASE"),),
+    "rpc-client": ("SEND", "SEND_MANY", "SEND_ONCE", "SEND_LATER", "REVIVE", "BROADCAST"),
+    "rpc-worker": (
+        *("NEXT", "ACK", "REPLY", "FORBID", "POSTPONE", "BURY", "RECOVER", "PROMOTE", "RELEASE"),
+        *("JOIN", "KEEP", "GONE", "LOCK", "UNLOCK"),
+    ),
 }
 """The scripts that each runs."""
+SCRIPTS = {
+    name: text
+    for module in (_redis_scripts, _redis_sending, _redis_channels, _redis_hearing, _redis_serving)
+    for name, text in vars(module).items()
+    if name.isupper() and "-- KEYS" in str(text)
+}
 
 
 @pytest.mark.parametrize("user", LINES)
@@ -41,14 +53,14 @@ def test_the_page_names_the_commands_of_the_code(user: str) -> None:
     in_scripts = {
         command.lower()
         for name in RUN[user]
-        for command in re.findall(r"redis\.p?call\(\s*'(\w+)'", getattr(scripts, name))
+        for command in re.findall(r"redis\.p?call\(\s*'(\w+', '(?:CREATE|SETID)|\w+)'", SCRIPTS[name])
     }
+    in_scripts = {command.replace("', '", "|") for command in in_scripts}
     assert set(re.findall(r"\+(\S+)", LINES[user])) == {*SAID[user].split(), *in_scripts}
 
 
 def test_every_script_is_run_by_one_of_them() -> None:
-    known = {name for name, text in vars(scripts).items() if name.isupper() and "-- KEYS" in str(text)}
-    assert known == {name for names in RUN.values() for name in names}
+    assert set(SCRIPTS) == {name for names in RUN.values() for name in names}
 
 
 @pytest.fixture
@@ -88,7 +100,15 @@ def denied(admin: Any) -> list[str]:
 
 def exercised(bench: Bench) -> None:
     """Everything that there is, in small and in large."""
-    worker, client = bench.spawn(), bench.client
+    worker, client = bench.spawn("Listeners"), bench.client
+    client.publish("boom")
+    eventually(lambda: {"alone", "team", "durable", "tick"} <= {*bench.lines()})
+    assert client.describe()
+    shelf: Any = client.backend
+    (subscription,) = shelf.subscribed()
+    shelf.unsubscribe(subscription)
+    client.publish("boom")
+    shelf.send(topic("boom"), Message(b"no event"))
     for text in "small", "x" * 100_000:
         assert client.call_and_wait("flaky", [text]).data == text
         client.call("fast", [text], delay=0.1)

@@ -6,6 +6,7 @@ its timeout. No reply is ever wrong, nothing hangs, and everybody finds the new 
 
 from __future__ import annotations
 
+import shutil
 import threading
 from collections import Counter
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from rpc.testing.topologies import start_cluster, start_sentinel
 
 pytestmark = [
     *(pytest.mark.redis, pytest.mark.real_redis, pytest.mark.slow),
+    pytest.mark.skipif(not shutil.which("redis-server"), reason="needs a real Redis: redis-server on PATH"),
     pytest.mark.xdist_group("topologies"),
     pytest.mark.timeout(120),
 ]

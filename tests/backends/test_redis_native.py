@@ -15,8 +15,13 @@ from uuid import uuid4
 import pytest
 import redis
 
-from rpc import QueueFull, RpcClient, RpcReceiver
+from rpc import QueueFull, Request, RpcClient, RpcReceiver
+from rpc.backends._redis_keys import keys_of
+from rpc.backends._redis_outbox import Ack, Outbox
+from rpc.backends._redis_places import place
+from rpc.backends._redis_scripts import REPLY
 from rpc.testing import RedisServer, start_redis
+from rpc.testing.site import eventually
 
 pytestmark = pytest.mark.redis
 
@@ -113,3 +118,77 @@ def test_an_id_of_any_text_is_answered(server: RedisServer) -> None:
         backend.stop()
         thread.join()
         backend.close()
+
+
+ANSWERS_FIRST = """
+import os, signal, sys
+from rpc import RpcReceiver
+log = os.open(sys.argv[2], os.O_APPEND | os.O_WRONLY | os.O_CREAT)
+def work(request):
+    told = request.respond(request.attempt if request.redelivered else "first")
+    os.write(log, f"{request.redelivered} {told}\\n".encode())
+    if not request.redelivered:
+        os.kill(os.getpid(), signal.SIGKILL)
+RpcReceiver(jobs={"work": work}, backend=sys.argv[1], queues=["default"]).start()
+"""
+
+
+def test_who_was_answered_before_the_worker_died_is_not_answered_again(
+    server: RedisServer, tmp_path: Path
+) -> None:
+    url, log = f"{server.url}?lease=1", tmp_path / "log"
+    workers = [subprocess.Popen([sys.executable, "-c", ANSWERS_FIRST, url, str(log)])]
+    try:
+        with RpcClient(backend=url, timeout=20) as client:
+            assert client.call_and_wait("work").data == "first"
+            workers[0].wait(20)
+            workers.append(subprocess.Popen([sys.executable, "-c", ANSWERS_FIRST, url, str(log)]))
+            eventually(lambda: len(log.read_text().splitlines()) == 2)
+            assert log.read_text().splitlines() == ["False True", "True False"]
+    finally:
+        for worker in workers:
+            worker.kill()
+            worker.wait()
+
+
+@pytest.mark.parametrize("callers", [1, 8])
+def test_a_response_that_was_lost_with_its_connection_goes_with_the_acknowledgement(
+    server: RedisServer, callers: int
+) -> None:
+    begun: list[int] = []
+
+    def work(request: Request) -> None:
+        begun.append(request.data["n"])
+        if request.data["n"] % 3 == 0:
+            admin.client_kill_filter(_type="normal", skipme=True)
+        assert request.respond(request.data["n"])
+
+    with redis.Redis.from_url(server.url) as admin, RpcClient(backend=server.url, timeout=20) as client:
+        receiver = RpcReceiver(jobs={"work": work}, backend=server.url, queues=["default"])
+        thread = threading.Thread(target=receiver.start)
+        thread.start()
+        try:
+            with ThreadPoolExecutor(callers) as pool:
+                answers = list(pool.map(lambda n: client.call_and_wait("work", {"n": n}).data, range(24)))
+        finally:
+            receiver.stop()
+            thread.join()
+    assert answers == list(range(24))
+    assert sorted(begun) == list(range(24))
+
+
+def test_what_was_acknowledged_on_a_connection_that_broke_is_not_answered_on_the_next(
+    server: RedisServer,
+) -> None:
+    keys = keys_of(uuid4().hex)
+    outbox = Outbox(place(server.url), [keys], "worker", is_lone=False)
+    with redis.Redis.from_url(server.url) as admin:
+        outbox.owe(Ack(keys, "first", 1, "", b""))
+        outbox.flush()
+        admin.client_kill_filter(_id=str(outbox.connection))
+        while outbox.connection:  # the first write to a broken connection may succeed
+            outbox.say(REPLY, keys, 3, keys.slot("worker"), keys.token("x"), keys.inbox("x"), "x", 1, b"")
+        outbox.say(REPLY, keys, 3, keys.slot("worker"), keys.token("x"), keys.inbox("x"), "x", 1, b"")
+        assert outbox.connection
+        assert outbox.ask(("PING",)) == [b"PONG"]
+    outbox.drop()

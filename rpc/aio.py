@@ -1,0 +1,227 @@
+"""The caller's shell in an event loop: the same as `client`, awaited."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
+from contextlib import closing, suppress
+from datetime import datetime
+from types import TracebackType
+from typing import Any, TypeVar
+from weakref import WeakSet
+
+from .addresses import Address
+from .backends import AsyncBackend, asynchronous
+from .caller import AS_SET, Caller, Pause
+from .core.conversation import Conversation
+from .core.jobs import Response, current_request
+from .describe import Gathering, WorkerInfo
+from .errors import NoReceivers, QueueFull, RpcTimeout
+from .proxies import Services
+
+T = TypeVar("T")
+
+
+class AsyncRpcClient(Caller):
+    """Calls jobs by name, from coroutines. Any number of calls may wait at a time, also in several event
+    loops, which share nothing; safe to use after a fork.
+
+    Arguments are as for RpcClient.
+    """
+
+    def _begin(self) -> None:
+        self._async = asynchronous(self.backend)
+        self._submitted: WeakSet[asyncio.Task[Any]] = WeakSet()
+
+    async def call(
+        self,
+        name: str,
+        data: Any = None,
+        *,
+        queue: str | None = None,
+        ttl: float | None = None,
+        delay: float | None = None,
+        at: datetime | None = None,
+        idempotency_key: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> str:
+        """As `RpcClient.call`."""
+        pause, attempt = self._pausing(self._allowed(AS_SET)), 0
+        while True:
+            message = self._job(name, data, ttl, delay, at, idempotency_key, headers)
+            try:
+                await self._async.send(self._to(name, queue), message)
+                return message.id
+            except QueueFull as full:
+                await asyncio.sleep(pause(attempt, full))
+            attempt += 1
+
+    async def call_and_wait(
+        self,
+        name: str,
+        data: Any = None,
+        *,
+        timeout: float | None = AS_SET,
+        queue: str | None = None,
+        idempotency_key: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Response:
+        """As `RpcClient.call_and_wait`. A task that is cancelled withdraws what it waits for."""
+        timeout = self._allowed(timeout)
+        ask = self._asking(name, data, timeout, idempotency_key, headers)
+        return await answer(self._async, self._to(name, queue), ask(), ask, self._pausing(timeout))
+
+    def submit(
+        self,
+        name: str,
+        data: Any = None,
+        *,
+        timeout: float | None = AS_SET,
+        queue: str | None = None,
+        idempotency_key: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> asyncio.Future[Response]:
+        """As `RpcClient.submit`, but an asyncio.Future: for `gather`, `as_completed` and the like. Is not
+        awaited itself."""
+        options: dict[str, Any] = {"idempotency_key": idempotency_key, "headers": headers}
+        return self._submit(answer, name, data, timeout=timeout, queue=queue, **options)
+
+    async def invoke(self, name: str, data: Any, **options: Any) -> Any:
+        """As `RpcClient.invoke`."""
+        return (await self.call_and_wait(name, data, **options)).data
+
+    def invoke_soon(self, name: str, data: Any, **options: Any) -> asyncio.Future[Any]:
+        """As `RpcClient.invoke_soon`."""
+        return self._submit(value, name, data, **options)
+
+    def known(self) -> list[WorkerInfo]:
+        """Nothing: whoever asks cannot wait."""
+        return []
+
+    def _submit(
+        self,
+        what: Callable[..., Coroutine[Any, Any, T]],
+        name: str,
+        data: Any,
+        *,
+        timeout: float | None = AS_SET,
+        queue: str | None = None,
+        idempotency_key: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> asyncio.Future[T]:
+        """A task of `what`: `answer`, or `value`."""
+        timeout = self._allowed(timeout)
+        ask = self._asking(name, data, timeout, idempotency_key, headers)
+        coroutine = what(self._async, self._to(name, queue), ask(), ask, self._pausing(timeout))
+        task = asyncio.get_running_loop().create_task(coroutine)
+        self._submitted.add(task)
+        return task
+
+    async def map(
+        self,
+        name: str,
+        iterable: Iterable[Any],
+        *,
+        window: int = 100,
+        timeout: float | None = AS_SET,
+        queue: str | None = None,
+    ) -> AsyncIterator[Response]:
+        """As `RpcClient.map`."""
+        under_way: deque[asyncio.Future[Response]] = deque()
+        try:
+            for item in iterable:
+                under_way.append(self.submit(name, item, timeout=timeout, queue=queue))
+                if len(under_way) >= window:
+                    yield await under_way.popleft()
+            while under_way:
+                yield await under_way.popleft()
+        finally:
+            for future in under_way:
+                future.cancel()
+                future.add_done_callback(_forget)
+
+    async def publish(self, event: str, data: Any = None, *, headers: Mapping[str, str] | None = None) -> str:
+        """As `RpcClient.publish`."""
+        to, message = self._event(event, data, headers)
+        await self._async.send(to, message)
+        return message.id
+
+    @property
+    def services(self) -> Services:
+        """As `RpcClient.services`; a call is awaited."""
+        return Services(self)
+
+    async def describe(self, *, wait: float = 0.5) -> list[WorkerInfo]:
+        """As `RpcClient.describe`."""
+        gathered, end = Gathering(), time.monotonic() + wait
+        asked = self._describing(wait)
+        with suppress(RpcTimeout, NoReceivers), closing(await self._async.request(*asked)) as replies:
+            while True:
+                gathered.add(await replies.receive(max(0.0, end - time.monotonic())))
+        return gathered.workers
+
+    async def close(self) -> None:
+        """Cancel what was submitted in this event loop and is not answered, and give back its connections;
+        calls that wait in it raise Cancelled. Idempotent."""
+        loop = asyncio.get_running_loop()
+        for task in [task for task in self._submitted if task.get_loop() is loop]:
+            task.cancel()
+        await self._async.close()
+        if self._owns_backend:
+            self.backend.close()
+
+    async def __aenter__(self) -> AsyncRpcClient:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+
+def _forget(future: asyncio.Future[Any]) -> None:
+    """Nobody asks how it ended: it may have failed before it was cancelled, or all the same."""
+    if not future.cancelled():
+        future.exception()
+
+
+async def answer(
+    backend: AsyncBackend,
+    to: Address,
+    conversation: Conversation,
+    ask: Callable[[], Conversation],
+    pause: Pause,
+) -> Response:
+    """What a conversation comes to. While a bounded queue has no room for it, `ask` makes another one."""
+    attempt = 0
+    while True:
+        try:
+            return await _answer(backend, to, conversation)
+        except QueueFull as full:
+            await asyncio.sleep(pause(attempt, full))
+        conversation = ask()
+        attempt += 1
+
+
+async def value(
+    backend: AsyncBackend,
+    to: Address,
+    conversation: Conversation,
+    ask: Callable[[], Conversation],
+    pause: Pause,
+) -> Any:
+    """What the `answer` carries."""
+    return (await answer(backend, to, conversation, ask, pause)).data
+
+
+async def _answer(backend: AsyncBackend, to: Address, conversation: Conversation) -> Response:
+    replies = await backend.request(to, conversation.request)
+    try:
+        reply = await replies.receive(conversation.remaining(time.monotonic()))
+    except RpcTimeout as late:
+        raise conversation.timed_out(str(late), current_request.get()) from None
+    finally:
+        replies.close()
+    return conversation.feed(reply)

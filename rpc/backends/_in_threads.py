@@ -1,0 +1,128 @@
+"""A blocking backend for callers in event loops: each that waits has a thread meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from typing import Any, TypeVar
+
+from ..addresses import Address
+from ..errors import BackendUnavailable, Cancelled, RpcTimeout
+from ..message import Message
+from . import AsyncReplies, Backend, Replies
+from ._loops import PerLoop
+
+T = TypeVar("T")
+MOST = 1024
+"""Threads, at most."""
+SLICE = 0.5
+"""Seconds after which a thread looks whether anybody waits for what it waits for."""
+
+
+class InThreads:
+    """An AsyncBackend, of a Backend that blocks."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self.features, self.max_message = backend.features, backend.max_message
+        self._threads = PerLoop(Threads, lambda threads: threads.end())
+
+    async def send(self, to: Address, message: Message) -> None:
+        await asyncio.wrap_future(self._threads.here().start(partial(self._backend.send, to, message)))
+
+    async def request(self, to: Address, message: Message) -> AsyncReplies:
+        threads = self._threads.here()
+        asked = threads.start(partial(self._backend.request, to, message))
+        try:
+            return RepliesInThreads(threads, await asyncio.wrap_future(asked))
+        except asyncio.CancelledError:
+            asked.add_done_callback(_withdrawn)
+            raise
+
+    async def close(self) -> None:
+        if threads := self._threads.pop():
+            threads.end()
+            await asyncio.get_running_loop().run_in_executor(None, threads.join)
+
+
+class Threads:
+    """Of one event loop."""
+
+    def __init__(self) -> None:
+        self._pool = ThreadPoolExecutor(MOST, thread_name_prefix="rpc-client")
+        self.open: set[RepliesInThreads] = set()
+        self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        """Done at the end."""
+
+    def start(self, action: Callable[[], T]) -> Future[T]:
+        """Raises Cancelled after the end."""
+        if self.over.done():
+            raise Cancelled("the client was closed")
+        return self._pool.submit(action)
+
+    def end(self) -> None:
+        """Nobody waits any more for what runs."""
+        for replies in list(self.open):
+            replies.close()
+        if not self.over.get_loop().is_closed() and not self.over.done():
+            self.over.set_result(None)
+        self._pool.shutdown(wait=False)
+
+    def join(self) -> None:
+        """Wait until the last thread has noticed: what it uses is given back after that."""
+        self._pool.shutdown()
+
+
+class RepliesInThreads:
+    """The way back of one request."""
+
+    def __init__(self, threads: Threads, replies: Replies) -> None:
+        self._threads, self._replies = threads, replies
+        self._receiving: asyncio.Future[Message] | None = None
+        """Goes on when the task that waits for it is cancelled: the next one gets what it got."""
+        threads.open.add(self)
+
+    async def receive(self, timeout: float | None) -> Message:
+        loop = asyncio.get_running_loop()
+        end = None if timeout is None else loop.time() + timeout
+        while True:
+            left = SLICE if end is None else min(SLICE, max(0.0, end - loop.time()))
+            try:
+                return await self._receive(left)
+            except (RpcTimeout, BackendUnavailable) as error:
+                if end is not None and loop.time() >= end:
+                    raise
+                if isinstance(error, BackendUnavailable):
+                    await asyncio.sleep(min(left, 0.1))  # some fail at once
+
+    async def _receive(self, seconds: float) -> Message:
+        if self._receiving is None:
+            received = self._threads.start(partial(self._replies.receive, seconds))
+            self._receiving = asyncio.wrap_future(received)
+            self._receiving.add_done_callback(_looked_at)  # else the loop complains if nobody comes for it
+        either: list[asyncio.Future[Any]] = [self._receiving, self._threads.over]
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+        if not self._receiving.done():
+            raise Cancelled("the client was closed")
+        receiving, self._receiving = self._receiving, None
+        return receiving.result()
+
+    def close(self) -> None:
+        if self in self._threads.open:
+            self._threads.open.discard(self)
+            if self._threads.over.done():  # it was on its way at the end
+                asyncio.get_running_loop().run_in_executor(None, self._replies.close)
+            else:
+                self._threads.start(self._replies.close)
+
+
+def _withdrawn(asked: Future[Replies]) -> None:
+    if not asked.cancelled() and not asked.exception():
+        asked.result().close()
+
+
+def _looked_at(receiving: asyncio.Future[Message]) -> None:
+    if not receiving.cancelled():
+        receiving.exception()

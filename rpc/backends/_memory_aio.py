@@ -1,0 +1,71 @@
+"""The memory backend for callers in event loops."""
+
+from __future__ import annotations
+
+import asyncio
+from contextlib import suppress
+from weakref import WeakSet
+
+from ..addresses import Address
+from ..errors import Cancelled, RpcTimeout
+from ..message import Message
+from ._loops import PerLoop
+from .memory import Hub, MemoryBackend, MemoryReplies
+
+
+class AsyncMemoryReplies:
+    """The same for a task of an event loop: whoever replies wakes it up."""
+
+    def __init__(self, hub: Hub) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._come = asyncio.Event()
+        self.replies = MemoryReplies(hub, self._wake)
+        self._is_over = False
+
+    async def receive(self, timeout: float | None) -> Message:
+        end = None if timeout is None else self._loop.time() + timeout
+        while True:
+            self._come.clear()
+            with suppress(RpcTimeout):
+                return self.replies.receive(0)
+            if self._is_over:
+                raise Cancelled("the client was closed")
+            left = None if end is None else end - self._loop.time()
+            try:
+                await asyncio.wait_for(self._come.wait(), left)
+            except asyncio.TimeoutError:
+                raise RpcTimeout from None
+
+    def close(self) -> None:
+        self.replies.close()
+
+    def end(self) -> None:
+        """Nothing will come any more."""
+        self._is_over = True
+        self._wake()
+
+    def _wake(self) -> None:
+        with suppress(RuntimeError):  # the loop was closed: nobody waits any more
+            self._loop.call_soon_threadsafe(self._come.set)
+
+
+class AsyncMemory:
+    """A MemoryBackend for callers in event loops."""
+
+    def __init__(self, backend: MemoryBackend) -> None:
+        self._backend = backend
+        self.features, self.max_message = backend.features, backend.max_message
+        self._open: PerLoop[WeakSet[AsyncMemoryReplies]] = PerLoop(WeakSet)
+
+    async def send(self, to: Address, message: Message) -> None:
+        self._backend.send(to, message)
+
+    async def request(self, to: Address, message: Message) -> AsyncMemoryReplies:
+        replies = AsyncMemoryReplies(self._backend.hub)
+        self._open.here().add(replies)
+        self._backend.put(to, message, replies.replies)
+        return replies
+
+    async def close(self) -> None:
+        for replies in self._open.pop() or ():
+            replies.end()

@@ -1,0 +1,190 @@
+"""What is the same for every client, whether it blocks or not: its settings, and the messages it sends."""
+
+from __future__ import annotations
+
+import math
+import random
+import sys
+import time
+from collections.abc import Callable, Mapping
+from datetime import datetime
+from types import ModuleType
+from typing import Any, Final, Literal
+
+from .addresses import Address
+from .addresses import queue as queue_address
+from .backends import Backend, backend_from_url
+from .core.codecs import Codec, codec_named
+from .core.conversation import Conversation, call_message
+from .core.jobs import current_request
+from .core.patterns import fitting
+from .describe import ALL_WORKERS, DESCRIBE
+from .errors import QueueFull, SettingsError, Unsupported
+from .events import event_address
+from .message import DELAY, IDEMPOTENCY_KEY, OWN, TRACE, Message, passed_on
+from .settings import Settings, load_settings
+
+AS_SET: Final[Any] = object()
+NESTED_MARGIN = 0.95
+"""Share of the time left that a call made by a handler may take: the rest is for telling the handler's own
+caller what went wrong."""
+LEAST = 0.05
+"""Seconds that must be left for another look whether there is room in a queue."""
+
+
+_FEATURES = {DELAY: "delay", IDEMPOTENCY_KEY: "idempotency"}
+
+Pause = Callable[[int, QueueFull], float]
+"""Seconds to wait after so many attempts, the last of which was refused; raises that, if it is to be."""
+
+
+class Caller:
+    """The base of RpcClient and AsyncRpcClient."""
+
+    def __init__(
+        self,
+        *,
+        settings: str | ModuleType | Settings | None = None,
+        backend: Backend | str | None = None,
+        timeout: float | None = AS_SET,
+        queue: str = "default",
+        codec: str | Codec | None = None,
+        max_message_bytes: int | None = None,
+        when_full: Literal["raise", "wait"] = "raise",
+    ) -> None:
+        if not isinstance(settings, Settings):
+            settings = load_settings(settings) if backend is None or settings is not None else Settings()
+        chosen = settings.for_clients if backend is None else backend
+        self.backend: Backend = backend_from_url(chosen) if isinstance(chosen, str) else chosen
+        self._owns_backend = isinstance(chosen, str)
+        self.timeout = settings.timeout if timeout is AS_SET else timeout
+        if when_full not in ("raise", "wait"):
+            raise SettingsError(f"when_full is 'raise' or 'wait', not {when_full!r}")
+        self._waits_for_room = when_full == "wait"
+        self._queue, self._codec = queue, codec_named(codec or settings.codec)
+        self._routes = [(fitting(pattern), each) for pattern, each in settings.routes.items()]
+        limit = max_message_bytes or settings.max_message_bytes
+        self._max_message = min(limit, self.backend.max_message or sys.maxsize)
+        self._begin()
+
+    def _begin(self) -> None:
+        """What else a client needs."""
+
+    def _job(
+        self,
+        name: str,
+        data: Any,
+        ttl: float | None,
+        delay: float | None,
+        at: datetime | None,
+        idempotency_key: str | None,
+        headers: Mapping[str, str] | None,
+    ) -> Message:
+        """The message of a job that nobody waits for."""
+        if at is not None and delay is not None:
+            raise ValueError("give delay or at, not both")
+        wait = delay if at is None else max(0.0, at.timestamp() - time.time())
+        more = {} if wait is None else {DELAY: _delay(wait, ttl, idempotency_key)}
+        return self._message(name, data, ttl, idempotency_key, {**_own(headers), **more}, replies=False)
+
+    def _asking(
+        self,
+        name: str,
+        data: Any,
+        timeout: float | None,
+        idempotency_key: str | None,
+        headers: Mapping[str, str] | None,
+    ) -> Callable[[], Conversation]:
+        """What makes a request, which may take until so many seconds from now."""
+        began, own = time.monotonic(), _own(headers)
+
+        def ask() -> Conversation:
+            left = None if timeout is None else max(0.0, began + timeout - time.monotonic())
+            message = self._message(name, data, left, idempotency_key, own, replies=True)
+            return Conversation(message, name, timeout, began)
+
+        return ask
+
+    def _message(
+        self,
+        name: str,
+        data: Any,
+        ttl: float | None,
+        idempotency_key: str | None,
+        headers: Mapping[str, str],
+        *,
+        replies: bool,
+    ) -> Message:
+        if idempotency_key is not None:
+            headers = {**headers, IDEMPOTENCY_KEY: idempotency_key}
+        for header in headers:
+            if (feature := _FEATURES.get(header, "")) and feature not in self.backend.features:
+                raise Unsupported(f"this backend has no feature {feature!r}; redis: and memory: have it")
+        return call_message(
+            name, data, self._codec, ttl=ttl, replies=replies, max_message=self._max_message, headers=headers
+        )
+
+    def _event(self, event: str, data: Any, headers: Mapping[str, str] | None) -> tuple[Address, Message]:
+        """Where an event is published, and its message."""
+        to = event_address(event)
+        self._need_topics()
+        named = {f"{OWN}{name}": text for name, text in (headers or {}).items()}
+        return to, self._message(event, data, None, None, _own(named), replies=False)
+
+    def _describing(self, wait: float) -> tuple[Address, Message]:
+        """What all workers are asked for."""
+        self._need_topics()
+        return ALL_WORKERS, self._message(DESCRIBE, None, wait, None, {}, replies=True)
+
+    def _need_topics(self) -> None:
+        if "topics" not in self.backend.features:
+            raise Unsupported("this backend has no topics; redis:, rq+redis:, amqp: and memory: have them")
+
+    def _to(self, name: str, queue: str | None) -> Address:
+        """The queue that was asked for, else that of the first route which the job's name fits."""
+        if queue is None and self._routes:
+            queue = next((each for fits, each in self._routes if fits(name)), None)
+        return queue_address(queue or self._queue)
+
+    def _allowed(self, timeout: float | None) -> float | None:
+        """The timeout, within the time that is left to the request that is being handled here, if one is."""
+        if timeout is AS_SET:
+            timeout = self.timeout
+        request = current_request.get()
+        if request is None or request.deadline is None:
+            return timeout
+        left = (request.deadline - time.monotonic()) * NESTED_MARGIN
+        return max(left, 0.0) if timeout is None else min(timeout, max(left, 0.0))
+
+    def _pausing(self, timeout: float | None) -> Pause:
+        """How long to wait for room in a queue, until so many seconds from now."""
+        end = math.inf if timeout is None else time.monotonic() + timeout
+
+        def pause(attempt: int, refused: QueueFull) -> float:
+            left = end - time.monotonic()
+            if not self._waits_for_room or left < LEAST:
+                raise refused
+            return min(random.uniform(0, min(1.0, 0.01 * 2.0 ** min(attempt, 10))), left / 2)
+
+        return pause
+
+
+def _own(headers: Mapping[str, str] | None) -> Mapping[str, str]:
+    """The headers of a call, with those of the request that is being handled here; ValueError for others."""
+    request = current_request.get()
+    inherited = passed_on(request.headers) if request else {}
+    if not headers:
+        return inherited
+    own = passed_on(headers)
+    if len(own) < len(headers) or not all(isinstance(value, str) for value in own.values()):
+        raise ValueError(
+            f"headers are texts, named {OWN}... or {', '.join(TRACE)}, not {dict(headers)!r:.200}"
+        )
+    return {**inherited, **own}
+
+
+def _delay(seconds: float, ttl: float | None, idempotency_key: str | None) -> str:
+    """The header; ValueError if it makes no sense."""
+    if not 0 <= seconds < math.inf or (ttl is not None and ttl <= seconds) or idempotency_key is not None:
+        raise ValueError("a delay is finite, not negative, less than ttl, and goes with no idempotency_key")
+    return f"{seconds:.3f}"

@@ -1,0 +1,126 @@
+"""Calls that a handler makes are a part of the request that it handles."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import pytest
+from in_memory import Site
+
+from rpc import AsyncRequest, Request, RpcTimeout
+from rpc.core.protocol import Call
+from rpc.errors import Unsupported
+from rpc.message import Message
+
+TRACE = {"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", "tracestate": "a=b"}
+
+
+@pytest.fixture
+def site() -> Iterator[Site]:
+    with ExitStack() as stack:
+        yield Site(stack)
+
+
+def what_arrives(request: Request) -> dict[str, Any]:
+    left = None if request.deadline is None else request.deadline - time.monotonic()
+    return {"data": request.data, "headers": dict(request.headers), "left": left}
+
+
+def by_request(request: Request) -> Any:
+    return request.call_and_wait("inner", {"a": 1}).data
+
+
+async def by_async_request(request: AsyncRequest) -> Any:
+    return (await request.call_and_wait("inner", {"a": 1})).data
+
+
+def in_a_thread_of_its_own(request: Request) -> Any:
+    found: list[Any] = []
+    thread = threading.Thread(target=lambda: found.append(by_request(request)))
+    thread.start()
+    thread.join()
+    return found[0]
+
+
+WAYS = [by_request, by_async_request, in_a_thread_of_its_own]
+
+
+@pytest.mark.parametrize("outer", WAYS)
+def test_a_nested_call_inherits_the_deadline_the_trace_and_the_applications_headers(
+    site: Site, outer: Callable[..., Any]
+) -> None:
+    site.serve({"outer": outer, "inner": what_arrives}, concurrency=2)
+    headers = {**TRACE, "x-tenant": "acme"}
+    inner = site.client().call_and_wait("outer", timeout=7, headers=headers).data
+    assert inner["data"] == {"a": 1}
+    assert {name: inner["headers"].get(name) for name in headers} == headers
+    assert 0 < inner["left"] < 7
+
+
+def test_headers_of_its_own_are_added(site: Site) -> None:
+    def outer(request: Request) -> Any:
+        return request.call_and_wait("inner", headers={"x-b": "2", "x-c": "3"}).data
+
+    site.serve({"outer": outer, "inner": what_arrives}, concurrency=2)
+    found = site.client().call_and_wait("outer", headers={"x-a": "1", "x-b": "1"}).data["headers"]
+    assert {name: found[name] for name in found if name.startswith("x-")} == {
+        "x-a": "1",
+        "x-b": "2",
+        "x-c": "3",
+    }
+
+
+@pytest.mark.parametrize("outer", ["plain", "coroutine"])
+def test_a_job_can_be_sent_that_nobody_waits_for(site: Site, outer: str) -> None:
+    ids = []
+
+    def plain(request: Request) -> str:
+        return request.call("inner", ["x"])
+
+    async def coroutine(request: AsyncRequest) -> str:
+        return await request.call("inner", ["x"])
+
+    def inner(request: Request) -> None:
+        ids.append((request.id, request.headers["x-a"], request.deadline))
+
+    jobs = {"plain": plain, "coroutine": coroutine, "inner": inner}
+    site.serve(jobs)
+    client = site.client()
+    id = client.call_and_wait(outer, headers={"x-a": "1"}).data
+    client.call_and_wait("inner", headers={"x-a": "last"})
+    assert ids[0] == (id, "1", None)
+
+
+@pytest.mark.parametrize("outer", WAYS[:2])
+def test_without_a_free_slot_it_fails_in_time_and_says_why(site: Site, outer: Callable[..., Any]) -> None:
+    site.serve({"outer": outer, "inner": what_arrives}, concurrency=1)
+    with pytest.raises(RpcTimeout, match=r"no free slot for it \(concurrency=1\).*RPC_CONCURRENCY"):
+        site.client().call_and_wait("outer", timeout=1)
+
+
+def test_a_client_that_a_handler_has_inherits_as_well(site: Site) -> None:
+    client = site.client()
+    site.serve({"outer": lambda: client.call_and_wait("inner").data, "inner": what_arrives}, concurrency=2)
+    assert client.call_and_wait("outer", headers={"x-a": "1"}).data["headers"]["x-a"] == "1"
+
+
+@pytest.mark.parametrize("headers", [{"id": "1"}, {"tenant": "a"}, {"x-n": 1}, {"ttl": "9"}])
+@pytest.mark.parametrize("way", ["call", "call_and_wait", "submit"])
+def test_headers_that_are_not_the_applications_are_refused(
+    site: Site, way: str, headers: dict[str, Any]
+) -> None:
+    with pytest.raises(ValueError, match="x-"):
+        getattr(site.client(), way)("inner", headers=headers)
+
+
+def test_whoever_has_no_client_says_so() -> None:
+    class Delivery:
+        message = Message(b"", {"id": "1"})
+
+    request = Request(Delivery(), Call("inner"), None, lambda request, data: True)  # type: ignore[arg-type]
+    with pytest.raises(Unsupported, match="client"):
+        request.call("inner")
