@@ -3,13 +3,14 @@ respond, a client that calls and waits, over any queue, through one small backen
 
 from typing import TYPE_CHECKING, Any
 
+from .aio import AsyncRpcClient
 from .client import RpcClient
-from .core.conversation import Response
-from .core.jobs import Request, job
+from .core.jobs import AsyncRequest, Request, Response, job
 from .errors import (
     BackendUnavailable,
     Cancelled,
     InvalidParams,
+    MethodNotExposed,
     MethodNotFound,
     NoReceivers,
     QueueFull,
@@ -17,20 +18,28 @@ from .errors import (
     RpcError,
     RpcTimeout,
     SerializationError,
+    ServiceNotFound,
     SettingsError,
     Unauthorized,
     Unsupported,
     WorkerLost,
 )
+from .events import Event, on
 from .receiver import RpcReceiver
+from .services import expose, service
+from .timers import cron, every
 
 if TYPE_CHECKING:
     from .backends.rq import PythonRqBackend
 
 __all__ = [
+    "AsyncRequest",
+    "AsyncRpcClient",
     "BackendUnavailable",
     "Cancelled",
+    "Event",
     "InvalidParams",
+    "MethodNotExposed",
     "MethodNotFound",
     "NoReceivers",
     "PythonRqBackend",
@@ -43,11 +52,17 @@ __all__ = [
     "RpcReceiver",
     "RpcTimeout",
     "SerializationError",
+    "ServiceNotFound",
     "SettingsError",
     "Unauthorized",
     "Unsupported",
     "WorkerLost",
+    "cron",
+    "every",
+    "expose",
     "job",
+    "on",
+    "service",
 ]
 
 

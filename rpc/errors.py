@@ -3,6 +3,8 @@
 RpcError
 ├── RemoteError           the handler raised: .type .message .data .traceback are the remote ones
 ├── MethodNotFound        no receiver maps this name
+│   ├── ServiceNotFound   no receiver has this service
+│   └── MethodNotExposed  the service has the method, but not for clients
 ├── InvalidParams         the handler's signature or annotations do not admit these arguments
 ├── RpcTimeout            no answer within the time allowed
 ├── WorkerLost            the worker died, and the job will not be tried again
@@ -49,6 +51,18 @@ class MethodNotFound(RpcError):
     """No receiver maps this name to a handler."""
 
     code = -32601
+
+
+class ServiceNotFound(MethodNotFound):
+    """No receiver has a service of this name."""
+
+    code = -32010
+
+
+class MethodNotExposed(MethodNotFound):
+    """The service has a method of this name, but not for clients."""
+
+    code = -32011
 
 
 class InvalidParams(RpcError):

@@ -14,6 +14,7 @@ from typing import Protocol
 
 import msgspec
 
+from .addresses import Address
 from .errors import SerializationError
 
 LOST = "lost"
@@ -37,6 +38,12 @@ to all (feature `idempotency`)."""
 
 ATTEMPT = "attempt"
 """Header: how often the job has been tried, if it failed before."""
+
+TRACE = ("traceparent", "tracestate", "baggage")
+"""Headers of a trace (https://www.w3.org/TR/trace-context/)."""
+
+OWN = "x-"
+"""What headers begin with that belong to the application."""
 
 MAX_HEADERS = 64
 MAX_HEADER_BYTES = 8192
@@ -99,6 +106,11 @@ class Message(msgspec.Struct, frozen=True):
         return Message(self.body, merged)
 
 
+def passed_on(headers: Mapping[str, str]) -> dict[str, str]:
+    """The headers that calls made for a request inherit from it: of the trace, and the application's own."""
+    return {name: value for name, value in headers.items() if name in TRACE or name.startswith(OWN)}
+
+
 _encode_headers = msgspec.msgpack.Encoder().encode
 _decode_headers = msgspec.msgpack.Decoder(dict[str, str]).decode
 
@@ -133,6 +145,8 @@ class Delivery(Protocol):
     """One message in the hands of a handler."""
 
     message: Message
+    to: Address
+    """Which of the addresses that are served it came to."""
     cancelled: bool
     """True as soon as nobody listens for the reply any more. May change at any time."""
     on_cancel: Callable[[], object] | None

@@ -12,74 +12,182 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from functools import cached_property, partial
 from types import FrameType, ModuleType
-from typing import Any
+from typing import Any, TypeVar
+from uuid import uuid4
 
-from .addresses import queue
+from .addresses import Address, queue
+from .aio import AsyncRpcClient
 from .backends import Backend, backend_from_url
+from .client import RpcClient
 from .core.codecs import Accepted
-from .core.dispatch import Dispatcher
+from .core.dispatch import Dispatcher, contained
 from .core.jobs import jobs_from
+from .core.middleware import Around, Hooks, Middleware, checked
+from .describe import ALL_WORKERS, DESCRIBE, WorkerInfo, worker_info
 from .errors import Cancelled, SettingsError, Unsupported
-from .message import Delivery
+from .events import Events, listeners_in
+from .loops import Later, LoopThread
+from .message import Delivery, Message
+from .services import gathered, service
 from .settings import Settings, load_settings
+from .ticker import Ticker
+from .timers import timers_in
 
 logger = logging.getLogger(__name__)
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+LEASE = 10.0
+"""Seconds that a singleton's lock outlives its owner, if the settings do not say."""
+
+F = TypeVar("F", bound=Callable[..., Any])
 
 
 class RpcReceiver:
     """Maps names to handlers, and serves a backend.
 
-    What is not given comes from the settings module (see `rpc.settings`), which is read if `jobs` or
-    `backend` is missing, or if `settings` names it. `jobs` maps names to callables, `backend` is a backend or
-    its URL, `queues` are served in this order of priority, `concurrency` is how many jobs run at a time,
-    `grace` the seconds that a stop gives to those that run. Raises SettingsError, and Unsupported if a job
-    asks for retries that the backend cannot do.
+    What is not given comes from the settings module (see `rpc.settings`), which is read if there is no
+    `backend`, or neither `jobs` nor `services`, or if `settings` names it. `jobs` maps names to callables,
+    `services` are objects, classes and modules whose methods are exposed, listen or tick (see `expose`, `on`,
+    `every`), `hooks` maps names to callables and `middleware` wraps handlers from the outside in (see
+    `rpc.core.middleware`); `around` makes what all of these run in. `backend` is a backend or its URL,
+    `queues` are served in this order of priority, `concurrency` is how many jobs run at a time, `grace` the
+    seconds that a stop gives to those that run. Raises SettingsError, and Unsupported if something needs what
+    the backend cannot do.
     """
 
     def __init__(
         self,
         *,
         jobs: Mapping[str, Callable[..., Any]] | None = None,
+        services: Sequence[Any] | None = None,
         backend: Backend | str | None = None,
         settings: str | ModuleType | Settings | None = None,
         queues: Sequence[str] | None = None,
         concurrency: int | None = None,
         grace: float | None = None,
+        hooks: Mapping[str, Any] | None = None,
+        middleware: Sequence[Middleware] | None = None,
+        around: Around = nullcontext,
     ) -> None:
         if not isinstance(settings, Settings):
-            wanted = settings is not None or jobs is None or backend is None
+            wanted = settings is not None or backend is None or (jobs is None and services is None)
             settings = load_settings(settings) if wanted else Settings()
+        self._settings = settings
         self.backend = _backend(settings, backend)
         self.concurrency = settings.concurrency if concurrency is None else concurrency
         if self.concurrency < 1:
             raise SettingsError(f"RPC_CONCURRENCY is {self.concurrency}: at least one job must run at a time")
         self.queues = tuple(settings.queues if queues is None else queues)
-        try:
-            self._addresses = [queue(name) for name in self.queues]
-        except ValueError as error:
-            raise SettingsError(f"{settings.module}: RPC_QUEUES: {error}") from None
-        if not self._addresses:
-            raise SettingsError(f"{settings.module}: RPC_QUEUES is empty: there is nothing to serve")
         self.grace = settings.grace if grace is None else grace
-        self.jobs = jobs_from(settings.jobs() if jobs is None else jobs)
-        if not self.jobs:
-            raise SettingsError(f"{settings.module}: RPC_JOB_MAPPING maps no name: there is nothing to do")
-        retried = [name for name, job in self.jobs.items() if job.options.retries]
-        if retried and "delay" not in self.backend.features:
-            raise Unsupported(f"retries of {', '.join(retried)} need a backend like redis: or memory:")
-        self._loop = _CoroutineLoop()
-        self._dispatcher = Dispatcher(
-            self.jobs,
-            accept=Accepted(settings.accept),
+        self.id = uuid4().hex
+        self._around = around
+        self._loop = LoopThread("rpc-coroutines")
+        self._stopping = self._begun = False
+        self._later = Later("rpc-retries")
+        self.hooks = Hooks(self._run)
+        self.hooks.add_all(settings.loaded_hooks() if hooks is None else hooks)
+        found = [service(each) for each in (settings.loaded_services() if services is None else services)]
+        together = gathered(found, dict(settings.jobs() if jobs is None else jobs))
+        self.jobs = jobs_from(together, [name for each in found for name in each.hidden])
+        members = [member for each in found for member in each.members]
+        lease = settings.lease or LEASE
+        self._ticker = Ticker(
+            timers_in(members),
+            self.backend,
+            lease=lease,
+            run=self._run,
+            stopped=lambda: self._stopping,
+            around=around,
+        )
+        accept = Accepted(settings.accept)
+        self._middleware = checked(settings.loaded_middleware() if middleware is None else middleware)
+        self._events = Events(
+            listeners_in(members), accept=accept, run=self._run, later=self._later, around=around
+        )
+        self._addresses = self._served()
+        dispatcher = partial(
+            Dispatcher,
+            accept=accept,
             max_message=min(settings.max_message_bytes, self.backend.max_message or sys.maxsize),
+            await_=self._await,
+        )
+        self._dispatcher = dispatcher(
+            self.jobs,
             delivery=settings.delivery,
             send_tracebacks=settings.send_tracebacks,
-            await_=self._loop.run,
+            calls=self,
+            around=around,
+            middleware=self._chain(),
         )
+        self._describer = dispatcher(jobs_from({DESCRIBE: self.describe}), accept=Accepted())
+
+    def hook(self, name: str) -> Callable[[F], F]:
+        """A decorator that adds a hook. Raises SettingsError for a name that is none."""
+
+        def add(function: F) -> F:
+            self.hooks.add(name, function)
+            self._dispatcher.middleware = self._chain()
+            return function
+
+        return add
+
+    def describe(self) -> WorkerInfo:
+        """What this worker offers."""
+        about = (self._events.listeners, self._ticker.ticking)
+        return worker_info(self.id, self.jobs, self.queues, self.concurrency, *about)
+
+    def _served(self) -> list[Address]:
+        """Where messages come to. Raises SettingsError if there is nothing to do, or to serve, and
+        Unsupported."""
+        where, features = self._settings.module, self.backend.features
+        try:
+            queues = [queue(name) for name in self.queues]
+        except ValueError as error:
+            raise SettingsError(f"{where}: RPC_QUEUES: {error}") from None
+        if not queues:
+            raise SettingsError(f"{where}: RPC_QUEUES is empty: there is nothing to serve")
+        if not self.jobs and not self._events.listeners and not self._ticker.ticking:
+            raise SettingsError(
+                f"{where}: RPC_JOB_MAPPING and RPC_SERVICES have no job: there is nothing to do"
+            )
+        retried = [name for name, job in self.jobs.items() if job.options.retries]
+        retried += [
+            each.name
+            for each in self._events.listeners
+            if each.subscription.options.retries and each.subscription.durable
+        ]
+        if retried and "delay" not in features:
+            raise Unsupported(f"retries of {', '.join(retried)} need a backend like redis: or memory:")
+        for feature, needed in (
+            ("topics", self._events.addresses),
+            ("groups", [each for each in self._events.addresses if each.group]),
+            ("subscriptions", [each for each in self._events.addresses if each.durable]),
+        ):
+            if needed and feature not in features:
+                raise Unsupported(f"listeners need {feature}, which this backend does not have")
+        topics = [ALL_WORKERS] if "topics" in features else []
+        return (queues if self.jobs else []) + self._events.addresses + topics
+
+    def _offer(self) -> str:
+        """What this worker does, for its log."""
+        heard = [f"{each.name} ({each.subscription.pattern})" for each in self._events.listeners]
+        parts = {
+            ", ".join(self.queues): sorted(self.jobs),
+            "listeners": sorted(heard),
+            "timers": [each.name for each in self._ticker.ticking],
+        }
+        return "; ".join(f"{what}: {', '.join(names)}" for what, names in parts.items() if names)
+
+    def _chain(self) -> Sequence[Middleware]:
+        return [self.hooks.around, *self._middleware] if self.hooks.are_for_calls else self._middleware
+
+    def _handle(self, delivery: Delivery) -> Message | None:
+        if delivery.to.kind == "queue":
+            return self._dispatcher(delivery)
+        return self._describer(delivery) if delivery.to == ALL_WORKERS else self._events(delivery)
 
     def start(self) -> None:
         """Serve until stopped; blocks. In the main thread, SIGTERM and SIGINT stop it: no new job is taken,
@@ -87,16 +195,79 @@ class RpcReceiver:
         process exits with 0. A second signal ends the process at once."""
         try:
             with self._signals():
-                logger.info("serving %s: %s", ", ".join(self.queues), ", ".join(sorted(self.jobs)))
-                self.backend.serve(self._addresses, self._dispatcher, self.concurrency)
+                self._serve()
         finally:
-            self._loop.close()
-            self.backend.close()
+            self._close()
+            self._stopping = False
         logger.info("stopped")
+
+    def _serve(self) -> None:
+        self._begun = False
+        self.backend.on_change = self._changed
+        try:
+            self._ticker.start()
+            self.backend.serve(self._addresses, self._handle, self.concurrency)
+        finally:
+            self._stopping = True
+            self._ticker.end()
+            self._later.end()
+
+    def _close(self) -> None:
+        if "async_client" in vars(self) and self._loop.is_running:
+            self._loop.run(self.async_client.close()).result()
+        self._loop.close()
+        if "client" in vars(self):
+            self.client.close()
+        self.backend.close()
+
+    @cached_property
+    def client(self) -> RpcClient:
+        """What `Request.call` calls with: on the backend of clients, if there is one, else on this one's."""
+        return RpcClient(settings=self._settings, backend=self._settings.client_backend or self.backend)
+
+    @cached_property
+    def async_client(self) -> AsyncRpcClient:
+        """The same for coroutines."""
+        return AsyncRpcClient(settings=self._settings, backend=self.client.backend)
+
+    def why_late(self, name: str) -> str:
+        """What is known of why a call that a handler made was not answered; "" if nothing."""
+        if name not in self.jobs or self._dispatcher.running < self.concurrency:
+            return ""
+        return (
+            f"this worker has that job, but no free slot for it (concurrency={self.concurrency}): raise "
+            "RPC_CONCURRENCY, or start more workers"
+        )
 
     def stop(self) -> None:
         """Make `start` return as soon as what runs is finished. Any thread, signal-safe."""
+        self._stopping = True
         self.backend.stop()
+
+    def _changed(self, connected: bool) -> None:
+        if connected and not self._begun:
+            self._begun = True
+            logger.info("serving %s", self._offer())
+        name = "on_connect" if connected else "on_disconnect"
+        try:
+            with self._around():
+                self.hooks.tell(name)
+        except Exception:  # what is around is the user's
+            logger.exception("hooks %s failed", name)
+
+    def _run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
+        return self._loop.run(contained(coroutine, self._around)).result()
+
+    def _await(self, coroutine: Coroutine[Any, Any, Any], delivery: Delivery) -> Any:
+        """The coroutine's result; it is cancelled when the delivery is."""
+        future = self._loop.run(coroutine)
+        delivery.on_cancel = future.cancel
+        if delivery.cancelled:
+            future.cancel()
+        try:
+            return future.result()
+        except (asyncio.CancelledError, concurrent.futures.CancelledError):
+            raise Cancelled("the call was cancelled") from None
 
     @contextmanager
     def _signals(self) -> Iterator[None]:
@@ -137,51 +308,6 @@ class RpcReceiver:
         finally:
             logging.shutdown()
             os._exit(0)
-
-
-class _CoroutineLoop:
-    """One event loop in a thread of its own, started by the first coroutine."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._loop: asyncio.AbstractEventLoop | None = None
-        self._thread: threading.Thread | None = None
-        self._pid = 0
-
-    def run(self, coroutine: Coroutine[Any, Any, Any], delivery: Delivery) -> Any:
-        """The coroutine's result; it is cancelled when the delivery is."""
-        future = asyncio.run_coroutine_threadsafe(coroutine, self._running())
-        delivery.on_cancel = future.cancel
-        if delivery.cancelled:
-            future.cancel()
-        try:
-            return future.result()
-        except (asyncio.CancelledError, concurrent.futures.CancelledError):
-            raise Cancelled("the call was cancelled") from None
-
-    def _running(self) -> asyncio.AbstractEventLoop:
-        with self._lock:
-            if self._loop is None or self._pid != os.getpid():
-                self._loop, self._pid = asyncio.new_event_loop(), os.getpid()
-                self._thread = threading.Thread(target=self._serve, args=[self._loop], daemon=True)
-                self._thread.start()
-            return self._loop
-
-    def _serve(self, loop: asyncio.AbstractEventLoop) -> None:
-        loop.run_forever()
-        if left := asyncio.all_tasks(loop):
-            for task in left:
-                task.cancel()
-            loop.run_until_complete(asyncio.wait(left, timeout=1))  # one may refuse to be cancelled
-        loop.run_until_complete(loop.shutdown_asyncgens())
-        loop.close()
-
-    def close(self) -> None:
-        with self._lock:
-            loop, self._loop = self._loop, None
-        if loop is not None and self._thread is not None and self._pid == os.getpid():
-            loop.call_soon_threadsafe(loop.stop)
-            self._thread.join()
 
 
 def _backend(settings: Settings, given: Backend | str | None) -> Backend:

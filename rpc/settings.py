@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
+from importlib.util import find_spec
 from types import ModuleType
 from typing import Any, Literal, get_type_hints
 
@@ -31,6 +32,12 @@ class Settings:
     module: str = "(none)"
     job_mapping: Mapping[str, Any] = field(default_factory=dict)
     """Name -> callable, or the dotted path of one."""
+    services: tuple[Any, ...] = ()
+    """Objects, classes and modules whose methods are exposed, listen or tick, or their dotted paths."""
+    hooks: Mapping[str, Any] = field(default_factory=dict)
+    """Name of a hook -> a callable, or several, or their dotted paths (see `rpc.core.middleware`)."""
+    middleware: tuple[Any, ...] = ()
+    """What wraps handlers, from the outside in: callables, or their dotted paths."""
     backend: Any = None
     """A backend, or its URL: for receivers and clients alike."""
     receiver_backend: Any = None
@@ -43,6 +50,8 @@ class Settings:
     """How many jobs a worker runs at a time."""
     queues: tuple[str, ...] = DEFAULT_QUEUES
     """What a worker serves, in order of priority."""
+    routes: Mapping[str, str] = field(default_factory=dict)
+    """Name of a job, or a pattern like `stock.*` -> where clients send it; the first that fits counts."""
     codec: Literal["json", "msgpack"] = "json"
     """How a client encodes."""
     accept: tuple[str, ...] = ("json", "msgpack")
@@ -78,14 +87,37 @@ class Settings:
         """The job mapping with every dotted path imported; SettingsError if one cannot be."""
         return {name: self._handler(name, target) for name, target in self.job_mapping.items()}
 
+    def loaded_services(self) -> list[Any]:
+        """The services, with every dotted path imported; SettingsError if one cannot be."""
+        where = f"{self.module}: RPC_SERVICES"
+        return [
+            _imported(each, where, or_module=True) if isinstance(each, str) else each
+            for each in self.services
+        ]
+
+    def loaded_hooks(self) -> dict[str, list[Callable[..., Any]]]:
+        """The same of the hooks, which are several for each name."""
+        return {name: self._several(f"RPC_HOOKS[{name!r}]", hooks) for name, hooks in self.hooks.items()}
+
+    def loaded_middleware(self) -> list[Callable[..., Any]]:
+        """The same of the middleware."""
+        return self._several("RPC_MIDDLEWARE", self.middleware)
+
+    def _several(self, key: str, targets: Any) -> list[Callable[..., Any]]:
+        listed = targets if isinstance(targets, list | tuple) else [targets]
+        return [self._callable(key, each) for each in listed]
+
     def _handler(self, name: str, target: Any) -> Callable[..., Any]:
-        where = f"{self.module}: RPC_JOB_MAPPING[{name!r}]"
+        return self._callable(f"RPC_JOB_MAPPING[{name!r}]", target)
+
+    def _callable(self, key: str, target: Any) -> Callable[..., Any]:
+        where = f"{self.module}: {key}"
         if isinstance(target, str):
             target = _imported(target, where)
         if not callable(target):
             raise SettingsError(f"{where} is {target!r}, which cannot be called")
-        handler: Callable[..., Any] = target
-        return handler
+        found: Callable[..., Any] = target
+        return found
 
 
 def load_settings(source: str | ModuleType | None = None) -> Settings:
@@ -96,21 +128,26 @@ def load_settings(source: str | ModuleType | None = None) -> Settings:
     """
     if not isinstance(source, ModuleType):
         source = _module(source)
+    keys = {key: value for key, value in vars(source).items() if key.startswith("RPC_")}
+    return settings_from(keys, source.__name__)
+
+
+def settings_from(keys: Mapping[str, Any], module: str) -> Settings:
+    """The settings that these keys, which are those of a settings module, make; `module` is what errors name.
+    Raises SettingsError as `load_settings` does."""
     types = get_type_hints(Settings)
     known = {f"RPC_{field.name.upper()}": field.name for field in fields(Settings) if field.name != "module"}
     values: dict[str, Any] = {}
-    for key, value in vars(source).items():
-        if not key.startswith("RPC_"):
-            continue
+    for key, value in keys.items():
         if key not in known:
-            raise SettingsError(f"{source.__name__} has the unknown key {key}; known are {', '.join(known)}")
+            raise SettingsError(f"{module} has the unknown key {key}; known are {', '.join(known)}")
         try:
             values[known[key]] = msgspec.convert(value, types[known[key]])
         except msgspec.ValidationError as error:
-            raise SettingsError(f"{source.__name__}: {key}: {error}") from None
+            raise SettingsError(f"{module}: {key}: {error}") from None
         if key in BACKEND_KEYS and not _is_backend(value):
-            raise SettingsError(f"{source.__name__}: {key}: {value!r} is neither a backend nor its URL")
-    return Settings(module=source.__name__, **values)
+            raise SettingsError(f"{module}: {key}: {value!r} is neither a backend nor its URL")
+    return Settings(module=module, **values)
 
 
 def _is_backend(value: Any) -> bool:
@@ -136,14 +173,19 @@ def _module(name: str | None) -> ModuleType:
         ) from error
 
 
-def _imported(path: str, where: str) -> Any:
+def _imported(path: str, where: str, *, or_module: bool = False) -> Any:
     module, _, attribute = path.rpartition(".")
-    if not module:
+    if not module and not or_module:
         raise SettingsError(f"{where} is {path!r}, which is no dotted path")
     try:
-        imported = importlib.import_module(module)
+        imported = importlib.import_module(module or path)
+        is_package = hasattr(imported, "__path__")
+        if or_module and is_package and not hasattr(imported, attribute) and find_spec(path):
+            importlib.import_module(path)
     except Exception as error:  # as above
         raise SettingsError(f"{where} is {path!r}: {type(error).__name__}: {error}") from error
+    if not module:
+        return imported
     if not hasattr(imported, attribute):
         raise SettingsError(f"{where} is {path!r}, but {module} has no {attribute}")
     return getattr(imported, attribute)

@@ -31,6 +31,7 @@ from rpc import (
 from rpc.addresses import queue
 from rpc.backends.memory import MemoryBackend, MemoryDelivery, MemoryReplies
 from rpc.message import Message
+from rpc.testing.site import eventually
 
 LONG = 10.0
 """Seconds: far longer than anything here takes."""
@@ -360,9 +361,11 @@ def test_a_submitted_call_is_a_real_future(site):
 def test_a_cancelled_call_is_withdrawn_from_its_queue(site, way):
     client = site.client()
     futures = [client.submit("mark", ["withdrawn"]) for _ in range(3)]
+    eventually(lambda: sum(map(len, client.backend.hub.waiting.values())) == 3)
     for _ in range(2):
         assert way == "close" or all([future.cancel() for future in futures])
         assert way == "cancel" or client.close() is None
+    eventually(lambda: not any(client.backend.hub.waiting.values()))
 
     assert site.marks() == ["last"]
     assert concurrent.futures.wait(futures, LONG).not_done == set()
@@ -461,7 +464,7 @@ def work():
 client = rpc.RpcClient(backend="memory://")
 waiting = threading.Thread(target=lambda: print(client.call_and_wait("work").data), daemon=True)
 waiting.start()
-while not any(client.backend._hub.waiting.values()):
+while not any(client.backend.hub.waiting.values()):
     time.sleep(0.001)
 client.call("work")
 before = signal.getsignal(signal.SIGINT)

@@ -23,8 +23,9 @@ def programs(page: str) -> dict[str, str]:
     blocks: dict[str, str] = {}
     for indent, code in BLOCK.findall((ROOT / page).read_text()):
         code = re.sub(f"^{indent}", "", code, flags=re.MULTILINE)
-        name = re.match(r"# (\w+\.py)", code)
-        blocks[name[1] if name else str(len(blocks))] = code
+        name = re.match(r"# (\w+\.py)(, continued)?", code)
+        key = name[1] if name else str(len(blocks))
+        blocks[key] = blocks[key] + code if name and name[2] else code
     return blocks
 
 
@@ -49,7 +50,16 @@ def site(directory: Path, page: str, redis: RedisServer) -> dict[str, str]:
 @pytest.mark.redis
 @pytest.mark.parametrize(
     ("page", "client"),
-    [("README.md", "client.py"), ("docs/getting-started.md", "block_2.py"), ("docs/jobs.md", "client.py")],
+    [
+        ("README.md", "client.py"),
+        ("docs/getting-started.md", "block_2.py"),
+        ("docs/jobs.md", "client.py"),
+        ("docs/concurrency.md", "client.py"),
+        ("docs/events.md", "client.py"),
+        ("docs/timers.md", "client.py"),
+        ("docs/services.md", "client.py"),
+        ("docs/hooks.md", "client.py"),
+    ],
 )
 def test_the_programs_of_a_page_work_together(page: str, client: str, tmp_path: Path) -> None:
     with start_redis() as redis:
@@ -66,6 +76,13 @@ def test_the_programs_of_a_page_work_together(page: str, client: str, tmp_path: 
 def test_the_fixtures_of_getting_started_work(tmp_path: Path) -> None:
     (tmp_path / "test_page.py").write_text(list(programs("docs/getting-started.md").values())[-1])
     assert "2 passed" in run(tmp_path, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_page.py")
+
+
+@pytest.mark.redis
+def test_the_tests_of_the_page_on_tests_pass(tmp_path: Path) -> None:
+    for name, code in programs("docs/testing.md").items():
+        (tmp_path / name).write_text(code.replace("127.0.0.1:6379", "127.0.0.1:1"))
+    assert "10 passed" in run(tmp_path, "-m", "pytest", "-q", "-p", "no:cacheprovider")
 
 
 def test_every_python_block_compiles() -> None:

@@ -17,7 +17,7 @@ from rpc.backends import Backend
 MODULES = [
     module.name
     for module in pkgutil.walk_packages(rpc.__path__, "rpc.")
-    if not module.name.startswith(("rpc.cli", "rpc.testing")) and "._" not in module.name
+    if not module.name.startswith(("rpc.cli", "rpc.contrib", "rpc.testing")) and "._" not in module.name
 ]
 
 

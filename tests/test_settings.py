@@ -44,6 +44,8 @@ def write(tmp_path, monkeypatch):
 
 
 VALUES = {
+    "RPC_SERVICES": (("shop.Orders",), "shop.Orders"), "RPC_MIDDLEWARE": ((print,), print),
+    "RPC_ROUTES": ({"stock.*": "stock"}, {"stock.*": 1}), "RPC_HOOKS": ({"pre_call": print}, [print]),
     "RPC_JOB_MAPPING": ({"add": print}, [print]), "RPC_BACKEND": ("memory://", 42),
     "RPC_RECEIVER_BACKEND": (MemoryBackend(), ["memory://"]), "RPC_CLIENT_BACKEND": ("memory://", 42),
     "RPC_TIMEOUT": (None, "30"), "RPC_CONCURRENCY": (8, 1.5), "RPC_QUEUES": (("high", "low"), "default"),
@@ -184,7 +186,7 @@ def test_who_is_given_everything_needs_no_settings_module(write):
 
 
 @pytest.mark.parametrize(("keys", "reason"), [
-    ({"RPC_JOB_MAPPING": {}}, "RPC_JOB_MAPPING maps no name"), ({"RPC_CONCURRENCY": 0}, "RPC_CONCURRENCY"),
+    ({"RPC_JOB_MAPPING": {}}, "RPC_SERVICES have no job"), ({"RPC_CONCURRENCY": 0}, "RPC_CONCURRENCY"),
     ({"RPC_JOB_MAPPING": {"../add": len}}, "is no job name"), ({"RPC_QUEUES": []}, "RPC_QUEUES"),
     ({"RPC_QUEUES": ["a b"]}, "RPC_QUEUES"), ({"RPC_ACCEPT": ["pickle"]}, "there is no codec 'pickle'"),
     ({"RPC_LEASE": 5}, "no option 'lease'"), ({"RPC_BACKEND": "carrier-pigeon://"}, "names no backend"),

@@ -1,15 +1,25 @@
-"""The command line: `rpc worker`, `rpc call`, `rpc dead-letters`, `rpc redis`, `rpc demo`.
+"""The command line: `rpc worker`, `rpc call`, `rpc services`, `rpc events`, `rpc shell`, `rpc dead-letters`,
+`rpc redis`, `rpc demo`.
 
 One module for each command. Messages are for people, `--json` is for programs; which exit code an error has
-is decided in `exits` alone. Nothing imports this package.
+is decided in `exits` alone. Nothing imports this package but `rpc.contrib`.
 """
 
 import click
 
-from . import call, dead_letters, demo, redis, worker
+from . import call, dead_letters, demo, events, redis, services, shell, worker
 from .exits import Commands
 
-COMMANDS = (worker.command, call.command, dead_letters.command, redis.command, demo.command)
+COMMANDS = (
+    worker.command,
+    call.command,
+    services.command,
+    events.command,
+    shell.command,
+    dead_letters.command,
+    redis.command,
+    demo.command,
+)
 
 
 @click.group(cls=Commands, commands=COMMANDS, context_settings={"help_option_names": ["-h", "--help"]})

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import re
-from typing import Any
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, BinaryIO
 
 import click
 
 from ..client import RpcClient
 from ..core.codecs import JSON
 from ..core.jobs import JOB_NAME
-from ..errors import SerializationError
+from ..errors import RpcError, SerializationError
 from .options import backend_option, queue_names, seconds, settings_option, time
 from .output import json_option, json_wanted, print_data, print_line
 
@@ -59,6 +63,21 @@ def job_name(ctx: click.Context, parameter: click.Parameter, value: str) -> str:
     metavar="KEY",
     help="Of the calls with one key, in one queue, only the first is done, and all get its response.",
 )
+@click.option(
+    "--map",
+    "lines",
+    metavar="FILE",
+    type=click.File("rb"),
+    help="Call it with each line, which is a JSON object or array, and print the answers in order.",
+)
+@click.option(
+    "--window",
+    metavar="N",
+    type=click.IntRange(min=1),
+    default=100,
+    show_default=True,
+    help="How many calls are under way at a time; with --map.",
+)
 @json_option
 def command(
     name: str,
@@ -69,6 +88,8 @@ def command(
     timeout: float | None,
     no_wait: bool,
     idempotency_key: str | None,
+    lines: BinaryIO | None,
+    window: int,
     **times: Any,
 ) -> None:
     """Call the job NAME, and print the data of its response as JSON.
@@ -85,23 +106,53 @@ def command(
       rpc call add '{"a": 1, "b": 2}' --timeout 5 --json
       rpc call greet name=Ada --backend rq+redis://127.0.0.1:6379/0
       rpc call report --no-wait --at 2030-01-31T18:30
+      rpc call resize --map pictures.jsonl > answers.jsonl
     """
     if no_wait and timeout is not None:
         raise click.UsageError("--timeout is for a call that waits: not with --no-wait")
     if given := [f"--{name}" for name, value in times.items() if value is not None and not no_wait]:
         raise click.UsageError(f"{', '.join(given)}: for a call that does not wait: add --no-wait")
+    if lines and (words or no_wait or idempotency_key):
+        raise click.UsageError("--map takes its data from the file, and waits: no words, --no-wait or key")
     how: dict[str, Any] = {"queue": queue, "idempotency_key": idempotency_key}
-    data = _data(words)
+    data = data_of(words)
     with RpcClient(settings=settings, backend=backend) as client:
         if timeout is not None:
             client.timeout = timeout
-        if no_wait:
+        if lines:
+            _map(client, name, lines, window, queue)
+        elif no_wait:
             id = _sent(client, name, data, {**how, **times})
             print_line({"id": id}) if json_wanted() else click.echo(id)
         else:
             response = client.call_and_wait(name, data, **how)
             answer = {"data": response.data, "id": response.id}
             print_line(answer) if json_wanted() else print_data(response.data)
+
+
+def _map(client: RpcClient, name: str, lines: BinaryIO, window: int, queue: str | None) -> None:
+    """One line of JSON for each answer; on a terminal, how much of the file is done."""
+    data = (_whole(line, f"line {number}") for number, line in enumerate(lines, 1) if line.strip())
+    answered = 0
+    with _progress(lines, name) as report:
+        try:
+            for response in client.map(name, data, window=window, queue=queue):
+                answered += 1
+                print_line({"data": response.data, "id": response.id} if json_wanted() else response.data)
+                report()
+        except (RpcError, click.UsageError):
+            click.echo(f"{answered} lines were answered", err=True)
+            raise
+
+
+@contextmanager
+def _progress(lines: BinaryIO, label: str) -> Iterator[Callable[[], None]]:
+    """What to call now and then; it draws a bar if that is of use to somebody."""
+    if not (sys.stderr.isatty() and lines.seekable()):
+        yield lambda: None
+        return
+    with click.progressbar(length=os.fstat(lines.fileno()).st_size, label=label, file=sys.stderr) as bar:
+        yield lambda: bar.update(lines.tell() - bar.pos)
 
 
 def _sent(client: RpcClient, name: str, data: Any, how: dict[str, Any]) -> str:
@@ -111,7 +162,7 @@ def _sent(client: RpcClient, name: str, data: Any, how: dict[str, Any]) -> str:
         raise click.UsageError(str(error)) from None
 
 
-def _data(words: tuple[str, ...]) -> Any:
+def data_of(words: tuple[str, ...]) -> Any:
     """What the words say: a dict or a list, None if there are none; UsageError if they make no sense."""
     if not words:
         return None

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import click
@@ -10,17 +15,22 @@ from ..core.protocol import INVALID_REQUEST
 from ..errors import BackendUnavailable, RemoteError, RpcError, RpcTimeout, SettingsError, Unsupported
 from .output import json_wanted, one_line, print_line
 
+WRONG_USE = 2
+"""Of a command line, as click has it, or of settings: to start again mends nothing."""
+
 EXIT_CODES: tuple[tuple[type[RpcError], int], ...] = (
-    (SettingsError, 2),
-    (Unsupported, 2),
+    (SettingsError, WRONG_USE),
+    (Unsupported, WRONG_USE),
     (RpcTimeout, 3),
     (BackendUnavailable, 4),
     (RpcError, 1),  # whatever else the other side said
 )
-"""The first that fits counts. A wrong command line is 2 as well: click has it so."""
+"""The first that fits counts."""
 
 INTERRUPTED = 130
 """As shells have it."""
+AGAIN = 0.05
+"""Seconds until an interrupt comes again, for which there was no place."""
 
 
 class Commands(click.Group):
@@ -28,7 +38,8 @@ class Commands(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            with _interruptible():
+                return super().invoke(ctx)
         except RpcError as error:
             _tell(ctx, error)
             ctx.exit(next(code for kind, code in EXIT_CODES if isinstance(error, kind)))
@@ -39,6 +50,26 @@ class Commands(click.Group):
             ctx.exit(error.exit_code)
         except KeyboardInterrupt:
             ctx.exit(INTERRUPTED)
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Python drops an interrupt that falls into a finalizer, which any line may start: let it come again."""
+    before, main = sys.unraisablehook, threading.main_thread().ident or 0
+
+    def on_unraisable(dropped: sys.UnraisableHookArgs) -> None:
+        if isinstance(dropped.exc_value, KeyboardInterrupt):
+            again = threading.Timer(AGAIN, signal.pthread_kill, [main, signal.SIGINT])
+            again.daemon = True
+            again.start()
+        else:
+            before(dropped)
+
+    sys.unraisablehook = on_unraisable
+    try:
+        yield
+    finally:
+        sys.unraisablehook = before
 
 
 def _tell(ctx: click.Context, error: RpcError) -> None:

@@ -1,6 +1,6 @@
-"""`rpc worker --reload`: one worker process after another, each with the code as it is by then.
+"""`--reload` of a worker: one worker process after another, each with the code as it is by then.
 
-This process never imports the user's code: what Python has imported it would keep.
+This process runs none of the user's code: what Python has imported it would keep.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import signal
 import subprocess
-import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
@@ -20,14 +20,14 @@ RELOAD = "--reload"
 SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
-def run_and_reload(directory: Path) -> None:
-    """Run the command of this process without --reload, again after each change of a .py file below
+def run_and_reload(directory: Path, command: Sequence[str]) -> None:
+    """Run a worker's command, without its --reload, and again after each change of a .py file below
     `directory`; returns when a signal has stopped it. Raises Unsupported without watchfiles."""
     try:
         from watchfiles import PythonFilter, watch
     except ImportError:
         raise Unsupported(f"{RELOAD} needs `pip install python-rpc[reload]`") from None
-    worker = _Worker([sys.executable, "-m", "rpc", *(word for word in sys.argv[1:] if word != RELOAD)])
+    worker = _Worker([word for word in command if word != RELOAD])
     before = {number: signal.signal(number, worker.forward) for number in SIGNALS}
     try:
         worker.start()

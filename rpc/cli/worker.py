@@ -5,14 +5,19 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import click
 
 from ..backends import redacted
+from ..errors import Unsupported
 from ..receiver import RpcReceiver
 from ..settings import Settings, load_settings
 from .options import backend_option, queue_names, seconds, settings_option
+from .processes import Supervisor
 from .reload import RELOAD, run_and_reload
 
 logger = logging.getLogger(__name__)
@@ -33,6 +38,13 @@ LEVELS = {True: logging.DEBUG, None: logging.INFO, False: logging.WARNING}
 )
 @click.option("--concurrency", metavar="N", type=click.IntRange(min=1), help="How many jobs run at a time.")
 @click.option(
+    "--processes",
+    metavar="P",
+    type=click.IntRange(min=1),
+    default=1,
+    help="How many such workers, each a process; those that die are replaced. By default 1, this one.",
+)
+@click.option(
     "--grace",
     metavar="SECONDS",
     type=float,
@@ -46,6 +58,7 @@ def command(
     backend: str | None,
     queues: tuple[str, ...],
     concurrency: int | None,
+    processes: int,
     grace: float | None,
     reload: bool,
     verbose: bool | None,
@@ -53,7 +66,7 @@ def command(
     """Serve the jobs of the settings, and log to stderr.
 
     SIGTERM or Ctrl-C stops it: it takes no new job, finishes what runs within --grace seconds, hands back the
-    rest and exits with 0. A second signal stops it at once.
+    rest and exits with 0. A second signal stops it at once. With --processes, all of them do.
 
     \b
     Example:
@@ -61,15 +74,29 @@ def command(
     """
     log_to_stderr(LEVELS[verbose])
     if reload:
-        return run_and_reload(Path.cwd())
-    loaded = load_settings(settings)
-    receiver = RpcReceiver(
-        settings=loaded,
+        return run_and_reload(Path.cwd(), [sys.executable, "-m", "rpc", *sys.argv[1:]])
+    serve(
+        partial(load_settings, settings),
+        processes,
         backend=backend,
         queues=queues or None,
         concurrency=concurrency,
         grace=grace,
     )
+
+
+def serve(
+    load: Callable[[], Settings], processes: int = 1, *, backend: str | None = None, **options: Any
+) -> None:
+    """Serve with the settings that `load` gets, in so many processes, until a signal; the options are those
+    of RpcReceiver. Raises SettingsError and Unsupported, and SystemExit if there are several processes."""
+    settled = Supervisor(processes).run() if processes > 1 else None  # returns in each worker
+    loaded = load()
+    receiver = RpcReceiver(settings=loaded, backend=backend, **options)
+    if settled:
+        if "processes" not in receiver.backend.features:
+            raise Unsupported("--processes needs a backend that reaches beyond one process, like redis:")
+        settled()
     logger.info("worker %d on %s", os.getpid(), _shown(backend, loaded))
     receiver.start()
 

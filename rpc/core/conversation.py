@@ -3,29 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from itertools import count
 from os import register_at_fork, urandom
 from types import MappingProxyType
 from typing import Any
 
-import msgspec
-
 from ..errors import RpcTimeout, SerializationError, WorkerLost
 from ..message import LOST, NAME, Message
 from .codecs import Accepted, Codec
-from .jobs import JOB_NAME
-from .protocol import Call, decode_reply, encode_call
-
-
-class Response(msgspec.Struct, frozen=True):
-    """What a caller gets."""
-
-    data: Any
-    """What the handler responded with."""
-    id: str
-    """The request's id: the one that the handler saw."""
-    response_key: str
-    """The request's `response_key`."""
+from .jobs import JOB_NAME, Request, Response
+from .protocol import call_of, decode_reply, encode_call
 
 
 def call_message(
@@ -42,10 +30,8 @@ def call_message(
 
     Raises SerializationError if `data` cannot be encoded or is too large, ValueError for a bad name.
     """
-    if not JOB_NAME.fullmatch(name):
-        raise ValueError(f"{name!r} is no job name: a letter, then letters, digits, '_', '.' or '-'")
     id = _ids.new()
-    body = encode_call(Call(name, data), id, codec)
+    body = encode_call(call_of(_checked(name), data), id, codec)
     if max_message is not None and len(body) > max_message:
         raise SerializationError(f"the request has {len(body)} bytes: more than {max_message}")
     all_headers = {"id": id, "content-type": codec.content_type, NAME: name, **headers}
@@ -54,6 +40,13 @@ def call_message(
     if replies:
         all_headers["reply-to"] = id
     return Message(body, all_headers)
+
+
+@lru_cache(1024)
+def _checked(name: str) -> str:
+    if not JOB_NAME.fullmatch(name):
+        raise ValueError(f"{name!r} is no job name: a letter, then letters, digits, '_', '.' or '-'")
+    return name
 
 
 _ACCEPTED = Accepted()
@@ -82,7 +75,7 @@ class Conversation:
 
     def __init__(self, request: Message, name: str, timeout: float | None, now: float) -> None:
         self.request = request
-        self._name, self._timeout = name, timeout
+        self.name, self._timeout = name, timeout
         self._deadline = None if timeout is None else now + timeout
 
     def remaining(self, now: float) -> float | None:
@@ -93,14 +86,16 @@ class Conversation:
             raise self.timed_out()
         return self._deadline - now
 
-    def timed_out(self, hint: str = "") -> RpcTimeout:
-        """The error that says so; `hint` is what the backend knows of the reason."""
-        return RpcTimeout(f"{self._name!r} was not answered within {self._timeout:g} s{hint and ': ' + hint}")
+    def timed_out(self, hint: str = "", during: Request | None = None) -> RpcTimeout:
+        """The error that says so; `hint` is what the backend knows of the reason, `during` the request that
+        is being handled here."""
+        hint = "; ".join(filter(None, (hint, during.why_late(self.name) if during else "")))
+        return RpcTimeout(f"{self.name!r} was not answered within {self._timeout:g} s{hint and ': ' + hint}")
 
     def feed(self, reply: Message) -> Response:
         """The response in a reply; raises the error that it carries."""
         if LOST in reply.headers:
-            raise WorkerLost(f"{self._name!r}: {reply.headers[LOST]}")
+            raise WorkerLost(f"{self.name!r}: {reply.headers[LOST]}")
         codec = _ACCEPTED.codec(reply.headers.get("content-type"))
         data = decode_reply(reply.body, codec)
         return Response(data, self.request.id, self.request.reply_to or "")

@@ -10,7 +10,8 @@ import logging
 import random
 import time
 import traceback
-from collections.abc import Callable, Coroutine, Mapping
+from collections.abc import Callable, Coroutine, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 from ..errors import (
@@ -25,7 +26,8 @@ from ..errors import (
 )
 from ..message import ATTEMPT, FAILED, IDEMPOTENCY_KEY, NAME, Delivery, Message
 from .codecs import JSON, Accepted, Codec
-from .jobs import DeliveryMode, Job, Request, current_request, find
+from .jobs import FINAL, AsyncRequest, Calls, DeliveryMode, Job, Jobs, Request, current_request
+from .middleware import Around, Middleware
 from .protocol import decode_call, encode_error, encode_result, printable, remote_error
 
 logger = logging.getLogger(__name__)
@@ -33,9 +35,6 @@ logger = logging.getLogger(__name__)
 _TOLD_AS_THEY_ARE = (InvalidParams, SerializationError, RpcTimeout, Unauthorized, Cancelled, RemoteError)
 """Errors that a handler may raise to say just that. Others of ours, such as the MethodNotFound of a call that
 it made itself, would mislead its caller."""
-
-_FINAL = (InvalidParams, SerializationError, Unauthorized, Cancelled)
-"""Errors that another attempt would not mend."""
 
 Await = Callable[[Coroutine[Any, Any, Any], Delivery], Any]
 """Runs a coroutine to its end, cancelling it when the delivery is cancelled; returns its result."""
@@ -46,19 +45,30 @@ class Dispatcher:
 
     def __init__(
         self,
-        jobs: Mapping[str, Job],
+        jobs: Jobs,
         *,
         accept: Accepted | None = None,
         max_message: int | None = None,
         delivery: DeliveryMode = "at-least-once",
         send_tracebacks: bool = False,
         await_: Await | None = None,
+        calls: Calls | None = None,
+        middleware: Sequence[Middleware] = (),
+        around: Around = nullcontext,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`max_message` is in bytes, for requests and replies alike."""
+        """`max_message` is in bytes, for requests and replies alike; `middleware` is from the outside in, and
+        `around` is outside of it."""
         self._jobs, self._accept, self._max_message = jobs, accept or Accepted(), max_message
         self._delivery, self._send_tracebacks = delivery, send_tracebacks
-        self._await, self.clock = await_, clock
+        self._await, self._calls, self.clock = await_, calls, clock
+        self.middleware, self.around = middleware, around
+        self._running: set[Delivery] = set()
+
+    @property
+    def running(self) -> int:
+        """How many handlers run."""
+        return len(self._running)
 
     def __call__(self, delivery: Delivery) -> Message | None:
         message, codec = delivery.message, JSON
@@ -69,10 +79,11 @@ class Dispatcher:
                     f"the request has {len(message.body)} bytes: more than {self._max_message}"
                 )
             call = decode_call(message.body, codec)
-            job = find(self._jobs, call.method)
+            job = self._jobs.find(call.method)
             deadline = self._deadline(message.ttl)
             work = _Work(self, delivery, codec)
-            request = Request(delivery, {} if call.params is None else call.params, deadline, work.respond)
+            kind = AsyncRequest if job.is_coroutine else Request
+            request = kind(delivery, call, deadline, work.respond, self._calls)
             handler = job.bound(call, request)
             if delivery.cancelled:
                 raise Cancelled("the caller left before a worker came to it")
@@ -82,7 +93,11 @@ class Dispatcher:
             name = message.headers.get(NAME, "")[:128]
             logger.warning("refused %r (%s): %s: %s", name, message.id, type(error).__name__, error)
             return self.failure(message, error, codec)
-        return work.run(job, handler, request)
+        self._running.add(delivery)
+        try:
+            return work.run(job, handler, request)
+        finally:
+            self._running.discard(delivery)
 
     def _deadline(self, ttl: float | None) -> float | None:
         if ttl is None:
@@ -139,15 +154,20 @@ class _Work:
         self._dispatcher, self._delivery, self._codec = dispatcher, delivery, codec
         self._message = delivery.message
         self._answered = False
+        self._responded: list[Any] = []
+        """What the handler responded with first, whether somebody waits for that or not."""
         self._last: Message | None = None
         """The response, if it is for others, too: it leaves again with the acknowledgement."""
 
     def respond(self, request: Request, data: Any) -> bool:
         for_others = IDEMPOTENCY_KEY in request.headers
-        if self._answered or (request.response_key is None and not for_others):
+        if request.response_key is None and not for_others:
+            self._responded = self._responded or [data]
+            return False
+        if self._answered:
             return False
         reply = self._dispatcher.result(self._message, data, self._codec)
-        self._answered = True
+        self._answered, self._responded = True, [data]
         self._last = reply if for_others else None
         return self._delivery.reply(reply)
 
@@ -169,7 +189,7 @@ class _Work:
         self._answered = True
         remote, options = self._dispatcher.remote(error), job.options
         failure = self._dispatcher.failure(self._message, remote, self._codec)
-        if not options.retries or not isinstance(error, options.retry_on) or isinstance(error, _FINAL):
+        if not options.retries or not isinstance(error, options.retry_on) or isinstance(error, FINAL):
             return failure
         now, pause = self._dispatcher.clock(), options.pause(request.attempt, random.random())
         in_time = request.deadline is None or now + pause < request.deadline
@@ -186,18 +206,47 @@ class _Work:
         return None
 
     def _value(self, job: Job, handler: Callable[[], Any], request: Request) -> Any:
-        if job.is_coroutine:
-            return self._dispatcher.awaited(_in_context(handler, request), self._delivery)
         token = current_request.set(request)
         try:
-            return handler()
+            with self._dispatcher.around():
+                if self._dispatcher.middleware:
+                    return self._through_middleware(job, handler, request)
+                return self._returned(job, handler, request)
         finally:
             current_request.reset(token)
 
+    def _through_middleware(self, job: Job, handler: Callable[[], Any], request: Request) -> Any:
+        def innermost(request: Request) -> Any:
+            value = self._returned(job, handler, request)
+            return self._responded[0] if self._responded else value
 
-async def _in_context(handler: Callable[[], Any], request: Request) -> Any:
+        call: Callable[[Request], Any] = innermost
+        for each in reversed(self._dispatcher.middleware):
+            call = _around(each, call)
+        return call(request)
+
+    def _returned(self, job: Job, handler: Callable[[], Any], request: Request) -> Any:
+        if job.is_coroutine:
+            coroutine = _in_context(handler, request, self._dispatcher.around)
+            return self._dispatcher.awaited(coroutine, self._delivery)
+        return handler()
+
+
+def _around(middleware: Middleware, rest: Callable[[Request], Any]) -> Callable[[Request], Any]:
+    return lambda request: middleware(request, rest)
+
+
+async def _in_context(handler: Callable[[], Any], request: Request, around: Around) -> Any:
     current_request.set(request)
+    return await contained(handler(), around)
+
+
+async def contained(coroutine: Coroutine[Any, Any, Any], around: Around = nullcontext) -> Any:
+    """Its result; for a loop that others run in, too."""
     try:
-        return await handler()
+        async with around():
+            return await coroutine
     except (SystemExit, KeyboardInterrupt) as error:  # either would end the loop, and all that runs in it
         raise remote_error(error) from error
+    finally:
+        coroutine.close()  # it has not begun if what is around it failed

@@ -4,12 +4,25 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, Protocol, TypeVar, get_args
 
-from ..errors import MethodNotFound, SettingsError
+import msgspec
+
+from ..errors import (
+    Cancelled,
+    InvalidParams,
+    MethodNotExposed,
+    MethodNotFound,
+    SerializationError,
+    ServiceNotFound,
+    SettingsError,
+    Unauthorized,
+    Unsupported,
+)
 from ..message import Delivery
 from .parameters import Parameters, wants_request
 from .protocol import Call
@@ -19,17 +32,40 @@ JOB_NAME = re.compile(r"[A-Za-z_][\w.\-]{0,127}", re.ASCII)
 F = TypeVar("F", bound=Callable[..., Any])
 
 
+class Response(msgspec.Struct, frozen=True):
+    """What a caller gets."""
+
+    data: Any
+    """What the handler responded with."""
+    id: str
+    """The request's id: the one that the handler saw."""
+    response_key: str
+    """The request's `response_key`."""
+
+
 class Request:
     """What a handler in request style gets."""
 
-    __slots__ = ("_delivery", "_respond", "data", "deadline", "headers", "id", "response_key")
+    __slots__ = (
+        *("_calls", "_delivery", "_respond"),
+        *("data", "deadline", "headers", "id", "kwargs", "name", "response_key"),
+    )
 
     def __init__(
-        self, delivery: Delivery, data: Any, deadline: float | None, respond: Callable[[Request, Any], bool]
+        self,
+        delivery: Delivery,
+        call: Call,
+        deadline: float | None,
+        respond: Callable[[Request, Any], bool],
+        calls: Calls | None = None,
     ) -> None:
         message = delivery.message
-        self.data = data
+        self.name = call.method
+        """The name of the job (str), with that of its service: "service.method"."""
+        self.data: Any = {} if call.params is None else call.params
         """What the caller sent as `data`: a dict or a list; {} if it sent none."""
+        self.kwargs = call.kwargs or {}
+        """The named arguments (a dict), if there are positional ones, too, in `data`."""
         self.id = message.id
         """The request's id (str): the same at the caller, and when the job is delivered again."""
         self.response_key = message.reply_to
@@ -37,13 +73,40 @@ class Request:
         self.headers: Mapping[str, str] = message.headers
         self.deadline = deadline
         """When the caller stops waiting, in seconds of `time.monotonic()`; None if it does not."""
-        self._delivery, self._respond = delivery, respond
+        self._delivery, self._respond, self._calls = delivery, respond, calls
 
     def respond(self, data: Any) -> bool:
         """Send the response at once, and return True. Returns False, and sends nothing, for a call that
         waits for no response, the second time, and when the caller has gone. Raises SerializationError
         if `data` cannot be encoded or is too large."""
         return self._respond(self, data)
+
+    def call(self, name: str, data: Any = None, **options: Any) -> str:
+        """`RpcClient.call` as a part of this request: with its trace, and the application's headers of it."""
+        with self._current() as calls:
+            id: str = calls.client.call(name, data, **options)
+            return id
+
+    def call_and_wait(self, name: str, data: Any = None, **options: Any) -> Response:
+        """`RpcClient.call_and_wait` as a part of this request: also within its deadline."""
+        with self._current() as calls:
+            response: Response = calls.client.call_and_wait(name, data, **options)
+            return response
+
+    def why_late(self, name: str) -> str:
+        """What this worker knows of why a call of its own was not answered; "" if nothing."""
+        return self._calls.why_late(name) if self._calls else ""
+
+    @contextmanager
+    def _current(self) -> Iterator[Calls]:
+        """In a thread that the handler started, nobody else would know what request this is."""
+        if self._calls is None:
+            raise Unsupported("whoever handles this request has no client: make one")
+        token = current_request.set(self)
+        try:
+            yield self._calls
+        finally:
+            current_request.reset(token)
 
     @property
     def redelivered(self) -> bool:
@@ -61,11 +124,46 @@ class Request:
         return self._delivery.cancelled
 
 
+class AsyncRequest(Request):
+    """What a coroutine function gets: the same, but its calls are awaited."""
+
+    __slots__ = ()
+
+    async def call(self, name: str, data: Any = None, **options: Any) -> str:  # type: ignore[override]
+        """As `Request.call`."""
+        with self._current() as calls:
+            id: str = await calls.async_client.call(name, data, **options)
+            return id
+
+    async def call_and_wait(self, name: str, data: Any = None, **options: Any) -> Response:  # type: ignore[override]
+        """As `Request.call_and_wait`."""
+        with self._current() as calls:
+            response: Response = await calls.async_client.call_and_wait(name, data, **options)
+            return response
+
+
+class Calls(Protocol):
+    """What a receiver gives its handlers to call others with."""
+
+    @property
+    def client(self) -> Any:
+        """An RpcClient."""
+
+    @property
+    def async_client(self) -> Any:
+        """An AsyncRpcClient."""
+
+    def why_late(self, name: str) -> str: ...
+
+
 current_request: ContextVar[Request | None] = ContextVar("rpc.current_request", default=None)
-"""The request that is being handled here: calls made meanwhile inherit its deadline."""
+"""The request that is being handled here: calls made meanwhile inherit its deadline, its trace
+and the application's headers."""
 
 
 MAX_BACKOFF = 3600.0
+FINAL = (InvalidParams, SerializationError, Unauthorized, Cancelled)
+"""Errors that another attempt would not mend."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +172,24 @@ class JobOptions:
     retries: int = 0
     backoff: float = 1.0
     retry_on: tuple[type[BaseException], ...] = (Exception,)
+
+    @classmethod
+    def checked(
+        cls,
+        delivery: DeliveryMode | None,
+        retries: int,
+        backoff: float,
+        retry_on: type[BaseException] | tuple[type[BaseException], ...],
+    ) -> JobOptions:
+        """ValueError for what makes no sense."""
+        if delivery is not None and delivery not in get_args(DeliveryMode):
+            raise ValueError(f"delivery is one of {', '.join(get_args(DeliveryMode))}, not {delivery!r}")
+        if retries < 0 or backoff < 0:
+            raise ValueError("retries and backoff are not negative")
+        retry_on = retry_on if isinstance(retry_on, tuple) else (retry_on,)
+        if not all(isinstance(kind, type) and issubclass(kind, BaseException) for kind in retry_on):
+            raise ValueError("retry_on is an exception class, or a tuple of them")
+        return cls(delivery, retries, backoff, retry_on)
 
     def pause(self, attempt: int, chance: float) -> float:
         """Seconds between an attempt, the first being 1, and the next: doubled each time, and less by up to a
@@ -96,19 +212,21 @@ def job(
     on up to an hour, as long as the caller waits; a job that failed each time becomes a dead letter. Raises
     ValueError.
     """
-    if delivery is not None and delivery not in get_args(DeliveryMode):
-        raise ValueError(f"delivery is one of {', '.join(get_args(DeliveryMode))}, not {delivery!r}")
-    if retries < 0 or backoff < 0:
-        raise ValueError("retries and backoff are not negative")
-    retry_on = retry_on if isinstance(retry_on, tuple) else (retry_on,)
-    if not all(isinstance(kind, type) and issubclass(kind, BaseException) for kind in retry_on):
-        raise ValueError("retry_on is an exception class, or a tuple of them")
+    options = JobOptions.checked(delivery, retries, backoff, retry_on)
 
-    def mark(handler: F) -> F:
-        handler.__rpc_job__ = JobOptions(delivery, retries, backoff, retry_on)  # type: ignore[attr-defined]
+    return marking("__rpc_job__", options)
+
+
+def marking(name: str, mark: Any, *, several: bool = False) -> Callable[[F], F]:
+    """A decorator that gives functions an attribute, or adds to one that has `several` marks. It may be above
+    `staticmethod` and `classmethod`, whose own attributes the methods do not have."""
+
+    def decorate(handler: F) -> F:
+        function: Any = handler.__func__ if isinstance(handler, staticmethod | classmethod) else handler
+        setattr(function, name, [*getattr(function, name, ()), mark] if several else mark)
         return handler
 
-    return mark
+    return decorate
 
 
 class Job:
@@ -119,7 +237,7 @@ class Job:
             raise SettingsError(f"{name!r} is no job name: a letter, then letters, digits, '_', '.' or '-'")
         if not callable(handler):
             raise SettingsError(f"job {name!r} is mapped to {handler!r}, which cannot be called")
-        self.name, self._handler = name, handler
+        self.name, self.handler = name, handler
         self.options: JobOptions = getattr(handler, "__rpc_job__", JobOptions())
         call = handler if inspect.isroutine(handler) else type(handler).__call__
         self.is_coroutine = inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(call)
@@ -130,21 +248,36 @@ class Job:
 
     def bound(self, call: Call, request: Request) -> Callable[[], Any]:
         """The handler with its arguments; InvalidParams if they do not fit."""
-        handler = self._handler
+        handler = self.handler
         if self._parameters is None:
             return lambda: handler(request)
         args, kwargs = self._parameters.bind(call)
         return lambda: handler(*args, **kwargs)
 
 
-def jobs_from(mapping: Mapping[str, Callable[..., Any]]) -> dict[str, Job]:
+class Jobs(dict[str, Job]):
+    """Jobs by name. `hidden` are the names of methods that services have, but not for clients."""
+
+    def __init__(self, jobs: Mapping[str, Job], hidden: Iterable[str] = ()) -> None:
+        super().__init__(jobs)
+        self.hidden = frozenset(hidden)
+        self.services = {name.rpartition(".")[0] for name in (*jobs, *self.hidden)}
+
+    def find(self, name: str) -> Job:
+        """The job of this name; MethodNotFound, or one of its kinds, if there is none."""
+        found = self.get(name)
+        if found is not None:
+            return found
+        service, _, method = name[:128].rpartition(".")
+        if name in self.hidden:
+            raise MethodNotExposed(f"service {service!r} does not expose {method!r}")
+        if not service:
+            raise MethodNotFound(f"no job is named {method!r} here")
+        if service not in self.services:
+            raise ServiceNotFound(f"no service is named {service!r} here")
+        raise MethodNotFound(f"service {service!r} has no method {method!r}")
+
+
+def jobs_from(mapping: Mapping[str, Callable[..., Any]], hidden: Iterable[str] = ()) -> Jobs:
     """The jobs of a mapping of names to handlers; SettingsError if one cannot be."""
-    return {name: Job(name, handler) for name, handler in mapping.items()}
-
-
-def find(jobs: Mapping[str, Job], name: str) -> Job:
-    """The job of this name; MethodNotFound if there is none."""
-    found = jobs.get(name)
-    if found is None:
-        raise MethodNotFound(f"no job is named {name[:128]!r} here")
-    return found
+    return Jobs({name: Job(name, handler) for name, handler in mapping.items()}, hidden)

@@ -84,7 +84,8 @@ def wants_request(handler: Callable[..., Any], request_type: type) -> bool:
     parameters = list(inspect.signature(handler).parameters.values())
     if len(parameters) != 1 or parameters[0].kind not in (inspect.Parameter.POSITIONAL_ONLY, *_NAMED[:1]):
         return False
-    return parameters[0].name == "request" or _hints(handler).get(parameters[0].name) is request_type
+    kind = _hints(handler).get(parameters[0].name)
+    return parameters[0].name == "request" or (isinstance(kind, type) and issubclass(kind, request_type))
 
 
 def _is_usable(name: str, kind: Any, handler: Callable[..., Any]) -> bool:

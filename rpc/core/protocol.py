@@ -33,6 +33,20 @@ class Call(msgspec.Struct, frozen=True):
     kwargs: dict[str, Any] | None = None
 
 
+class Arguments(msgspec.Struct, frozen=True):
+    """Positional and named arguments, in place of `data`."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+def call_of(method: str, data: Any) -> Call:
+    """The call of a job with this data, or these arguments."""
+    if not isinstance(data, Arguments):
+        return Call(method, data)
+    return Call(method, list(data.args), data.kwargs) if data.args else Call(method, data.kwargs or None)
+
+
 def encode_call(call: Call, id: str, codec: Codec) -> bytes:
     """The body of a request. Raises SerializationError, also if `params` is neither a dict nor a list
     once it is encoded."""

@@ -51,7 +51,7 @@ RPC_JOB_MAPPING = {"add": add, "typed": typed, "fail": fail, "echo": echo, "slow
 class Process:
     """A command as a process, and what it has said so far: stdout and stderr in one."""
 
-    def __init__(self, *command: str, cwd: Path, env: dict[str, str]) -> None:
+    def __init__(self, *command: str, cwd: Path, env: dict[str, str], **options: Any) -> None:
         self.popen = subprocess.Popen(
             command,
             cwd=cwd,
@@ -60,6 +60,7 @@ class Process:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            **options,
         )
         self.pid = self.popen.pid
         self.said = ""
@@ -81,6 +82,11 @@ class Process:
         code = self.popen.wait(SECONDS)
         self._reader.join(SECONDS)
         return code
+
+    @property
+    def is_silent(self) -> bool:
+        """Whether nothing can be said any more: it has ended, and everything that it started."""
+        return not self._reader.is_alive()
 
     def close(self) -> None:
         """End it, and with it what it started: by two signals, as the second one ends a worker at once."""

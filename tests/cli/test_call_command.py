@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
+import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
@@ -15,7 +18,7 @@ from click.testing import Result
 
 from rpc.backends.memory import MemoryBackend
 
-from .conftest import error_in
+from .conftest import RPC, SECONDS, Process, error_in
 
 Call = Callable[..., Result]
 
@@ -138,7 +141,7 @@ def test_no_wait_with_json_prints_the_id_as_json(call: Call) -> None:
 
 def due(url: str) -> float:
     """Seconds until the only delayed message is due."""
-    ((when, _, _),) = MemoryBackend(url)._hub.delayed
+    ((when, _, _),) = MemoryBackend(url).hub.delayed
     return when - time.monotonic()
 
 
@@ -157,7 +160,7 @@ def test_after_a_delay_and_before_it_expires(invoke: Call, tmp_path: Path) -> No
     result = invoke("call", "add", "--no-wait", "--delay", "60", "--ttl", "90", "--backend", url, "--json")
     assert json.loads(result.stdout).keys() == {"id"}
     assert 50 < due(url) <= 60
-    assert MemoryBackend(url)._hub.delayed[0][2].message.ttl == 90
+    assert MemoryBackend(url).hub.delayed[0][2].message.ttl == 90
 
 
 def test_with_a_key_it_is_done_once(call: Call) -> None:
@@ -247,3 +250,74 @@ def test_an_unknown_backend_is_wrong_use(invoke: Call) -> None:
     result = invoke("call", "add", "--backend", "smoke+signals://hill")
     assert result.exit_code == 2
     assert "names no backend" in result.stderr
+
+
+@pytest.fixture
+def many(tmp_path: Path) -> Path:
+    path = tmp_path / "many.jsonl"
+    path.write_text("".join(f'{{"a": {n}, "b": 1}}\n' for n in range(250)) + "\n")
+    return path
+
+
+def test_each_line_of_a_file_is_a_call_and_answers_come_in_order(call: Call, many: Path) -> None:
+    result = call("add", "--map", str(many), "--window", "10")
+    assert result.exit_code == 0, result.output
+    assert [json.loads(line) for line in result.stdout.splitlines()] == [
+        {"answer": n + 1} for n in range(250)
+    ]
+
+
+def test_lines_can_come_from_stdin_and_ids_are_told_to_programs(call: Call) -> None:
+    result = call("echo", "--map", "-", "--json", input="[1]\n[2]\n")
+    answers = [json.loads(line) for line in result.stdout.splitlines()]
+    assert [answer["data"] for answer in answers] == [[1], [2]]
+    assert len({answer["id"] for answer in answers}) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "code", "complaint"),
+    [
+        ("echo", "[1]\n[2]\n3\n", 2, "line 3 is neither a JSON object nor an array"),
+        ("echo", "[1]\n[2]\nno\n", 2, "line 3: not readable as json"),
+        ("typed", '[1, 1]\n[2, 2]\n{"a": "x", "b": 1}\n', None, "a: "),
+    ],
+)
+def test_the_first_line_that_fails_ends_it(
+    call: Call, name: str, text: str, code: int | None, complaint: str
+) -> None:
+    result = call(name, "--map", "-", "--window", "1", input=text)
+    assert result.exit_code == code or (code is None and result.exit_code)
+    assert len(result.stdout.splitlines()) == 2
+    assert "2 lines were answered" in result.stderr
+    assert complaint in result.stderr
+
+
+@pytest.mark.parametrize("more", [["a=1"], ["--no-wait"], ["--idempotency-key", "k"]])
+def test_a_file_is_all_of_the_data(call: Call, many: Path, more: list[str]) -> None:
+    result = call("echo", "--map", str(many), *more)
+    assert result.exit_code == 2
+    assert "--map takes its data from the file" in result.stderr
+
+
+@pytest.mark.redis
+def test_on_a_terminal_it_shows_how_far_it_is(
+    project: Path, spawn: Callable[..., Process], many: Path
+) -> None:
+    spawn("worker").says("serving")
+    terminal, end = os.openpty()
+    command = [*RPC, "call", "add", "--map", str(many)]
+    done = subprocess.run(
+        command, cwd=project, stdout=subprocess.PIPE, stderr=end, timeout=SECONDS, check=False
+    )
+    os.close(end)
+    shown = "".join(read_to_its_end(terminal))
+    assert done.returncode == 0, shown
+    assert len(done.stdout.splitlines()) == 250
+    assert "add" in shown
+    assert "100%" in shown
+
+
+def read_to_its_end(terminal: int) -> Iterator[str]:
+    with suppress(OSError), open(terminal, "rb", buffering=0) as screen:  # at its end Linux raises
+        while data := screen.read(4096):
+            yield data.decode()

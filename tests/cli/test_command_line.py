@@ -16,6 +16,7 @@ from rpc import (
     BackendUnavailable,
     Cancelled,
     InvalidParams,
+    MethodNotExposed,
     MethodNotFound,
     NoReceivers,
     QueueFull,
@@ -23,6 +24,7 @@ from rpc import (
     RpcError,
     RpcTimeout,
     SerializationError,
+    ServiceNotFound,
     SettingsError,
     Unauthorized,
     Unsupported,
@@ -39,6 +41,8 @@ Invoke = Callable[..., Result]
 EXPECTED = {
     RemoteError("ValueError", "no"): 1,
     MethodNotFound("no"): 1,
+    ServiceNotFound("no"): 1,
+    MethodNotExposed("no"): 1,
     InvalidParams("no"): 1,
     WorkerLost("no"): 1,
     SerializationError("no"): 1,
@@ -128,3 +132,28 @@ def test_without_a_driver_in_use_none_is_imported() -> None:
     code = "import sys, rpc.cli; print({'redis', 'rq', 'watchfiles'} & sys.modules.keys())"
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert said.stdout == "set()\n"
+
+
+INTERRUPTED_WHILE_FINALIZING = """
+import signal, threading
+from rpc.cli.exits import Commands
+
+class Odd:
+    def __del__(self):
+        signal.raise_signal(signal.SIGINT)
+
+group = Commands("group")
+
+@group.command("wait")
+def wait():
+    Odd()
+    threading.Event().wait(20)
+
+group()
+"""
+
+
+def test_an_interrupt_that_falls_into_a_finalizer_is_not_forgotten() -> None:
+    command = [sys.executable, "-c", INTERRUPTED_WHILE_FINALIZING, "wait"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (result.returncode, result.stderr) == (130, "")

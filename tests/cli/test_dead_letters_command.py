@@ -42,7 +42,7 @@ class Office:
 
     def waiting(self, name: str = "default") -> list[bytes]:
         """What was put back into the queue."""
-        return [each.message.body for each in self.backend._hub.waiting[queue(name)]]  # type: ignore[attr-defined]
+        return [each.message.body for each in self.backend.hub.waiting[queue(name)]]  # type: ignore[attr-defined]
 
     def letters(self, name: str = "default") -> list[Any]:
         return self.backend.dead_letters(name)  # type: ignore[attr-defined, no-any-return]

@@ -96,7 +96,7 @@ def test_the_backend_on_the_command_line_counts(tmp_path: Path, url: str, spawn:
 
 def test_a_password_is_not_logged(project: Path, spawn: Spawn, url: str) -> None:
     worker = spawn("worker", "--backend", url.replace("//", "//:secret@"))
-    worker.says("serving")
+    worker.says("trying again")
     worker.close()
     assert "secret" not in worker.said
     assert ":***@" in worker.said
@@ -107,7 +107,7 @@ def test_a_password_is_not_logged(project: Path, spawn: Spawn, url: str) -> None
     [
         (None, "there is no settings module 'settings'"),
         ("1 / 0", "cannot be imported: ZeroDivisionError"),
-        ("RPC_BACKEND = 'memory://'", "RPC_JOB_MAPPING maps no name"),
+        ("RPC_BACKEND = 'memory://'", "RPC_SERVICES have no job"),
         ("RPC_JOB_MAPPING = {'f': print}", "has neither RPC_BACKEND nor RPC_RECEIVER_BACKEND"),
         ("RPC_COLOUR = 'red'", "unknown key RPC_COLOUR"),
         ("RPC_JOB_MAPPING = {'f': 'no.such.thing'}\nRPC_BACKEND = 'memory://'", "RPC_JOB_MAPPING['f']"),

@@ -23,13 +23,14 @@ from rpc import (
     RpcError,
     RpcTimeout,
     SerializationError,
+    ServiceNotFound,
     Unauthorized,
     job,
 )
 from rpc.core.codecs import CODECS, JSON, MSGPACK, Accepted
-from rpc.core.conversation import Conversation, Response, call_message
+from rpc.core.conversation import Conversation, call_message
 from rpc.core.dispatch import Dispatcher
-from rpc.core.jobs import current_request, jobs_from
+from rpc.core.jobs import Response, current_request, jobs_from
 from rpc.errors import Interrupted
 from rpc.message import FAILED, Message, packed, unpacked
 
@@ -151,8 +152,8 @@ def test_whatever_arrives_where_nobody_waits_there_is_no_result(body, headers):
     (body(params=5), SerializationError), (body(kwargs={"a": 1}), SerializationError),
     (JSON.encode({"method": 5}), SerializationError), (JSON.encode([{"method": "work"}]), SerializationError),
     (body(params=[1, 2]), InvalidParams), (JSON.encode({"method": "nosuch"}), MethodNotFound),
-    (JSON.encode({"method": "../work"}), MethodNotFound),
-    (JSON.encode({"method": "os.system"}), MethodNotFound),
+    (JSON.encode({"method": "../work"}), ServiceNotFound),
+    (JSON.encode({"method": "os.system"}), ServiceNotFound),
 ], ids=lambda value: repr(value[:40]) if isinstance(value, bytes) else None)  # fmt: skip
 def test_a_poisonous_request_is_refused_and_the_handler_not_called(poison, error):
     called = []

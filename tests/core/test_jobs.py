@@ -11,14 +11,14 @@ import pytest
 
 import rpc
 from rpc import MethodNotFound, Request, SettingsError, job
-from rpc.core.jobs import Job, find, jobs_from
+from rpc.core.jobs import Job, jobs_from
 from rpc.core.protocol import Call
 from rpc.message import Message
 
 
 def request_with(data, **headers):
     delivery = SimpleNamespace(message=Message().but(**headers), cancelled=False)
-    return Request(delivery, data, 5.0, lambda request, data: (request, data))
+    return Request(delivery, Call("work", data), 5.0, lambda request, data: (request, data))
 
 
 def outcome(handler, data):
@@ -109,9 +109,9 @@ def test_what_cannot_be_called_with_known_arguments_is_refused_with_its_name(han
 @pytest.mark.parametrize("name", ["nosuch", "os.system", "../add", "__class__", "", "x" * 9999])
 def test_only_mapped_names_are_found(name):
     jobs = jobs_from({"add": lambda: None, "os": lambda: None})
-    assert find(jobs, "add") is jobs["add"]
-    with pytest.raises(MethodNotFound, match="no job is named") as refusal:
-        find(jobs, name)
+    assert jobs.find("add") is jobs["add"]
+    with pytest.raises(MethodNotFound, match="is named") as refusal:
+        jobs.find(name)
     assert len(str(refusal.value)) < 200
 
 

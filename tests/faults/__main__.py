@@ -23,10 +23,13 @@ HERE = Path(__file__).parent
 @click.option(
     "--backend", type=click.Choice(["redis://", "rq+redis://"]), default="redis://", show_default=True
 )
+@click.option("--brief", is_flag=True, help="As little as `make test` does.")
 @click.option("--publish", is_flag=True, help="Write the table to docs/faults.md.")
-def main(scenarios: str | None, seconds: float | None, seed: int | None, backend: str, publish: bool) -> None:
-    plan = Plan(long=True, seconds=seconds, backend=backend, scenarios=tuple((scenarios or "").split(",")))
-    plan.scenarios = tuple(filter(None, plan.scenarios))
+def main(
+    scenarios: str | None, seconds: float | None, seed: int | None, backend: str, brief: bool, publish: bool
+) -> None:
+    names = tuple(filter(None, (scenarios or "").split(",")))
+    plan = Plan(long=not brief, seconds=seconds, backend=backend, scenarios=names)
     if seed is not None:
         plan.seed = seed
     print(f"seed {plan.seed}", flush=True)

@@ -12,12 +12,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from rpc import Request, RpcClient, RpcReceiver
+from rpc import Event, Request, RpcClient, RpcReceiver, on
 
 from .oracle import Ledger
 from .steps import stepper
 
-__all__ = ["caller", "caller_that_forks", "stepper", "worker"]
+__all__ = ["caller", "caller_that_forks", "listener", "stepper", "worker"]
 
 PATIENCE = 60.0
 
@@ -148,6 +148,51 @@ def worker(
     receiver = RpcReceiver(
         jobs=Jobs(ledger).table(), backend=url, queues=queues, concurrency=concurrency, grace=grace
     )
+    receiver.start()
+
+
+class Listeners:
+    """A durable group, which writes down what the oracle looks at, and one that listens for itself."""
+
+    def __init__(self, ledger: str) -> None:
+        self._ledger, self._heard = Ledger(ledger), Path(ledger).with_suffix(f".{os.getpid()}")
+
+    @on("fault", group="billing", durable=True)
+    def bill(self, event: Event) -> None:
+        self._ledger.note(event.data["job"], 1, "begin")
+        time.sleep(event.data.get("seconds", 0))
+        self._ledger.note(event.data["job"], 1, "end")
+
+    @on("fault")
+    def hear(self, event: Event) -> None:
+        with self._heard.open("a") as file:
+            file.write(f"{event.data['job']}\n")
+
+
+class Failing:
+    """A durable group that tries again."""
+
+    def __init__(self, ledger: str) -> None:
+        self._ledger, self._release = Ledger(ledger), Path(ledger).with_suffix(".release")
+
+    @on("fails", group="billing", durable=True, retries=1, backoff=0.01)
+    def fail(self, event: Event) -> None:
+        """The first one, once the test says so."""
+        self._ledger.note(event.data["job"], 1, "begin")
+        if not self._release.exists():
+            end = time.monotonic() + PATIENCE
+            while not self._release.exists() and time.monotonic() < end:
+                time.sleep(0.005)
+            raise ConnectionError("not now")
+        self._ledger.note(event.data["job"], 1, "end")
+
+
+def listener(url: str, ledger: str, fails: bool = False) -> None:
+    """Listen until stopped."""
+    service = Failing(ledger) if fails else Listeners(ledger)
+    receiver = RpcReceiver(jobs={}, services=[service], backend=url)
+    begun = Path(ledger).with_suffix(f".{os.getpid()}")
+    receiver.hook("on_connect")(begun.touch)
     receiver.start()
 
 

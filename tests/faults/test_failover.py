@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +18,9 @@ from .proxy import Proxy
 from .stage import Stage
 
 pytestmark = [pytest.mark.real_redis, pytest.mark.faults]
+needs_redis_server = pytest.mark.skipif(
+    not shutil.which("redis-server"), reason="needs a real Redis: redis-server on PATH"
+)
 
 
 class Pair:
@@ -106,6 +110,7 @@ def under_load(stage: Stage, url: str, fault: Callable[[], object]) -> None:
     assert figures.duplicated <= 16
 
 
+@needs_redis_server
 def test_sentinel(stage: Stage) -> None:
     """The master that sentinels watch is killed under load, and a replica is promoted"""
     with start_sentinel() as group:
@@ -113,6 +118,7 @@ def test_sentinel(stage: Stage) -> None:
         under_load(stage, f"{group.url}?lease=1&max_deliveries=50", group.kill_master)
 
 
+@needs_redis_server
 def test_cluster(stage: Stage) -> None:
     """A node of a cluster is killed under load, and its replica is promoted; then the queue's slot moves"""
     with start_cluster(3, replicas=1) as cluster:

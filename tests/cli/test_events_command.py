@@ -1,0 +1,193 @@
+"""`rpc events`: what is published, heard, shown and forgotten."""
+
+from __future__ import annotations
+
+import json
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+import pytest
+from click.testing import Result
+
+from rpc import Event, RpcReceiver, on
+from rpc.backends import backend_from_url
+from rpc.cli.events import command
+from rpc.testing.servers import RedisServer
+
+from .conftest import SECONDS, Process, error_in
+
+Invoke = Callable[..., Result]
+
+
+class Hall:
+    """A receiver in this process, and what it heard."""
+
+    def __init__(self, url: str) -> None:
+        self.url, self.heard = url, list[Event]()
+        self.changed = threading.Condition()
+
+        @on("order.*")
+        def hear(event: Event) -> None:
+            with self.changed:
+                self.heard.append(event)
+                self.changed.notify_all()
+            if event.data == ["fail"]:
+                raise ValueError("no")
+
+        @on("order.created", group="team")
+        @on("order.created", group="billing", durable=True)
+        def share(data: Any) -> None: ...
+
+        self.receiver, begun = RpcReceiver(jobs={}, services=[hear, share], backend=url), threading.Event()
+        self.receiver.hook("on_connect")(begun.set)
+        self._thread = threading.Thread(target=self.receiver.start)
+        self._thread.start()
+        assert begun.wait(SECONDS)
+
+    def hears(self, number: int = 1) -> list[Event]:
+        with self.changed:
+            assert self.changed.wait_for(lambda: len(self.heard) >= number, SECONDS)
+            return self.heard
+
+    def close(self) -> None:
+        self.receiver.stop()
+        self._thread.join(SECONDS)
+
+
+@pytest.fixture
+def hall(tmp_path: Path) -> Iterator[Hall]:
+    hall = Hall(f"memory://{tmp_path.name}")
+    yield hall
+    hall.close()
+
+
+@pytest.fixture
+def events(invoke: Invoke, hall: Hall) -> Invoke:
+    """`rpc events`, on that backend."""
+    return lambda first, *words, **more: invoke("events", first, *words, "--backend", hall.url, **more)
+
+
+def test_what_is_published_is_heard(events: Invoke, hall: Hall) -> None:
+    result = events("publish", "order.created", "n:=17", "place=Rome", "--header", "source=shell")
+    (event,) = hall.hears()
+    assert event == Event("order.created", {"n": 17, "place": "Rome"}, {"source": "shell"}, event.id)
+    assert (result.exit_code, result.stdout) == (0, f"{event.id}\n")
+
+
+@pytest.mark.parametrize(("words", "stdin", "data"), [
+    ([], None, {}), (['{"n": 1}'], None, {"n": 1}), (["[1, 2]"], None, [1, 2]), (["-"], '{"n": 2}', {"n": 2}),
+], ids=str)  # fmt: skip
+def test_data_is_given_as_for_a_call(
+    events: Invoke, hall: Hall, words: list[str], stdin: str | None, data: Any
+) -> None:
+    result = events("publish", "order.created", *words, "--json", input=stdin)
+    (event,) = hall.hears()
+    assert event.data == data
+    assert json.loads(result.stdout) == {"id": event.id}
+
+
+@pytest.mark.parametrize("words", [
+    ["publish"], ["publish", "order.*"], ["publish", "rpc.x"], ["publish", "a", "--header", "x"],
+    ["publish", "a", "b"], ["publish", "a", "--header", "=x"], ["listen"], ["listen", "*"], ["listen", "a b"],
+    ["listen", "a", "--count", "0"], ["list", "a"], ["list", "--wait", "0"], ["forget", "a"],
+    ["forget", "a", "no group"], ["forget", "*", "a"], ["shout", "a"],
+], ids=str)  # fmt: skip
+def test_wrong_words_are_wrong_use(events: Invoke, words: list[str]) -> None:
+    result = events(*words)
+    assert (result.exit_code, result.stdout) == (2, "")
+
+
+def test_the_list_has_a_line_for_each_listener(events: Invoke, hall: Hall) -> None:
+    events("publish", "order.created", '["fail"]')
+    hall.hears()
+    lines = [line.split("  ") for line in events("list").stdout.splitlines()]
+    assert [line[:3] for line in lines] == [
+        ["order.*", f"{__name__}.hear", "each worker"],
+        ["order.created", f"{__name__}.share", "group billing, durable"],
+        ["order.created", f"{__name__}.share", "group team"],
+    ]
+    assert lines[0][4] == "1 failures"
+
+
+def test_the_list_as_json_is_one_object(events: Invoke, hall: Hall) -> None:
+    found = json.loads(events("list", "--json").stdout)
+    assert found["subscriptions"] == [{"pattern": "order.created", "group": "billing", "served": True}]
+    assert [(each["pattern"], each["group"], each["durable"]) for each in found["listeners"]] == [
+        ("order.*", None, False),
+        ("order.created", "billing", True),
+        ("order.created", "team", False),
+    ]
+    assert found["listeners"][0].keys() == {
+        *("pattern", "name", "group", "durable", "failures"),
+        *("host", "pid"),
+    }
+
+
+def test_a_durable_group_that_nobody_serves_is_shown_and_can_be_forgotten(events: Invoke, hall: Hall) -> None:
+    hall.close()
+    assert events("list").stdout == "order.created  -  group billing, durable  nobody serves it now\n"
+    assert events("forget", "order.created", "billing").exit_code == 0
+    assert events("list").stdout == ""
+    result = events("forget", "order.created", "billing")
+    assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
+    assert "there is no durable group 'billing' that listens to 'order.created'" in result.stderr
+
+
+def test_a_backend_without_subscriptions_is_one_line(invoke: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
+    kind = type(backend_from_url("memory://"))
+    monkeypatch.setattr(kind, "features", frozenset({"topics"}))
+    result = invoke("events", "forget", "a", "b", "--backend", "memory://")
+    assert result.exit_code == 2
+    assert "has no feature 'subscriptions'" in result.stderr
+
+
+@pytest.mark.redis
+def test_no_broker_is_4(invoke: Invoke) -> None:
+    result = invoke("events", "list", "--backend", "redis://127.0.0.1:1/0", "--json")
+    assert result.exit_code == 4
+    assert error_in(result.stdout)["type"] == "BackendUnavailable"
+
+
+@pytest.mark.parametrize("name", command.commands)
+def test_each_has_help_with_an_example(invoke: Invoke, name: str) -> None:
+    shown = invoke("events", name, "--help").stdout
+    assert f"Example:\n    rpc events {name}" in shown
+    options = [each for each in command.commands[name].params if isinstance(each, click.Option)]
+    assert all(option.help for option in options)
+
+
+# Between processes.
+
+
+@pytest.fixture
+def broker(redis_server: RedisServer) -> str:
+    return f"{redis_server.url[:-1]}8"
+
+
+@pytest.mark.redis
+def test_what_is_heard_is_a_line_until_ctrl_c(
+    broker: str, spawn: Callable[..., Process], rpc: Callable[..., Any]
+) -> None:
+    listening = spawn("events", "listen", "order.*", "--backend", broker)
+    listening.says("listening to order.*")
+    rpc("events", "publish", "other", "--backend", broker)
+    ids = [rpc("events", "publish", "order.x", f"n:={n}", "--backend", broker).stdout[:-1] for n in range(2)]
+    listening.says(ids[1])
+    lines = [json.loads(line) for line in listening.said.splitlines() if line.startswith("{")]
+    assert lines == [{"topic": "order.x", "data": {"n": n}, "headers": {}, "id": ids[n]} for n in range(2)]
+    assert listening.ends(signal.SIGINT) in (0, 130)
+    assert "Traceback" not in listening.said
+
+
+@pytest.mark.redis
+def test_it_ends_after_so_many(broker: str, spawn: Callable[..., Process], rpc: Callable[..., Any]) -> None:
+    listening = spawn("events", "listen", "order", "--backend", broker, "--count", "2")
+    listening.says("listening")
+    for _ in range(4):
+        rpc("events", "publish", "order", "--backend", broker)
+    assert listening.ends() == 0
+    assert listening.said.count("{") == 2 * 3

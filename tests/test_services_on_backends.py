@@ -1,0 +1,252 @@
+"""Services, proxies and hooks on every kind of backend: nothing in them knows which one it is."""
+
+from __future__ import annotations
+
+import gc
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack
+from typing import Any
+from uuid import uuid4
+
+import pytest
+import redis
+from async_calls import run
+from in_memory import LONG, until
+
+from rpc import (
+    AsyncRpcClient,
+    InvalidParams,
+    MethodNotExposed,
+    MethodNotFound,
+    RemoteError,
+    Request,
+    RpcClient,
+    RpcReceiver,
+    RpcTimeout,
+    SerializationError,
+    ServiceNotFound,
+    expose,
+    on,
+    service,
+)
+from rpc.describe import WorkerInfo
+
+
+class Stage:
+    """Workers in threads, and a client of them."""
+
+    def __init__(self, stack: ExitStack, url: str) -> None:
+        self.url, self._stack = url, stack
+        self.client = stack.enter_context(RpcClient(backend=url, timeout=LONG))
+
+    def serve(self, *services: Any, **options: Any) -> RpcReceiver:
+        receiver = RpcReceiver(services=services, backend=self.url, **options)
+        thread = threading.Thread(target=receiver.start)
+        thread.start()
+
+        def end() -> None:
+            receiver.stop()
+            thread.join(LONG)
+            assert not thread.is_alive()
+
+        self._stack.callback(end)
+        return receiver
+
+    def described(self, count: int) -> list[WorkerInfo]:
+        found: list[WorkerInfo] = []
+
+        def complete() -> bool:
+            found[:] = self.client.describe(wait=0.3)
+            return len(found) == count
+
+        until(complete)
+        return found
+
+
+@pytest.fixture(
+    params=[
+        "memory",
+        pytest.param("redis", marks=pytest.mark.redis),
+        pytest.param("rq", marks=pytest.mark.redis),
+    ]
+)
+def stage(request: pytest.FixtureRequest) -> Iterator[Stage]:
+    url = f"memory://{uuid4().hex}"
+    if request.param != "memory":
+        server = request.getfixturevalue("rpc_redis")
+        with redis.Redis.from_url(server.url) as admin:
+            admin.flushall()
+        url = f"{'rq+' * (request.param == 'rq')}{server.url}?lease=2"
+    with ExitStack() as stack:
+        yield Stage(stack, url)
+
+
+class Example:
+    name = "example"
+
+    def __init__(self) -> None:
+        self.began: list[str] = []
+        self.ended: list[str] = []
+        self.together = threading.Barrier(4)
+
+    @expose
+    def both(self, request: Request) -> Any:
+        return [request.data, request.kwargs]
+
+    @expose
+    def typed(self, count: int, *, key: str = "k") -> list[Any]:
+        return [count, key]
+
+    @expose
+    async def coroutine(self, number: int) -> int:
+        return number * 2
+
+    @expose
+    def fail(self) -> None:
+        raise KeyError
+
+    @expose
+    def odd(self) -> Any:
+        return print
+
+    @expose
+    def until_cancelled(self, request: Request) -> None:
+        self.began.append(request.id)
+        until(lambda: request.cancelled)
+        self.ended.append(request.id)
+
+    @expose
+    def meet(self) -> bool:
+        """Returns once it is called four times at a time."""
+        self.together.wait(LONG)
+        return True
+
+    def hidden(self) -> None:
+        """Is not for clients."""
+
+
+def test_arguments_and_results_are_intact(stage: Stage) -> None:
+    stage.serve(Example, service(Example, name="deep.space"))
+    example = stage.client.services.example
+    assert example.both(1, [2], {"a": 3}, key=4) == [[1, [2], {"a": 3}], {"key": 4}]
+    assert example.both(key=4) == [{"key": 4}, {}]
+    assert example.both() == [{}, {}]
+    assert example.typed(1, key="b") == [1, "b"]
+    assert example.coroutine(21) == 42
+    assert stage.client.services.deep.space.coroutine.submit(2).result(LONG) == 4
+
+
+def test_each_way_to_fail_is_told_at_once(stage: Stage) -> None:
+    stage.serve(Example)
+    services = stage.client.services
+    for proxy, error in (
+        (services.example.nosuch, MethodNotFound),
+        (services.example.hidden, MethodNotExposed),
+        (services.nosuch.foo, ServiceNotFound),
+        (services.example.typed, InvalidParams),
+        (services.example.odd, SerializationError),
+        (services.example.fail, RemoteError),
+    ):
+        with pytest.raises(error) as caught:
+            proxy()
+        assert type(caught.value) is error
+        assert type(proxy.submit().exception(LONG)) is error
+    assert (caught.value.type, caught.value.message) == ("KeyError", "")  # type: ignore[attr-defined]
+    for way in services.example.both, services.example.both.submit, services.example.both.call:
+        with pytest.raises(SerializationError):
+            way(print)
+
+
+def test_to_cancel_reaches_the_worker(stage: Stage) -> None:
+    example = Example()
+    stage.serve(example, concurrency=2)
+    future = stage.client.services.example.until_cancelled.submit()
+    until(lambda: example.began)
+    future.cancel()
+    until(lambda: example.ended == example.began)
+
+    async def main() -> None:
+        async with AsyncRpcClient(backend=stage.url, timeout=LONG) as client:
+            assert await client.services.example.coroutine(1) == 2
+            assert await client.services.example.coroutine.submit(2) == 4
+            with pytest.raises(RpcTimeout):
+                await client.services.example.until_cancelled.options(timeout=0.3)()
+            with pytest.raises(MethodNotExposed):
+                await client.services.example.hidden()
+
+    run(main)
+    until(lambda: example.ended == example.began)
+
+
+def test_calls_run_at_a_time(stage: Stage) -> None:
+    stage.serve(Example, concurrency=8)
+    futures = [stage.client.services.example.meet.submit() for _ in range(4)]
+    assert [future.result(LONG) for future in futures] == [True] * 4
+
+
+def test_a_worker_that_joins_takes_its_share(stage: Stage) -> None:
+    seen: set[int] = set()
+
+    class Node:
+        name = "node"
+
+        @expose
+        def work(self) -> None:
+            seen.add(id(self))
+            until(lambda: len(seen) == 2)
+
+    stage.serve(Node())
+    futures = [stage.client.services.node.work.submit() for _ in range(6)]
+    until(lambda: seen)
+    stage.serve(Node())
+    assert [future.result(LONG) for future in futures] == [None] * 6
+
+
+def test_all_workers_describe_themselves(stage: Stage) -> None:
+    class Listening(Example):
+        @on("boom")
+        def hear(self, data: Any) -> None:
+            raise ValueError
+
+    first = stage.serve(Example, concurrency=2)
+    second = stage.serve(Listening, queues=["other"], jobs={"add": lambda a, b: a + b})
+    workers = {worker.id: worker for worker in stage.described(2)}
+    assert workers == {each.id: each.describe() for each in (first, second)}
+    assert workers[second.id].jobs["example.typed"] == "(count: int, *, key: str = 'k') -> list[Any]"
+    for _ in range(2):
+        stage.client.publish("boom")
+    until(lambda: [each.failures for each in second.describe().listeners] == [2])
+    assert second.describe() in stage.described(2)
+    assert dir(stage.client.services) == ["example"]
+    assert "typed" in dir(stage.client.services.example)
+
+
+def test_hooks_and_middleware_are_everywhere(stage: Stage) -> None:
+    notes: list[Any] = []
+    hooks = {
+        "pre_call": lambda request: notes.append(request.name),
+        "post_success": lambda request, result: notes.append(result),
+        "post_error": lambda request, error: notes.append(type(error)),
+        "on_connect": lambda: notes.append("connected"),
+    }
+    stage.serve(Example, hooks=hooks, middleware=[lambda request, rest: [rest(request)]])
+    assert stage.client.services.example.coroutine(1) == [2]
+    with pytest.raises(RemoteError):
+        stage.client.services.example.fail()
+    until(lambda: len(notes) == 5)
+    assert notes == ["connected", "example.coroutine", [2], "example.fail", KeyError]
+
+
+def test_nothing_is_left_behind(stage: Stage) -> None:
+    stage.serve(Example)
+    services = stage.client.services
+    futures = [services.example.coroutine.submit(n) for n in range(100)]
+    assert [future.result(LONG) for future in futures] == [2 * n for n in range(100)]
+    late = [services.example.both.options(timeout=0.1, queue="nobody").submit() for _ in range(100)]
+    assert {type(future.exception(LONG)) for future in late} == {RpcTimeout}
+    for _ in range(100):
+        services.example.both.options(timeout=0.1, queue="nobody").submit()
+    del futures, late
+    held: Any = stage.client._submits._open
+    until(lambda: gc.collect() >= 0 and not len(held))
