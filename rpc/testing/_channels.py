@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
+from itertools import count
+from typing import cast
+from uuid import uuid4
+
+import pytest
 
 from ..addresses import Address, inbox, topic
+from ..backends import Locks, Subscriptions
+from ..message import Delivery
 from .site import Site, eventually
 
 
@@ -36,6 +45,114 @@ class Channels:
         heard = Counter("alone" if "alone" in line else "team" for line in site.log.lines() if " n" in line)
         assert heard == {"alone": 20, "team": 20}
 
+    def test_a_durable_subscription_keeps_what_comes_while_nobody_serves_it(self, site: Site) -> None:
+        with _subscription(site) as to:
+            backend, thread = site.serve(None, to)
+            _until_subscribed(site, to)
+            backend.stop()
+            thread.join(site.patience)
+            before = len(site.log.lines())
+            for number in range(3):
+                site.tell(b"log:%d" % number, topic(site.name()))
+            site.serve(None, to)
+            eventually(lambda: site.log.lines()[before:] == ["toy 0", "toy 1", "toy 2"])
+
+    def test_the_members_of_a_durable_subscription_share_one_copy(self, site: Site) -> None:
+        with _subscription(site) as team, _subscription(site, "others") as others:
+            for name, to in ("x", team), ("y", team), ("other", others):
+                site.serve(site.toy(name), to)
+                _until_subscribed(site, to, name)
+            for number in range(20):
+                site.tell(b"log:n%d" % number, topic(site.name()))
+            eventually(lambda: sum(" n" in line for line in site.log.lines()) == 40)
+            heard = Counter(line.startswith("other ") for line in site.log.lines() if " n" in line)
+            assert heard == {True: 20, False: 20}
+
+    def test_what_nobody_subscribes_to_any_more_is_not_kept(self, site: Site) -> None:
+        with _subscription(site) as to:
+            backend, thread = site.serve(None, to)
+            _until_subscribed(site, to)
+            backend.stop()
+            thread.join(site.patience)
+            site.tell(b"log:forgotten", topic(site.name()))
+            _forget(site, to)
+            site.tell(b"log:forgotten", topic(site.name()))
+            site.serve(None, to)
+            _until_subscribed(site, to)
+            assert "toy forgotten" not in site.log.lines()
+
+    def test_it_tells_which_subscriptions_there_are(self, site: Site) -> None:
+        with _subscription(site) as to:
+            subscribed = getattr(site.backend(), "subscribed", None)
+            if subscribed is None:
+                pytest.skip(f"{site.url.split(':')[0]} has no feature like subscribed()")
+            backend, thread = site.serve(None, to)
+            eventually(lambda: to in subscribed())
+            backend.stop()
+            thread.join(site.patience)
+            assert to in subscribed()
+        assert to not in subscribed()
+
+    def test_a_handler_knows_where_its_message_arrived(self, site: Site) -> None:
+        site.needs("topics", "groups")
+        name = site.name()
+        with _subscription(site) as durable:
+            addresses = [site.queue(), topic(name), topic(name, group="some"), durable, inbox(name)]
+            arrived = set()
+
+            def handler(delivery: Delivery) -> None:
+                arrived.add(delivery.to)
+
+            def all_arrived() -> bool:
+                for to in (site.queue(), topic(name), inbox(name)):
+                    site.tell(b"", to)
+                return arrived == {*addresses}
+
+            site.serve(handler, *addresses)
+            eventually(all_arrived)
+
+    # Locks.
+
+    def test_a_lock_has_one_owner_until_it_is_given_back(self, site: Site) -> None:
+        site.needs("locks")
+        one, other = cast("Locks", site.backend()), cast("Locks", site.backend())
+        name, second = site.name(), site.name("second")
+        assert one.acquire(name, "one", 30)
+        assert one.acquire(name, "one", 30)
+        assert not other.acquire(name, "other", 30)
+        assert other.acquire(second, "other", 30)
+        other.release(name, "other")
+        assert not other.acquire(name, "other", 30)
+        one.release(name, "one")
+        assert other.acquire(name, "other", 30)
+        assert not one.acquire(name, "one", 30)
+        other.release(name, "other")
+        other.release(second, "other")
+
+    def test_a_lock_is_lost_with_its_owner(self, site: Site) -> None:
+        site.needs("locks")
+        one, other = site.backend(), cast("Locks", site.backend())
+        assert cast("Locks", one).acquire(site.name(), "one", 0.5)
+        one.close()
+        eventually(lambda: other.acquire(site.name(), "other", 30))
+        other.release(site.name(), "other")
+
+    # Connections.
+
+    def test_it_tells_whether_it_is_connected(self, site: Site) -> None:
+        backend = site.backend()
+        told: list[bool] = []
+        backend.on_change = told.append
+        thread = threading.Thread(target=backend.serve, args=[[site.queue()], site.toy()])
+        thread.start()
+        eventually(lambda: told == [True])
+        if site.disrupt:
+            site.disrupt()
+            eventually(lambda: told == [True, False, True])
+        backend.stop()
+        thread.join(site.patience)
+        assert told[-1] is False
+
     def test_a_request_to_a_topic_gathers_replies(self, site: Site) -> None:
         site.needs("topics")
         to = topic(site.name())
@@ -59,6 +176,33 @@ class Channels:
         eventually(site.log.lines)
         site.tell(b"log:urgent", inbox(site.name()))
         eventually(lambda: site.log.lines() == ["holding x", "toy urgent"])
+
+
+@contextmanager
+def _subscription(site: Site, group: str = "team") -> Iterator[Address]:
+    site.needs("topics", "subscriptions")
+    to = topic(site.name(), group=group, durable=True)
+    try:
+        yield to
+    finally:
+        _forget(site, to)
+
+
+def _forget(site: Site, to: Address) -> None:
+    cast("Subscriptions", site.client).unsubscribe(to)
+
+
+def _until_subscribed(site: Site, to: Address, name: str = "toy") -> None:
+    """Send until this member hears it, and wait for all that is kept by then."""
+    mark, numbers, sent = uuid4().hex, count(), [""]
+
+    def has_begun() -> bool:
+        sent[0] = f"{mark}-{next(numbers)}"
+        site.tell(f"log:{sent[0]}".encode(), topic(to.name))
+        return any(line.startswith(f"{name} {mark}") for line in site.log.lines())
+
+    eventually(has_begun)
+    eventually(lambda: any(line.endswith(f" {sent[0]}") for line in site.log.lines()))
 
 
 def _until_heard(site: Site, to: Address, listeners: Sequence[str]) -> None:

@@ -214,6 +214,7 @@ class Conformance(Features, Channels):
 
     def test_what_nobody_waits_for_any_more_is_not_started(self, site: Site) -> None:
         site.ask(b"log:withdrawn").close()
+        site.hang_up()
         site.tell(b"log:kept")
         site.serve()
         eventually(site.log.lines)
@@ -226,6 +227,7 @@ class Conformance(Features, Channels):
             waiting.start()
             replies.close()
             waiting.join(site.patience)
+        site.hang_up()
         site.tell(b"log:kept")
         site.serve()
         eventually(site.log.lines)

@@ -53,6 +53,7 @@ def serve(port: int) -> None:
 
 def _broker_socket() -> type[Any]:
     """fakeredis' end of a connection, with what queues and workers rely on and it lacks."""
+    from fakeredis._command_args_parsing import Int
     from fakeredis._commands import command
     from fakeredis._helpers import SimpleError
     from fakeredis._socket import FakeSocket
@@ -84,6 +85,13 @@ def _broker_socket() -> type[Any]:
         def _decode_error(self, error: SimpleError) -> Any:
             # As redis-py's exception it would be raised in the handler, which then closes the connection.
             return SimpleError(" ".join(error.value.splitlines()))
+
+        @command(name="EVAL", fixed=(bytes, Int), repeat=(bytes,))
+        def eval(self, script: bytes, numkeys: int, *keys_and_args: bytes) -> Any:
+            """EVALSHA ends here, too. Lua does not know the first line that scripts may have in Redis 7."""
+            if script.startswith(b"#!"):
+                script = script.partition(b"\n")[2]
+            return super().eval(script, numkeys, *keys_and_args)
 
         @command(name="INFO", fixed=(), repeat=(bytes,))
         def info(self, *sections: bytes) -> bytes:

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, cast
 from uuid import uuid4
 
 import pytest
@@ -20,6 +20,7 @@ import pytest
 from ..addresses import Address, queue
 from ..backends import Backend, Replies, backend_from_url
 from ..message import ATTEMPT, STREAM, Delivery, Handler, Message
+from ._portal import Portal
 
 PATIENCE = 20.0
 """Seconds after which something that must happen is taken to have failed to."""
@@ -129,10 +130,20 @@ class Toy:
 class Site:
     """Where a test happens: backends of one URL, each closed at the end, and what serves them."""
 
-    def __init__(self, url: str, *, disrupt: Callable[[], object] | None = None) -> None:
-        """`disrupt` cuts every connection to the broker, once; None if there is none to cut."""
-        self.url, self.disrupt = url, disrupt
-        self._name = f"q{uuid4().hex[:8]}"
+    def __init__(
+        self,
+        url: str,
+        *,
+        disrupt: Callable[[], object] | None = None,
+        asynchronous: bool = False,
+        named: Callable[[str], object] = lambda name: None,
+    ) -> None:
+        """`disrupt` cuts every connection to the broker, once; None if there is none to cut. `asynchronous`:
+        callers use the backend's asynchronous side. `named` is told each name that a queue may have, for
+        brokers that take no message to a queue that nobody has made."""
+        self.url, self.disrupt, self._asynchronous = url, disrupt, asynchronous
+        self._named = named
+        self._name, self._names = f"q{uuid4().hex[:8]}", set[str]()
         self._stack = ExitStack()
         self._toys: list[Toy] = []
 
@@ -150,7 +161,11 @@ class Site:
         return PATIENCE
 
     def name(self, part: str = "") -> str:
-        return f"{self._name}.{part}" if part else self._name  # one hash slot, on a cluster
+        name = f"{self._name}.{part}" if part else self._name  # one hash slot, on a cluster
+        if name not in self._names:
+            self._names.add(name)
+            self._named(name)
+        return name
 
     def queue(self, part: str = "") -> Address:
         return queue(self.name(part))
@@ -162,8 +177,15 @@ class Site:
 
     def backend(self, **options: Any) -> Backend:
         backend = backend_from_url(self.url, **options)
+        if self._asynchronous:
+            backend = cast("Backend", Portal(backend))
         self._stack.callback(backend.close)
         return backend
+
+    def hang_up(self) -> None:
+        """Close what callers use, and take another for those to come: what was to be said has been said."""
+        self.client.close()
+        self.client = self.backend()
 
     def toy(self, name: str = "toy") -> Toy:
         toy = Toy(self.log, name)

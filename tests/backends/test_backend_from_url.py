@@ -23,8 +23,8 @@ def pigeon(monkeypatch):
 
 @pytest.mark.parametrize("url", ["memory://", "memory://shop", "memory://shop/1?x=y"])
 def test_a_url_names_the_same_hub_everywhere_and_another_one_does_not(url):
-    assert backend_from_url(url)._hub is MemoryBackend(url)._hub
-    assert backend_from_url(url)._hub is not backend_from_url("memory://other")._hub
+    assert backend_from_url(url).hub is MemoryBackend(url).hub
+    assert backend_from_url(url).hub is not backend_from_url("memory://other").hub
 
 
 def test_options_are_converted_to_what_the_backend_takes_and_may_be_given_beside_the_url():

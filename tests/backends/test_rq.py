@@ -135,7 +135,7 @@ def test_after_any_mix_every_key_but_rqs_own_lists_has_an_end(bench: Bench, serv
         bench.client.call_and_wait("add", {"a": 1, "b": 1}, timeout=0.1, queue="unserved")
     bench.client.submit("nap").cancel()
     assert bench.asks() == 2
-    assert without_end(bench.redis) == []
+    eventually(lambda: without_end(bench.redis) == [])  # what is cancelled may be on its way
 
 
 @pytest.mark.real_redis
@@ -193,7 +193,9 @@ def test_forbidding_redelivery_after_the_records_were_lost_writes_nothing_that_s
 )
 def test_a_job_that_is_ended_by_rqs_own_means_is_not_waited_for(bench: Bench, end: Any) -> None:
     future = bench.client.submit("add", {"a": 1, "b": 1})
-    [id] = rq.Queue(bench.queue, connection=bench.redis).job_ids
+    waiting = rq.Queue(bench.queue, connection=bench.redis)
+    eventually(lambda: waiting.job_ids)
+    [id] = waiting.job_ids
     end(Job.fetch(id, connection=bench.redis, serializer=JSONSerializer))
     with timed(at_most=5), pytest.raises(WorkerLost):
         future.result(PATIENCE)

@@ -30,12 +30,12 @@ def sends_twice(patch: Patch) -> None:
 
 def is_last_in_first_out(patch: Patch) -> None:
     def newest(self: MemoryBackend, lists: list[Any]) -> MemoryDelivery | None:
-        with self._hub.changed:
+        with self.hub.changed:
             while not self._stopped:
                 for deliveries in lists:
                     if deliveries:
                         return deliveries.pop()  # type: ignore[no-any-return]
-                self._hub.changed.wait(0.01)
+                self.hub.changed.wait(0.01)
             return None
 
     patch.setattr(MemoryBackend, "_next", newest)
@@ -81,7 +81,7 @@ def reorders_replies(patch: Patch) -> None:
 
     def newest(self: MemoryReplies, timeout: float | None) -> Message:
         time.sleep(0.05)
-        with self._hub.changed:
+        with self.hub.changed:
             self._arrived.reverse()
         return receive(self, timeout)
 
@@ -177,7 +177,7 @@ def cancels_what_was_answered(patch: Patch) -> None:
 def forgets_what_was_sent_when_it_stops(patch: Patch) -> None:
     def stop(self: MemoryBackend) -> None:
         self._stopped = True
-        for waiting in self._hub.waiting.values():
+        for waiting in self.hub.waiting.values():
             waiting.clear()
 
     patch.setattr(MemoryBackend, "stop", stop)
@@ -244,7 +244,7 @@ def delivers_again_what_it_was(patch: Patch) -> None:
 
 
 def postpones_nothing(patch: Patch) -> None:
-    patch.setattr(MemoryDelivery, "postpone", lambda self, seconds, message: self._hub.put_later(0, self))
+    patch.setattr(MemoryDelivery, "postpone", lambda self, seconds, message: self.hub.put_later(0, self))
 
 
 def buries_without_an_answer(patch: Patch) -> None:
@@ -261,7 +261,7 @@ def shows_the_letters_of_all_queues(patch: Patch) -> None:
     patch.setattr(
         MemoryBackend,
         "dead_letters",
-        lambda self, queue: [letter for letters in self._hub.dead.values() for letter in letters],
+        lambda self, queue: [letter for letters in self.hub.dead.values() for letter in letters],
     )
 
 
@@ -270,7 +270,7 @@ def revives_and_keeps(patch: Patch) -> None:
 
     def keep(self: MemoryBackend, letter: DeadLetter) -> bool:
         found = drop(self, letter)
-        self._hub.dead[letter.queue].append(letter)
+        self.hub.dead[letter.queue].append(letter)
         return found
 
     patch.setattr(MemoryBackend, "drop", keep)
@@ -358,3 +358,58 @@ def counts_all_queues_as_one(patch: Patch) -> None:
         put(self, to, message, replies)
 
     patch.setattr(Hub, "put", crowded)
+
+
+def forgets_a_subscription_that_nobody_serves(patch: Patch) -> None:
+    put = Hub.put
+
+    def live(self: Hub, to: Address, *rest: Any) -> None:
+        kept, self.kept = self.kept, defaultdict(set)
+        try:
+            put(self, to, *rest)
+        finally:
+            self.kept = kept
+
+    stopped = MemoryBackend.stop
+
+    def stop(self: MemoryBackend) -> None:
+        patch.setattr(Hub, "put", live)
+        stopped(self)
+
+    patch.setattr(MemoryBackend, "stop", stop)
+
+
+def keeps_what_nobody_subscribes_to(patch: Patch) -> None:
+    patch.setattr(MemoryBackend, "unsubscribe", lambda self, to: None)
+
+
+def says_that_it_arrived_where_it_was_sent(patch: Patch) -> None:
+    lists = Hub._lists
+    patch.setattr(Hub, "_lists", lambda self, to: [(to, waiting) for _, waiting in lists(self, to)])
+    patch.setattr(memory, "arriving", lambda to, handler: handler)
+
+
+def gives_a_lock_to_everybody(patch: Patch) -> None:
+    patch.setattr(MemoryBackend, "acquire", lambda self, name, owner, lease: True)
+
+
+def lets_others_release_a_lock(patch: Patch) -> None:
+    patch.setattr(MemoryBackend, "release", lambda self, name, owner: self.hub.locks.pop(name, None))
+
+
+def never_ends_a_lease(patch: Patch) -> None:
+    acquire = MemoryBackend.acquire
+    patch.setattr(
+        MemoryBackend, "acquire", lambda self, name, owner, lease: acquire(self, name, owner, 1000 + lease)
+    )
+
+
+def never_says_that_it_has_ended(patch: Patch) -> None:
+    serve = MemoryBackend.serve
+
+    def silent(self: MemoryBackend, *args: Any) -> None:
+        told = self.on_change
+        self.on_change = told and (lambda connected: told(True))
+        serve(self, *args)
+
+    patch.setattr(MemoryBackend, "serve", silent)

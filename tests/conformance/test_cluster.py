@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 
 import pytest
@@ -10,7 +11,11 @@ import redis
 from rpc.testing.conformance import Conformance, Site
 from rpc.testing.topologies import Cluster, start_cluster
 
-pytestmark = [pytest.mark.redis, pytest.mark.real_redis, pytest.mark.xdist_group("cluster")]
+pytestmark = [
+    pytest.mark.redis,
+    pytest.mark.skipif(not shutil.which("redis-server"), reason="needs a real Redis: redis-server on PATH"),
+    pytest.mark.xdist_group("cluster"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -20,6 +25,8 @@ def cluster() -> Iterator[Cluster]:
 
 
 class TestRedisCluster(Conformance):
+    asynchronous = False
+
     @pytest.fixture
     def site(self, cluster: Cluster) -> Iterator[Site]:
         def disrupt() -> None:
@@ -27,5 +34,9 @@ class TestRedisCluster(Conformance):
                 with redis.Redis.from_url(server.url) as admin:
                     admin.client_kill_filter(_type="normal", skipme=True)
 
-        with Site(f"{cluster.url}?lease=2", disrupt=disrupt) as site:
+        with Site(f"{cluster.url}?lease=2", disrupt=disrupt, asynchronous=self.asynchronous) as site:
             yield site
+
+
+class TestRedisClusterInALoop(TestRedisCluster):
+    asynchronous = True

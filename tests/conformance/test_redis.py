@@ -10,6 +10,7 @@ from rpc.testing.conformance import Conformance, Site
 @pytest.mark.redis
 class OnRedis(Conformance):
     scheme = ""
+    asynchronous = False
 
     @pytest.fixture
     def site(self, rpc_redis: RedisServer) -> Iterator[Site]:
@@ -18,7 +19,8 @@ class OnRedis(Conformance):
             def disrupt() -> None:
                 admin.client_kill_filter(_type="normal", skipme=True)
 
-            with Site(f"{self.scheme}{rpc_redis.url}?lease=2", disrupt=disrupt) as site:
+            url = f"{self.scheme}{rpc_redis.url}?lease=2"
+            with Site(url, disrupt=disrupt, asynchronous=self.asynchronous) as site:
                 yield site
 
 
@@ -26,5 +28,13 @@ class TestRedis(OnRedis):
     pass
 
 
+class TestRedisInALoop(OnRedis):
+    asynchronous = True
+
+
 class TestRq(OnRedis):
     scheme = "rq+"
+
+
+class TestRqInALoop(TestRq):
+    asynchronous = True

@@ -329,6 +329,10 @@ class TestWhatQueuesRelyOn:
         with start_redis(kind=durable_kind) as server, client_of(server) as client:
             assert client.execute_command("DEBUG", "SLEEP", "0.01")
 
+    def test_our_native_backend_works_with_it(self, server: RedisServer, rpc_worker: Any) -> None:
+        client = rpc_worker({"double": lambda number: 2 * number}, backend=server.url)
+        assert client.call_and_wait("double", [2]).data == 4
+
     def test_a_client_that_died_while_it_waited_gets_nothing(self, server: RedisServer) -> None:
         with client_of(server) as client:
             gone = socket.create_connection(("127.0.0.1", server.port))

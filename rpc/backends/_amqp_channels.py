@@ -1,0 +1,93 @@
+"""Topics and inboxes. A listener of a topic has a queue that is his alone and goes with him; a group has one
+that its members share, and an inbox one for its owner: what they have not acknowledged comes again."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from hashlib import blake2b
+from typing import Any
+
+from ..addresses import Address
+from ..message import Handler, Message
+from ._amqp_lanes import EXCHANGE, KEEP_INBOX, OWN_EXCHANGE, queue_name, route
+from ._amqp_link import BLOCK, Link
+from ._amqp_wire import Arrival, Basic, Queue, message_of, properties_of
+from ._cancellable import Cancellable
+
+logger = logging.getLogger(__name__)
+
+KEEP_GROUP = 60.0
+"""Seconds that a group outlives its last member."""
+MOST = 10_000
+"""Messages that wait for a listener who is too slow; of more, the oldest are dropped."""
+
+
+class ChannelDelivery(Cancellable):
+    """A message from a topic or an inbox: any number of receivers may reply to it."""
+
+    def __init__(self, link: Link, arrival: Arrival, to: Address) -> None:
+        self._link, self._way, self.to = link, arrival.properties.reply_to, to
+        self.message = message_of(arrival.properties, arrival.body)
+
+    def reply(self, message: Message) -> bool:
+        if self._way is None:
+            return False
+        self._link.write(self._link.publish(self._way, properties_of(message), message.body))
+        return True
+
+    def forbid_redelivery(self) -> None:
+        """Nothing to do: a message of this kind is not worth it."""
+
+
+class ChannelLoop:
+    """Hears one topic or inbox, in a thread and on a connection of its own."""
+
+    def __init__(self, link: Link, to: Address, handler: Handler, stopped: Callable[[], bool]) -> None:
+        self._link, self._to, self._handler, self._is_stopped = link, to, handler, stopped
+        self._is_shared = to.kind == "inbox" or to.group is not None
+
+    def session(self, wake: int) -> None:
+        """Until stopped. Raises Broken."""
+        link = self._link
+        link.open()
+        link.watch(wake)
+        link.send(OWN_EXCHANGE)
+        name = link.ask(self._queue(), Queue.DeclareOk).queue
+        if self._to.kind == "topic":
+            bind = Queue.Bind(queue=name, exchange=EXCHANGE, routing_key=route(self._to)[1])
+            link.ask(bind, Queue.BindOk)
+        if self._is_shared:
+            link.ask(Basic.Qos(prefetch_count=1), Basic.QosOk)
+        consume = Basic.Consume(queue=name, no_ack=not self._is_shared, consumer_tag="heard")
+        link.ask(consume, Basic.ConsumeOk)
+        while not self._is_stopped():
+            if (arrival := link.read(BLOCK)) and isinstance(arrival.method, Basic.Deliver):
+                self._handle(arrival)
+        link.hang_up()
+
+    def _queue(self) -> Any:
+        place = self._link.place
+        if self._to.kind == "inbox":
+            return place.queue(queue_name(self._to), KEEP_INBOX)
+        if self._to.group is not None:
+            return place.queue(group_name(self._to), KEEP_GROUP)
+        return Queue.Declare(exclusive=True, auto_delete=True, arguments={"x-max-length": MOST})
+
+    def _handle(self, arrival: Arrival) -> None:
+        delivery = ChannelDelivery(self._link, arrival, self._to)
+        try:
+            last = self._handler(delivery)
+        except Exception:
+            logger.exception("a handler raised: %r", delivery.message)
+        else:
+            if last is not None:
+                delivery.reply(last)
+        if self._is_shared:
+            self._link.send(Basic.Ack(delivery_tag=arrival.method.delivery_tag))
+
+
+def group_name(to: Address) -> str:
+    """What RabbitMQ calls the queue of a group; names of more than 255 bytes it does not take."""
+    name = f"rpc:topic:{to.name}:{to.group}"
+    return name if len(name) < 255 else f"rpc:topic:{blake2b(name.encode(), digest_size=16).hexdigest()}"

@@ -1,0 +1,335 @@
+"""A loop that handles what comes to some queues: one message at a time, on a connection of its own. The last
+reply and the acknowledgement leave in one write.
+
+RabbitMQ says of a message that it was delivered before, not how often. So whoever gets one again first puts a
+copy with a higher count into its place, and acknowledges the other when the copy is safe. Quorum queues count
+by themselves.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from ..addresses import Address
+from ..message import LOST, STREAM, Handler, Message
+from . import KEEP_SUBSCRIPTION
+from ._amqp_intake import Intake
+from ._amqp_known import Known
+from ._amqp_lanes import EXCHANGE, OWN_EXCHANGE, queue_name, route
+from ._amqp_link import Link
+from ._amqp_place import translated
+from ._amqp_shelf import bury
+from ._amqp_wire import (
+    COPY,
+    STAMP,
+    Arrival,
+    Basic,
+    Broken,
+    Channel,
+    Queue,
+    age_of,
+    frames,
+    message_of,
+    properties_of,
+)
+from ._cancellable import Cancellable
+
+logger = logging.getLogger(__name__)
+
+FRESH = 1.0
+"""Seconds of age from which on a caller may have died. One that leaves says so."""
+ASIDE, DOUBTFUL = 2, 3
+"""The channel for what must be confirmed, and the one of questions whose answer may close it."""
+RELIEF = 0.02
+"""Seconds that a handler may keep others waiting, if they might run elsewhere."""
+COUNTED = "x-delivery-count"
+
+
+class QueueDelivery(Cancellable):
+    """A message from a queue, in the hands of a handler."""
+
+    def __init__(self, loop: QueueLoop, arrival: Arrival, to: Address) -> None:
+        properties = arrival.properties
+        self.loop, self.arrival, self.to = loop, arrival, to
+        self.message = message_of(properties, arrival.body)
+        self.way: str | None = properties.reply_to
+        self.over = threading.Event()
+        self.key = f"{self.message.id}{(properties.headers or {}).get(COPY, '')}" or f"-{id(self)}"
+        self.last: Message | None = None
+        """The last reply, if it was sent before the handler was done."""
+        self._once = False
+
+    def reply(self, message: Message) -> bool:
+        if STREAM not in message.headers:
+            self.last = message
+        if self.way is None or self.cancelled:
+            return False
+        self.loop.say(self.way, message)
+        return True
+
+    def forbid_redelivery(self) -> None:
+        if not self._once:
+            self.loop.mark_once(self)
+            self._once = True
+
+    def bury(self, why: str, last: Message | None) -> None:
+        self.loop.bury(self, why)
+        if last is not None:
+            self.reply(last)
+
+    @property
+    def mark(self) -> str:
+        """The name of a queue that says of this message that nobody may get it again."""
+        return f"rpc:once:{self.key}"[:255]
+
+    @property
+    def is_marked(self) -> bool:
+        return self._once
+
+
+class QueueLoop:
+    """Runs in a thread of its own; `say` and `hand_back` may be called from others."""
+
+    def __init__(
+        self,
+        link: Link,
+        queues: Sequence[Address],
+        handler: Handler,
+        known: Known,
+        max_deliveries: int,
+        stopped: Callable[[], bool],
+        widened: Callable[[], object],
+        subscription: Address | None = None,
+    ) -> None:
+        """`subscription`: what the only queue keeps. `widened` hears that `relieve` may be of use."""
+        self._link, self._queues, self._handler, self._known = link, queues, handler, known
+        self._names = [queue_name(each) for each in queues]
+        self._at = dict(zip(self._names, queues, strict=True))
+        self._max_deliveries, self._is_stopped, self._subscription = max_deliveries, stopped, subscription
+        self._unsent: deque[tuple[str, Message]] = deque()
+        self._intake = Intake(link, self._names, self._put_back, widened)
+        self._turn = threading.RLock()
+        """Whose turn it is to read: the loop's, except while a handler runs."""
+        self._since = 0.0
+        """When the handler that runs was called; 0.0 if none runs."""
+        self._is_aside = False
+
+    # A session: from connecting to the next break.
+
+    @property
+    def is_wide(self) -> bool:
+        return self._intake.is_wide
+
+    def session(self, wake: int) -> None:
+        """Until stopped. Raises Broken."""
+        with self._turn:
+            self._session(wake)
+
+    def _session(self, wake: int) -> None:
+        link = self._link
+        link.open()
+        link.watch(wake)
+        self._is_aside = False
+        self._declare()
+        while self._unsent:
+            way, reply = self._unsent[0]
+            link.write(link.publish(way, properties_of(reply), reply.body))
+            self._unsent.popleft()
+        self._intake.begin()
+        more, ended = b"", time.monotonic()
+        while not self._is_stopped():
+            arrival = self._intake.next(more)
+            began, more = time.monotonic(), b""
+            if arrival:
+                more = self._handled(arrival)
+                more += self._intake.paced((now := time.monotonic()) - began, began - ended)
+                ended = now
+        if more:
+            link.write(more)
+        self._intake.leave()
+        link.hang_up()
+
+    def _declare(self) -> None:
+        lifetime = KEEP_SUBSCRIPTION if self._subscription else 0
+        for name in self._names:
+            self._link.ask(self._link.place.queue(name, lifetime), Queue.DeclareOk)
+        if self._subscription:
+            key = route(self._subscription)[1]
+            bind = Queue.Bind(queue=self._names[0], exchange=EXCHANGE, routing_key=key)
+            self._link.send(OWN_EXCHANGE)
+            self._link.ask(bind, Queue.BindOk)
+
+    # One message.
+
+    def _handled(self, arrival: Arrival) -> bytes:
+        """Handle it; what is to be said then, at the latest with the next wait."""
+        delivery = QueueDelivery(self, arrival, self._at[self._intake.name_of(arrival)])
+        done = frames(1, Basic.Ack(delivery_tag=arrival.method.delivery_tag))
+        if self._is_stale(delivery):
+            return done
+        if before := self._known.begin(delivery.key, delivery):
+            before.over.wait()  # its connection broke while it ran: it is the same message
+            return self._repeated(delivery) + done
+        try:
+            if self._may_not_start(delivery):
+                self._known.forget(delivery.key)
+                return done
+            return self._ran(delivery) + done
+        except BaseException:
+            self._known.forget(delivery.key)
+            raise
+        finally:
+            delivery.over.set()
+
+    def _ran(self, delivery: QueueDelivery) -> bytes:
+        if delivery.message.deliveries > 1:  # it may kill this worker, and must not drag others along
+            self._intake.share()
+        self._since = time.monotonic()
+        self._turn.release()
+        try:
+            last = self._handler(delivery)
+        except Exception:
+            logger.exception("a handler raised: %r", delivery.message)
+            last = Message(headers={"id": delivery.message.id, LOST: "its handler failed"})
+        finally:
+            self._turn.acquire()
+            self._since = 0.0
+        self._known.end(delivery.key, last or delivery.last)
+        if delivery.is_marked:
+            self._aside(
+                lambda: self._link.ask(Queue.Delete(queue=delivery.mark), Queue.DeleteOk, channel=ASIDE)
+            )
+        if last is None or delivery.way is None or delivery.cancelled:
+            return b""
+        if not self._link.connected:
+            self._unsent.append((delivery.way, last))
+            raise Broken("the connection broke while a handler ran")
+        reply = self._link.publish(delivery.way, properties_of(last), last.body)
+        return self._intake.stop() + reply if self._is_stopped() else reply
+
+    def say(self, way: str, reply: Message) -> None:
+        """Send a reply now; as soon as there is a connection again, if there is none."""
+        try:
+            self._link.write(self._link.publish(way, properties_of(reply), reply.body))
+        except Broken:
+            self._unsent.append((way, reply))
+
+    def _is_stale(self, delivery: QueueDelivery) -> bool:
+        """Whether it was done already, or nobody wants it any more."""
+        if self._known.is_done(delivery.key):
+            self._link.write(self._repeated(delivery))
+            return True
+        if self._known.is_unwanted(delivery.message.id):
+            return True
+        if delivery.way is None or self._is_fresh(delivery.arrival):
+            return False
+        way = delivery.way
+        return not self._aside(lambda: self._link.exists(way, DOUBTFUL))
+
+    def _is_fresh(self, arrival: Arrival) -> bool:
+        """Whether we have heard what its caller had to say."""
+        age, attentive = age_of(arrival.properties), self._known.attentive
+        if age is None or attentive is None or arrival.method.redelivered:
+            return False
+        return 0 <= age < min(FRESH, time.monotonic() - attentive)
+
+    def _repeated(self, delivery: QueueDelivery) -> bytes:
+        last = self._known.reply(delivery.key)
+        if last is None or delivery.way is None:
+            return b""
+        return self._link.publish(delivery.way, properties_of(last), last.body)
+
+    def _may_not_start(self, delivery: QueueDelivery) -> bool:
+        """What was delivered before is counted first, and comes again then, or is given up."""
+        arrival = delivery.arrival
+        table = arrival.properties.headers or {}
+        counts_itself = COUNTED in table
+        if not arrival.method.redelivered and not counts_itself:
+            return False
+        deliveries = (table[COUNTED] if counts_itself else delivery.message.deliveries) + 1
+        delivery.message = delivery.message.but(deliveries=deliveries)
+        if self._aside(lambda: self._link.exists(delivery.mark, DOUBTFUL)):
+            self._give_up(delivery, "its worker died, and it may not be done twice")
+        elif deliveries > self._max_deliveries:
+            self._give_up(delivery, f"{deliveries - 1} workers died of it")
+        elif counts_itself:
+            return False
+        else:
+            properties = arrival.properties
+            properties.headers = {**table, "deliveries": str(deliveries)}
+            self._replace(arrival, properties, acknowledge=False)
+        return True
+
+    def _give_up(self, delivery: QueueDelivery, why: str) -> None:
+        self._aside(lambda: bury(self._link, delivery.to, delivery.message, why, ASIDE))
+        if delivery.way:
+            lost = Message(headers={"id": delivery.message.id, LOST: why})
+            self._link.write(self._link.publish(delivery.way, properties_of(lost), b""))
+
+    # What must be safe before anything else is said.
+
+    def _replace(self, arrival: Arrival, properties: Any, acknowledge: bool = True) -> None:
+        """Put a copy of the message at the end of its queue."""
+        link = self._link
+        name = self._intake.name_of(arrival)
+        copy = link.publish(name, _again(properties), arrival.body, channel=ASIDE, mandatory=True)
+        if self._aside(lambda: link.confirmed(copy, channel=ASIDE)):
+            raise Broken(f"{name} took no copy of a message")
+        if acknowledge:
+            link.send(Basic.Ack(delivery_tag=arrival.method.delivery_tag))
+
+    def _put_back(self, arrival: Arrival) -> None:
+        """Others may be free to do it. As a copy: what was given back would count as delivered."""
+        self._replace(arrival, arrival.properties)
+
+    def relieve(self) -> None:
+        """If a handler takes its time, give to others what waits behind it. Another thread."""
+        since = self._since
+        late = since and self.is_wide and time.monotonic() - since > RELIEF
+        if not late or not self._turn.acquire(blocking=False):
+            return
+        try:
+            if self._since == since:
+                self._intake.share()
+        except Broken as error:
+            logger.warning("RabbitMQ: %s", error)  # the loop will find out, too
+        finally:
+            self._turn.release()
+
+    def mark_once(self, delivery: QueueDelivery) -> None:
+        """Write down that nobody may get it again."""
+        lifetime = delivery.message.ttl or 86400.0
+        mark = self._link.place.queue(delivery.mark, max(1.0, lifetime) + 60)
+        with translated():
+            self._aside(lambda: self._link.ask(mark, Queue.DeclareOk, channel=ASIDE))
+
+    def bury(self, delivery: QueueDelivery, why: str) -> None:
+        with translated():
+            self._aside(lambda: bury(self._link, delivery.to, delivery.message, why, ASIDE))
+
+    def _aside(self, action: Callable[[], Any]) -> Any:
+        with self._turn:
+            if not self._is_aside:
+                self._link.ask(Channel.Open(), Channel.OpenOk, channel=ASIDE)
+                self._link.with_confirms(ASIDE)
+                self._link.ask(Channel.Open(), Channel.OpenOk, channel=DOUBTFUL)
+                self._is_aside = True
+            return action()
+
+    def hand_back(self) -> None:
+        """Whatever is not acknowledged goes to somebody else."""
+        self._link.shut()
+
+
+def _again(properties: Any) -> Any:
+    """The same, with the time that is left. The way back stays: RabbitMQ keeps names that it gave."""
+    age = age_of(properties)
+    if properties.expiration and age is not None and 0 < age < int(properties.expiration) / 1000:
+        properties.expiration = str(int(properties.expiration) - round(age * 1000))
+        properties.headers = {**properties.headers, STAMP: round(time.time() * 1000)}
+    return properties

@@ -1,0 +1,321 @@
+"""What is special to RabbitMQ."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, cast
+from uuid import uuid4
+
+import pytest
+
+from rpc import BackendUnavailable, NoReceivers, RpcTimeout, SettingsError
+from rpc.addresses import Address, inbox, queue, topic
+from rpc.backends import Backend, DeadLetters, Locks, backend_from_url
+from rpc.message import LOST, Delivery, Message
+from rpc.testing._portal import Portal
+from rpc.testing.site import PATIENCE, Site, eventually, request
+from tests.rabbit import Rabbit, rabbit
+
+
+@pytest.fixture
+def broker() -> Iterator[Rabbit]:
+    with rabbit() as broker:
+        yield broker
+
+
+@pytest.fixture
+def site(broker: Rabbit) -> Iterator[Site]:
+    with Site(broker.url, disrupt=broker.proxy.cut, named=broker.declare) as site:
+        yield site
+
+
+@pytest.fixture
+def direct(broker: Rabbit) -> Iterator[Site]:
+    """Another way to the same RabbitMQ, which is not cut."""
+    with Site(broker.admin_url, named=broker.declare) as site:
+        yield site
+
+
+# URLs.
+
+
+@pytest.mark.parametrize(
+    ("url", "servers", "vhost"),
+    [
+        ("amqp://", [("127.0.0.1", 5672)], "/"),
+        ("amqp://me:p%40ss@rabbit/", [("rabbit", 5672)], "/"),
+        ("amqps://one,two:5000/%2Fshop", [("one", 5671), ("two", 5000)], "/shop"),
+        ("amqp://[::1]:5673/shop", [("::1", 5673)], "shop"),
+    ],
+)
+def test_what_a_url_names(url: str, servers: list[tuple[str, int]], vhost: str) -> None:
+    place = cast("Any", backend_from_url(url)).place
+    assert (place.servers, place.vhost) == (servers, vhost)
+
+
+@pytest.mark.parametrize("query", ["ssl_keyfile=x", "max_deliveries=0", "heartbeat=1", "queue_type=stream"])
+def test_options_that_make_no_sense_are_refused(query: str) -> None:
+    with pytest.raises(SettingsError):
+        backend_from_url(f"amqp://127.0.0.1?{query}")
+
+
+def test_a_wrong_password_is_said_to_be_wrong(broker: Rabbit) -> None:
+    backend = backend_from_url(f"amqp://guest:wrong@127.0.0.1:{broker.proxy.port}")
+    with pytest.raises(BackendUnavailable, match="ACCESS_REFUSED"):
+        backend.send(queue("x"), Message(b"", {"id": "x", "ttl": "0.2"}))
+    backend.close()
+
+
+# Where a message may go.
+
+
+@pytest.mark.parametrize("wrap", [lambda backend: backend, Portal], ids=["blocking", "in a loop"])
+def test_a_queue_that_nobody_ever_served_has_no_receivers(broker: Rabbit, wrap: Any) -> None:
+    backend: Backend = wrap(backend_from_url(broker.url))
+    nowhere = queue(f"q{uuid4().hex}")
+    with pytest.raises(NoReceivers, match="nobody has ever served"):
+        backend.send(nowhere, Message(b"", {"id": "x"}))
+    replies = backend.request(nowhere, request(b"echo:x"))
+    with pytest.raises(NoReceivers):
+        replies.receive(PATIENCE)
+    replies.close()
+    backend.close()
+
+
+def test_a_bounded_sender_knows_so_too(broker: Rabbit) -> None:
+    backend = backend_from_url(broker.url, max_length=5)
+    with pytest.raises(NoReceivers):
+        backend.send(queue(f"q{uuid4().hex}"), Message(b"", {"id": "x"}))
+    backend.close()
+
+
+def test_a_request_to_a_topic_that_nobody_hears_has_no_receivers(site: Site) -> None:
+    site.client.send(topic(site.name()), Message(b"", {"id": "x"}))  # news need no listeners
+    with pytest.raises(NoReceivers):
+        site.ask(b"echo:x", topic(site.name())).receive(PATIENCE)
+
+
+def test_a_request_may_go_to_an_inbox(site: Site) -> None:
+    site.serve(site.toy(), inbox(site.name()))
+    eventually(lambda: _answered(site, inbox(site.name())))
+
+
+def _answered(site: Site, to: Address) -> bool:
+    try:
+        return site.ask(b"echo:x", to).receive(0.5).body == b"x"
+    except (NoReceivers, RpcTimeout):
+        return False
+
+
+def test_headers_travel_as_properties_for_clients_of_other_makes(site: Site) -> None:
+    pamqp = pytest.importorskip("pamqp.commands")
+    site.serve()
+    backend = cast("Any", site.client)
+    properties = pamqp.Basic.Properties(
+        correlation_id="theirs", reply_to=f"rpc:inbox:{site.name('back')}", expiration="5000"
+    )
+
+    def ask(link: Any) -> None:
+        link.ask(backend.place.queue(properties.reply_to, 3600), pamqp.Queue.DeclareOk)
+        assert link.confirmed(link.publish(f"rpc:queue:{site.name()}", properties, b"echo:hello")) is None
+
+    backend._senders.do(ask)
+    heard: list[Message] = []
+    site.serve(lambda delivery: heard.append(delivery.message), inbox(site.name("back")))
+    eventually(lambda: heard)
+    assert (heard[0].id, heard[0].body) == ("theirs", b"hello")
+
+
+# Workers.
+
+
+def test_a_message_that_was_given_up_is_a_dead_letter(site: Site) -> None:
+    replies = site.ask(b"die_at_first:99", ttl=120)
+    for _ in range(4):
+        site.spawn()
+    assert LOST in replies.receive(PATIENCE * 2).headers
+    (letter,) = cast("DeadLetters", site.client).dead_letters(site.name())
+    assert letter.why == "3 workers died of it"
+
+
+def test_neighbours_of_a_message_that_kills_are_done(site: Site) -> None:
+    for number in range(40):  # so many that the worker takes some ahead
+        site.tell(b"log:%d" % number)
+    killing = site.ask(b"die_at_first:99", ttl=120)
+    for number in range(40, 60):
+        site.tell(b"log:%d" % number)
+    for _ in range(4):
+        site.spawn()
+    assert LOST in killing.receive(PATIENCE * 2).headers
+
+    def done() -> Counter[str]:
+        return Counter(line for line in site.log.lines() if line.startswith("toy "))
+
+    eventually(lambda: len(done()) == 60)
+    assert len(cast("DeadLetters", site.client).dead_letters(site.name())) == 1
+
+
+def test_a_busy_worker_keeps_nothing_from_an_idle_one(site: Site) -> None:
+    busy, idle = site.toy("busy"), site.toy("idle")
+    site.serve(busy)
+    for number in range(100):
+        site.tell(b"log:%d" % number)
+    eventually(lambda: len(site.log.lines()) == 100)
+    site.tell(b"hold:x")
+    eventually(lambda: "holding x" in site.log.lines())
+    for number in range(100, 110):
+        site.tell(b"log:%d" % number)
+    site.serve(idle)
+    eventually(lambda: len(site.log.lines()) == 111)
+    assert sum(line.startswith("idle ") for line in site.log.lines()) == 10
+
+
+def test_several_queues_are_served_in_order_while_the_worker_is_busy(site: Site) -> None:
+    toy = site.toy()
+    site.serve(toy, *(site.queue(part) for part in "hl"))
+    site.tell(b"hold:x", site.queue("l"))
+    eventually(site.log.lines)
+    for number in range(3):
+        site.tell(b"log:l%d" % number, site.queue("l"))
+    for number in range(3):
+        site.tell(b"log:h%d" % number, site.queue("h"))
+    toy.released.set()
+    eventually(lambda: len(site.log.lines()) == 8)
+    assert [line[4:] for line in site.log.lines()[2:]] == ["h0", "h1", "h2", "l0", "l1", "l2"]
+
+
+def test_a_handler_that_takes_long_keeps_its_connection(site: Site) -> None:
+    """Longer than the heartbeats after which RabbitMQ would take it for dead, and others would get it."""
+    backend = site.backend(heartbeat=2)
+
+    def slow(delivery: Delivery) -> Message:
+        site.log.write(f"begun {delivery.message.deliveries}")
+        time.sleep(6.5)  # it is time itself that is tested
+        return Message(b"done", {"id": delivery.message.id})
+
+    thread = threading.Thread(target=backend.serve, args=[[site.queue()], slow])
+    thread.start()
+    assert site.ask(b"").receive(PATIENCE).body == b"done"
+    backend.stop()
+    thread.join(PATIENCE)
+    assert site.log.lines() == ["begun 1"]
+
+
+def test_what_a_caller_that_was_killed_had_asked_for_is_not_started(site: Site) -> None:
+    program = (
+        "import sys, os\n"
+        "from rpc.addresses import queue\n"
+        "from rpc.backends import backend_from_url\n"
+        "from rpc.testing.site import request\n"
+        "backend = backend_from_url(sys.argv[1])\n"
+        "replies = backend.request(queue(sys.argv[2]), request(b'log:unwanted'))\n"
+        "backend.send(queue(sys.argv[2]), request(b'log:wanted').but(reply_to=None))\n"
+        "os.kill(os.getpid(), 9)\n"
+    )
+    command = [sys.executable, "-c", program, site.url, site.name()]
+    assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+    site.serve()
+    eventually(site.log.lines)
+    assert site.ask(b"echo:x").receive(PATIENCE).body == b"x"
+    assert site.log.lines() == ["toy wanted"]
+
+
+# Connections.
+
+
+@pytest.mark.parametrize("wrap", [lambda backend: backend, Portal], ids=["blocking", "in a loop"])
+def test_a_reply_finds_a_caller_whose_connection_broke(broker: Rabbit, direct: Site, wrap: Any) -> None:
+    """The worker's did not, and another worker is idle."""
+    toys = [direct.toy(name) for name in "ab"]
+    for toy in toys:
+        direct.serve(toy)
+    caller: Backend = wrap(backend_from_url(broker.url))
+    replies = caller.request(direct.queue(), request(b"hold:x"))
+    receiving = ThreadPoolExecutor(1).submit(replies.receive, PATIENCE)
+    eventually(direct.log.lines)
+    broker.proxy.cut()
+    time.sleep(4)  # longer than it waits for somebody to say that he has it
+    for toy in toys:
+        toy.released.set()
+    assert receiving.result(PATIENCE).body == b"x"
+    assert direct.log.lines() == ["holding x", "held x"]
+    replies.close()
+    caller.close()
+
+
+@pytest.mark.parametrize("wrap", [lambda backend: backend, Portal], ids=["blocking", "in a loop"])
+def test_no_call_is_lost_while_connections_are_cut_again_and_again(
+    broker: Rabbit, site: Site, wrap: Any
+) -> None:
+    for _ in range(2):
+        site.serve(concurrency=2)
+    caller: Backend = wrap(backend_from_url(broker.url))
+    to = site.queue()
+
+    over = threading.Event()
+
+    def ask(name: int) -> int:
+        answered = 0
+        while not over.is_set():
+            body = b"%d-%d" % (name, answered)
+            replies = caller.request(to, request(b"echo:" + body, ttl=60))
+            assert replies.receive(60).body == body
+            replies.close()
+            answered += 1
+        return answered
+
+    with ThreadPoolExecutor(8) as pool:
+        answers = [pool.submit(ask, name) for name in range(8)]
+        try:
+            for _ in range(15):
+                time.sleep(0.4)
+                broker.proxy.cut()
+        finally:
+            over.set()
+        assert all(answer.result(60) for answer in answers)
+    caller.close()
+
+
+# Locks.
+
+
+def test_a_lock_that_is_not_asked_for_again_ends_with_its_lease(site: Site) -> None:
+    one, other = cast("Locks", site.backend()), cast("Locks", site.backend())
+    assert one.acquire(site.name(), "one", 0.5)
+    eventually(lambda: other.acquire(site.name(), "other", 30))
+    other.release(site.name(), "other")
+
+
+def test_a_lock_is_lost_with_its_connection(site: Site, direct: Site) -> None:
+    one, other = cast("Locks", site.backend()), cast("Locks", direct.backend())
+    assert one.acquire(site.name(), "one", 30)
+    assert not other.acquire(site.name(), "other", 30)
+    assert site.disrupt
+    site.disrupt()
+    eventually(lambda: other.acquire(site.name(), "other", 30))
+    assert not one.acquire(site.name(), "one", 30)
+    other.release(site.name(), "other")
+
+
+# Quorum queues.
+
+
+def test_quorum_queues_count_by_themselves(broker: Rabbit) -> None:
+    with Site(f"{broker.admin_url}?queue_type=quorum") as site:
+        backend = cast("Any", site.backend())
+        backend.declare(site.queue())
+        try:
+            replies = site.ask(b"die_at_first:99", ttl=120)
+            for _ in range(4):
+                site.spawn()
+            assert LOST in replies.receive(PATIENCE * 2).headers
+            assert [line.split()[1] for line in site.log.lines()] == ["1", "2", "3"]
+        finally:
+            backend.delete(site.queue())

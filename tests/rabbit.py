@@ -1,0 +1,134 @@
+"""A RabbitMQ for tests: the one at RPC_TEST_AMQP, by default 127.0.0.1:5672 with guest/guest; and nodes of
+their own for tests that stop and start it."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import pytest
+
+pytest.importorskip("pamqp", reason="needs RabbitMQ's driver: pip install python-rpc[amqp]")
+
+from rpc.addresses import inbox, queue, topic
+from rpc.backends.amqp import AmqpBackend
+from rpc.errors import BackendUnavailable
+
+from .faults.proxy import Proxy
+
+URL = os.environ.get("RPC_TEST_AMQP", "amqp://guest:guest@127.0.0.1:5672/")
+SERVER = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
+PATIENCE = 60.0
+
+
+class Rabbit:
+    """RabbitMQ behind a proxy, and what was made on it, which is deleted at the end."""
+
+    def __init__(self, proxy: Proxy, admin: AmqpBackend) -> None:
+        self.proxy, self._admin, self.admin_url = proxy, admin, URL
+        parts = urlsplit(URL)
+        self.url = f"{parts.scheme}://{parts.netloc.rpartition('@')[0]}@127.0.0.1:{proxy.port}{parts.path}"
+        self._names: set[str] = set()
+
+    def declare(self, name: str) -> None:
+        self._names.add(name)
+        self._admin.declare(queue(name))
+
+    def delete_all(self) -> None:
+        for name in self._names:
+            shelves = [topic(name, group, durable=True).shelf for group in ("team", "others")]
+            self._admin.delete(queue(name), inbox(name), *shelves)
+
+
+@contextmanager
+def rabbit() -> Iterator[Rabbit]:
+    parts = urlsplit(URL)
+    proxy = Proxy(parts.port or 5672, random.Random(0), host=parts.hostname or "127.0.0.1")
+    admin = AmqpBackend(URL)
+    try:
+        try:
+            admin.dead_letters("none")
+        except BackendUnavailable as error:
+            pytest.skip(f"needs RabbitMQ at {parts.hostname}: {error}")
+        rabbit = Rabbit(proxy, admin)
+        yield rabbit
+        rabbit.delete_all()
+    finally:
+        admin.close()
+        proxy.close()
+
+
+class Node:
+    """A RabbitMQ of a test's own, on a free port. Others do not know of it."""
+
+    def __init__(self, directory: Path, tls: tuple[Path, Path] | None = None) -> None:
+        """`tls`: its key and its certificate."""
+        if not SERVER.exists():
+            pytest.skip("needs RabbitMQ's server, to stop and start it")
+        self._directory, self.port = directory, _free_port()
+        self.url = f"amqp://127.0.0.1:{self.port}"
+        self.tls_port, settings = _free_port(), ""
+        if tls:
+            settings = (
+                f"listeners.ssl.1 = 127.0.0.1:{self.tls_port}\nssl_options.keyfile = {tls[0]}\n"
+                f"ssl_options.certfile = {tls[1]}\nssl_options.cacertfile = {tls[1]}\n"
+            )
+        for name, text in ("rabbitmq.conf", settings), ("plugins", "[]."), ("env", ""):
+            (directory / name).write_text(text)
+        at = str(directory)
+        self._environment = {
+            "PATH": os.environ["PATH"],
+            "HOME": at,
+            "RABBITMQ_NODENAME": f"rpc-test-{self.port}@localhost",
+            "RABBITMQ_NODE_IP_ADDRESS": "127.0.0.1",
+            "RABBITMQ_NODE_PORT": str(self.port),
+            "RABBITMQ_DIST_PORT": str(_free_port()),
+            "RABBITMQ_MNESIA_BASE": f"{at}/mnesia",
+            "RABBITMQ_LOG_BASE": f"{at}/log",
+            "RABBITMQ_ENABLED_PLUGINS_FILE": f"{at}/plugins",
+            "RABBITMQ_CONF_ENV_FILE": f"{at}/env",
+            "RABBITMQ_PID_FILE": f"{at}/pid",
+            "RABBITMQ_CONFIG_FILE": f"{at}/rabbitmq",
+        }
+        self._process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        with (self._directory / "output").open("ab") as output:
+            self._process = subprocess.Popen(
+                [SERVER], env=self._environment, stdout=output, stderr=output, start_new_session=True
+            )
+        end = time.monotonic() + PATIENCE
+        backend = AmqpBackend(self.url)
+        while True:
+            with suppress(BackendUnavailable):
+                backend.dead_letters("none")
+                backend.close()
+                return
+            if time.monotonic() > end or self._process.poll() is not None:
+                pytest.skip(f"needs RabbitMQ's server, but it did not start: {self._output()}")
+
+    def stop(self, number: int = signal.SIGTERM) -> None:
+        """Stop it; with SIGKILL, as a power cut would."""
+        if self._process is None:
+            return
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, number)
+        self._process.wait(PATIENCE)
+        self._process = None
+
+    def _output(self) -> str:
+        return (self._directory / "output").read_text()[-500:]
+
+
+def _free_port() -> int:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return int(server.getsockname()[1])
