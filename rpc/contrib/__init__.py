@@ -1,0 +1,1 @@
+"""Other people's frameworks. Nothing of ours imports this package."""

@@ -1,0 +1,88 @@
+"""The client of the project."""
+
+from __future__ import annotations
+
+import atexit
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any, cast
+
+from django.core.signals import setting_changed
+from django.db import transaction
+
+from ...client import RpcClient
+from .conf import NAME, settings
+
+_made: dict[str, RpcClient] = {}
+
+
+def client() -> RpcClient:
+    """The one client of this process, with the settings in RPC; made when it is first asked for, and closed
+    when the process ends. For any number of threads, and for forks. Raises SettingsError."""
+    # Not under a lock, which a fork could copy while it is held: of two, only one is ever used.
+    return _made.get(NAME) or _made.setdefault(NAME, RpcClient(settings=settings()))
+
+
+class _Rpc:
+    """Stands for `client()`, and makes none before something is asked of it."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(client(), name)
+
+    def __dir__(self) -> list[str]:
+        return dir(client())
+
+    def __repr__(self) -> str:
+        return "<the RpcClient of this project>"
+
+
+rpc = cast("RpcClient", _Rpc())
+
+
+def call_on_commit(
+    name: str,
+    data: Any = None,
+    *,
+    using: str | None = None,
+    queue: str | None = None,
+    ttl: float | None = None,
+    delay: float | None = None,
+    at: datetime | None = None,
+    idempotency_key: str | None = None,
+    headers: Mapping[str, str] | None = None,
+) -> None:
+    """Send a job, as `RpcClient.call` does, as soon as the current transaction of the database `using` has
+    committed; at once if there is none. If it is rolled back, or the savepoint is in which this was called,
+    nothing is sent. `ttl` and `delay` are in seconds, and count from then.
+
+    What is wrong with the arguments is raised here: SerializationError, ValueError, Unsupported. If the
+    broker fails when the transaction has committed, BackendUnavailable or QueueFull leaves the outermost
+    `atomic` block: what was saved stays saved, the job is not sent, and what else was to be done on commit
+    is not done.
+    """
+    options: dict[str, Any] = {"ttl": ttl, "delay": delay, "at": at}
+    options |= {"idempotency_key": idempotency_key, "headers": headers}
+    found = client()
+    found._job(name, data, **options)  # what these raise is to be known before the commit
+    found._to(name, queue)
+
+    def send() -> None:
+        client().call(name, data, queue=queue, **options)
+
+    transaction.on_commit(send, using=using)
+
+
+@atexit.register
+def close() -> None:
+    """Close the client, if one was made. The next one who asks gets another."""
+    if found := _made.pop(NAME, None):
+        found.close()
+
+
+def _on_setting_changed(*, setting: str, **_: Any) -> None:
+    """Tests override settings."""
+    if setting == NAME:
+        close()
+
+
+setting_changed.connect(_on_setting_changed)

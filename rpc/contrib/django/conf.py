@@ -1,0 +1,39 @@
+"""The settings in RPC, a dictionary in Django's own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from django.conf import settings as django_settings
+
+from ...errors import SettingsError
+from ...settings import Settings, settings_from
+
+NAME = "RPC"
+
+
+def settings() -> Settings:
+    """The settings of this project. Raises SettingsError if RPC is missing, or is no dictionary, or has a key
+    that is unknown, twice there, or of the wrong type."""
+    keys: dict[str, Any] = {}
+    for key, value in entries():
+        if key in keys:
+            raise SettingsError(f"{module()}: {key} is in {NAME} twice")
+        keys[key] = value
+    return settings_from(keys, module())
+
+
+def entries() -> Iterator[tuple[str, Any]]:
+    """What is in RPC, by the keys that a settings module would have. Raises SettingsError if there is no such
+    dictionary."""
+    found = getattr(django_settings, NAME, None)
+    if not isinstance(found, Mapping):
+        what = "missing" if found is None else f"of type {type(found).__name__}"
+        raise SettingsError(f'{module()}: {NAME} is {what}: make it a dictionary, {{"BACKEND": "redis://…"}}')
+    return ((f"RPC_{str(key).upper()}", value) for key, value in found.items())
+
+
+def module() -> str:
+    """What errors name."""
+    return getattr(django_settings, "SETTINGS_MODULE", None) or "Django's settings"

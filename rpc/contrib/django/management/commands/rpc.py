@@ -1,0 +1,107 @@
+"""`manage.py rpc`: the worker."""
+
+from __future__ import annotations
+
+import logging
+import math
+from argparse import ArgumentTypeError
+from pathlib import Path
+from typing import Any
+
+from django.core.management.base import BaseCommand, CommandParser
+from django.db import connections
+from django.utils.autoreload import get_child_arguments
+
+from rpc.addresses import queue
+from rpc.cli.reload import RELOAD, run_and_reload
+from rpc.cli.worker import log_to_stderr, serve
+
+from ...commands import told
+from ...conf import settings
+from ...connections import connections_kept
+
+LEVELS = {0: logging.WARNING, 1: logging.INFO}
+
+
+def positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise ArgumentTypeError(f"{text!r} is no number from 1 on")
+    return int(text)
+
+
+def seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value < math.inf:
+        raise ArgumentTypeError(f"{text!r} is no number of seconds: more than 0, and finite")
+    return value
+
+
+def queue_name(text: str) -> str:
+    try:
+        return queue(text).name
+    except ValueError as error:
+        raise ArgumentTypeError(str(error)) from None
+
+
+class Command(BaseCommand):
+    help = (
+        "Serve what RPC in the settings declares, and log to stderr, or where LOGGING says. SIGTERM or "
+        "Ctrl-C stops it: it takes no new job, finishes what runs within --grace seconds, hands back the "
+        "rest and exits with 0. A second signal stops it at once."
+    )
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        add = parser.add_argument
+        add("--backend", metavar="URL", help="Use this backend, not the one in RPC.")
+        add(
+            "--queue",
+            dest="queues",
+            metavar="NAME",
+            action="append",
+            type=queue_name,
+            help="Serve this queue; may be repeated, the most urgent one first. By default QUEUES in RPC.",
+        )
+        add("--concurrency", metavar="N", type=positive, help="How many jobs run at a time.")
+        add(
+            "--processes",
+            metavar="P",
+            type=positive,
+            default=1,
+            help="How many such workers, each a process; those that die are replaced. By default 1.",
+        )
+        add(
+            "--grace",
+            metavar="SECONDS",
+            type=seconds,
+            help="How long what runs may go on after a signal to stop.",
+        )
+        add(
+            RELOAD,
+            action="store_true",
+            help="Start again when a .py file below the working directory changes.",
+        )
+
+    def handle(self, *args: Any, **options: Any) -> None:
+        log_to_stderr(LEVELS.get(options["verbosity"], logging.DEBUG))
+        with told():
+            if options["reload"]:
+                run_and_reload(Path.cwd(), _without_reload(get_child_arguments()))
+                return
+            connections.close_all()  # checks may have opened some, which no two processes can share
+            serve(
+                settings,
+                options["processes"],
+                backend=options["backend"],
+                queues=options["queues"],
+                concurrency=options["concurrency"],
+                grace=options["grace"],
+                around=connections_kept,
+            )
+
+
+def _without_reload(command: list[str]) -> list[str]:
+    """However it is abbreviated."""
+    return [word for word in command if len(word) < len("--r") or not RELOAD.startswith(word)]
