@@ -1,10 +1,12 @@
-"""`python -m benchmarks`: `run` measures this library, `peers` others beside it, `publish` shows the results.
+"""`python -m benchmarks`: `run` measures this library, `peers` others beside it, `concurrency` many calls and
+jobs at a time; `publish` shows the results.
 
 Linux alone: what processes cost is read from /proc.
 """
 
 from __future__ import annotations
 
+import re
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -16,13 +18,15 @@ from typing import Any
 import click
 
 from . import tables
+from .at_once import CASES
+from .concurrency import Amounts, Report, measure
 from .environments import python_of
 from .phases import KINDS, Sizes, plan
 from .plot import plot
 from .processes import ROOT, Side, SideFailed
 from .results import Results, this_machine
 from .runner import Group, run_group
-from .sides import HERE, LOOP, NATIVE, PEERS
+from .sides import HERE, LOOP, NATIVE, PEERS, RABBIT
 
 OUT = Path(__file__).parent / "results"
 PAGE = ROOT / "docs" / "performance.md"
@@ -30,6 +34,7 @@ BEGIN, END = "<!-- bench:begin -->", "<!-- bench:end -->"
 
 Command = Callable[..., Any]
 
+SOME = click.IntRange(min=1)
 option = partial(click.option, show_default=True)
 out_option = option("--out", type=click.Path(path_type=Path), default=OUT, help="The folder of the results.")
 
@@ -50,13 +55,13 @@ def _kinds(ctx: click.Context, parameter: click.Parameter, value: str) -> tuple[
 
 def sizes_options(calls: int, rounds: int, jobs: int, only: Sequence[str]) -> Callable[[Command], Command]:
     """The options of both commands that measure, with these defaults."""
-    some, several = click.IntRange(min=1), click.IntRange(min=2)
+    several = click.IntRange(min=2)
     options = [
         option("--calls", type=several, default=calls, help="Calls of a side in a round."),
-        option("--rounds", type=some, default=rounds, help="The median of their ratios counts."),
+        option("--rounds", type=SOME, default=rounds, help="The median of their ratios counts."),
         option("--jobs", type=several, default=jobs, help="Jobs to enqueue, and to drain."),
         option("--idle", type=float, default=10.0, help="Seconds to watch an idle worker."),
-        option("--connections", type=some, default=100, help="Idle clients to weigh."),
+        option("--connections", type=SOME, default=100, help="Idle clients to weigh."),
         option("--callers", default="1,8,64", callback=_numbers, help="Calls at a time."),
         option("--payloads", default="1,100,1000", callback=_numbers, help="In kB."),
         option("--only", default=",".join(only), callback=_kinds, help="What to measure."),
@@ -111,29 +116,61 @@ def peers(out: Path, only: tuple[str, ...], names: tuple[str, ...], **sizes: Any
             results.groups.append(_beside(peer, side, only, counted))
             results.write(out / "peers.json")  # what took minutes is not lost if the next one is interrupted
     _save(results, out, "peers", tables.by_side)
+    for verdict in tables.verdicts(results):
+        print(verdict)
+
+
+@main.command()
+@option("--in-flight", type=SOME, default=10_000, help="Calls that wait at a time.")
+@option("--cancelled", type=SOME, default=20_000, help="Calls, some of which are cancelled.")
+@option(
+    "--seconds", type=float, default=1.0, help="How long a handler blocks; twice that, a coroutine ticks."
+)
+@option("--counted", type=SOME, default=200, help="Calls of a round that compute.")
+@option("--rounds", type=SOME, default=3, help="Of those; the median of their ratios counts.")
+@option("--seed", type=int, default=1, help="Of which calls are cancelled, and when.")
+@out_option
+@click.argument("cases", nargs=-1, type=click.Choice(list(CASES)))
+def concurrency(out: Path, cases: tuple[str, ...], **amounts: Any) -> None:
+    """Measure many calls at a time from one process, and many jobs at a time in one worker."""
+    report = measure(cases or CASES, Amounts(**amounts), _say)
+    report.write(out / "concurrency.json")
+    (out / "concurrency.md").write_text(f"{report}\n")
+    print(report)
+    if report.failed:
+        raise SystemExit(1)
 
 
 @main.command()
 @out_option
 @option("--page", type=click.Path(path_type=Path, exists=True), default=PAGE, help="Where the tables go.")
 def publish(out: Path, page: Path) -> None:
-    """Write the last results into the page on performance, and the plot next to it."""
+    """Write the last results into the page on performance, and the plot of both next to it. Tables of what
+    there are no new results of stay as they are."""
     found = {
         name: Results.read(file) for name in ("bench", "peers") if (file := out / f"{name}.json").exists()
     }
-    if not found:
+    many = out / "concurrency.json"
+    if not (found or many.exists()):
         raise click.ClickException(f"no results in {out}: run `make bench` and `make bench-peers`")
     before, begin, rest = page.read_text().partition(BEGIN)
     _, end, after = rest.partition(END)
     if not (begin and end):
         raise click.ClickException(f"{page} has no {BEGIN} … {END}")
+    parts = dict(
+        re.findall(r"^### (.+)\n\n((?:.|\n)*?)(?=\n\n### |\Z)", rest.partition(END)[0].strip(), re.M)
+    )
     picture = page.with_suffix(".svg")
-    picture.write_text(plot(list(found.values())))
-    shown = [f"![Ratios to the bare loop]({picture.name})"]
+    if len(found) == 2 or (found and not picture.exists()):
+        picture.write_text(plot(list(found.values())))
     if "bench" in found:
-        shown += ["### Beside the bare loop", tables.by_figure(found["bench"])]
+        parts["Beside the bare loop"] = tables.by_figure(found["bench"])
     if "peers" in found:
-        shown += ["### Beside other systems", tables.by_side(found["peers"])]
+        parts["Beside other systems"] = tables.by_side(found["peers"])
+    if many.exists():
+        parts["Many at a time"] = str(Report.read(many))
+    shown = [f"![Ratios to the bare loop]({picture.name})"] if picture.exists() else []
+    shown += [f"### {title}\n\n{part}" for title, part in parts.items()]
     page.write_text("\n\n".join([before + BEGIN, *shown, END + after]))
 
 
@@ -141,10 +178,9 @@ def _beside(peer: str, side: Side, only: tuple[str, ...], sizes: Sizes) -> Group
     """A peer measured with the loop and ours; what went wrong if it cannot even be installed."""
     try:
         _say(f"the environment of {peer}")
-        sides = [
-            *(ours for ours in HERE if ours.name in (LOOP, NATIVE)),
-            replace(side, python=python_of(peer)),
-        ]
+        ours = RABBIT if side.broker == "RabbitMQ" else tuple(one for one in HERE if one.name == NATIVE)
+        loop = [one for one in HERE if one.name == LOOP]
+        sides = [*loop, *ours, replace(side, python=python_of(peer))]
     except SideFailed as failure:
         _say(f"{side.name}: {failure}")
         return {"redis": "", "sides": {side.name: {"error": str(failure)}}, "phases": {}}

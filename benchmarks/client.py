@@ -2,7 +2,8 @@
 
 It obeys commands, a line of JSON on stdin each, and answers each with a line of JSON on stdout. The module
 has `connect()`, whose result has `call()` and `send()`: functions, which threads call, or coroutine functions
-if `connect` is one, which tasks of one event loop call. Every answer is checked.
+if `connect` is one, which tasks of one event loop call. Every answer is checked. What is raised where
+there is no worker yet, it may name in `UNROUTABLE`.
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from types import ModuleType
 from typing import Any
 
 Answer = dict[str, Any]
+AGAIN = 0.01
+"""Seconds until a first call is tried again."""
 
 
 class WrongAnswer(Exception):
@@ -36,12 +39,16 @@ class Threads:
     def __init__(self, module: ModuleType) -> None:
         self._connect: Callable[[], Any] = module.connect
         self._caller = module.connect()
+        self._unroutable = getattr(module, "UNROUTABLE", ())
         self._idle: list[Any] = []
 
     def first(self) -> Answer:
         """One call, which waits for a worker to start; `at` is a clock that all processes share."""
-        self._added(1)
-        return {"at": time.monotonic()}
+        while True:
+            with suppress(*self._unroutable):
+                self._added(1)
+                return {"at": time.monotonic()}
+            time.sleep(AGAIN)
 
     def latency(self, calls: int) -> Answer:
         return _quantiles([self._added(number) for number in range(calls)])
@@ -86,12 +93,12 @@ class Threads:
 
     def connections(self, count: int) -> Answer:
         """So many clients more, each of which has made a call: bytes that one of them costs here."""
-        before = _resident()
+        before = resident()
         for number in range(count):
             caller = self._connect()
             _check(caller.call("add", a=number, b=1), {"answer": number + 1})
             self._idle.append(caller)
-        return {"bytes": (_resident() - before) / count}
+        return {"bytes": (resident() - before) / count}
 
     def _added(self, number: int) -> float:
         return self._timed("add", {"answer": number + 1}, a=number, b=1)
@@ -110,11 +117,17 @@ class Tasks:
     def __init__(self, module: ModuleType) -> None:
         self._loop = asyncio.new_event_loop()
         asyncio.set_event_loop(self._loop)
+        self._connect: Callable[[], Any] = module.connect
         self._caller = self._run(module.connect())
+        self._unroutable = getattr(module, "UNROUTABLE", ())
+        self._idle: list[Any] = []
 
     def first(self) -> Answer:
-        self._run(self._added(1))
-        return {"at": time.monotonic()}
+        while True:
+            with suppress(*self._unroutable):
+                self._run(self._added(1))
+                return {"at": time.monotonic()}
+            time.sleep(AGAIN)
 
     def latency(self, calls: int) -> Answer:
         async def measure() -> list[float]:
@@ -151,6 +164,17 @@ class Tasks:
             return jobs / (time.perf_counter() - begun)
 
         return {"rate": self._run(measure())}
+
+    def connections(self, count: int) -> Answer:
+        async def measure() -> float:
+            before = resident()
+            for number in range(count):
+                caller = await self._connect()
+                _check(await caller.call("add", a=number, b=1), {"answer": number + 1})
+                self._idle.append(caller)
+            return (resident() - before) / count
+
+        return {"bytes": self._run(measure())}
 
     async def _added(self, number: int) -> float:
         return await self._timed("add", {"answer": number + 1}, a=number, b=1)
@@ -191,7 +215,8 @@ def _quantiles(times: list[float]) -> Answer:
     return {"p50": cuts[49], "p95": cuts[94], "p99": cuts[98]}
 
 
-def _resident() -> int:
+def resident() -> int:
+    """Bytes of memory that this process has."""
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 

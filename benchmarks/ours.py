@@ -1,21 +1,22 @@
-"""This library, on Redis natively or on rq (the variant is what precedes the URL's `redis:`), as installed:
+"""This library, on Redis natively, on rq (the variant is what precedes the URL's `redis:`) or on RabbitMQ:
 acknowledgement, lease, deadline and checked arguments are on."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from rpc import RpcClient, RpcReceiver
+from rpc import NoReceivers, RpcClient, RpcReceiver
 
-from .work import REDIS, VARIANT, WORK
+from .work import BACKEND, QUEUE, WORK
 
 PACKAGES = ("python-rpc", "rq", "redis", "hiredis")
 NOTE = "`rpc worker` with its defaults; `call_and_wait()`, `call()`"
+UNROUTABLE = (NoReceivers,)
 
 
 class Caller:
     def __init__(self) -> None:
-        self._client = RpcClient(backend=VARIANT + REDIS)
+        self._client = RpcClient(backend=BACKEND, queue=QUEUE)
 
     def call(self, name: str, **arguments: Any) -> Any:
         return self._client.call_and_wait(name, arguments).data
@@ -28,4 +29,4 @@ connect = Caller
 
 
 def serve() -> None:
-    RpcReceiver(jobs=WORK, backend=VARIANT + REDIS, queues=["default"]).start()
+    RpcReceiver(jobs=WORK, backend=BACKEND, queues=[QUEUE]).start()

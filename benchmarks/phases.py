@@ -115,9 +115,9 @@ def latency(stand: Stand, sizes: Sizes) -> Figures:
 
 def _throughput(callers: int, sizes: Sizes) -> Callable[[Stand], Figures]:
     def measure(stand: Stand) -> Figures:
-        """Calls per second of so many callers in one process. Four times the calls, for it takes a second or
-        so to see what many threads do to each other."""
-        each = -(-stand.side.portion(4 * sizes.calls) // callers)
+        """Calls per second of so many callers in one process. Many times the calls, for it takes a second or
+        so to see what many threads do to each other, and what a worker does that has just been started."""
+        each = -(-stand.side.portion(16 * sizes.calls) // callers)
         with stand.serving():
             stand.warm_up(sizes)
             figures: Figures = stand.client.ask("throughput", callers=callers, each=each)

@@ -32,6 +32,7 @@ class Side:
     module: str
     python: str = ""
     variant: str = ""
+    broker: str = "Redis"
     share: float = 1.0
     """Of the calls and jobs that are asked for: less for one that would take minutes."""
 

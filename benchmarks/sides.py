@@ -7,16 +7,30 @@ import sys
 from .processes import Side
 
 LOOP = "bare loop"
+ASYNCIO_LOOP = "bare asyncio loop"
 NATIVE = "rpc on redis"
+ASYNCIO = "rpc on redis, asyncio"
 ON_RQ = "rpc on rq"
+AMQP = "rpc on amqp"
+AMQP_ASYNCIO = "rpc on amqp, asyncio"
+NAMEKO = "nameko"
+AIO_PIKA = "aio-pika"
 RQ = "rq SimpleWorker"
 
 HERE = (
     Side(LOOP, "benchmarks.bare_loop", sys.executable),
+    Side(ASYNCIO_LOOP, "benchmarks.bare_asyncio", sys.executable),
     Side(NATIVE, "benchmarks.ours", sys.executable),
+    Side(ASYNCIO, "benchmarks.ours_asyncio", sys.executable),
     Side(ON_RQ, "benchmarks.ours", sys.executable, variant="rq+", share=0.2),
     Side(RQ, "benchmarks.peers.rq", sys.executable, share=0.2),
 )
+
+RABBIT = (
+    Side(AMQP, "benchmarks.ours", sys.executable, variant="amqp"),
+    Side(AMQP_ASYNCIO, "benchmarks.ours_asyncio", sys.executable, variant="amqp"),
+)
+"""Ours on RabbitMQ, beside the peers that are on it, too."""
 
 PEERS = {
     "rq": (Side(RQ, "benchmarks.peers.rq", share=0.25),),
@@ -29,5 +43,7 @@ PEERS = {
     "arq": (Side("arq", "benchmarks.peers.arq"),),
     "taskiq": (Side("taskiq", "benchmarks.peers.taskiq"),),
     "faststream": (Side("FastStream", "benchmarks.peers.faststream"),),
+    "nameko": (Side(NAMEKO, "benchmarks.peers.nameko", broker="RabbitMQ"),),
+    "aio-pika": (Side(AIO_PIKA, "benchmarks.peers.aio_pika", broker="RabbitMQ"),),
 }
 """Name of an environment -> the sides that are measured in it. Their interpreter is still to be made."""

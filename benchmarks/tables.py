@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from .results import WANTED, Figure, Results
 from .sides import LOOP
@@ -15,7 +16,7 @@ def by_figure(results: Results) -> str:
         [figure.title, *(_cell(results, side, figure, spread=True) for side in sides)]
         for figure in results.figures()
     ]
-    return "\n\n".join([_table(["", *sides], rows), *_remarks(results)])
+    return "\n\n".join([table(["", *sides], rows), *_remarks(results)])
 
 
 def by_side(results: Results) -> str:
@@ -29,7 +30,7 @@ def by_side(results: Results) -> str:
         [side, *(_cell(results, side, figure, spread=figure is figures[0]) for figure in figures)]
         for side in _in_order(results)
     ]
-    return "\n\n".join([_table(["", *(figure.title for figure in figures)], rows), *_remarks(results)])
+    return "\n\n".join([table(["", *(figure.title for figure in figures)], rows), *_remarks(results)])
 
 
 def verdicts(results: Results) -> list[str]:
@@ -91,15 +92,23 @@ def _plain(error: str) -> str:
 
 
 def _circumstances(results: Results) -> str:
-    machine, sizes = results.record["machine"], results.record["sizes"]
+    sizes = results.record["sizes"]
     servers = sorted({group["redis"] for group in results.groups if group["redis"]})
     return (
-        f"{machine['date']}, rpc {machine['rpc']}, Python {machine['python']}, {', '.join(servers)}, "
-        f"{machine['cores']} cores of {machine['cpu']}, {machine['system']}, load {machine['load']}. "
+        f"{circumstances(results.record['machine'], servers)} "
         f"{sizes['rounds']} rounds of {sizes['calls']} calls and {sizes['jobs']} jobs."
     )
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+def circumstances(machine: dict[str, Any], servers: Sequence[str]) -> str:
+    """When and on what it was measured."""
+    return (
+        f"{machine['date']}, rpc {machine['rpc']}, Python {machine['python']}, {', '.join(servers)}, "
+        f"{machine['cores']} cores of {machine['cpu']}, {machine['system']}, load {machine['load']}."
+    )
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """In Markdown."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)

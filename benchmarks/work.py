@@ -18,6 +18,10 @@ PATIENCE = 4
 
 REDIS = os.environ.get("BENCH_REDIS", "")
 VARIANT = os.environ.get("BENCH_VARIANT", "")
+RABBIT = os.environ.get("RPC_TEST_AMQP", "amqp://guest:guest@127.0.0.1:5672/")
+BACKEND = RABBIT if VARIANT == "amqp" else VARIANT + REDIS
+"""The URL of ours."""
+QUEUE = "rpc-bench"
 TALLY = "BENCH_TALLY"
 
 
