@@ -29,6 +29,7 @@ from .core.middleware import Around, Hooks, Middleware, checked
 from .describe import ALL_WORKERS, DESCRIBE, WorkerInfo, worker_info
 from .errors import Cancelled, SettingsError, Unsupported
 from .events import Events, listeners_in
+from .keeping import keeping
 from .loops import Later, LoopThread
 from .message import Delivery, Message
 from .services import gathered, service
@@ -153,14 +154,6 @@ class RpcReceiver:
             raise SettingsError(
                 f"{where}: RPC_JOB_MAPPING and RPC_SERVICES have no job: there is nothing to do"
             )
-        retried = [name for name, job in self.jobs.items() if job.options.retries]
-        retried += [
-            each.name
-            for each in self._events.listeners
-            if each.subscription.options.retries and each.subscription.durable
-        ]
-        if retried and "delay" not in features:
-            raise Unsupported(f"retries of {', '.join(retried)} need a backend like redis: or memory:")
         for feature, needed in (
             ("topics", self._events.addresses),
             ("groups", [each for each in self._events.addresses if each.group]),
@@ -206,7 +199,8 @@ class RpcReceiver:
         self.backend.on_change = self._changed
         try:
             self._ticker.start()
-            self.backend.serve(self._addresses, self._handle, self.concurrency)
+            handler = self._handle if "delay" in self.backend.features else keeping(self._handle)
+            self.backend.serve(self._addresses, handler, self.concurrency)
         finally:
             self._stopping = True
             self._ticker.end()

@@ -3,28 +3,45 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from threading import Thread
 from typing import Any, cast
 from uuid import uuid4
 
 from rpc import Request, RpcClient, RpcReceiver, job
+from rpc.addresses import Address
 from rpc.backends import DeadLetters, backend_from_url
+from rpc.backends._cancellable import Cancellable
 from rpc.backends.memory import MemoryBackend
+from rpc.message import Handler, Message
 
 LONG = 10.0
 """Seconds: far longer than anything here takes."""
 
 
+class WithoutDelays(MemoryBackend):
+    """As backends are that cannot postpone a message."""
+
+    features = MemoryBackend.features - {"delay"}
+
+    def serve(self, addresses: Sequence[Address], handler: Handler, concurrency: int = 1) -> None:
+        def handle(delivery: Any) -> Message | None:
+            delivery.postpone = partial(Cancellable.postpone, delivery)
+            return handler(delivery)
+
+        super().serve(addresses, handle, concurrency)
+
+
 class Site:
     """Receivers in threads, and clients, on a hub of their own. They end with the test."""
 
-    def __init__(self, stack: ExitStack) -> None:
-        self.url, self._stack = f"memory://{uuid4().hex}", stack
+    def __init__(self, stack: ExitStack, kind: type[MemoryBackend] = MemoryBackend) -> None:
+        self.url, self._stack, self._kind = f"memory://{uuid4().hex}", stack, kind
 
     def serve(self, jobs: dict[str, Callable[..., Any]], **options: Any) -> None:
-        receiver = RpcReceiver(jobs=jobs, backend=self.url, **options)
+        receiver = RpcReceiver(jobs=jobs, backend=self._kind(self.url), **options)
         thread = Thread(target=receiver.start, daemon=True)
         thread.start()
 

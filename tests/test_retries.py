@@ -10,7 +10,7 @@ from threading import Event
 from typing import Any, cast
 
 import pytest
-from in_memory import LONG, Flaky, Site, until
+from in_memory import LONG, Flaky, Site, WithoutDelays, until
 
 from rpc import (
     InvalidParams,
@@ -19,14 +19,15 @@ from rpc import (
     job,
 )
 from rpc.backends import DeadLetters, backend_from_url
+from rpc.backends.memory import MemoryBackend
 from rpc.core.jobs import MAX_BACKOFF, JobOptions
 from rpc.message import unpacked
 
 
-@pytest.fixture
-def site() -> Iterator[Site]:
+@pytest.fixture(params=[MemoryBackend, WithoutDelays])
+def site(request: pytest.FixtureRequest) -> Iterator[Site]:
     with ExitStack() as stack:
-        yield Site(stack)
+        yield Site(stack, request.param)
 
 
 # Pauses.
@@ -162,6 +163,32 @@ def test_a_job_that_would_be_tried_again_is_not_when_its_caller_has_left(site: S
     assert future.cancel()
     site.client().call_and_wait("next")
     assert attempts == [1]
+
+
+def test_a_caller_who_leaves_between_two_attempts_keeps_nobody_waiting(site: Site) -> None:
+    flaky = Flaky(9)
+    site.serve({"flaky": flaky.with_options(retries=9, backoff=1000), "next": lambda: None})
+    future = site.client(timeout=None).submit("flaky")
+    until(lambda: flaky.attempts)
+    assert future.cancel()
+    site.client().call_and_wait("next")
+    assert flaky.attempts == [1]
+
+
+def test_attempts_share_the_time_of_the_call(site: Site) -> None:
+    deadlines: list[float] = []
+
+    @job(retries=2, backoff=0.5)
+    def fail(request: Request) -> None:
+        assert request.deadline
+        deadlines.append(request.deadline)
+        raise ValueError
+
+    site.serve({"fail": fail})
+    with pytest.raises(RemoteError):
+        site.client().call_and_wait("fail")
+    assert len(deadlines) == 3
+    assert max(deadlines) - min(deadlines) < 0.25
 
 
 @pytest.mark.parametrize("options", [

@@ -17,10 +17,8 @@ from rpc import (
     QueueFull,
     RemoteError,
     RpcClient,
-    RpcReceiver,
     SettingsError,
     Unsupported,
-    job,
 )
 from rpc.backends.memory import MemoryBackend
 from rpc.settings import Settings
@@ -35,12 +33,6 @@ def site() -> Iterator[Site]:
 # What another backend does not do.
 
 RQ = "rq+redis://127.0.0.1:1/0"
-
-
-def test_retries_on_a_backend_that_cannot_are_refused_when_the_receiver_is_made() -> None:
-    jobs = {"flaky": job(retries=1)(lambda: None), "other": lambda: None}
-    with pytest.raises(Unsupported, match=r"retries of flaky need .*redis: or memory:"):
-        RpcReceiver(jobs=jobs, backend=RQ)
 
 
 @pytest.mark.parametrize(("options", "feature"), [

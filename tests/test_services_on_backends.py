@@ -27,6 +27,7 @@ from rpc import (
     SerializationError,
     ServiceNotFound,
     expose,
+    job,
     on,
     service,
 )
@@ -236,6 +237,52 @@ def test_hooks_and_middleware_are_everywhere(stage: Stage) -> None:
         stage.client.services.example.fail()
     until(lambda: len(notes) == 5)
     assert notes == ["connected", "example.coroutine", [2], "example.fail", KeyError]
+
+
+def test_a_job_that_fails_is_tried_again(stage: Stage) -> None:
+    attempts: list[tuple[str, int]] = []
+
+    def fail(name: str, request: Request, times: int) -> int:
+        attempts.append((name, request.attempt))
+        if request.attempt <= times:
+            raise ConnectionError("not now")
+        return request.attempt
+
+    class Flaky:
+        name = "flaky"
+
+        @expose
+        @job(retries=2, backoff=0.01)
+        def soon_works(self, request: Request) -> int:
+            return fail("soon", request, 2)
+
+        @expose
+        @job(retries=2, backoff=0.01)
+        async def never_works(self, request: Request) -> int:
+            return fail("never", request, 99)
+
+    stage.serve(Flaky)
+    assert stage.client.services.flaky.soon_works() == 3
+    with pytest.raises(RemoteError, match="not now"):
+        stage.client.services.flaky.never_works()
+    assert attempts == [(name, number) for name in ("soon", "never") for number in (1, 2, 3)]
+
+
+def test_a_durable_listener_that_fails_is_tried_again(stage: Stage) -> None:
+    attempts: list[int] = []
+
+    @on("boom", group="team", durable=True, retries=2, backoff=0.01)
+    def hear(data: Any) -> None:
+        attempts.append(data["n"])
+        if data["n"] < 2 and attempts.count(data["n"]) < 3 - data["n"]:
+            raise ConnectionError("not now")
+
+    stage.serve(hear)
+    stage.described(1)
+    for n in 0, 1, 2:
+        stage.client.publish("boom", {"n": n})
+    until(lambda: len(attempts) == 6)
+    assert sorted(attempts) == [0, 0, 0, 1, 1, 2]
 
 
 def test_nothing_is_left_behind(stage: Stage) -> None:

@@ -64,6 +64,9 @@ class RqDelivery(Cancellable):
         self.to = address(claimed.queue)
         self.number = 1
         """Of the next reply: a reply that is there already, from an earlier delivery, is not sent again."""
+        self.failed = ""
+        """Why it failed, if it was buried."""
+        self.last: Message | None = None
 
     def reply(self, message: Message) -> bool:
         if self.claimed.reply_to is None:
@@ -74,6 +77,10 @@ class RqDelivery(Cancellable):
 
     def forbid_redelivery(self) -> None:
         self._worker.forbid_redelivery(self.claimed)
+
+    def bury(self, why: str, last: Message | None) -> None:
+        """It will be one of rq's failed jobs."""
+        self.failed, self.last = why, last
 
 
 class RqWorker:
@@ -155,7 +162,7 @@ class RqWorker:
     def _perform(self, delivery: RqDelivery) -> None:
         try:
             with interrupted_after(self._options.job_timeout):
-                last = self._handler(delivery)
+                last = self._handler(delivery) or delivery.last
             if last is not None:
                 packed(last)
         except (Exception, Interrupted):
@@ -163,7 +170,7 @@ class RqWorker:
             last = Message(
                 headers={"id": delivery.message.id[:128], LOST: "its handler failed", FAILED: "Exception"}
             )
-        failed = "" if last is None else last.headers.get(FAILED, "")
+        failed = delivery.failed or ("" if last is None else last.headers.get(FAILED, ""))
         self._finish(delivery.claimed, last, delivery.number, failed)
 
     def _finish(self, claimed: Claimed, last: Message | None, number: int, failed: str) -> None:

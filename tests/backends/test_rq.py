@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+import zlib
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ from rq.serializers import JSONSerializer
 
 from rpc import (
     BackendUnavailable,
+    Event,
     MethodNotFound,
     PythonRqBackend,
     RemoteError,
@@ -26,8 +28,12 @@ from rpc import (
     RpcTimeout,
     Unsupported,
     WorkerLost,
+    job,
+    on,
 )
 from rpc.addresses import queue
+from rpc.core.jobs import JobOptions
+from rpc.events import Subscription
 from rpc.message import Delivery, Message
 from rpc.testing import RedisServer
 
@@ -116,6 +122,28 @@ def test_a_failed_job_can_be_requeued_by_rq(bench: Bench, serve: Serve) -> None:
     job.requeue()
     eventually(lambda: job.get_status() == "finished")
     assert len(attempts) == 2
+
+
+def test_what_failed_each_time_is_one_of_rqs_failed_jobs(bench: Bench, serve: Serve) -> None:
+    @on("boom", group="team", durable=True, retries=1, backoff=0.01)
+    def hear(event: Event) -> None:
+        raise ConnectionError("each time")
+
+    @job(retries=1, backoff=0.01)
+    def work() -> None:
+        raise ConnectionError("each time")
+
+    serve({"work": work}, services=[hear])
+    bench.asks()
+    id = bench.client.call("work")
+    bench.client.publish("boom", {"n": 1})
+    shelf = Subscription("boom", "team", True, JobOptions()).address.shelf
+    failed = [FailedJobRegistry(name, connection=bench.redis) for name in (bench.queue, shelf.name)]
+    eventually(lambda: [each.count for each in failed] == [1, 1])
+    assert failed[0].get_job_ids() == [id]
+    for registry in failed:
+        why = bench.redis.hget(f"rq:job:{registry.get_job_ids()[0]}", "exc_info")
+        assert zlib.decompress(why) == b"ConnectionError: each time"
 
 
 # Nothing is left behind.
