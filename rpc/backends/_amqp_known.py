@@ -39,6 +39,8 @@ class Known:
         self._size = 0
         self.attentive: float | None = None
         """Since when we hear what is said, on the monotonic clock; None: we do not."""
+        self.hears = threading.Event()
+        """Set as long as we do."""
 
     def begin(self, key: str, delivery: QueueDelivery) -> QueueDelivery | None:
         """None if it may run now; else the delivery that runs already."""
@@ -115,6 +117,7 @@ class Control:
         link.send(OWN_EXCHANGE, *binds)
         link.ask(Basic.Consume(queue=own, no_ack=True), Basic.ConsumeOk)
         self._known.attentive = time.monotonic()
+        self._known.hears.set()
         self._tell(True)
         try:
             while not self._is_stopped():
@@ -125,6 +128,7 @@ class Control:
             raise
         finally:
             self._known.attentive = None
+            self._known.hears.clear()
         link.hang_up()
 
     def _heard(self, arrival: Arrival) -> None:

@@ -21,7 +21,7 @@ from . import KEEP_SUBSCRIPTION
 from ._amqp_intake import Intake
 from ._amqp_known import Known
 from ._amqp_lanes import EXCHANGE, OWN_EXCHANGE, queue_name, route
-from ._amqp_link import Link
+from ._amqp_link import BLOCK, Link
 from ._amqp_place import translated
 from ._amqp_shelf import bury
 from ._amqp_wire import (
@@ -136,6 +136,7 @@ class QueueLoop:
         link.watch(wake)
         self._is_aside = False
         self._declare()
+        self._known.hears.wait(BLOCK)  # a caller that leaves says so once
         while self._unsent:
             way, reply = self._unsent[0]
             link.write(link.publish(way, properties_of(reply), reply.body))

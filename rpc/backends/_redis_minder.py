@@ -41,6 +41,7 @@ class Minder:
         self._beat = min(BLOCK, options.lease / BEATS_PER_LEASE)
         self._absences: Absences[tuple[Keys, str]] = Absences(options.lease / BEATS_PER_LEASE)
         self._news: Any = None
+        self._looked = 0.0
 
     def mind(self) -> None:
         """Until all workers are done."""
@@ -101,6 +102,9 @@ class Minder:
         if self._absences.look_is_due():
             for keys, name in self._absences.lasting(self._absent()):
                 self._bring_back(link, keys, name, force=False, died=True)
+        if time.monotonic() - self._looked > self._beat:
+            self._look_for_left()
+            self._looked = time.monotonic()
         due = [self._promote(link, keys) for keys in self._queues]
         soonest = min((seconds for seconds in due if seconds >= 0), default=self._beat)
         try:
@@ -125,6 +129,14 @@ class Minder:
             delivery = worker.delivery
             if delivery and delivery.record.id == id:
                 delivery.cancel()
+
+    def _look_for_left(self) -> None:
+        """Whoever leaves says so, but perhaps while this was not heard: that a token is gone says it, too."""
+        for delivery in [worker.delivery for worker in self._workers]:
+            if delivery and delivery.is_awaited and not delivery.cancelled:
+                keys = delivery.keys
+                if not self._place.client(keys.queue).exists(keys.token(delivery.record.id)):
+                    delivery.cancel()
 
     def _absent(self) -> Iterator[tuple[Keys, str]]:
         """Queue and name of each worker that gives no sign of life."""

@@ -57,8 +57,14 @@ class RedisDelivery(Cancellable):
         self.number = 1
         self.said = b""
         """The last reply, if it was sent already."""
+        self._answered = False
         self.settled = False
         """Whether it left the slot otherwise than by an acknowledgement."""
+
+    @property
+    def is_awaited(self) -> bool:
+        """Whether it has one caller, who may leave."""
+        return bool(self.record.lane) and not self.record.once and not self._answered
 
     def reply(self, message: Message) -> bool:
         """Send a reply at once. False if it is known that nobody listens: for the last one it is not waited
@@ -67,7 +73,8 @@ class RedisDelivery(Cancellable):
             return False
         id, frame = self.record.id, packed(message)
         command = (3, self._slot, self.keys.token(id), self.record.lane, id, self.number, frame)
-        if STREAM not in message.headers and len(frame) <= LARGE:
+        self._answered = STREAM not in message.headers
+        if self._answered and len(frame) <= LARGE:
             self.said = frame
             self._worker.outbox.say(scripts.REPLY, self.keys, *command)
             return True

@@ -17,6 +17,7 @@ import redis
 
 from rpc import QueueFull, Request, RpcClient, RpcReceiver
 from rpc.backends._redis_keys import keys_of
+from rpc.backends._redis_minder import Minder
 from rpc.backends._redis_outbox import Ack, Outbox
 from rpc.backends._redis_places import place
 from rpc.backends._redis_scripts import REPLY
@@ -192,3 +193,38 @@ def test_what_was_acknowledged_on_a_connection_that_broke_is_not_answered_on_the
         assert outbox.connection
         assert outbox.ask(("PING",)) == [b"PONG"]
     outbox.drop()
+
+
+def test_a_caller_who_left_unheard_is_missed_unless_it_was_answered(
+    server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Minder, "_pass_on", lambda minder, id: None)
+    begun, told, answered = threading.Semaphore(0), threading.Semaphore(0), list[Request]()
+
+    def work(request: Request) -> None:
+        begun.release()
+        eventually(lambda: request.cancelled)
+        told.release()
+
+    def answer(request: Request) -> None:
+        answered.append(request)
+        request.respond(1)
+        assert release.wait(60)
+
+    release = threading.Event()
+    jobs = {"work": work, "answer": answer}
+    receiver = RpcReceiver(jobs=jobs, backend=server.url, queues=["default"], concurrency=2)
+    thread = threading.Thread(target=receiver.start, daemon=True)
+    thread.start()
+    with redis.Redis.from_url(server.url) as admin, RpcClient(backend=server.url, timeout=60) as client:
+        assert client.call_and_wait("answer").data == 1
+        assert admin.delete(keys_of("default").token(answered[0].id))
+        for _ in range(2):  # there is a whole look between the first and the second
+            future = client.submit("work")
+            assert begun.acquire(timeout=20)
+            assert future.cancel()
+            assert told.acquire(timeout=20)
+        assert not answered[0].cancelled
+        release.set()
+    receiver.stop()
+    thread.join(20)
