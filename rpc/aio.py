@@ -14,7 +14,7 @@ from weakref import WeakSet
 
 from .addresses import Address
 from .backends import AsyncBackend, asynchronous
-from .caller import AS_SET, Caller, Pause
+from .caller import AS_SET, Asking, Caller
 from .core.conversation import Conversation
 from .core.jobs import Response, current_request
 from .describe import Gathering, WorkerInfo
@@ -69,9 +69,8 @@ class AsyncRpcClient(Caller):
         headers: Mapping[str, str] | None = None,
     ) -> Response:
         """As `RpcClient.call_and_wait`. A task that is cancelled withdraws what it waits for."""
-        timeout = self._allowed(timeout)
-        ask = self._asking(name, data, timeout, idempotency_key, headers)
-        return await answer(self._async, self._to(name, queue), ask(), ask, self._pausing(timeout))
+        asking = Asking(self, name, data, self._allowed(timeout), idempotency_key, headers)
+        return await answer(self._async, self._to(name, queue), asking.conversation(), asking)
 
     def submit(
         self,
@@ -112,9 +111,8 @@ class AsyncRpcClient(Caller):
         headers: Mapping[str, str] | None = None,
     ) -> asyncio.Future[T]:
         """A task of `what`: `answer`, or `value`."""
-        timeout = self._allowed(timeout)
-        ask = self._asking(name, data, timeout, idempotency_key, headers)
-        coroutine = what(self._async, self._to(name, queue), ask(), ask, self._pausing(timeout))
+        asking = Asking(self, name, data, self._allowed(timeout), idempotency_key, headers)
+        coroutine = what(self._async, self._to(name, queue), asking.conversation(), asking)
         task = asyncio.get_running_loop().create_task(coroutine)
         self._submitted.add(task)
         return task
@@ -187,33 +185,21 @@ def _forget(future: asyncio.Future[Any]) -> None:
         future.exception()
 
 
-async def answer(
-    backend: AsyncBackend,
-    to: Address,
-    conversation: Conversation,
-    ask: Callable[[], Conversation],
-    pause: Pause,
-) -> Response:
-    """What a conversation comes to. While a bounded queue has no room for it, `ask` makes another one."""
+async def answer(backend: AsyncBackend, to: Address, conversation: Conversation, asking: Asking) -> Response:
+    """What a conversation comes to. While a bounded queue has no room for it, there is another one."""
     attempt = 0
     while True:
         try:
             return await _answer(backend, to, conversation)
         except QueueFull as full:
-            await asyncio.sleep(pause(attempt, full))
-        conversation = ask()
+            await asyncio.sleep(asking.pause(attempt, full))
+        conversation = asking.conversation()
         attempt += 1
 
 
-async def value(
-    backend: AsyncBackend,
-    to: Address,
-    conversation: Conversation,
-    ask: Callable[[], Conversation],
-    pause: Pause,
-) -> Any:
+async def value(backend: AsyncBackend, to: Address, conversation: Conversation, asking: Asking) -> Any:
     """What the `answer` carries."""
-    return (await answer(backend, to, conversation, ask, pause)).data
+    return (await answer(backend, to, conversation, asking)).data
 
 
 async def _answer(backend: AsyncBackend, to: Address, conversation: Conversation) -> Response:

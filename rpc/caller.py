@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from datetime import datetime
+from functools import partial
 from types import ModuleType
 from typing import Any, Final, Literal
 
@@ -30,7 +31,6 @@ NESTED_MARGIN = 0.95
 caller what went wrong."""
 LEAST = 0.05
 """Seconds that must be left for another look whether there is room in a queue."""
-
 
 _FEATURES = {DELAY: "delay", IDEMPOTENCY_KEY: "idempotency"}
 
@@ -87,24 +87,6 @@ class Caller:
         more = {} if wait is None else {DELAY: _delay(wait, ttl, idempotency_key)}
         return self._message(name, data, ttl, idempotency_key, {**_own(headers), **more}, replies=False)
 
-    def _asking(
-        self,
-        name: str,
-        data: Any,
-        timeout: float | None,
-        idempotency_key: str | None,
-        headers: Mapping[str, str] | None,
-    ) -> Callable[[], Conversation]:
-        """What makes a request, which may take until so many seconds from now."""
-        began, own = time.monotonic(), _own(headers)
-
-        def ask() -> Conversation:
-            left = None if timeout is None else max(0.0, began + timeout - time.monotonic())
-            message = self._message(name, data, left, idempotency_key, own, replies=True)
-            return Conversation(message, name, timeout, began)
-
-        return ask
-
     def _message(
         self,
         name: str,
@@ -158,15 +140,47 @@ class Caller:
 
     def _pausing(self, timeout: float | None) -> Pause:
         """How long to wait for room in a queue, until so many seconds from now."""
-        end = math.inf if timeout is None else time.monotonic() + timeout
+        return partial(self._pause, _end(time.monotonic(), timeout))
 
-        def pause(attempt: int, refused: QueueFull) -> float:
-            left = end - time.monotonic()
-            if not self._waits_for_room or left < LEAST:
-                raise refused
-            return min(random.uniform(0, min(1.0, 0.01 * 2.0 ** min(attempt, 10))), left / 2)
+    def _pause(self, end: float, attempt: int, refused: QueueFull) -> float:
+        left = end - time.monotonic()
+        if not self._waits_for_room or left < LEAST:
+            raise refused
+        return min(random.uniform(0, min(1.0, 0.01 * 2.0 ** min(attempt, 10))), left / 2)
 
-        return pause
+
+class Asking:
+    """A call that may take so many seconds from now, however often a queue has no room for it."""
+
+    __slots__ = ("_began", "_caller", "_what", "name", "timeout")
+
+    def __init__(
+        self,
+        caller: Caller,
+        name: str,
+        data: Any,
+        timeout: float | None,
+        idempotency_key: str | None,
+        headers: Mapping[str, str] | None,
+    ) -> None:
+        self._caller, self.name, self.timeout, self._began = caller, name, timeout, time.monotonic()
+        self._what = data, idempotency_key, _own(headers)
+
+    def conversation(self) -> Conversation:
+        """Another one each time: as a message with an id of its own, and the time that is left."""
+        data, key, headers = self._what
+        timeout, began = self.timeout, self._began
+        left = None if timeout is None else max(0.0, began + timeout - time.monotonic())
+        message = self._caller._message(self.name, data, left, key, headers, replies=True)
+        return Conversation(message, self.name, timeout, began)
+
+    def pause(self, attempt: int, refused: QueueFull) -> float:
+        """A Pause."""
+        return self._caller._pause(_end(self._began, self.timeout), attempt, refused)
+
+
+def _end(began: float, timeout: float | None) -> float:
+    return math.inf if timeout is None else began + timeout
 
 
 def _own(headers: Mapping[str, str] | None) -> Mapping[str, str]:

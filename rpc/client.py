@@ -14,7 +14,7 @@ from weakref import WeakSet
 
 from .aio import answer, value
 from .backends import Backend, asynchronous
-from .caller import AS_SET, Caller, Pause
+from .caller import AS_SET, Asking, Caller, Pause
 from .core.conversation import Conversation
 from .core.jobs import Response, current_request
 from .describe import Gathering, WorkerInfo
@@ -86,9 +86,8 @@ class RpcClient(Caller):
         time is up, BackendUnavailable, QueueFull, Unsupported by this backend. A caller that stops waiting,
         for whatever reason, withdraws a job that has no such key.
         """
-        timeout = self._allowed(timeout)
-        ask = self._asking(name, data, timeout, idempotency_key, headers)
-        return self._with_room(lambda: self._answer(ask(), queue), self._pausing(timeout))
+        asking = Asking(self, name, data, self._allowed(timeout), idempotency_key, headers)
+        return self._with_room(lambda: self._answer(asking.conversation(), queue), asking.pause)
 
     def submit(
         self,
@@ -194,10 +193,9 @@ class RpcClient(Caller):
         headers: Mapping[str, str] | None = None,
     ) -> Future[T]:
         """A future of `what`: `answer`, or `value`."""
-        timeout = self._allowed(timeout)
-        ask = self._asking(name, data, timeout, idempotency_key, headers)
-        asked, pause = ask(), self._pausing(timeout)
-        return self._submits.run(what(self._submits.backend, self._to(name, queue), asked, ask, pause))
+        asking = Asking(self, name, data, self._allowed(timeout), idempotency_key, headers)
+        where = self._submits.backend, self._to(name, queue)
+        return self._submits.run(what(*where, asking.conversation(), asking))
 
     def _with_room(self, action: Callable[[], T], pause: Pause) -> T:
         """What the action returns. While there is no room in the queue it is tried again, if this client

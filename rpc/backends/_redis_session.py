@@ -234,13 +234,15 @@ class Session:
             self._flush_soon()
 
     def _deliver(self, entry: bytes) -> None:
-        number, id, frame = [*entry.split(b"\n", 2), b"", b""][:3]
-        key = id.decode(errors="replace")
-        replies = self.pending.get(key)
-        if replies and number.lstrip(b"-").isdigit():
+        try:
+            number, id, frame = entry.split(b"\n", 2)
+            key, place = id.decode(), int(number)
+        except ValueError:  # it is none of ours
+            return
+        if replies := self.pending.get(key):
             self._underway.pop(key, None)
             self._silent.pop(key, None)
-            replies.put(int(number), frame)
+            replies.put(place, frame)
 
     def _on_outcomes(self, errands: list[Errand], answer: Any) -> None:
         if isinstance(answer, redis.RedisError):

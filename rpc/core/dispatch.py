@@ -206,12 +206,13 @@ class _Work:
         return None
 
     def _value(self, job: Job, handler: Callable[[], Any], request: Request) -> Any:
-        token = current_request.set(request)
+        dispatcher, token = self._dispatcher, current_request.set(request)
+        way = self._through_middleware if dispatcher.middleware else self._returned
         try:
-            with self._dispatcher.around():
-                if self._dispatcher.middleware:
-                    return self._through_middleware(job, handler, request)
-                return self._returned(job, handler, request)
+            if dispatcher.around is nullcontext:  # it would cost as much as a small handler
+                return way(job, handler, request)
+            with dispatcher.around():
+                return way(job, handler, request)
         finally:
             current_request.reset(token)
 

@@ -45,8 +45,9 @@ class Parameters:
         params = call.params
         if self._all_named and (params is None or isinstance(params, dict)):
             named = params or {}
-            if named.keys() <= self._named and named.keys() >= self._required:
-                return (), self._converted(named)
+            keys = named.keys()
+            if keys == self._named or (self._required <= keys <= self._named):
+                return (), self._converted(named) if self._kinds else named
         try:
             if isinstance(params, list):
                 bound = self._signature.bind(*params, **(call.kwargs or {}))
