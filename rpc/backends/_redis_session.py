@@ -16,9 +16,8 @@ import asyncio
 import os
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
-from itertools import islice
 from typing import Any
 from uuid import uuid4
 
@@ -183,7 +182,7 @@ class Session:
                 groups.setdefault((errand.keys, errand.is_asked), []).append(errand)
         self._outbox.clear()
         for (keys, is_asked), errands in groups.items():
-            for several in _chunks(errands, AT_ONCE):
+            for several in (errands[n : n + AT_ONCE] for n in range(0, len(errands), AT_ONCE)):
                 command = self._sending(wire, keys, several)
                 if is_asked:
                     yield wire.ask(command, partial(self._on_outcomes, several))
@@ -396,9 +395,3 @@ class Session:
             if not replies.expires:
                 keys = replies.keys.token(replies.id), replies.keys.body(replies.id)
                 self._say([("PEXPIRE", key, milliseconds(UNATTENDED)) for key in keys])
-
-
-def _chunks(errands: Iterable[Errand], size: int) -> Iterator[list[Errand]]:
-    iterator = iter(errands)
-    while several := list(islice(iterator, size)):
-        yield several
