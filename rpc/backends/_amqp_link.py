@@ -34,10 +34,11 @@ from ._loops import process
 from ._retries import RETRY_FOR, retried, time_in_the_kernel
 
 T = TypeVar("T")
-CHUNK = 262144
+CHUNK = 65536
+"""Bytes to be read at once. For much more, each receipt would ask the system for memory."""
 BLOCK = 1.0
 """Seconds that a wait without end is looked after, at the latest."""
-_CLOSING = (Connection.Close, Channel.Close, Basic.Cancel)
+_NEWS = (Connection.Close, Channel.Close, Basic.Cancel, Connection.Blocked, Connection.Unblocked)
 
 
 class Pulse:
@@ -257,7 +258,7 @@ class Link:
             if not ready:
                 self._check_life()
                 return False
-            if ready is not True and all(fd != self._fd for fd, _ in ready):
+            if ready is not True and self._fd not in dict(ready):
                 return False
             if not (data := self._socket.recv(CHUNK)):
                 raise Broken("RabbitMQ closed the connection")  # noqa: TRY301
@@ -296,13 +297,14 @@ class Link:
 
     def _sort(self, arrival: Arrival) -> None:
         method = arrival.method
-        if not isinstance(method, _CLOSING):
-            if isinstance(method, Connection.Blocked):
-                self.blocked = f"it takes no messages at present: {method.reason}"
-            elif isinstance(method, Connection.Unblocked):
-                self.blocked = ""
-            else:
-                self._came.append(arrival)
+        if not isinstance(method, _NEWS):
+            self._came.append(arrival)
+            return
+        if isinstance(method, Connection.Blocked):
+            self.blocked = f"it takes no messages at present: {method.reason}"
+            return
+        if isinstance(method, Connection.Unblocked):
+            self.blocked = ""
             return
         if isinstance(method, Basic.Cancel):
             raise Broken("a queue that was served is gone")
