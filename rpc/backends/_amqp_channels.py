@@ -12,7 +12,7 @@ from ..addresses import Address
 from ..message import Handler, Message
 from ._amqp_lanes import EXCHANGE, KEEP_INBOX, OWN_EXCHANGE, queue_name, route
 from ._amqp_link import BLOCK, Link
-from ._amqp_wire import Arrival, Basic, Queue, message_of, properties_of
+from ._amqp_wire import Arrival, Basic, Queue, ack, message_of, properties_of
 from ._cancellable import Cancellable
 
 logger = logging.getLogger(__name__)
@@ -84,7 +84,7 @@ class ChannelLoop:
             if last is not None:
                 delivery.reply(last)
         if self._is_shared:
-            self._link.send(Basic.Ack(delivery_tag=arrival.method.delivery_tag))
+            self._link.write(ack(arrival.method.delivery_tag))
 
 
 def group_name(to: Address) -> str:

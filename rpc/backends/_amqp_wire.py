@@ -9,16 +9,28 @@ from __future__ import annotations
 
 import struct
 import time
-from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any, NamedTuple
 
-from pamqp import base, body, frame, header, heartbeat
+from pamqp import base, frame, header, heartbeat
 from pamqp.commands import Basic, Channel, Confirm, Connection, Exchange, Queue
 from pamqp.exceptions import PAMQPException
 
 from ..errors import SerializationError
 from ..message import MAX_HEADER_BYTES, MAX_HEADERS, NAME, Message
+from ._amqp_frames import (
+    BODY,
+    END,
+    HEADER,
+    HEARTBEATS,
+    METHOD,
+    START,
+    ack,
+    body_frame,
+    content_frame,
+    content_of,
+    method_of,
+)
 
 REPLY_TO = "amq.rabbitmq.reply-to"
 """Where a caller listens: RabbitMQ hands replies over without a queue."""
@@ -64,10 +76,14 @@ class Probe(Queue.Declare):
         """All names are."""
 
 
+_CARRYING = (Basic.Deliver, Basic.GetOk, Basic.Return)
 HEARTBEAT = heartbeat.Heartbeat.marshal()
-__all__ = ["Basic", "Channel", "Confirm", "Connection", "Exchange", "Queue"]
+__all__ = ["Basic", "Channel", "Confirm", "Connection", "Exchange", "Queue", "ack"]
 GREETING = header.ProtocolHeader().marshal()
-_FAILURES = (PAMQPException, ValueError, TypeError, KeyError, IndexError, struct.error)
+_FAILURES = (
+    *(PAMQPException, ValueError, TypeError, LookupError, ArithmeticError, struct.error),
+    *(RecursionError, OSError),  # tables in tables in tables; years that the system does not know
+)
 
 
 class Wire:
@@ -78,49 +94,61 @@ class Wire:
         self._open: dict[int, tuple[Any, Any, list[bytes], int]] = {}
         """Of each channel, what has not all come yet, and how many bytes are missing."""
 
-    def feed(self, data: bytes) -> Iterator[Arrival]:
+    def feed(self, data: bytes) -> list[Arrival]:
         """What is complete with these bytes. Raises Broken if they make no sense."""
         if self._rest:
             data = self._rest + data
-        at, end = 0, len(data)
+        start, length = 0, len(data)
         arrivals = []
         try:
-            while at + OVERHEAD <= end:
-                size = frame.frame_parts(data[at : at + 7])[2] or 0
-                if at + size + OVERHEAD > end:
+            while start + OVERHEAD <= length:
+                kind, channel, size = START.unpack_from(data, start)
+                at = start + START.size
+                if (end := at + size) >= length:
                     break
-                _, channel, content = frame.unmarshal(data[at : at + size + OVERHEAD])
-                at += size + OVERHEAD
-                if arrival := self._assembled(channel, content):
+                if arrival := self._assembled(kind, channel, data, at, end):
                     arrivals.append(arrival)
+                start = end + 1
         except _FAILURES as error:
             raise Broken(f"this is not AMQP: {error}") from error
-        self._rest = data[at:]
-        return iter(arrivals)
+        self._rest = data[start:]
+        return arrivals
 
-    def _assembled(self, channel: int, content: Any) -> Arrival | None:
-        if isinstance(content, heartbeat.Heartbeat):
+    def _assembled(self, kind: int, channel: int, data: bytes, at: int, end: int) -> Arrival | None:
+        """The message that this frame completes."""
+        if kind == HEARTBEATS and at == end:
             return None
-        if isinstance(content, header.ContentHeader):
+        if data[end] != END or at == end:
+            raise ValueError("a frame does not end where it should")
+        if kind == METHOD:
+            method = method_of(data, at, end)
+            if not isinstance(method, _CARRYING):
+                return Arrival(channel, method, None, b"")
+            self._open[channel] = method, None, [], 0
+            return None
+        if kind == HEADER:
+            size, properties = content_of(data, at, end)
             method = self._open[channel][0]
-            if not content.body_size:
+            if not size:
                 del self._open[channel]
-                return Arrival(channel, method, content.properties, b"")
-            self._open[channel] = method, content.properties, [], content.body_size
+                return Arrival(channel, method, properties, b"")
+            self._open[channel] = method, properties, [], size
             return None
-        if isinstance(content, body.ContentBody):
-            method, properties, parts, missing = self._open[channel]
-            parts.append(content.value)
-            missing -= len(content.value)
-            if missing > 0:
-                self._open[channel] = method, properties, parts, missing
-                return None
-            del self._open[channel]
-            return Arrival(channel, method, properties, parts[0] if len(parts) == 1 else b"".join(parts))
-        if isinstance(content, Basic.Deliver | Basic.GetOk | Basic.Return):
-            self._open[channel] = content, None, [], 0
+        if kind != BODY:
+            raise ValueError(f"there are no frames of type {kind}")
+        return self._grown(channel, data[at:end])
+
+    def _grown(self, channel: int, part: bytes) -> Arrival | None:
+        method, properties, parts, missing = self._open[channel]
+        parts.append(part)
+        missing -= len(part)
+        if properties is None or missing < 0:
+            raise ValueError("a body is longer than was said")
+        if missing > 0:
+            self._open[channel] = method, properties, parts, missing
             return None
-        return Arrival(channel, content, None, b"")
+        del self._open[channel]
+        return Arrival(channel, method, properties, parts[0] if len(parts) == 1 else b"".join(parts))
 
 
 def frames(channel: int, *methods: base.Frame) -> bytes:
@@ -147,13 +175,13 @@ def published(
     try:
         parts = [
             _publish(channel, exchange, key, mandatory),
-            frame.marshal(header.ContentHeader(0, len(payload), content), channel),
+            content_frame(channel, len(payload), content),
         ]
-    except (*_FAILURES, OverflowError) as error:
+    except _FAILURES as error:
         raise SerializationError(f"a header cannot be sent: {error}") from error
     step = room - OVERHEAD
     for at in range(0, len(payload), step):
-        parts.append(frame.marshal(body.ContentBody(payload[at : at + step]), channel))
+        parts.append(body_frame(channel, payload[at : at + step]))
     return b"".join(parts)
 
 
@@ -168,7 +196,7 @@ def properties_of(
             properties[own] = value
         elif name not in ("ttl", "reply-to"):
             table[name] = value
-    if len(table) > MAX_HEADERS or sum(map(len, table)) + sum(map(len, table.values())) > MAX_HEADER_BYTES:
+    if table and (len(table) > MAX_HEADERS or sum(map(len, [*table, *table.values()])) > MAX_HEADER_BYTES):
         raise SerializationError(f"at most {MAX_HEADERS} headers, of {MAX_HEADER_BYTES} bytes, are carried")
     if message.reply_to not in (None, message.id):
         table[WAY] = message.reply_to

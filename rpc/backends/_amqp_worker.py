@@ -28,12 +28,11 @@ from ._amqp_wire import (
     COPY,
     STAMP,
     Arrival,
-    Basic,
     Broken,
     Channel,
     Queue,
+    ack,
     age_of,
-    frames,
     message_of,
     properties_of,
 )
@@ -170,7 +169,7 @@ class QueueLoop:
     def _handled(self, arrival: Arrival) -> bytes:
         """Handle it; what is to be said then, at the latest with the next wait."""
         delivery = QueueDelivery(self, arrival, self._at[self._intake.name_of(arrival)])
-        done = frames(1, Basic.Ack(delivery_tag=arrival.method.delivery_tag))
+        done = ack(arrival.method.delivery_tag)
         if self._is_stale(delivery):
             return done
         if before := self._known.begin(delivery.key, delivery):
@@ -282,7 +281,7 @@ class QueueLoop:
         if self._aside(lambda: link.confirmed(copy, channel=ASIDE)):
             raise Broken(f"{name} took no copy of a message")
         if acknowledge:
-            link.send(Basic.Ack(delivery_tag=arrival.method.delivery_tag))
+            link.write(ack(arrival.method.delivery_tag))
 
     def _put_back(self, arrival: Arrival) -> None:
         """Others may be free to do it. As a copy: what was given back would count as delivered."""
