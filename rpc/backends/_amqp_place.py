@@ -15,11 +15,10 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 from pamqp import base
 
 from ..errors import BackendUnavailable
-from ._amqp_wire import GREETING, Broken, Channel, Connection, Queue, frames
+from ._amqp_wire import GREETING, LARGEST_FRAME, Broken, Channel, Connection, Queue, frames
 
 SOCKET_TIMEOUT = 5.0
 """Seconds that connecting, and each write, may take."""
-LARGEST_FRAME = 131072
 _PORTS = {"amqp": 5672, "amqps": 5671}
 _ABILITIES: Any = {
     name: True

@@ -41,6 +41,8 @@ WAY = "rpc-reply-to"
 """Header: the caller's own name for its way back, if that is not the id."""
 OVERHEAD = 8
 """Bytes of a frame besides its content."""
+LARGEST_FRAME = 131072
+"""What we allow RabbitMQ to send."""
 LONGEST_TTL = 2**32 - 1
 """Milliseconds."""
 _OWN = {STAMP, COPY, WAY}
@@ -76,6 +78,7 @@ class Probe(Queue.Declare):
         """All names are."""
 
 
+_KINDS = (METHOD, HEADER, BODY, HEARTBEATS)
 _CARRYING = (Basic.Deliver, Basic.GetOk, Basic.Return)
 HEARTBEAT = heartbeat.Heartbeat.marshal()
 __all__ = ["Basic", "Channel", "Confirm", "Connection", "Exchange", "Queue", "ack"]
@@ -105,6 +108,8 @@ class Wire:
                 kind, channel, size = START.unpack_from(data, start)
                 at = start + START.size
                 if (end := at + size) >= length:
+                    if kind not in _KINDS or size > LARGEST_FRAME:
+                        raise ValueError(f"there are no frames of type {kind} and {size} bytes")
                     break
                 if arrival := self._assembled(kind, channel, data, at, end):
                     arrivals.append(arrival)

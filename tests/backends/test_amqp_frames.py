@@ -272,6 +272,8 @@ IN_TABLES = b"F".join(struct.pack(">IB", 6 * left + 5, 0) for left in range(20_0
         DELIVER + put(2, b""),
         put(1, b""),
         put(8, b"x"),
+        b"AMQP\0\0\x09\1",
+        struct.pack(">BHIB", 1, 1, 2**17 + 1, 0),
     ],
     ids=[
         "no end",
