@@ -95,6 +95,12 @@ def content_of(data: bytes, at: int, end: int) -> tuple[int, Any]:
         return content.body_size, content.properties
 
 
+def size_of(data: bytes, at: int) -> int:
+    """The length of the body alone."""
+    size: int = _CONTENT.unpack_from(data, at)[2]
+    return size
+
+
 def _properties(data: bytes, at: int, end: int, flags: int) -> Any:
     kind = table = mode = id = way = ttl = name = None
     if flags & _KIND:

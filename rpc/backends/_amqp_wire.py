@@ -30,6 +30,7 @@ from ._amqp_frames import (
     content_frame,
     content_of,
     method_of,
+    size_of,
 )
 
 REPLY_TO = "amq.rabbitmq.reply-to"
@@ -76,6 +77,10 @@ class Probe(Queue.Declare):
 
     def validate(self) -> None:
         """All names are."""
+
+
+class Unreadable(Basic.Properties):
+    """Of a message whose properties make no sense. Its body is not looked at: nobody knows what it is."""
 
 
 _KINDS = (METHOD, HEADER, BODY, HEARTBEATS)
@@ -132,8 +137,11 @@ class Wire:
             self._open[channel] = method, None, [], 0
             return None
         if kind == HEADER:
-            size, properties = content_of(data, at, end)
             method = self._open[channel][0]
+            try:
+                size, properties = content_of(data, at, end)
+            except _FAILURES:  # its sender's fault: what comes after it is still AMQP
+                size, properties = size_of(data, at), Unreadable()
             if not size:
                 del self._open[channel]
                 return Arrival(channel, method, properties, b"")
@@ -153,6 +161,8 @@ class Wire:
             self._open[channel] = method, properties, parts, missing
             return None
         del self._open[channel]
+        if isinstance(properties, Unreadable):
+            parts = []
         return Arrival(channel, method, properties, parts[0] if len(parts) == 1 else b"".join(parts))
 
 

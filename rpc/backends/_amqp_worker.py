@@ -248,7 +248,7 @@ class QueueLoop:
         """What was delivered before is counted first, and comes again then, or is given up."""
         arrival = delivery.arrival
         table = arrival.properties.headers or {}
-        counts_itself = COUNTED in table
+        counts_itself = isinstance(table.get(COUNTED), int)  # a sender may have written anything there
         if not arrival.method.redelivered and not counts_itself:
             return False
         deliveries = (table[COUNTED] if counts_itself else delivery.message.deliveries) + 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import struct
 import subprocess
 import sys
 import threading
@@ -131,6 +132,28 @@ def test_headers_travel_as_properties_for_clients_of_other_makes(site: Site) -> 
     site.serve(lambda delivery: heard.append(delivery.message), inbox(site.name("back")))
     eventually(lambda: heard)
     assert (heard[0].id, heard[0].body) == ("theirs", b"hello")
+
+
+YEARS = b"\x00\x40" + b"\x7f" * 8  # a timestamp that no calendar has
+TEXT = b"\x20\x00" + struct.pack(">IB16scI", 24, 16, b"x-delivery-count", b"S", 2) + b"no"
+
+
+@pytest.mark.parametrize("properties", [YEARS, TEXT], ids=["a year", "a count"])
+def test_headers_that_make_no_sense_keep_nobody_from_what_is_behind_them(
+    site: Site, properties: bytes
+) -> None:
+    pamqp = pytest.importorskip("pamqp")
+    publish = pamqp.commands.Basic.Publish(routing_key=f"rpc:queue:{site.name()}")
+    content = struct.pack(">HHQ", 60, 0, 5) + properties
+    header = struct.pack(">BHI", 2, 1, len(content)) + content + b"\xce"
+    message = (
+        pamqp.frame.marshal(publish, 1) + header + pamqp.frame.marshal(pamqp.body.ContentBody(b"log:x"), 1)
+    )
+    backend = cast("Any", site.client)
+    backend._senders.do(lambda link: link.confirmed(message))
+    site.serve()
+    for _ in range(2):
+        assert site.ask(b"echo:x").receive(PATIENCE).body == b"x"
 
 
 # Workers.
