@@ -11,6 +11,7 @@ from functools import partial
 from heapq import heappop, heappush
 from itertools import count
 from threading import Condition
+from urllib.parse import parse_qsl, urlsplit
 
 from ..addresses import Address
 from ..addresses import queue as queue_address
@@ -263,6 +264,8 @@ class MemoryBackend:
         """A queue with `max_length` messages refuses more with QueueFull (0: it does not)."""
         if max_length < 0:
             raise ValueError("max_length is not negative")
+        if unknown := dict(parse_qsl(urlsplit(url).query, keep_blank_values=True)):
+            raise ValueError(f"no options of this backend: {', '.join(sorted(unknown))}")
         self.hub, self._max_length = HUBS[url], max_length
         self._stopped = False
 

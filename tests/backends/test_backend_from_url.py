@@ -21,9 +21,9 @@ def pigeon(monkeypatch):
     monkeypatch.setitem(BACKENDS, "pigeon", (f"{__name__}:Pigeon", None))
 
 
-@pytest.mark.parametrize("url", ["memory://", "memory://shop", "memory://shop/1?x=y"])
+@pytest.mark.parametrize("url", ["memory://", "memory://shop", "memory://shop/1", "memory://shop?max_length=9"])
 def test_a_url_names_the_same_hub_everywhere_and_another_one_does_not(url):
-    assert backend_from_url(url).hub is MemoryBackend(url).hub
+    assert backend_from_url(url).hub is MemoryBackend(url.partition("?")[0]).hub
     assert backend_from_url(url).hub is not backend_from_url("memory://other").hub
 
 
@@ -48,6 +48,8 @@ def test_the_rest_of_the_url_is_left_to_the_driver(url, rest):
     ("memory://h", {"lease": 1}, "has no option 'lease'; it has max_length"),
     ("memory://h?max_length=-1", {}, "max_length is not negative"),
     ("memory://h?max_length=some", {}, "Expected `int`"),
+    ("memory://h?typo=1", {}, "no options of this backend: typo$"),
+    ("memory://h?b&a=1", {}, "no options of this backend: a, b$"),
     ("carrier://h", {}, r"names no backend; known are .*memory:.*rq\+redis:"), ("", {}, "names no backend"),
     ("localhost:6379", {}, "names no backend"), ("memory://[", {}, "cannot be read"),
 ])  # fmt: skip
