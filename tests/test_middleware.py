@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from contextvars import ContextVar
+from copy import copy
 from types import ModuleType
 from typing import Any
 
@@ -432,6 +433,27 @@ def test_calls_made_in_the_chain_are_a_part_of_the_request(site: Site) -> None:
     )
     assert client.call_and_wait("outer", headers={"x-tenant": "acme"}).data == "outer"
     assert asked == [["acme", True]] * 3
+
+
+@pytest.mark.parametrize("before", ["the handler", "another middleware"])
+@pytest.mark.parametrize("name", ["typed", "returning", "coroutine"])
+def test_another_request_is_refused_instead_of_being_ignored(site: Site, name: str, before: str) -> None:
+    began: list[str] = []
+
+    def exchanging(request: Request, call_next: Callable[[Request], Any]) -> Any:
+        another = copy(request)
+        another.data = [7]
+        return call_next(another)
+
+    def noting(request: Request, call_next: Callable[[Request], Any]) -> Any:
+        began.append(request.name)
+        return call_next(request)
+
+    site.serve(JOBS, middleware=[exchanging] if before == "the handler" else [exchanging, noting])
+    with pytest.raises(RemoteError, match="call_next takes the request that the middleware was given") as it:
+        site.client().call_and_wait(name, [1])
+    assert it.value.type == "TypeError"
+    assert began == []
 
 
 class Counting:

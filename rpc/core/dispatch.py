@@ -217,13 +217,14 @@ class _Work:
             current_request.reset(token)
 
     def _through_middleware(self, job: Job, handler: Callable[[], Any], request: Request) -> Any:
-        def innermost(request: Request) -> Any:
+        def innermost(passed: Request) -> Any:
+            _must_be_the_same(passed, request)
             value = self._returned(job, handler, request)
             return self._responded[0] if self._responded else value
 
         call: Callable[[Request], Any] = innermost
         for each in reversed(self._dispatcher.middleware):
-            call = _around(each, call)
+            call = _around(each, call, request)
         return call(request)
 
     def _returned(self, job: Job, handler: Callable[[], Any], request: Request) -> Any:
@@ -233,8 +234,20 @@ class _Work:
         return handler()
 
 
-def _around(middleware: Middleware, rest: Callable[[Request], Any]) -> Callable[[Request], Any]:
-    return lambda request: middleware(request, rest)
+def _around(
+    middleware: Middleware, rest: Callable[[Request], Any], request: Request
+) -> Callable[[Request], Any]:
+    def call(passed: Request) -> Any:
+        _must_be_the_same(passed, request)
+        return middleware(request, rest)
+
+    return call
+
+
+def _must_be_the_same(passed: Request, request: Request) -> None:
+    """The handler is bound to its arguments by then: another request would be ignored."""
+    if passed is not request:
+        raise TypeError(f"call_next takes the request that the middleware was given, not {passed!r:.100}")
 
 
 async def _in_context(handler: Callable[[], Any], request: Request, around: Around) -> Any:

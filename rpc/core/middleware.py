@@ -21,7 +21,8 @@ class Middleware(Protocol):
     thread; of a coroutine, too, the rest returns the result."""
 
     def __call__(self, request: Request, call_next: Callable[[Request], Any]) -> Any:
-        """The result of the call; what it raises, the caller gets."""
+        """The result of the call; what it raises, the caller gets. `call_next` takes this very request: the
+        handler's arguments were checked before, and TypeError is raised for another one."""
 
 
 def checked(middleware: Iterable[Middleware]) -> list[Middleware]:

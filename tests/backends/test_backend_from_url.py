@@ -21,7 +21,9 @@ def pigeon(monkeypatch):
     monkeypatch.setitem(BACKENDS, "pigeon", (f"{__name__}:Pigeon", None))
 
 
-@pytest.mark.parametrize("url", ["memory://", "memory://shop", "memory://shop/1", "memory://shop?max_length=9"])
+@pytest.mark.parametrize(
+    "url", ["memory://", "memory://shop", "memory://shop/1", "memory://shop?max_length=9"]
+)
 def test_a_url_names_the_same_hub_everywhere_and_another_one_does_not(url):
     assert backend_from_url(url).hub is MemoryBackend(url.partition("?")[0]).hub
     assert backend_from_url(url).hub is not backend_from_url("memory://other").hub
