@@ -228,7 +228,9 @@ class Events:
             else:
                 delivery.bury(str(remote_error(error))[:500], None)
         except RpcError as trouble:
-            logger.warning("event %r (%s) cannot be tried again: %s", event.topic, event.id, trouble)
+            logger.warning(
+                "event %r (%s) could be neither postponed nor buried: %s", event.topic, event.id, trouble
+            )
 
 
 def _hint(handler: Callable[..., Any], parameter: str) -> Any:

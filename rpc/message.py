@@ -142,7 +142,11 @@ def unpacked(frame: bytes) -> Message:
 
 
 class Delivery(Protocol):
-    """One message in the hands of a handler."""
+    """One message in the hands of a handler.
+
+    What could not be postponed or buried (BackendUnavailable) is not acknowledged: it is delivered again.
+    But if a caller waits for it, and the handler returns his last reply, that was it.
+    """
 
     message: Message
     to: Address

@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from ..addresses import Address
+from ..errors import BackendUnavailable
 from ..message import LOST, STREAM, Handler, Message
 from . import KEEP_SUBSCRIPTION
 from ._amqp_intake import Intake
@@ -57,10 +58,13 @@ class QueueDelivery(Cancellable):
         self.loop, self.arrival, self.to = loop, arrival, to
         self.message = message_of(properties, arrival.body)
         self.way: str | None = properties.reply_to
-        self.over = threading.Event()
+        self.over, self.done = threading.Event(), False
+        """Whether its loop is through with it; and whether it was handled, or a copy of it is safe."""
         self.key = f"{self.message.id}{(properties.headers or {}).get(COPY, '')}" or f"-{id(self)}"
         self.last: Message | None = None
         """The last reply, if it was sent before the handler was done."""
+        self.unsettled = False
+        """Whether it could not be buried."""
         self._once = False
 
     def reply(self, message: Message) -> bool:
@@ -77,7 +81,11 @@ class QueueDelivery(Cancellable):
             self._once = True
 
     def bury(self, why: str, last: Message | None) -> None:
-        self.loop.bury(self, why)
+        try:
+            self.loop.bury(self, why)
+        except BackendUnavailable:
+            self.unsettled = True
+            raise
         if last is not None:
             self.reply(last)
 
@@ -172,12 +180,14 @@ class QueueLoop:
         done = ack(arrival.method.delivery_tag)
         if self._is_stale(delivery):
             return done
-        if before := self._known.begin(delivery.key, delivery):
+        while before := self._known.begin(delivery.key, delivery):
             before.over.wait()  # its connection broke while it ran: it is the same message
-            return self._repeated(delivery) + done
+            if before.done:
+                return self._repeated(delivery) + done
         try:
             if self._may_not_start(delivery):
                 self._known.forget(delivery.key)
+                delivery.done = True
                 return done
             return self._ran(delivery) + done
         except BaseException:
@@ -199,7 +209,11 @@ class QueueLoop:
         finally:
             self._turn.acquire()
             self._since = 0.0
+        if delivery.unsettled and (last is None or delivery.way is None):
+            self._link.drop()
+            raise Broken(f"{delivery.message.id} could not be buried: it will be delivered again")
         self._known.end(delivery.key, last or delivery.last)
+        delivery.done = True
         if delivery.is_marked:
             self._aside(
                 lambda: self._link.ask(Queue.Delete(queue=delivery.mark), Queue.DeleteOk, channel=ASIDE)

@@ -23,6 +23,9 @@ ANYWAY = "#!lua flags=allow-oom\n"
 UNWANTED = -2
 """What Redis says of the time that a token has left which is not there."""
 
+FORBIDDEN = 1_000_000
+"""So many deaths are written down of what nobody may get again."""
+
 GIVEN_UP, NOT_EMPTY = 0, 1
 """What NEXT returns besides messages and nothing: this worker gave no sign of life for too long; a slot has
 something that its worker may not know of."""
@@ -214,12 +217,12 @@ return 1
 
 FORBID = (
     ANYWAY
-    + """
+    + f"""
 -- KEYS slot   ARGV id   -> 1 the next death is the last, 0 it is not held any more
 local record = redis.call('LINDEX', KEYS[1], 0)
 local kind, id, rest = string.match(record or '', '^(%a)%d*\\n([^\\n]*)(.*)')
 if id ~= ARGV[1] then return 0 end
-redis.call('LSET', KEYS[1], 0, kind .. '1000000\\n' .. id .. rest)
+redis.call('LSET', KEYS[1], 0, kind .. '{FORBIDDEN}\\n' .. id .. rest)
 return 1
 """
 )

@@ -11,7 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, cast
 from uuid import uuid4
@@ -60,6 +60,8 @@ class RedisDelivery(Cancellable):
         self._answered = False
         self.settled = False
         """Whether it left the slot otherwise than by an acknowledgement."""
+        self.unsettled = False
+        """Whether it should have, and could not: it stays in the slot, and is delivered again."""
 
     @property
     def is_awaited(self) -> bool:
@@ -107,12 +109,12 @@ class RedisDelivery(Cancellable):
 
     @contextmanager
     def _settling(self) -> Iterator[None]:
-        """If it fails, a caller is told, and that was it. What a subscription keeps has none: it stays in the
-        slot, and is delivered again."""
+        """If it fails, a caller is told, and that was it. What nobody waits for stays in the slot, and is
+        delivered again."""
         try:
             yield
         except BackendUnavailable:
-            self.settled = self.to.durable
+            self.unsettled = self.to.durable or not self.record.lane
             raise
         self.settled = True
 
@@ -259,6 +261,8 @@ class RedisWorker:
             delivery.cancelled = True
         reply = self._handled(delivery) or delivery.said
         self.delivery = None
+        if delivery.unsettled:  # what was taken after it is acknowledged after it
+            raise BackendUnavailable(f"{parts.id} could not be postponed, or buried")
         if not delivery.settled:
             inbox = parts.lane if not parts.once else ""  # it goes to more than one
             self.outbox.owe(Ack(keys, parts.id, delivery.number, inbox, reply))
@@ -266,6 +270,10 @@ class RedisWorker:
     def _handled(self, delivery: RedisDelivery) -> bytes:
         """The last reply, in its frame."""
         wanted = delivery.record.lane or delivery.record.once
+        if delivery.record.deaths >= scripts.FORBIDDEN:  # it was begun here, and could not be buried
+            with suppress(BackendUnavailable):
+                delivery.bury("it was begun, and may not be done twice", None)
+            return b""
         try:
             last = self._handler(delivery)
             return packed(last) if last is not None and wanted else b""

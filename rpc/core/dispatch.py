@@ -201,7 +201,9 @@ class _Work:
             else:
                 self._delivery.bury(printable(str(remote))[:500], failure)
         except RpcError as trouble:
-            logger.warning("job %r (%s) cannot be tried again: %s", job.name, request.id, trouble)
+            logger.warning(
+                "job %r (%s) could be neither postponed nor buried: %s", job.name, request.id, trouble
+            )
             return failure
         return None
 

@@ -16,6 +16,7 @@ import pytest
 from ..addresses import Address, inbox, topic
 from ..backends import Locks, Subscriptions
 from ..message import Delivery
+from ._features import burying, letters_of
 from .site import Site, eventually
 
 
@@ -67,6 +68,18 @@ class Channels:
             eventually(lambda: sum(" n" in line for line in site.log.lines()) == 40)
             heard = Counter(line.startswith("other ") for line in site.log.lines() if " n" in line)
             assert heard == {True: 20, False: 20}
+
+    def test_what_a_durable_subscription_could_not_bury_is_delivered_again(self, site: Site) -> None:
+        site.needs("dead-letters")
+        with _subscription(site) as to:
+            backend, thread = site.serve(None, to)
+            _until_subscribed(site, to)
+            backend.stop()
+            thread.join(site.patience)
+            site.log.clear()
+            site.tell(b"x", topic(site.name()))
+            site.serve(burying(site), to)
+            assert [letter.why for letter in letters_of(site, 1, to.shelf.name)] == ["why"]
 
     def test_what_nobody_subscribes_to_any_more_is_not_kept(self, site: Site) -> None:
         with _subscription(site) as to:

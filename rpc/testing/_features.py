@@ -4,14 +4,15 @@ dead letters, idempotency keys, bounded queues."""
 from __future__ import annotations
 
 import time
+from contextlib import suppress
 from typing import Any, cast
 
 import pytest
 
 from ..addresses import Address, queue
 from ..backends import Backend, DeadLetter, DeadLetters
-from ..errors import QueueFull, SettingsError
-from ..message import IDEMPOTENCY_KEY, LOST, Delivery, Message, unpacked
+from ..errors import BackendUnavailable, QueueFull, SettingsError
+from ..message import IDEMPOTENCY_KEY, LOST, Delivery, Handler, Message, unpacked
 from .site import Site, eventually, request
 
 ONCE: Any = {IDEMPOTENCY_KEY: "order-17"}
@@ -104,7 +105,7 @@ class Features:
         replies = site.client.request(site.queue(), sent)
         assert replies.receive(site.patience).body == b"buried"
         replies.close()
-        (letter,) = _letters(site, 1)
+        (letter,) = letters_of(site, 1)
         assert (letter.id, letter.queue, letter.why) == (sent.id, site.name(), "why 1")
         assert unpacked(letter.frame).body == b"bury:1"
         assert abs(letter.at - time.time()) < site.patience
@@ -115,7 +116,7 @@ class Features:
         for number in range(3):
             site.tell(b"bury:%d" % number)
         site.serve()
-        assert [letter.why for letter in _letters(site, 3)] == ["why 2", "why 1", "why 0"]
+        assert [letter.why for letter in letters_of(site, 3)] == ["why 2", "why 1", "why 0"]
 
     def test_a_revived_letter_is_delivered_again_and_is_gone(self, site: Site) -> None:
         site.needs("dead-letters")
@@ -124,7 +125,7 @@ class Features:
         once = ONCE if "idempotency" in site.client.features else {}
         replies = site.ask(b"bury:1", **once)
         replies.receive(site.patience)
-        (letter,) = _letters(site, 1)
+        (letter,) = letters_of(site, 1)
         toy.released.set()
         assert _shelf(site).revive(letter)
         eventually(lambda: site.log.lines() == ["bury 1", "bury 1"])
@@ -139,13 +140,19 @@ class Features:
         site.tell(b"bury:1")
         site.tell(b"bury:2")
         site.serve()
-        last, first = _letters(site, 2)
+        last, first = letters_of(site, 2)
         assert _shelf(site).drop(first)
         assert [letter.id for letter in _shelf(site).dead_letters(site.name())] == [last.id]
         assert not _shelf(site).drop(first)
         assert not _shelf(site).revive(first)
         assert site.ask(b"echo:x").receive(site.patience).body == b"x"
         assert site.log.lines() == ["bury 1", "bury 2"]
+
+    def test_what_could_not_be_buried_is_delivered_again(self, site: Site) -> None:
+        site.needs("dead-letters")
+        site.tell(b"x")
+        site.serve(burying(site))
+        assert [letter.why for letter in letters_of(site, 1)] == ["why"]
 
     # Idempotency keys.
 
@@ -247,15 +254,28 @@ class Features:
         eventually(lambda: site.log.lines() == ["toy 0", "toy 1", "toy 2"])
 
 
+def burying(site: Site) -> Handler:
+    """Buries what comes; the first time, the connection breaks just then."""
+
+    def handler(delivery: Delivery) -> None:
+        if site.disrupt and not site.log.lines():
+            site.disrupt()
+        site.log.write("buries")
+        with suppress(BackendUnavailable):
+            delivery.bury("why", None)
+
+    return handler
+
+
 def _shelf(site: Site) -> DeadLetters:
     return cast("DeadLetters", site.client)
 
 
-def _letters(site: Site, count: int) -> list[DeadLetter]:
+def letters_of(site: Site, count: int, queue: str = "") -> list[DeadLetter]:
     """The dead letters of the queue, once there are so many."""
 
     def found() -> list[DeadLetter] | None:
-        letters = _shelf(site).dead_letters(site.name())
+        letters = _shelf(site).dead_letters(queue or site.name())
         return letters if len(letters) == count else None
 
     return cast("list[DeadLetter]", eventually(found))

@@ -37,6 +37,9 @@ class Log:
         with self.path.open("ab", buffering=0) as file:
             file.write(line.encode() + b"\n")
 
+    def clear(self) -> None:
+        self.path.write_bytes(b"")
+
     def lines(self) -> list[str]:
         return self.path.read_text().split("\n")[:-1]
 

@@ -12,7 +12,7 @@ import pytest
 from rpc.addresses import Address, queue
 from rpc.backends import DeadLetter, memory
 from rpc.backends.memory import First, Hub, MemoryBackend, MemoryDelivery, MemoryReplies
-from rpc.errors import QueueFull, RpcTimeout
+from rpc.errors import BackendUnavailable, QueueFull, RpcTimeout
 from rpc.message import DELAY, IDEMPOTENCY_KEY, Handler, Message, unpacked
 
 Patch = pytest.MonkeyPatch
@@ -250,6 +250,17 @@ def postpones_nothing(patch: Patch) -> None:
 def buries_without_an_answer(patch: Patch) -> None:
     bury = MemoryDelivery.bury
     patch.setattr(MemoryDelivery, "bury", lambda self, why, last: bury(self, why, None))
+
+
+def acknowledges_what_it_could_not_bury(patch: Patch) -> None:
+    bury, failures = MemoryDelivery.bury, iter([BackendUnavailable("away")])
+
+    def fragile(self: MemoryDelivery, why: str, last: Message | None) -> None:
+        for failure in failures:
+            raise failure
+        bury(self, why, last)
+
+    patch.setattr(MemoryDelivery, "bury", fragile)
 
 
 def shows_the_oldest_letter_first(patch: Patch) -> None:

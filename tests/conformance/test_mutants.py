@@ -68,6 +68,12 @@ MUTANTS: list[tuple[Callable[[Patch], None], Callable[..., None], tuple[Any, ...
     (m.delivers_again_what_it_was, C.test_a_postponed_message_comes_again_as_it_was_changed, ()),
     (m.postpones_nothing, C.test_a_postponed_message_comes_again_as_it_was_changed, ()),
     (m.buries_without_an_answer, C.test_a_buried_message_is_answered_and_kept, ()),
+    (m.acknowledges_what_it_could_not_bury, C.test_what_could_not_be_buried_is_delivered_again, ()),
+    (
+        m.acknowledges_what_it_could_not_bury,
+        C.test_what_a_durable_subscription_could_not_bury_is_delivered_again,
+        (),
+    ),
     (m.shows_the_letters_of_all_queues, C.test_a_buried_message_is_answered_and_kept, ()),
     (m.shows_the_oldest_letter_first, C.test_the_last_dead_letter_comes_first, ()),
     (m.revives_and_keeps, C.test_a_revived_letter_is_delivered_again_and_is_gone, ()),

@@ -1,0 +1,154 @@
+"""What RabbitMQ delivers again: what could not be buried."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, cast
+
+import pytest
+
+from rpc import Event, RemoteError, Request, RpcClient, RpcReceiver, job, on
+from rpc.backends import DeadLetters
+from rpc.events import listeners_in
+from rpc.settings import Settings
+from rpc.testing.site import PATIENCE, Site, eventually
+from tests.rabbit import Rabbit, rabbit
+
+from rpc.backends._amqp_known import Known  # isort: skip - after the skip without the driver
+from rpc.backends._amqp_wire import Broken  # isort: skip
+from rpc.backends._amqp_worker import QueueLoop  # isort: skip
+
+
+@pytest.fixture
+def broker() -> Iterator[Rabbit]:
+    with rabbit() as broker:
+        yield broker
+
+
+@pytest.fixture
+def site(broker: Rabbit) -> Iterator[Site]:
+    """Its connections are not those of the proxy: they are not cut."""
+    with Site(broker.admin_url, named=broker.declare) as site:
+        yield site
+
+
+@contextmanager
+def receiving(broker: Rabbit, name: str, **what: Any) -> Iterator[None]:
+    receiver = RpcReceiver(backend=broker.url, queues=[name], settings=Settings(), **what)
+    thread = threading.Thread(target=receiver.start)
+    thread.start()
+    try:
+        yield
+    finally:
+        receiver.stop()
+        thread.join(PATIENCE)
+        assert not thread.is_alive()
+
+
+def letters(site: Site, name: str = "") -> list[Any]:
+    return cast("DeadLetters", site.client).dead_letters(name or site.name())
+
+
+# What could not be buried.
+
+
+def failing(broker: Rabbit, heard: list[int]) -> Callable[[Request], None]:
+    """Loses its connection in the last of its attempts, when it first comes to that."""
+
+    @job(retries=1, backoff=0.01)
+    def fail(request: Request) -> None:
+        heard.append(request.attempt)
+        if heard == [1, 2]:
+            broker.proxy.cut()
+        raise ValueError("no")
+
+    return fail
+
+
+def test_a_job_that_nobody_waits_for_is_done_again(broker: Rabbit, site: Site) -> None:
+    heard: list[int] = []
+    with receiving(broker, site.name(), jobs={"fail": failing(broker, heard)}):
+        RpcClient(backend=site.client, queue=site.name()).call("fail")
+        (letter,) = eventually(lambda: letters(site))
+    assert (letter.why, heard) == ("ValueError: no", [1, 2, 1, 2])
+
+
+def test_a_job_that_may_not_be_done_twice_is_not_and_is_kept(broker: Rabbit, site: Site) -> None:
+    heard: list[int] = []
+    jobs = {"fail": job(delivery="at-most-once", retries=1, backoff=0.01)(failing(broker, heard))}
+    with receiving(broker, site.name(), jobs=jobs):
+        RpcClient(backend=site.client, queue=site.name()).call("fail")
+        eventually(lambda: letters(site))
+    assert heard == [1, 2]
+
+
+def test_a_caller_is_told_and_it_is_not_done_again(broker: Rabbit, site: Site) -> None:
+    heard: list[int] = []
+    with receiving(broker, site.name(), jobs={"fail": failing(broker, heard), "next": lambda: None}):
+        client = RpcClient(backend=site.client, queue=site.name(), timeout=PATIENCE)
+        with pytest.raises(RemoteError, match="no"):
+            client.call_and_wait("fail")
+        client.call_and_wait("next")
+    assert heard == [1, 2]
+    assert letters(site) == []
+
+
+def test_an_event_of_a_durable_group_is_heard_again(broker: Rabbit, site: Site) -> None:
+    heard: list[str] = []
+
+    @on(f"{site.name()}.x", group="team", durable=True, retries=1, backoff=0.01)
+    def fail(event: Event) -> None:
+        heard.append(event.id)
+        if len(heard) == 2:
+            broker.proxy.cut()
+        raise ValueError("no")
+
+    shelf = listeners_in([("fail", fail)])[0].address.shelf
+    client = RpcClient(backend=site.client)
+    try:
+        with receiving(broker, site.name(), jobs={}, services=[fail]):
+            eventually(lambda: client.publish(f"{site.name()}.x") and heard)
+            eventually(lambda: len(heard) > 2 and {each.id for each in letters(site, shelf.name)} == {*heard})
+    finally:
+        cast("Any", site.client).delete(shelf)
+
+
+@pytest.mark.parametrize("moment", ["when it was to be buried", "before it was begun"])
+def test_what_came_again_meanwhile_is_not_taken_for_done(
+    broker: Rabbit, site: Site, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """One loop waits for another one to be through with the same message, and that one's connection broke."""
+    begin, may_not_start, waits = Known.begin, QueueLoop._may_not_start, threading.Event()
+
+    def noted(known: Known, key: str, delivery: Any) -> Any:
+        before = begin(known, key, delivery)
+        if before:
+            waits.set()
+        return before
+
+    def break_once() -> None:
+        if not waits.is_set():
+            broker.proxy.cut()
+            assert waits.wait(PATIENCE)
+
+    def breaking(loop: QueueLoop, delivery: Any) -> bool:
+        if moment == "before it was begun" and not waits.is_set():
+            break_once()
+            raise Broken("just then")
+        return may_not_start(loop, delivery)
+
+    monkeypatch.setattr(Known, "begin", noted)
+    monkeypatch.setattr(QueueLoop, "_may_not_start", breaking)
+
+    @job(retries=1, backoff=0.01)
+    def fail(request: Request) -> None:
+        if request.attempt == 2:
+            break_once()
+        raise ValueError("no")
+
+    with receiving(broker, site.name(), jobs={"fail": fail}, concurrency=2):
+        RpcClient(backend=site.client, queue=site.name()).call("fail")
+        (letter,) = eventually(lambda: letters(site))
+    assert letter.why == "ValueError: no"

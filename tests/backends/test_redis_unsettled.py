@@ -1,0 +1,171 @@
+"""What could not be postponed or buried, because Redis could not be had just then."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, cast
+from uuid import uuid4
+
+import pytest
+
+from rpc import BackendUnavailable, Event, RemoteError, Request, RpcClient, RpcReceiver, job, on
+from rpc.backends import DeadLetters
+from rpc.backends import _redis_scripts as scripts
+from rpc.backends._redis_worker import RedisWorker
+from rpc.events import listeners_in
+from rpc.settings import Settings
+from rpc.testing import RedisServer
+from rpc.testing.site import eventually
+from tests.faults.proxy import Proxy
+
+pytestmark = pytest.mark.redis
+RETRIED: Any = {"retries": 1, "backoff": 0.01}
+
+
+@pytest.fixture
+def name() -> str:
+    return f"q{uuid4().hex[:8]}"
+
+
+@pytest.fixture
+def client(rpc_redis: RedisServer, name: str) -> Iterator[RpcClient]:
+    with RpcClient(backend=rpc_redis.url, queue=name, timeout=20) as client:
+        yield client
+
+
+@contextmanager
+def receiving(url: str, name: str, **what: Any) -> Iterator[None]:
+    receiver = RpcReceiver(backend=url, queues=[name], settings=Settings(), **what)
+    thread = threading.Thread(target=receiver.start)
+    thread.start()
+    try:
+        yield
+    finally:
+        receiver.stop()
+        thread.join(20)
+        assert not thread.is_alive()
+
+
+def letters(client: RpcClient, name: str) -> list[Any]:
+    return cast("DeadLetters", client.backend).dead_letters(name)
+
+
+@pytest.mark.parametrize("kind", ["a job", "an event"])
+def test_it_is_delivered_again_after_redis_was_away(
+    rpc_redis: RedisServer, client: RpcClient, name: str, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    proxy, heard = Proxy(rpc_redis.port, random.Random(0)), list[int]()
+
+    def fail(attempt: int) -> None:
+        heard.append(attempt)
+        if heard == [1, 2]:
+            proxy.refusing = True
+            proxy.cut()
+        raise ValueError("no")
+
+    @job(**RETRIED)
+    def work(request: Request) -> None:
+        fail(request.attempt)
+
+    @on(f"{name}.x", group="team", durable=True, **RETRIED)
+    def hear(event: Event) -> None:
+        fail(1 + len(heard) % 2)
+
+    shelf = listeners_in([("hear", hear)])[0].address.shelf.name
+    what: Any = {"jobs": {"work": work}} if kind == "a job" else {"jobs": {}, "services": [hear]}
+    with receiving(f"redis://127.0.0.1:{proxy.port}?lease=1", name, **what):
+        if kind == "a job":
+            client.call("work")
+        else:
+            eventually(lambda: client.backend.subscribed())
+            client.publish(f"{name}.x")
+        eventually(lambda: "neither postponed nor buried: Redis" in caplog.text)
+        proxy.heal()
+        (letter,) = eventually(lambda: letters(client, name if kind == "a job" else shelf))
+    proxy.close()
+    assert letter.why == "ValueError: no"
+    assert heard == [1, 2, 2] or kind == "an event"
+
+
+@pytest.fixture
+def failing(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Has a script fail, once."""
+
+    def fail(script: str) -> None:
+        carry_out, failures = RedisWorker.carry_out, iter([BackendUnavailable("away")])
+
+        def fragile(worker: RedisWorker, command: str, *arguments: Any) -> Any:
+            if command == script:
+                for failure in failures:
+                    raise failure
+            return carry_out(worker, command, *arguments)
+
+        monkeypatch.setattr(RedisWorker, "carry_out", fragile)
+
+    return fail
+
+
+@pytest.mark.parametrize(
+    ("script", "attempts"),
+    [(scripts.POSTPONE, [1, 1, 2]), (scripts.BURY, [1, 2, 2])],
+    ids=["postpone", "bury"],
+)
+def test_what_came_with_it_is_done_once(
+    rpc_redis: RedisServer, client: RpcClient, name: str, failing: Any, script: str, attempts: list[int]
+) -> None:
+    done: list[int] = []
+    seen: list[int] = []
+
+    @job(**RETRIED)
+    def fail(request: Request) -> None:
+        seen.append(request.attempt)
+        raise ValueError("no")
+
+    failing(script)
+    for number in range(60):
+        client.call("work", [number]) if number != 40 else client.call("fail")
+    with receiving(rpc_redis.url, name, jobs={"work": done.append, "fail": fail}):
+        eventually(lambda: letters(client, name))
+        eventually(lambda: len(done) >= 59)
+    assert seen == attempts
+    assert done == [number for number in range(60) if number != 40]
+
+
+def test_what_may_not_be_done_twice_is_not_and_is_kept(
+    rpc_redis: RedisServer, client: RpcClient, name: str, failing: Any
+) -> None:
+    attempts: list[int] = []
+
+    @job(delivery="at-most-once", **RETRIED)
+    def fail(request: Request) -> None:
+        attempts.append(request.attempt)
+        raise ValueError("no")
+
+    failing(scripts.BURY)
+    with receiving(rpc_redis.url, name, jobs={"fail": fail}):
+        client.call("fail")
+        (letter,) = eventually(lambda: letters(client, name))
+    assert attempts == [1, 2]
+    assert letter.why == "it was begun, and may not be done twice"
+
+
+def test_a_caller_is_told_and_it_is_not_done_again(
+    rpc_redis: RedisServer, client: RpcClient, name: str, failing: Any
+) -> None:
+    attempts: list[int] = []
+
+    @job(**RETRIED)
+    def fail(request: Request) -> None:
+        attempts.append(request.attempt)
+        raise ValueError("no")
+
+    failing(scripts.BURY)
+    with receiving(rpc_redis.url, name, jobs={"fail": fail, "next": lambda: None}):
+        with pytest.raises(RemoteError, match="no"):
+            client.call_and_wait("fail")
+        client.call_and_wait("next")
+    assert attempts == [1, 2]
+    assert letters(client, name) == []
