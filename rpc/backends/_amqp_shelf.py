@@ -8,6 +8,7 @@ from typing import Any
 from uuid import uuid4
 
 from ..addresses import Address, queue
+from ..errors import SerializationError
 from ..message import ATTEMPT, Message, packed, unpacked
 from . import DeadLetter
 from ._amqp_lanes import Senders, queue_name, refused
@@ -32,7 +33,11 @@ def bury(link: Link, to: Address, message: Message, why: str, channel: int) -> N
         correlation_id=message.id[:255] or None,
         delivery_mode=2,
     )
-    letter = link.publish(name, properties, packed(message), channel=channel, mandatory=True)
+    try:
+        frame = packed(message.but(deliveries=None))
+    except SerializationError:  # a client of another make may send more headers than we carry
+        frame = packed(Message(message.body, {"id": message.id[:128]}))
+    letter = link.publish(name, properties, frame, channel=channel, mandatory=True)
     if link.confirmed(letter, channel=channel):
         raise Broken(f"{name} took no dead letter")
 

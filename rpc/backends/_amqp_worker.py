@@ -1,9 +1,10 @@
 """A loop that handles what comes to some queues: one message at a time, on a connection of its own. The last
 reply and the acknowledgement leave in one write.
 
-RabbitMQ says of a message that it was delivered before, not how often. So whoever gets one again first puts a
-copy with a higher count into its place, and acknowledges the other when the copy is safe. Quorum queues count
-by themselves.
+RabbitMQ says of a message that it was delivered before, not how often, nor whether a worker died of it: it
+says so of all that was in its queues when it was killed. So whoever gets one again first puts a copy with a
+higher count into its place, and acknowledges the other when the copy is safe. Whoever begins a copy marks it
+as begun, and one that comes again without that mark is not counted. Quorum queues count by themselves.
 """
 
 from __future__ import annotations
@@ -13,6 +14,9 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
+from hashlib import sha256
 from typing import Any
 
 from ..addresses import Address
@@ -48,6 +52,8 @@ ASIDE, DOUBTFUL = 2, 3
 RELIEF = 0.02
 """Seconds that a handler may keep others waiting, if they might run elsewhere."""
 COUNTED = "x-delivery-count"
+KEEP_MARK = 86400.0
+"""Seconds."""
 
 
 class QueueDelivery(Cancellable):
@@ -65,7 +71,8 @@ class QueueDelivery(Cancellable):
         """The last reply, if it was sent before the handler was done."""
         self.unsettled = False
         """Whether it could not be buried."""
-        self._once = False
+        self.marks: list[str] = []
+        """Names of queues whose presence says something of this message."""
 
     def reply(self, message: Message) -> bool:
         if STREAM not in message.headers:
@@ -76,9 +83,9 @@ class QueueDelivery(Cancellable):
         return True
 
     def forbid_redelivery(self) -> None:
-        if not self._once:
-            self.loop.mark_once(self)
-            self._once = True
+        if self.once not in self.marks:
+            with translated():
+                self.loop.mark(self, self.once, self.message.ttl or KEEP_MARK)
 
     def bury(self, why: str, last: Message | None) -> None:
         try:
@@ -90,13 +97,22 @@ class QueueDelivery(Cancellable):
             self.reply(last)
 
     @property
-    def mark(self) -> str:
-        """The name of a queue that says of this message that nobody may get it again."""
-        return f"rpc:once:{self.key}"[:255]
+    def once(self) -> str:
+        """The mark that nobody may get it again."""
+        return self._mark("once")
 
     @property
-    def is_marked(self) -> bool:
-        return self._once
+    def begun(self) -> str:
+        """The mark that this copy of it was begun."""
+        return self._mark(f"begun:{self.message.deliveries}")
+
+    def _mark(self, kind: str) -> str:
+        return f"rpc:{kind}:{sha256(self.key.encode('utf-8', 'surrogatepass')).hexdigest()}"
+
+    @property
+    def counts_itself(self) -> bool:
+        """Anybody may have written anything there."""
+        return isinstance((self.arrival.properties.headers or {}).get(COUNTED), int)
 
 
 class QueueLoop:
@@ -199,6 +215,8 @@ class QueueLoop:
     def _ran(self, delivery: QueueDelivery) -> bytes:
         if delivery.message.deliveries > 1:  # it may kill this worker, and must not drag others along
             self._intake.share()
+            if not delivery.counts_itself:
+                self.mark(delivery, delivery.begun, KEEP_MARK)
         self._since = time.monotonic()
         self._turn.release()
         try:
@@ -214,10 +232,7 @@ class QueueLoop:
             raise Broken(f"{delivery.message.id} could not be buried: it will be delivered again")
         self._known.end(delivery.key, last or delivery.last)
         delivery.done = True
-        if delivery.is_marked:
-            self._aside(
-                lambda: self._link.ask(Queue.Delete(queue=delivery.mark), Queue.DeleteOk, channel=ASIDE)
-            )
+        self._unmark(delivery)
         if last is None or delivery.way is None or delivery.cancelled:
             return b""
         if not self._link.connected:
@@ -260,16 +275,18 @@ class QueueLoop:
 
     def _may_not_start(self, delivery: QueueDelivery) -> bool:
         """What was delivered before is counted first, and comes again then, or is given up."""
-        arrival = delivery.arrival
-        table = arrival.properties.headers or {}
-        counts_itself = isinstance(table.get(COUNTED), int)  # a sender may have written anything there
+        arrival, counts_itself = delivery.arrival, delivery.counts_itself
         if not arrival.method.redelivered and not counts_itself:
             return False
+        if self._is_marked(delivery.once):
+            self._give_up(delivery, "its worker died, and it may not be done twice")
+            return True
+        if not counts_itself and not self._may_have_begun(delivery):
+            return False
+        table = arrival.properties.headers or {}
         deliveries = (table[COUNTED] if counts_itself else delivery.message.deliveries) + 1
         delivery.message = delivery.message.but(deliveries=deliveries)
-        if self._aside(lambda: self._link.exists(delivery.mark, DOUBTFUL)):
-            self._give_up(delivery, "its worker died, and it may not be done twice")
-        elif deliveries > self._max_deliveries:
+        if deliveries > self._max_deliveries:
             self._give_up(delivery, f"{deliveries - 1} workers died of it")
         elif counts_itself:
             return False
@@ -278,6 +295,13 @@ class QueueLoop:
             properties.headers = {**table, "deliveries": str(deliveries)}
             self._replace(arrival, properties, acknowledge=False)
         return True
+
+    def _may_have_begun(self, delivery: QueueDelivery) -> bool:
+        """Whether a worker may have died of it. Nobody marks the first one, nor what cannot be recognized."""
+        return delivery.message.deliveries == 1 or not delivery.message.id or self._is_marked(delivery.begun)
+
+    def _is_marked(self, mark: str) -> bool:
+        return bool(self._aside(lambda: self._link.exists(mark, DOUBTFUL)))
 
     def _give_up(self, delivery: QueueDelivery, why: str) -> None:
         self._aside(lambda: bury(self._link, delivery.to, delivery.message, why, ASIDE))
@@ -315,12 +339,16 @@ class QueueLoop:
         finally:
             self._turn.release()
 
-    def mark_once(self, delivery: QueueDelivery) -> None:
-        """Write down that nobody may get it again."""
-        lifetime = delivery.message.ttl or 86400.0
-        mark = self._link.place.queue(delivery.mark, max(1.0, lifetime) + 60)
-        with translated():
-            self._aside(lambda: self._link.ask(mark, Queue.DeclareOk, channel=ASIDE))
+    def mark(self, delivery: QueueDelivery, mark: str, seconds: float) -> None:
+        """Write it down until the handler is done; for so many seconds if that is never said."""
+        queue = self._link.place.queue(mark, max(1.0, seconds) + 60)
+        self._aside(lambda: self._link.ask(queue, Queue.DeclareOk, channel=ASIDE))
+        delivery.marks.append(mark)
+
+    def _unmark(self, delivery: QueueDelivery) -> None:
+        with suppress(Broken):  # the loop will find out, and marks end by themselves
+            for mark in delivery.marks:
+                self._aside(partial(self._link.ask, Queue.Delete(queue=mark), Queue.DeleteOk, channel=ASIDE))
 
     def bury(self, delivery: QueueDelivery, why: str) -> None:
         with translated():

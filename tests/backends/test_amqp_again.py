@@ -1,4 +1,4 @@
-"""What RabbitMQ delivers again: what could not be buried."""
+"""What RabbitMQ delivers again: what could not be buried, what was begun, and what only lay there."""
 
 from __future__ import annotations
 
@@ -12,12 +12,13 @@ import pytest
 from rpc import Event, RemoteError, Request, RpcClient, RpcReceiver, job, on
 from rpc.backends import DeadLetters
 from rpc.events import listeners_in
+from rpc.message import Delivery, Message
 from rpc.settings import Settings
 from rpc.testing.site import PATIENCE, Site, eventually
 from tests.rabbit import Rabbit, rabbit
 
 from rpc.backends._amqp_known import Known  # isort: skip - after the skip without the driver
-from rpc.backends._amqp_wire import Broken  # isort: skip
+from rpc.backends._amqp_wire import Basic, Broken, Channel  # isort: skip
 from rpc.backends._amqp_worker import QueueLoop  # isort: skip
 
 
@@ -152,3 +153,52 @@ def test_what_came_again_meanwhile_is_not_taken_for_done(
         RpcClient(backend=site.client, queue=site.name()).call("fail")
         (letter,) = eventually(lambda: letters(site))
     assert letter.why == "ValueError: no"
+
+
+# What counts as the death of a worker.
+
+
+def test_what_nobody_had_begun_is_not_counted(site: Site) -> None:
+    """A RabbitMQ that was killed says of all its messages that they were delivered before."""
+    go_on = threading.Semaphore(0)
+
+    def handler(delivery: Delivery) -> None:
+        site.log.write(f"{delivery.message.body.decode()} {delivery.message.deliveries}")
+        if delivery.message.body == b"hold":
+            assert go_on.acquire(timeout=PATIENCE)
+
+    site.tell(b"hold")
+    site.serve(handler)
+    eventually(site.log.lines)
+    site.tell(b"x")
+    for held in range(4):
+        give_back(site)
+        site.tell(b"hold")  # whoever counts x puts it behind this one
+        go_on.release()
+        eventually(lambda held=held: site.log.lines().count("hold 1") == held + 2)
+        if "x 2" in site.log.lines():
+            break
+    go_on.release()
+    assert [line for line in site.log.lines() if "x" in line] == ["x 2"]
+    assert letters(site) == []
+
+
+def give_back(site: Site) -> None:
+    """Take the first message of the queue, and die."""
+
+    def take(link: Any) -> None:
+        link.ask(Channel.Open(), Channel.OpenOk, channel=9)
+        link.send(Basic.Get(queue=f"rpc:queue:{site.name()}"), channel=9)
+        assert isinstance(link.arrival(Basic.GetOk, Basic.GetEmpty).method, Basic.GetOk)
+        link.ask(Channel.Close(200, "", 0, 0), Channel.CloseOk, channel=9)
+
+    cast("Any", site.client)._senders.do(take)
+
+
+@pytest.mark.parametrize("id", ["with\nlines", "ä" * 100, ""])
+def test_a_message_with_any_id_kills_three_workers_and_no_more(site: Site, id: str) -> None:
+    site.client.send(site.queue(), Message(b"die_at_first:99", {"id": id}))
+    workers = [site.spawn() for _ in range(4)]
+    (letter,) = eventually(lambda: letters(site))
+    assert (letter.id, letter.why) == (id, "3 workers died of it")
+    assert sum(worker.poll() is None for worker in workers) == 1

@@ -106,6 +106,41 @@ def test_what_rabbitmq_said_it_has_outlives_its_death(node: Node) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(240)
+def test_what_lay_there_while_rabbitmq_was_killed_three_times_is_not_given_up(node: Node) -> None:
+    backend, to = cast("Any", backend_from_url(node.url)), queue("deaths")
+    _settled(node, to.name)
+    came, go_on = list[tuple[bytes, int]](), threading.Semaphore(0)
+
+    def handler(delivery: Delivery) -> None:
+        came.append((delivery.message.body, delivery.message.deliveries))
+        if delivery.message.body != b"x":
+            assert go_on.acquire(timeout=240)
+
+    backend.send(to, Message(b"0", {"id": "hold-0"}))
+    serving = threading.Thread(target=backend.serve, args=[[to], handler])
+    serving.start()
+    try:
+        eventually(lambda: came)
+        backend.send(to, Message(b"x", {"id": "x"}))
+        for number in range(1, 4):
+            node.stop(signal.SIGKILL)
+            node.start()
+            # Whoever counts x puts it behind this one.
+            backend.send(to, Message(b"%d" % number, {"id": f"hold-{number}"}))
+            go_on.release()
+            eventually(lambda number=number: (b"%d" % number, 1) in came)
+        assert [each for each in came if each[0] == b"x"] == [(b"x", 2)]
+        assert backend.dead_letters(to.name) == []
+    finally:
+        backend.stop()
+        go_on.release()
+        serving.join(PATIENCE)
+        backend.close()
+    assert not serving.is_alive()
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_tls(tmp_path: Path) -> None:
     if shutil.which("openssl") is None:
