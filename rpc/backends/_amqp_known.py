@@ -42,6 +42,13 @@ class Known:
         self.hears = threading.Event()
         """Set as long as we do."""
 
+    def apart(self) -> Known:
+        """For a durable group: what others here have done, it has not, though all know an event by one id.
+        It hears as long as this one does."""
+        other = Known()
+        other.hears = self.hears
+        return other
+
     def begin(self, key: str, delivery: QueueDelivery) -> QueueDelivery | None:
         """None if it may run now; else the delivery that runs already."""
         with self._lock:

@@ -178,8 +178,10 @@ class AmqpBackend:
         alarm: Alarm,
         subscription: Address | None = None,
     ) -> list[QueueLoop]:
+        known = self._known.apart() if subscription else self._known
+
         def loop() -> QueueLoop:
-            shared = self._known, self._max_deliveries, self._is_stopped, alarm.ring, subscription
+            shared = known, self._max_deliveries, self._is_stopped, alarm.ring, subscription
             return QueueLoop(self.link(), queues, handler, *shared)
 
         return [loop() for _ in range(concurrency)]

@@ -81,6 +81,25 @@ class Channels:
             site.serve(burying(site), to)
             assert [letter.why for letter in letters_of(site, 1, to.shelf.name)] == ["why"]
 
+    def test_durable_subscriptions_of_one_worker_get_a_copy_each(self, site: Site) -> None:
+        with _subscription(site) as team, _subscription(site, "others") as others:
+            heard = Counter[tuple[Address, bytes]]()
+
+            def handler(delivery: Delivery) -> None:
+                heard[delivery.to, delivery.message.body] += 1
+
+            def both_hear() -> bool:
+                site.tell(b"hello", topic(site.name()))
+                return bool(heard[team, b"hello"] and heard[others, b"hello"])
+
+            site.serve(handler, team, others)
+            eventually(both_hear)
+            for number in range(20):
+                site.tell(b"%d" % number, topic(site.name()))
+            expected = [(to, b"%d" % number) for to in (team, others) for number in range(20)]
+            eventually(lambda: all(heard[each] for each in expected))
+            assert [heard[each] for each in expected] == [1] * 40
+
     def test_what_nobody_subscribes_to_any_more_is_not_kept(self, site: Site) -> None:
         with _subscription(site) as to:
             backend, thread = site.serve(None, to)
