@@ -8,7 +8,10 @@ import time
 from collections.abc import Callable
 
 from .addresses import Address
-from .message import Delivery, Handler, Message
+from .core.codecs import JSON
+from .core.protocol import encode_error
+from .errors import Interrupted, RpcTimeout
+from .message import FAILED, Delivery, Handler, Message
 
 
 class Kept:
@@ -67,10 +70,20 @@ def keeping(handler: Handler, clock: Callable[[], float] = time.monotonic) -> Ha
 
     def handle(delivery: Delivery) -> Message | None:
         kept = Kept(delivery, clock)
-        last = handler(kept)
-        while kept.pause is not None:
-            kept.wait()
+        try:
             last = handler(kept)
+            while kept.pause is not None:
+                kept.wait()
+                last = handler(kept)
+        except Interrupted as late:  # between two attempts: no handler hears of it
+            return _too_late(delivery.message, late)
         return last
 
     return handle
+
+
+def _too_late(message: Message, late: Interrupted) -> Message:
+    """The last reply where the time limit of the backend ran out."""
+    body = encode_error(message.id[:128], RpcTimeout(str(late)), JSON)
+    headers = {"id": message.id[:128], "content-type": JSON.content_type, FAILED: RpcTimeout.__name__}
+    return Message(body, headers)

@@ -49,9 +49,10 @@ class PythonRqBackend(Serving):
     `source` is a `redis.Redis`, of which only the address and the credentials are used, or a URL:
     `rq+redis://`, `rq+rediss://` (TLS), `rq+unix://`. A worker that gives no sign of life for `lease` seconds
     has lost its job, and the job is delivered again, at most `max_deliveries` times. `fork=True` runs each
-    job in a process of its own. `job_timeout` (seconds) ends a handler that runs longer with RpcTimeout: in
-    the worker's main thread or with `fork=True`, as only there it can be interrupted. rq's records of
-    finished and failed jobs are kept for `result_ttl` and `failure_ttl` seconds. Connects at first use.
+    job in a process of its own. `job_timeout` (seconds) ends a handler that runs longer, or is tried again
+    for longer, with RpcTimeout: in the worker's main thread or with `fork=True`, as only there it can be
+    interrupted. rq's records of finished and failed jobs are kept for `result_ttl` and `failure_ttl` seconds.
+    Connects at first use.
     """
 
     features = frozenset(

@@ -99,6 +99,12 @@ def say(text: str) -> None:
     print(text)
 
 
+@job(retries=9, backoff=60)
+def flaky() -> None:
+    note("flaky")
+    raise ConnectionError("not now")
+
+
 def nested() -> None:
     """Waits for what nobody serves."""
     RpcClient(backend=os.environ["RPC_TEST_URL"], queue="nobody").call_and_wait("add", timeout=15)
@@ -115,6 +121,7 @@ JOBS: dict[str, Callable[..., Any]] = {
     "stick": stick,
     "sleep": sleep,
     "nested": nested,
+    "flaky": flaky,
     "say": say,
 }
 

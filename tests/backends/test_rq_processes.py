@@ -211,6 +211,15 @@ def test_a_job_that_waits_for_another_too_long_is_interrupted_too(bench: Bench, 
         bench.client.call_and_wait("nested")
 
 
+@both
+def test_a_job_that_waits_for_another_attempt_too_long_is_interrupted_too(bench: Bench, query: str) -> None:
+    bench.worker(query + "&job_timeout=1")
+    with pytest.raises(RpcTimeout, match="longer than 1 s"):
+        bench.client.call_and_wait("flaky", timeout=600)
+    assert bench.lines() == ["flaky"]
+    assert bench.client.call_and_wait("add", {"a": 1, "b": 1}).data == 2
+
+
 def test_a_child_that_is_stuck_in_c_code_is_killed(bench: Bench) -> None:
     bench.worker("lease=1&fork=true&job_timeout=1&max_deliveries=1")
     with timed(at_most=12), pytest.raises((WorkerLost, RpcTimeout)) as caught:
