@@ -100,6 +100,14 @@ def test_the_shell_has_a_client(project: Project) -> None:
 
 
 @only_sqlite
+def test_an_error_of_a_line_is_a_line(project: Project) -> None:
+    project.worker()
+    told = project.manage("rpcshell", "-c", "services.nosuch.note(text='')", code=1)
+    assert "CommandError: no service is named 'nosuch' here" in told
+    assert "Traceback" not in told
+
+
+@only_sqlite
 def test_the_client_survives_a_fork(project: Project) -> None:
     project.worker()
     forking = (

@@ -25,13 +25,13 @@ class Command(shell.Command):
 
     def get_namespace(self, **options: Any) -> dict[str, Any]:
         inherited = {} if OLD else super().get_namespace(**options)
-        with told():
-            return {**inherited, "rpc": client(), "services": client().services}
+        return {**inherited, "rpc": client(), "services": client().services}
 
     def handle(self, **options: Any) -> None:
-        if OLD:
-            vars(shell).update(self.get_namespace())  # with these names it runs -c, and stdin
-        super().handle(**options)
+        with told():
+            if OLD:
+                vars(shell).update(self.get_namespace())  # with these names it runs -c, and stdin
+            super().handle(**options)
 
     def ipython(self, options: Any) -> None:
         if not OLD:
