@@ -97,7 +97,8 @@ def on(
     """
     if not PATTERN.fullmatch(event) or event.partition(".")[0] == RESERVED:
         raise ValueError(
-            f"{event!r} is no event: a name, and after its first dot more of them, or '*': as in 'order.*'"
+            f"{event!r} is no event: a name, and after its first dot more of them, or '*': as in 'order.*'; "
+            f"{RESERVED!r} is reserved"
         )
     options = JobOptions.checked(None, retries, backoff, retry_on)
     subscription = Subscription(event, group, durable, options)
@@ -110,7 +111,8 @@ def event_address(name: str) -> Address:
     """Where an event is published; ValueError if that is no event's name."""
     if not EVENT.fullmatch(name) or name.partition(".")[0] == RESERVED:
         raise ValueError(
-            f"{name!r} is no event: letters, digits, '_' and '-', in parts with dots between them"
+            f"{name!r} is no event: letters, digits, '_' and '-', in parts with dots between them, "
+            f"the first of which is not {RESERVED!r}"
         )
     return topic(name.partition(".")[0])
 

@@ -413,6 +413,13 @@ def test_what_is_no_event_is_refused(event: str) -> None:
         event_address(event)
 
 
+def test_a_topic_that_is_ours_is_said_to_be(hall: Hall) -> None:
+    with pytest.raises(ValueError, match="'rpc' is reserved"):
+        on("rpc.x")
+    with pytest.raises(ValueError, match="not 'rpc'"):
+        hall.client.publish("rpc.x")
+
+
 def test_a_pattern_is_not_published(hall: Hall) -> None:
     with pytest.raises(ValueError, match="is no event"):
         hall.client.publish("order.*")
