@@ -207,7 +207,7 @@ async def _answer(backend: AsyncBackend, to: Address, conversation: Conversation
     try:
         reply = await replies.receive(conversation.remaining(time.monotonic()))
     except RpcTimeout as late:
-        raise conversation.timed_out(str(late), current_request.get()) from None
+        raise conversation.timed_out(str(late), current_request.get(), to.name) from None
     finally:
         replies.close()
     return conversation.feed(reply)

@@ -209,11 +209,12 @@ class RpcClient(Caller):
                 attempt += 1
 
     def _answer(self, conversation: Conversation, queue: str | None) -> Response:
-        replies = self.backend.request(self._to(conversation.name, queue), conversation.request)
+        to = self._to(conversation.name, queue)
+        replies = self.backend.request(to, conversation.request)
         try:
             reply = replies.receive(conversation.remaining(time.monotonic()))
         except RpcTimeout as late:
-            raise conversation.timed_out(str(late), current_request.get()) from None
+            raise conversation.timed_out(str(late), current_request.get(), to.name) from None
         finally:
             replies.close()
         return conversation.feed(reply)

@@ -224,9 +224,13 @@ class RpcReceiver:
         """The same for coroutines."""
         return AsyncRpcClient(settings=self._settings, backend=self.client.backend)
 
-    def why_late(self, name: str) -> str:
+    def why_late(self, name: str, queue: str) -> str:
         """What is known of why a call that a handler made was not answered; "" if nothing."""
-        if name not in self.jobs or self._dispatcher.running < self.concurrency:
+        if name not in self.jobs:
+            return ""
+        if queue not in self.queues:
+            return f"this worker has that job, but does not serve queue {queue!r}: see RPC_ROUTES"
+        if self._dispatcher.running < self.concurrency:
             return ""
         return (
             f"this worker has that job, but no free slot for it (concurrency={self.concurrency}): raise "

@@ -96,6 +96,15 @@ def test_a_job_can_be_sent_that_nobody_waits_for(site: Site, outer: str) -> None
 
 
 @pytest.mark.parametrize("outer", WAYS[:2])
+def test_a_call_to_a_queue_that_this_worker_does_not_serve_says_so(
+    site: Site, outer: Callable[..., Any]
+) -> None:
+    site.serve({"outer": outer, "inner": what_arrives}, concurrency=1, queues=["own"])
+    with pytest.raises(RpcTimeout, match=r"does not serve queue 'default': see RPC_ROUTES$"):
+        site.client(queue="own").call_and_wait("outer", timeout=1)
+
+
+@pytest.mark.parametrize("outer", WAYS[:2])
 def test_without_a_free_slot_it_fails_in_time_and_says_why(site: Site, outer: Callable[..., Any]) -> None:
     site.serve({"outer": outer, "inner": what_arrives}, concurrency=1)
     with pytest.raises(RpcTimeout, match=r"no free slot for it \(concurrency=1\).*RPC_CONCURRENCY"):

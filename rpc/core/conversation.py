@@ -86,10 +86,10 @@ class Conversation:
             raise self.timed_out()
         return self._deadline - now
 
-    def timed_out(self, hint: str = "", during: Request | None = None) -> RpcTimeout:
+    def timed_out(self, hint: str = "", during: Request | None = None, queue: str = "") -> RpcTimeout:
         """The error that says so; `hint` is what the backend knows of the reason, `during` the request that
-        is being handled here."""
-        hint = "; ".join(filter(None, (hint, during.why_late(self.name) if during else "")))
+        is being handled here, `queue` where this one went."""
+        hint = "; ".join(filter(None, (hint, during.why_late(self.name, queue) if during else "")))
         return RpcTimeout(f"{self.name!r} was not answered within {self._timeout:g} s{hint and ': ' + hint}")
 
     def feed(self, reply: Message) -> Response:

@@ -93,9 +93,9 @@ class Request:
             response: Response = calls.client.call_and_wait(name, data, **options)
             return response
 
-    def why_late(self, name: str) -> str:
+    def why_late(self, name: str, queue: str) -> str:
         """What this worker knows of why a call of its own was not answered; "" if nothing."""
-        return self._calls.why_late(name) if self._calls else ""
+        return self._calls.why_late(name, queue) if self._calls else ""
 
     @contextmanager
     def _current(self) -> Iterator[Calls]:
@@ -153,7 +153,7 @@ class Calls(Protocol):
     def async_client(self) -> Any:
         """An AsyncRpcClient."""
 
-    def why_late(self, name: str) -> str: ...
+    def why_late(self, name: str, queue: str) -> str: ...
 
 
 current_request: ContextVar[Request | None] = ContextVar("rpc.current_request", default=None)
