@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, TypeVar, get_type_hints
 
 import msgspec
 
-from .addresses import Address, topic
+from .addresses import NAME, Address, topic
 from .core.codecs import Accepted
 from .core.jobs import FINAL, JobOptions, marking
 from .core.middleware import Around
@@ -100,6 +100,8 @@ def on(
             f"{event!r} is no event: a name, and after its first dot more of them, or '*': as in 'order.*'; "
             f"{RESERVED!r} is reserved"
         )
+    if group is not None and not NAME.fullmatch(group):
+        raise ValueError(f"{group!r} is no group: letters, digits, '_', '.', '-', at most 128")
     options = JobOptions.checked(None, retries, backoff, retry_on)
     subscription = Subscription(event, group, durable, options)
     _ = subscription.address.shelf if durable else subscription.address  # ValueError if there cannot be one

@@ -434,6 +434,11 @@ def test_options_that_make_no_sense_are_refused(options: Any) -> None:
         on("boom", **options)
 
 
+def test_a_group_that_has_no_name_is_said_as_it_was_given() -> None:
+    with pytest.raises(ValueError, match="'no name' is no group"):
+        on("boom", group="no name")
+
+
 def test_a_listener_gets_one_argument() -> None:
     def none() -> None: ...
     def two(a: int, b: int) -> None: ...
