@@ -79,11 +79,12 @@ class Conversation:
         self._deadline = None if timeout is None else now + timeout
 
     def remaining(self, now: float) -> float | None:
-        """Seconds left to wait, None without end. Raises RpcTimeout when there are none."""
+        """Seconds left to wait, None without end. Raises RpcTimeout when there are none:
+        `timed_out` has the words."""
         if self._deadline is None:
             return None
         if self._deadline <= now:
-            raise self.timed_out()
+            raise RpcTimeout
         return self._deadline - now
 
     def timed_out(self, hint: str = "", during: Request | None = None, queue: str = "") -> RpcTimeout:

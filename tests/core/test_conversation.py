@@ -58,8 +58,9 @@ def test_time_runs_out_from_the_moment_of_asking(timeout, now, left):
 
 @pytest.mark.parametrize("now", [102.0, 500.0])
 def test_a_wait_ends_at_its_timeout(now):
-    with pytest.raises(RpcTimeout, match=r"^'add' was not answered within 2 s$"):
+    with pytest.raises(RpcTimeout):
         waiting().remaining(now)
+    assert str(waiting().timed_out()) == "'add' was not answered within 2 s"
     assert str(waiting(0.25).timed_out("nobody is there")).endswith("within 0.25 s: nobody is there")
 
 
