@@ -65,7 +65,7 @@ class QueueDelivery(Cancellable):
         self.message = message_of(properties, arrival.body)
         self.way: str | None = properties.reply_to
         self.over, self.done = threading.Event(), False
-        """Whether its loop is through with it; and whether it was handled, or a copy of it is safe."""
+        """Whether its loop is through with it; and whether nobody is to begin it any more."""
         self.key = f"{self.message.id}{(properties.headers or {}).get(COPY, '')}" or f"-{id(self)}"
         self.last: Message | None = None
         """The last reply, if it was sent before the handler was done."""
@@ -203,7 +203,6 @@ class QueueLoop:
         try:
             if self._may_not_start(delivery):
                 self._known.forget(delivery.key)
-                delivery.done = True
                 return done
             return self._ran(delivery) + done
         except BaseException:
@@ -308,6 +307,7 @@ class QueueLoop:
         if delivery.way:
             lost = Message(headers={"id": delivery.message.id, LOST: why})
             self._link.write(self._link.publish(delivery.way, properties_of(lost), b""))
+        delivery.done = True
 
     # What must be safe before anything else is said.
 

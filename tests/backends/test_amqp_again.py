@@ -183,6 +183,30 @@ def test_what_nobody_had_begun_is_not_counted(site: Site) -> None:
     assert letters(site) == []
 
 
+def test_the_copy_that_is_counted_is_done_though_it_comes_before_the_first_is_through(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin, replace, waits = Known.begin, QueueLoop._replace, threading.Event()
+
+    def noted(known: Known, key: str, delivery: Any) -> Any:
+        before = begin(known, key, delivery)
+        if before:
+            waits.set()
+        return before
+
+    def slow(loop: QueueLoop, *what: Any, **how: Any) -> None:
+        replace(loop, *what, **how)
+        assert waits.wait(PATIENCE)
+
+    monkeypatch.setattr(Known, "begin", noted)
+    monkeypatch.setattr(QueueLoop, "_replace", slow)
+    site.client.declare(site.queue())  # type: ignore[attr-defined]
+    replies = site.ask(b"echo:x")
+    give_back(site)
+    site.serve(concurrency=2)
+    assert replies.receive(PATIENCE).body == b"x"
+
+
 def give_back(site: Site) -> None:
     """Take the first message of the queue, and die."""
 
