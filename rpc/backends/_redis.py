@@ -316,3 +316,14 @@ def loaded(connection: Any, script: str, by_text: bool) -> tuple[str, str]:
         connection.send_command("SCRIPT", "LOAD", script)
         digest = connection.read_response()
     return ("EVAL", script) if by_text else ("EVALSHA", digest.decode())
+
+
+def evaluated(client: Any, script: str, keys: Sequence[str], *arguments: Any) -> Any:
+    """What a script returns that is seldom run, on redis-py's client."""
+    try:
+        return client.eval(script, len(keys), *keys, *arguments)
+    except redis.ResponseError:
+        first, _, rest = script.partition("\n")
+        if not first.startswith("#!"):
+            raise
+        return client.eval(rest, len(keys), *keys, *arguments)

@@ -149,15 +149,16 @@ class AsyncRedisReplies(Errand):
         """What came into the inbox."""
         if number < 0:
             self.fail(full(self.keys))
-        elif number == 0 or number > self._number:  # else it came twice
-            self._number = number
-            try:
-                reply = unpacked(frame)
-            except SerializationError as error:
-                self.fail(error)
-            else:
-                self.ended = STREAM not in reply.headers
-                self._wake(reply)
+            return
+        try:
+            reply = unpacked(frame)
+        except SerializationError as error:
+            self.fail(error)
+            return
+        if STREAM in reply.headers and 0 < number <= self._number:
+            return  # it came twice; of the last one, another worker may have another count
+        self._number, self.ended = number, STREAM not in reply.headers
+        self._wake(reply)
 
     def fail(self, error: RpcError) -> None:
         self.ended = True

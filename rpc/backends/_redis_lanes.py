@@ -210,11 +210,14 @@ class LaneReplies:
         head, id, frame = [*entry.split(b"\n", 2), b"", b""][:3]
         self._before = [("LREM", self._lane.inbox, 1, entry)]
         number = int(head) if head.lstrip(b"-").isdigit() else 0
-        if id.decode(errors="replace") != self._id or 0 < number <= self._number:
-            return None  # it was for an earlier request on this lane, or came twice, or is none of ours
+        if id.decode(errors="replace") != self._id:
+            return None  # it was for an earlier request on this lane, or is none of ours
         self._sent = True
         if number < 0:
             self._ended = True
             raise full(self._keys)
+        reply = unpacked(frame)
+        if STREAM in reply.headers and 0 < number <= self._number:
+            return None  # it came twice; of the last one, another worker may have another count
         self._number = number
-        return unpacked(frame)
+        return reply

@@ -61,6 +61,17 @@ local function reply_to(inbox, number, id, frame)
 end
 """
 
+SIGN_ON = (
+    ANYWAY
+    + """
+-- KEYS (alive workers)...   ARGV worker lease_ms
+for n = 1, #KEYS, 2 do
+  redis.call('SADD', KEYS[n + 1], ARGV[1])
+  redis.call('SET', KEYS[n], '1', 'PX', ARGV[2])
+end
+"""
+)
+
 PROMOTE = (
     ANYWAY
     + RING

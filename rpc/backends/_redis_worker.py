@@ -21,7 +21,7 @@ from ..message import LOST, STREAM, Handler, Message, packed, unpacked
 from . import _redis_scripts as scripts
 from ._cancellable import Cancellable
 from ._loops import Alarm
-from ._redis import milliseconds, persistent, steadily, translated_or_logged
+from ._redis import evaluated, milliseconds, persistent, steadily, translated_or_logged
 from ._redis_keys import LARGE, Keys, Record
 from ._redis_outbox import Ack, Outbox
 from ._redis_places import Place
@@ -310,11 +310,8 @@ class RedisWorker:
         for key in tags:
             pipe.pexpire(key, lease)  # goes on when the memory is used up
         if not all(pipe.execute()):
-            for keys in self.queues:
-                pipe.sadd(keys.workers, self.name)
-            for key in tags:
-                pipe.set(key, 1, px=lease)
-            pipe.execute()
+            places = [key for keys in self.queues for key in (keys.alive(self.name), keys.workers)]
+            evaluated(client, scripts.SIGN_ON, places, self.name, lease)
         self._last_beat = time.monotonic()
 
     @property

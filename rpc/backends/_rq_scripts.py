@@ -76,10 +76,11 @@ return {(at - 2) / 3, id, left, hash}
 )
 
 REPLY = """
--- KEYS started way_back   ARGV id worker_name frame number   -> 1 sent, 0 nobody listens
+-- KEYS started way_back   ARGV id worker_name frame number last   -> 1 sent, 0 nobody listens
 if not redis.call('ZSCORE', KEYS[1], ARGV[1] .. ':' .. ARGV[2]) then return 0 end
 local sent = redis.pcall('XADD', KEYS[2], 'NOMKSTREAM', ARGV[4] .. '-0', 'm', ARGV[3])
 if not sent then return 0 end
+if sent.err and ARGV[5] == '1' then redis.pcall('XADD', KEYS[2], '*', 'm', ARGV[3]) end
 return 1  -- also if the same reply is there already, from an earlier delivery: the first one counts
 """
 
@@ -106,7 +107,8 @@ if redis.call('ZREM', KEYS[1], ARGV[1] .. ':' .. ARGV[2]) == 0 then
   return done[1] == ARGV[2] and done[2] == ARGV[3] and 1 or 0  -- 1: the answer to this was lost before
 end
 if ARGV[7] ~= '' and redis.call('EXISTS', KEYS[5]) == 1 then
-  redis.pcall('XADD', KEYS[5], ARGV[8] .. '-0', 'm', ARGV[7])
+  local sent = redis.pcall('XADD', KEYS[5], ARGV[8] .. '-0', 'm', ARGV[7])
+  if sent.err then redis.pcall('XADD', KEYS[5], '*', 'm', ARGV[7]) end  -- another worker has said more
 end
 local finished = ARGV[3] == 'finished'
 if redis.call('EXISTS', KEYS[2]) == 1 then

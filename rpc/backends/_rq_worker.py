@@ -25,7 +25,7 @@ from rq.utils import now, utcformat
 
 from ..addresses import queue as address
 from ..errors import Interrupted, SerializationError, WorkerLost
-from ..message import FAILED, LOST, Handler, Message, packed
+from ..message import FAILED, LOST, STREAM, Handler, Message, packed
 from . import _rq_scripts as scripts
 from ._cancellable import Cancellable
 from ._child import Child, interrupted_after
@@ -200,7 +200,7 @@ class RqWorker:
 
     def send_reply(self, claimed: Claimed, message: Message, number: int) -> bool:
         keys = [self._records.started(claimed.queue), reply_key(claimed.reply_to or "")]
-        arguments = [claimed.id, self.name, packed(message), number]
+        arguments = [claimed.id, self.name, packed(message), number, int(STREAM not in message.headers)]
         return bool(
             persistent(lambda: self._records.run(scripts.REPLY, keys, arguments), self._options.lease)
         )

@@ -49,7 +49,6 @@ def test_memory_full(stage: Stage, pick: Pick) -> None:
     assert stage.oracle.done_too_late() == []
 
 
-@pytest.mark.faults
 @pytest.mark.parametrize("worker", ["that runs", "that starts"])
 def test_memory_full_of_work(stage: Stage, worker: str) -> None:
     """Redis has no memory left: senders are told, and a worker works it off, so that there is room again"""

@@ -63,7 +63,6 @@ def test_model_on_redis(stage: Stage, plan: Plan, pick: Pick) -> None:
 
 
 @pytest.mark.real_redis
-@pytest.mark.faults
 def test_fewer_parts(stage: Stage) -> None:
     """A receiver replies in two parts and is gone; the next one says all at once, and that is heard"""
     url, name = stage.url(), "q"
