@@ -47,7 +47,7 @@ class ChannelLoop:
         self._link, self._to, self._handler, self._is_stopped = link, to, handler, stopped
         self._is_shared = to.kind == "inbox" or to.group is not None
 
-    def session(self, wake: int) -> None:
+    def session(self, wake: int, arrived: Callable[[], object]) -> None:
         """Until stopped. Raises Broken."""
         link = self._link
         link.open()
@@ -61,6 +61,7 @@ class ChannelLoop:
             link.ask(Basic.Qos(prefetch_count=1), Basic.QosOk)
         consume = Basic.Consume(queue=name, no_ack=not self._is_shared, consumer_tag="heard")
         link.ask(consume, Basic.ConsumeOk)
+        arrived()
         while not self._is_stopped():
             if (arrival := link.read(BLOCK)) and isinstance(arrival.method, Basic.Deliver):
                 self._handle(arrival)

@@ -111,7 +111,7 @@ class Control:
         self._link, self._queues, self._known = link, queues, known
         self._tell, self._is_stopped = tell, stopped
 
-    def session(self, wake: int) -> None:
+    def session(self, wake: int, arrived: Callable[[], object]) -> None:
         """Until stopped. Raises Broken."""
         link = self._link
         link.open()
@@ -125,12 +125,13 @@ class Control:
         link.ask(Basic.Consume(queue=own, no_ack=True), Basic.ConsumeOk)
         self._known.attentive = time.monotonic()
         self._known.hears.set()
-        self._tell(True)
+        arrived()
         try:
             while not self._is_stopped():
                 if (arrival := link.read(BLOCK)) and isinstance(arrival.method, Basic.Deliver):
                     self._heard(arrival)
         except Broken:
+            self._known.attentive = None
             self._tell(False)
             raise
         finally:

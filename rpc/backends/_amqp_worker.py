@@ -148,17 +148,18 @@ class QueueLoop:
     def is_wide(self) -> bool:
         return self._intake.is_wide
 
-    def session(self, wake: int) -> None:
+    def session(self, wake: int, arrived: Callable[[], object]) -> None:
         """Until stopped. Raises Broken."""
         with self._turn:
-            self._session(wake)
+            self._session(wake, arrived)
 
-    def _session(self, wake: int) -> None:
+    def _session(self, wake: int, arrived: Callable[[], object]) -> None:
         link = self._link
         link.open()
         link.watch(wake)
         self._is_aside = False
         self._declare()
+        arrived()
         self._known.hears.wait(BLOCK)  # a caller that leaves says so once
         while self._unsent:
             way, reply = self._unsent[0]

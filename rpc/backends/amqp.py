@@ -35,6 +35,8 @@ from ._retries import RETRY_FOR, backoff
 
 logger = logging.getLogger(__name__)
 
+Session = Callable[[int, Callable[[], object]], None]
+"""Hears until stopped, woken by a file descriptor; calls the other as soon as it would miss nothing."""
 LASTED = 0.2
 """Seconds after which a connection that broke had worked."""
 
@@ -77,6 +79,8 @@ class AmqpBackend:
         self._shelf = Shelf(self._senders)
         self._locks = Locks(self.link())
         self._changing = threading.Lock()
+        self._missing: set[int] = set()
+        """Sessions that have not begun yet, since `serve` was called."""
         self._stopped = self._connected = False
         self._bell: socket.socket | None = None
         self._alarm: Alarm | None = None
@@ -146,14 +150,18 @@ class AmqpBackend:
         self._bell, self._alarm = bell, alarm
         bell.setblocking(False)
         served = [*queues, *(each.shelf for each in kept)]
-        sessions: list[Callable[[int], None]] = []
+        sessions: list[Session] = []
         self._loops = self._queue_loops(queues, handler, concurrency, alarm) if queues else []
         for each in kept:
             self._loops += self._queue_loops([each.shelf], arriving(each, handler), concurrency, alarm, each)
         sessions += [loop.session for loop in self._loops]
         sessions += [ChannelLoop(self.link(), to, handler, self._is_stopped).session for to in others]
         sessions.append(Control(self.link(), served, self._known, self._tell, self._is_stopped).session)
-        together = [partial(self._steadily, each, ear) for each in sessions]
+        self._missing = {*range(len(sessions))}
+        together = [
+            partial(self._steadily, each, ear, partial(self._arrived, number))
+            for number, each in enumerate(sessions)
+        ]
         try:
             run_together([*together, partial(self._relieve, alarm)], self.stop)
         finally:
@@ -186,13 +194,13 @@ class AmqpBackend:
 
         return [loop() for _ in range(concurrency)]
 
-    def _steadily(self, session: Callable[[int], None], ear: socket.socket) -> None:
+    def _steadily(self, session: Session, ear: socket.socket, arrived: Callable[[], object]) -> None:
         """Session after session until stopped, through whatever happens to RabbitMQ meanwhile."""
         attempt = 0
         while not self._stopped:
             began = time.monotonic()
             try:
-                session(ear.fileno())
+                session(ear.fileno(), arrived)
             except Broken as error:
                 if time.monotonic() - began > LASTED:  # maybe for hours
                     attempt = 0
@@ -219,6 +227,13 @@ class AmqpBackend:
 
     def _is_stopped(self) -> bool:
         return self._stopped
+
+    def _arrived(self, number: int) -> None:
+        """That we are connected is said when all hear what they are for: nothing is missed from then on."""
+        with self._changing:
+            self._missing.discard(number)
+        if not self._missing and self._known.attentive is not None:
+            self._tell(True)
 
     def _tell(self, connected: bool) -> None:
         with self._changing:

@@ -1,0 +1,45 @@
+"""What is special to topics on RabbitMQ."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from typing import Any, cast
+
+import pytest
+
+pytest.importorskip("pamqp", reason="needs RabbitMQ's driver: pip install python-rpc[amqp]")
+
+from pamqp.commands import Queue
+
+from rpc.addresses import topic
+from rpc.testing.site import PATIENCE, Site, eventually
+from tests.rabbit import rabbit
+
+
+@pytest.fixture
+def site() -> Iterator[Site]:
+    with rabbit() as broker, Site(broker.admin_url, named=broker.declare) as site:
+        yield site
+
+
+def test_whoever_says_that_he_is_connected_misses_nothing(site: Site) -> None:
+    to, told = topic(site.name(), group="some"), list[bool]()
+    in_the_way = cast("Any", site.client).link()
+    in_the_way.open()
+    in_the_way.ask(Queue.Declare(queue=f"rpc:topic:{to.name}:some", exclusive=True), Queue.DeclareOk)
+    backend = site.backend()
+    backend.on_change = told.append
+    serving = threading.Thread(target=backend.serve, args=[[site.queue(), to], site.toy()])
+    serving.start()
+    try:
+        assert site.ask(b"echo:x").receive(PATIENCE).body == b"x"
+        assert not told, "its queue is served, but the topic is not heard"
+        in_the_way.hang_up()
+        eventually(lambda: told == [True])
+        site.tell(b"log:news", topic(site.name()))
+        eventually(lambda: site.log.lines() == ["toy news"])
+    finally:
+        in_the_way.hang_up()
+        backend.stop()
+        serving.join(PATIENCE)
