@@ -68,7 +68,10 @@ class AmqpBackend:
         max_deliveries: int = 3,
         max_length: int = 0,
         queue_type: Literal["classic", "quorum"] = "classic",
+        lease: float | None = None,
     ) -> None:
+        """`lease`, which is RPC_LEASE, is that of singleton timers, which name it with each lock. Jobs need
+        none: a worker has them for as long as its connection."""
         if max_deliveries < 1 or max_length < 0 or (heartbeat and heartbeat < 2):
             raise ValueError("max_deliveries is at least 1, max_length at least 0, heartbeat at least 2 or 0")
         self.place = Place(url, heartbeat, queue_type)
