@@ -50,6 +50,8 @@ class Loud:
 class Team:
     @on("boom", group="team")
     def hear(self, data: Any) -> None:
+        if data.get("deadly"):
+            os.kill(os.getpid(), signal.SIGKILL)
         note(f"hears {data['n']}")
 
     @on("boom")

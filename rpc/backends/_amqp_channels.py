@@ -1,5 +1,6 @@
 """Topics and inboxes. A listener of a topic has a queue that is his alone and goes with him; a group has one
-that its members share, and an inbox one for its owner: what they have not acknowledged comes again."""
+that goes with the last of its members, each of whom has one message at a time. An inbox has one for its
+owner: what he has not acknowledged comes again."""
 
 from __future__ import annotations
 
@@ -12,13 +13,16 @@ from ..addresses import Address
 from ..message import Handler, Message
 from ._amqp_lanes import EXCHANGE, KEEP_INBOX, OWN_EXCHANGE, queue_name, route
 from ._amqp_link import BLOCK, Link
-from ._amqp_wire import Arrival, Basic, Queue, ack, message_of, properties_of
+from ._amqp_wire import Arrival, Basic, Queue, ack, frames, message_of, properties_of
 from ._cancellable import Cancellable
 
 logger = logging.getLogger(__name__)
 
 KEEP_GROUP = 60.0
-"""Seconds that a group outlives its last member."""
+"""Seconds that a group outlives a restart of RabbitMQ from which no member comes back."""
+TAG = "heard"
+DEAFEN_TO_ALL = frames(1, Basic.Cancel(consumer_tag=TAG, nowait=True))
+"""Said before what was heard last is acknowledged: nothing comes after it then."""
 MOST = 10_000
 """Messages that wait for a listener who is too slow; of more, the oldest are dropped."""
 
@@ -59,23 +63,44 @@ class ChannelLoop:
             link.ask(bind, Queue.BindOk)
         if self._is_shared:
             link.ask(Basic.Qos(prefetch_count=1), Basic.QosOk)
-        consume = Basic.Consume(queue=name, no_ack=not self._is_shared, consumer_tag="heard")
+        consume = Basic.Consume(queue=name, no_ack=not self._is_shared, consumer_tag=TAG)
         link.ask(consume, Basic.ConsumeOk)
         arrived()
         while not self._is_stopped():
             if (arrival := link.read(BLOCK)) and isinstance(arrival.method, Basic.Deliver):
                 self._handle(arrival)
+        if self._is_shared:
+            self._leave(name)
         link.hang_up()
 
     def _queue(self) -> Any:
-        place = self._link.place
         if self._to.kind == "inbox":
-            return place.queue(queue_name(self._to), KEEP_INBOX)
+            return self._link.place.queue(queue_name(self._to), KEEP_INBOX)
         if self._to.group is not None:
-            return place.queue(group_name(self._to), KEEP_GROUP)
+            lifetime: dict[str, Any] = {"x-queue-type": "classic", "x-expires": round(KEEP_GROUP * 1000)}
+            name = group_name(self._to)
+            return Queue.Declare(queue=name, durable=True, auto_delete=True, arguments=lifetime)
         return Queue.Declare(exclusive=True, auto_delete=True, arguments={"x-max-length": MOST})
 
     def _handle(self, arrival: Arrival) -> None:
+        if self._to.kind == "topic" and arrival.method.redelivered:
+            logger.warning("%s: a message whose receiver was lost is not handled again", self._to)
+        else:
+            self._hear(arrival)
+        if self._is_shared:
+            done = ack(arrival.method.delivery_tag)
+            self._link.write(DEAFEN_TO_ALL + done if self._is_stopped() else done)
+
+    def _leave(self, name: str) -> None:
+        """Take nothing any more. What came too late goes to another member: as a copy, since what is given
+        back counts as delivered."""
+        self._link.ask(Basic.Cancel(consumer_tag=TAG), Basic.CancelOk)
+        while arrival := self._link.read(0):
+            if isinstance(arrival.method, Basic.Deliver):
+                copy = self._link.publish(name, arrival.properties, arrival.body)
+                self._link.write(copy + ack(arrival.method.delivery_tag))
+
+    def _hear(self, arrival: Arrival) -> None:
         delivery = ChannelDelivery(self._link, arrival, self._to)
         try:
             last = self._handler(delivery)
@@ -84,8 +109,6 @@ class ChannelLoop:
         else:
             if last is not None:
                 delivery.reply(last)
-        if self._is_shared:
-            self._link.write(ack(arrival.method.delivery_tag))
 
 
 def group_name(to: Address) -> str:

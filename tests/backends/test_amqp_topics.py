@@ -43,3 +43,23 @@ def test_whoever_says_that_he_is_connected_misses_nothing(site: Site) -> None:
         in_the_way.hang_up()
         backend.stop()
         serving.join(PATIENCE)
+
+
+def test_a_member_that_stops_leaves_to_the_others_of_its_group_what_it_did_not_begin(site: Site) -> None:
+    to, news = topic(site.name(), group="some"), topic(site.name())
+    toys = {name: site.toy(name) for name in "ab"}
+    served = {name: site.serve(toy, to) for name, toy in toys.items()}
+
+    def both_hold() -> bool:
+        site.tell(b"hold:x", news)
+        return site.log.lines().count("holding x") == 2
+
+    eventually(both_hold)
+    for number in range(3):
+        site.tell(b"log:%d" % number, news)
+    backend, serving = served["a"]
+    backend.stop()
+    toys["a"].released.set()
+    serving.join(PATIENCE)
+    toys["b"].released.set()
+    eventually(lambda: [line for line in site.log.lines() if line[-1].isdecimal()] == ["b 0", "b 1", "b 2"])
