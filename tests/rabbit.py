@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import signal
 import socket
 import subprocess
@@ -30,6 +31,9 @@ from .faults.proxy import Proxy
 
 URL = os.environ.get("RPC_TEST_AMQP", "amqp://guest:guest@127.0.0.1:5672/")
 SERVER = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
+PAGE = (Path(__file__).parents[1] / "docs" / "amqp.md").read_text()
+USERS = re.findall(r"^rabbitmqctl set_permissions -p / (\w+) '(.*)' '(.*)' '(.*)'$", PAGE, re.MULTILINE)
+"""Those of the page: names, and what they may configure, write and read."""
 PATIENCE = 60.0
 VHOSTS = 100
 """More than there are tests that share a node."""
@@ -80,10 +84,9 @@ class Node:
         directory: Path,
         tls: tuple[Path, Path] | None = None,
         vhosts: int = 0,
-        users: Sequence[tuple[str, str, str, str]] = (),
     ) -> None:
-        """`tls`: its key and its certificate. `vhosts`: how many it has for tests. `users`: names, which are
-        their passwords, too, and what they may configure, write and read."""
+        """`tls`: its key and its certificate. `vhosts`: how many it has for tests; with them come USERS,
+        whose passwords are their names."""
         if not SERVER.exists():
             pytest.skip("needs RabbitMQ's server, to stop and start it")
         self._directory, self.port = directory, _free_port()
@@ -96,8 +99,8 @@ class Node:
             )
         names = [f"v{number}" for number in range(vhosts)]
         self._unused = [f"{self.url}/{name}" for name in names]
-        if vhosts or users:
-            (directory / "definitions").write_text(json.dumps(_definitions(names, users)))
+        if vhosts:
+            (directory / "definitions").write_text(json.dumps(_definitions(names)))
             settings += f"load_definitions = {directory}/definitions\n"
         for name, text in ("rabbitmq.conf", settings), ("plugins", "[]."), ("env", ""):
             (directory / name).write_text(text)
@@ -155,11 +158,11 @@ class Node:
         return (self._directory / "output").read_text()[-500:]
 
 
-def _definitions(vhosts: Sequence[str], users: Sequence[tuple[str, str, str, str]]) -> dict[str, Any]:
+def _definitions(vhosts: Sequence[str]) -> dict[str, Any]:
     """What a node has from its first start on: it takes a second for each to be made later."""
     all_vhosts = ["/", *vhosts]
     everything = [("guest", vhost, ".*", ".*", ".*") for vhost in all_vhosts]
-    some = [(user, "/", *may) for user, *may in users]
+    some = [(user, "/", *may) for user, *may in USERS]
     keys = "user", "vhost", "configure", "write", "read"
     return {
         "vhosts": [{"name": vhost} for vhost in all_vhosts],
@@ -170,7 +173,7 @@ def _definitions(vhosts: Sequence[str], users: Sequence[tuple[str, str, str, str
                 "hashing_algorithm": "rabbit_password_hashing_sha256",
                 "tags": "",
             }
-            for user in ["guest", *(user for user, *_ in users)]
+            for user in ["guest", *(user for user, *_ in USERS)]
         ],
         "permissions": [dict(zip(keys, each, strict=True)) for each in [*everything, *some]],
     }
