@@ -86,10 +86,12 @@ def everything(rabbit_node: Node) -> Iterator[Everything]:
     receiver.hook("on_connect")(ready.set)
     serving = threading.Thread(target=receiver.start)
     serving.start()
-    assert ready.wait(PATIENCE)
-    yield everything
-    receiver.stop()
-    serving.join(PATIENCE)
+    try:
+        assert ready.wait(PATIENCE)
+        yield everything
+    finally:
+        receiver.stop()
+        serving.join(PATIENCE)
 
 
 def test_with_these_users_all_of_it_works(rabbit_node: Node, everything: Everything) -> None:
