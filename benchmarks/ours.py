@@ -6,6 +6,8 @@ from __future__ import annotations
 from typing import Any
 
 from rpc import NoReceivers, RpcClient, RpcReceiver
+from rpc.addresses import queue
+from rpc.backends import backend_from_url
 
 from .work import BACKEND, QUEUE, WORK
 
@@ -26,6 +28,13 @@ class Caller:
 
 
 connect = Caller
+
+
+def clean() -> None:
+    """RabbitMQ keeps a queue until it is deleted."""
+    backend: Any = backend_from_url(BACKEND)
+    backend.delete(queue(QUEUE))
+    backend.close()
 
 
 def serve() -> None:

@@ -6,10 +6,10 @@ from typing import Any
 
 from rpc import AsyncRpcClient, NoReceivers
 
-from .ours import PACKAGES, serve
+from .ours import PACKAGES, clean, serve
 from .work import BACKEND, QUEUE
 
-__all__ = ["NOTE", "PACKAGES", "UNROUTABLE", "connect", "serve"]
+__all__ = ["NOTE", "PACKAGES", "UNROUTABLE", "clean", "connect", "serve"]
 
 NOTE = "`rpc worker` with its defaults; `call_and_wait()`, `call()` of AsyncRpcClient"
 UNROUTABLE = (NoReceivers,)

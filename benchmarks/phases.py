@@ -12,7 +12,7 @@ import redis
 
 from rpc.testing import RedisServer
 
-from .processes import PATIENCE, Client, Side, SideFailed, Worker, cpu_seconds
+from .processes import PATIENCE, Client, Side, SideFailed, Worker, clean, cpu_seconds
 
 Figures = dict[str, float]
 SECONDS_TO_START = 30.0
@@ -69,6 +69,8 @@ class Stand:
         if self._client is not None:
             self._client.close()
             self._client = None
+            if self.side.broker != "Redis":  # that is the run's own
+                clean(self.side)
 
 
 @dataclass(frozen=True)

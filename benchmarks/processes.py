@@ -53,7 +53,7 @@ class Process:
         self.popen = subprocess.Popen(
             [side.python, "-m", program, side.module],
             cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": str(ROOT), "BENCH_VARIANT": side.variant, **environment},
+            env={**_environment(side), **environment},
             stdin=subprocess.PIPE,
             stdout=self._log if output is None else output,
             stderr=self._log,
@@ -141,6 +141,17 @@ class Client(Process):
         if "error" in answer:
             raise SideFailed(answer["error"])
         return answer
+
+
+def clean(side: Side) -> None:
+    """Have a side delete what its processes left on a broker that others use, too."""
+    command = [side.python, "-m", "benchmarks.clean", side.module]
+    with suppress(subprocess.TimeoutExpired):
+        subprocess.run(command, cwd=ROOT, env=_environment(side), timeout=PATIENCE, check=False)
+
+
+def _environment(side: Side) -> dict[str, str]:
+    return {**os.environ, "PYTHONPATH": str(ROOT), "BENCH_VARIANT": side.variant}
 
 
 def cpu_seconds(session: int) -> float:

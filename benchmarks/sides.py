@@ -27,8 +27,8 @@ HERE = (
 )
 
 RABBIT = (
-    Side(AMQP, "benchmarks.ours", sys.executable, variant="amqp"),
-    Side(AMQP_ASYNCIO, "benchmarks.ours_asyncio", sys.executable, variant="amqp"),
+    Side(AMQP, "benchmarks.ours", sys.executable, variant="amqp", broker="RabbitMQ"),
+    Side(AMQP_ASYNCIO, "benchmarks.ours_asyncio", sys.executable, variant="amqp", broker="RabbitMQ"),
 )
 """Ours on RabbitMQ, beside the peers that are on it, too."""
 

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import pytest
@@ -17,7 +18,11 @@ from benchmarks.phases import Sizes, plan
 from benchmarks.processes import Side
 from benchmarks.results import this_machine
 from benchmarks.runner import run_group
-from benchmarks.sides import ASYNCIO, ASYNCIO_LOOP, HERE, LOOP, PEERS
+from benchmarks.sides import ASYNCIO, ASYNCIO_LOOP, HERE, LOOP, PEERS, RABBIT
+from rpc import NoReceivers
+from rpc.addresses import queue
+from rpc.backends import backend_from_url
+from rpc.message import Message
 
 ROOT = Path(__file__).parent.parent
 RECORDED = Path(__file__).parent / "vectors" / "benchmark_peers.json"
@@ -118,6 +123,19 @@ def test_a_side_that_does_not_run_says_why_and_the_others_go_on() -> None:
     group = run_group([broken, loop], plan(("start",), Sizes(idle=0.1)), 1, lambda line: None)
     assert "No module named 'benchmarks.no_such_module'" in group["sides"]["broken"]["error"]
     assert set(group["phases"]["start"][0]) == {LOOP}
+
+
+@pytest.mark.redis
+@pytest.mark.xdist_group("rabbit_node")
+def test_nothing_is_left_on_rabbitmq(rabbit_node: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    url = rabbit_node.empty()
+    monkeypatch.setenv("RPC_TEST_AMQP", url)
+    group = run_group(RABBIT, plan(("start",), Sizes(idle=0.1)), 1, lambda line: None)
+    assert all("seconds" in figures for figures in group["phases"]["start"][0].values())
+    backend = backend_from_url(url)
+    with pytest.raises(NoReceivers):
+        backend.send(queue("rpc-bench"), Message(b"", {"id": "x"}))
+    backend.close()
 
 
 def test_recorded_results_are_published(tmp_path: Path) -> None:

@@ -32,6 +32,10 @@ async def connect() -> Caller:
     return Caller(await JsonRPC.create(await connection.channel()))
 
 
+def clean() -> None:
+    """Nothing stays: its queues and exchanges go with whoever uses them."""
+
+
 def serve() -> None:
     asyncio.run(_serve())
 

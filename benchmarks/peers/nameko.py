@@ -14,6 +14,7 @@ PACKAGES = ("nameko", "kombu", "amqp", "eventlet")
 NOTE = "`@rpc` methods, `ServiceRpcProxy`"
 UNROUTABLE = (UnknownService,)
 NAME = QUEUE.replace("-", "_")
+CONFIG = {"AMQP_URI": RABBIT, "rpc_exchange": f"{QUEUE}-nameko"}
 
 
 class Caller:
@@ -30,11 +31,20 @@ class Caller:
         if not hasattr(self._own, "proxy"):
             from nameko.standalone.rpc import ServiceRpcProxy
 
-            self._own.proxy = ServiceRpcProxy(NAME, {"AMQP_URI": RABBIT}, timeout=30).start()
+            self._own.proxy = ServiceRpcProxy(NAME, CONFIG, timeout=30).start()
         return self._own.proxy
 
 
 connect = Caller
+
+
+def clean() -> None:
+    """Queues for replies end by themselves, five minutes after their last use."""
+    from kombu import Connection
+
+    with Connection(RABBIT) as connection, connection.channel() as channel:
+        channel.queue_delete(f"rpc-{NAME}")
+        channel.exchange_delete(CONFIG["rpc_exchange"])
 
 
 def serve() -> None:
@@ -52,6 +62,6 @@ def serve() -> None:
         return rpc(run)
 
     service = type("Service", (), {"name": NAME, **{name: method(name) for name in WORK}})
-    container = ServiceContainer(service, config={"AMQP_URI": RABBIT})
+    container = ServiceContainer(service, config=CONFIG)
     container.start()
     container.wait()
