@@ -128,7 +128,7 @@ class Station:
             self._idle.append(room)
 
     async def send(self, to: Address, message: Message) -> None:
-        properties = properties_of(message, durable=to.kind != "topic")
+        properties = properties_of(message, durable=True)
         exchange, key = route(to)
 
         async def attempt() -> Arrival | None:

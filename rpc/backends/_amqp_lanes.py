@@ -101,7 +101,7 @@ class Senders:
 
     def send(self, to: Address, message: Message) -> None:
         """Raises NoReceivers, QueueFull, BackendUnavailable."""
-        properties = properties_of(message, durable=to.kind != "topic")
+        properties = properties_of(message, durable=True)
         came_back = self.do(
             lambda link: self._published(link, to, properties, message), patience(message.ttl)
         )

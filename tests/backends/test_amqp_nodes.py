@@ -16,7 +16,7 @@ from typing import Any, cast
 import pytest
 
 from rpc import BackendUnavailable, NoReceivers, RpcClient, RpcReceiver, RpcTimeout
-from rpc.addresses import queue
+from rpc.addresses import queue, topic
 from rpc.backends import backend_from_url
 from rpc.message import Delivery, Message
 from rpc.testing._portal import Portal
@@ -138,6 +138,34 @@ def test_what_lay_there_while_rabbitmq_was_killed_three_times_is_not_given_up(no
         serving.join(PATIENCE)
         backend.close()
     assert not serving.is_alive()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize("wrap", [lambda backend: backend, Portal], ids=["blocking", "in a loop"])
+def test_what_a_durable_group_has_not_heard_outlives_a_restart(node: Node, wrap: Any) -> None:
+    backend, came = cast("Any", backend_from_url(node.url)), list[bytes]()
+    team = topic("news", "team", durable=True)
+
+    def handler(delivery: Delivery) -> None:
+        came.append(delivery.message.body)
+
+    backend.on_change = lambda connected: backend.stop() if connected else None
+    backend.serve([team], handler)  # it is known from then on
+    backend.on_change = None
+    publisher = wrap(backend_from_url(node.url))
+    publisher.send(topic("news"), Message(b"kept", {"id": "x"}))
+    publisher.close()
+    node.stop()
+    node.start()
+    serving = threading.Thread(target=backend.serve, args=[[team], handler])
+    serving.start()
+    try:
+        eventually(lambda: came == [b"kept"])
+    finally:
+        backend.stop()
+        serving.join(PATIENCE)
+        backend.close()
 
 
 @pytest.mark.slow
