@@ -69,7 +69,7 @@ class ChannelLoop:
         while not self._is_stopped():
             if (arrival := link.read(BLOCK)) and isinstance(arrival.method, Basic.Deliver):
                 self._handle(arrival)
-        if self._is_shared:
+        if self._to.group is not None:
             self._leave(name)
         link.hang_up()
 
@@ -96,9 +96,10 @@ class ChannelLoop:
         back counts as delivered."""
         self._link.ask(Basic.Cancel(consumer_tag=TAG), Basic.CancelOk)
         while arrival := self._link.read(0):
-            if isinstance(arrival.method, Basic.Deliver):
+            method: Any = arrival.method
+            if isinstance(method, Basic.Deliver):
                 copy = self._link.publish(name, arrival.properties, arrival.body)
-                self._link.write(copy + ack(arrival.method.delivery_tag))
+                self._link.write(copy + ack(method.delivery_tag or 0))
 
     def _hear(self, arrival: Arrival) -> None:
         delivery = ChannelDelivery(self._link, arrival, self._to)
