@@ -140,6 +140,7 @@ class QueueLoop:
         """Whose turn it is to read: the loop's, except while a handler runs."""
         self._since = 0.0
         """When the handler that runs was called; 0.0 if none runs."""
+        self._running: QueueDelivery | None = None
         self._is_aside = False
 
     # A session: from connecting to the next break.
@@ -217,7 +218,7 @@ class QueueLoop:
             self._intake.share()
             if not delivery.counts_itself:
                 self.mark(delivery, delivery.begun, KEEP_MARK)
-        self._since = time.monotonic()
+        self._since, self._running = time.monotonic(), delivery
         self._turn.release()
         try:
             last = self._handler(delivery)
@@ -226,7 +227,7 @@ class QueueLoop:
             last = Message(headers={"id": delivery.message.id, LOST: "its handler failed"})
         finally:
             self._turn.acquire()
-            self._since = 0.0
+            self._since, self._running = 0.0, None
         if delivery.unsettled and (last is None or delivery.way is None):
             self._link.drop()
             raise Broken(f"{delivery.message.id} could not be buried: it will be delivered again")
@@ -365,7 +366,18 @@ class QueueLoop:
             return action()
 
     def hand_back(self) -> None:
-        """Whatever is not acknowledged goes to somebody else."""
+        """Whatever is not acknowledged goes to somebody else; what runs, as a copy, unless it may not be done
+        twice. Another thread."""
+        if self._running and self._turn.acquire(timeout=BLOCK):
+            try:
+                if (running := self._running) and running.once not in running.marks:
+                    self._intake.share()
+                    self._link.write(self._intake.stop())
+                    self._put_back(running.arrival)
+            except Broken as error:
+                logger.warning("RabbitMQ: %s", error)  # it counts as delivered, then
+            finally:
+                self._turn.release()
         self._link.shut()
 
 

@@ -183,6 +183,27 @@ def test_what_nobody_had_begun_is_not_counted(site: Site) -> None:
     assert letters(site) == []
 
 
+def test_what_stopped_workers_give_back_is_not_counted(site: Site) -> None:
+    began, go_on = threading.Semaphore(0), threading.Event()
+
+    def hold(delivery: Delivery) -> Message:
+        began.release()
+        assert go_on.wait(PATIENCE)
+        return Message(str(delivery.message.deliveries).encode(), {"id": delivery.message.id})
+
+    site.client.declare(site.queue())  # type: ignore[attr-defined]
+    replies = site.ask(b"")
+    for _ in range(5):
+        backend, _ = site.serve(hold)
+        assert began.acquire(timeout=PATIENCE)
+        backend.stop()
+        cast("Any", backend).close()
+    go_on.set()
+    site.serve(hold)
+    assert replies.receive(PATIENCE).body == b"1"
+    assert letters(site) == []
+
+
 def test_the_copy_that_is_counted_is_done_though_it_comes_before_the_first_is_through(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
