@@ -295,11 +295,16 @@ class QueueLoop:
             properties = arrival.properties
             properties.headers = {**table, "deliveries": str(deliveries)}
             self._replace(arrival, properties, acknowledge=False)
+        self._unmark(delivery)
         return True
 
     def _may_have_begun(self, delivery: QueueDelivery) -> bool:
         """Whether a worker may have died of it. Nobody marks the first one, nor what cannot be recognized."""
-        return delivery.message.deliveries == 1 or not delivery.message.id or self._is_marked(delivery.begun)
+        if delivery.message.deliveries == 1 or not delivery.message.id:
+            return True
+        if is_marked := self._is_marked(delivery.begun):
+            delivery.marks.append(delivery.begun)  # it has said what it had to say
+        return is_marked
 
     def _is_marked(self, mark: str) -> bool:
         return bool(self._aside(lambda: self._link.exists(mark, DOUBTFUL)))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from hashlib import sha256
 from typing import Any, cast
 
 import pytest
@@ -247,3 +248,14 @@ def test_a_message_with_any_id_kills_three_workers_and_no_more(site: Site, id: s
     (letter,) = eventually(lambda: letters(site))
     assert (letter.id, letter.why) == (id, "3 workers died of it")
     assert sum(worker.poll() is None for worker in workers) == 1
+    assert not any(is_there(site, f"rpc:begun:{count}:{sha256(id.encode()).hexdigest()}") for count in (2, 3))
+
+
+def is_there(site: Site, name: str) -> bool:
+    def look(link: Any) -> bool:
+        link.ask(Channel.Open(), Channel.OpenOk, channel=9)
+        found: bool = link.exists(name, 9)
+        link.ask(Channel.Close(200, "", 0, 0), Channel.CloseOk, channel=9)
+        return found
+
+    return bool(cast("Any", site.client)._senders.do(look))
