@@ -321,9 +321,9 @@ def loaded(connection: Any, script: str, by_text: bool) -> tuple[str, str]:
 def evaluated(client: Any, script: str, keys: Sequence[str], *arguments: Any) -> Any:
     """What a script returns that is seldom run, on redis-py's client."""
     try:
-        return client.eval(script, len(keys), *keys, *arguments)
+        return client.register_script(script)(keys, arguments)
     except redis.ResponseError:
         first, _, rest = script.partition("\n")
         if not first.startswith("#!"):
             raise
-        return client.eval(rest, len(keys), *keys, *arguments)
+        return client.register_script(rest)(keys, arguments)

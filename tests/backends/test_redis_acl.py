@@ -36,7 +36,7 @@ RUN = {
     "rpc-client": ("SEND", "SEND_MANY", "SEND_ONCE", "SEND_LATER", "REVIVE", "BROADCAST"),
     "rpc-worker": (
         *("NEXT", "ACK", "REPLY", "FORBID", "POSTPONE", "BURY", "RECOVER", "PROMOTE", "RELEASE"),
-        *("JOIN", "KEEP", "GONE", "LOCK", "UNLOCK"),
+        *("SIGN_ON", "JOIN", "KEEP", "GONE", "LOCK", "UNLOCK"),
     ),
 }
 """The scripts that each runs."""
