@@ -300,4 +300,5 @@ def test_nothing_is_left_behind(stage: Stage) -> None:
         services.example.both.options(timeout=0.1, queue="nobody").submit()
     del futures, late
     held: Any = stage.client._submits._open
+    until(lambda: all(future.done() for future in list(held)))
     until(lambda: gc.collect() >= 0 and not len(held))
