@@ -79,10 +79,6 @@ class Known:
     def running(self, key: str) -> QueueDelivery | None:
         return self._running.get(key)
 
-    def all_running(self) -> list[QueueDelivery]:
-        with self._lock:
-            return list(self._running.values())
-
     def unwanted(self, id: str) -> None:
         with self._lock:
             self._unwanted[id] = None

@@ -69,6 +69,8 @@ class QueueDelivery(Cancellable):
         self.key = f"{self.message.id}{(properties.headers or {}).get(COPY, '')}" or f"-{id(self)}"
         self.last: Message | None = None
         """The last reply, if it was sent before the handler was done."""
+        self.began = 0.0
+        """When its handler was called."""
         self.unsettled = False
         """Whether it could not be buried."""
         self.marks: list[str] = []
@@ -138,9 +140,8 @@ class QueueLoop:
         self._intake = Intake(link, self._names, self._put_back, widened)
         self._turn = threading.RLock()
         """Whose turn it is to read: the loop's, except while a handler runs."""
-        self._since = 0.0
-        """When the handler that runs was called; 0.0 if none runs."""
         self._running: QueueDelivery | None = None
+        """What the handler has, if one runs."""
         self._is_aside = False
 
     # A session: from connecting to the next break.
@@ -218,7 +219,7 @@ class QueueLoop:
             self._intake.share()
             if not delivery.counts_itself:
                 self.mark(delivery, delivery.begun, KEEP_MARK)
-        self._since, self._running = time.monotonic(), delivery
+        delivery.began, self._running = time.monotonic(), delivery
         self._turn.release()
         try:
             last = self._handler(delivery)
@@ -227,7 +228,7 @@ class QueueLoop:
             last = Message(headers={"id": delivery.message.id, LOST: "its handler failed"})
         finally:
             self._turn.acquire()
-            self._since, self._running = 0.0, None
+            self._running = None
         if delivery.unsettled and (last is None or delivery.way is None):
             self._link.drop()
             raise Broken(f"{delivery.message.id} could not be buried: it will be delivered again")
@@ -334,12 +335,12 @@ class QueueLoop:
 
     def relieve(self) -> None:
         """If a handler takes its time, give to others what waits behind it. Another thread."""
-        since = self._since
-        late = since and self.is_wide and time.monotonic() - since > RELIEF
+        running = self._running
+        late = running and self.is_wide and time.monotonic() - running.began > RELIEF
         if not late or not self._turn.acquire(blocking=False):
             return
         try:
-            if self._since == since:
+            if self._running is running:
                 self._intake.share()
         except Broken as error:
             logger.warning("RabbitMQ: %s", error)  # the loop will find out, too

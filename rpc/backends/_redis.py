@@ -305,13 +305,12 @@ def _client_id(connection: Any) -> int:
 
 
 def loaded(connection: Any, script: str, by_text: bool) -> tuple[str, str]:
-    """How to run a script on this server; without a first line that it does not know (Redis 6)."""
+    """How to run a script on this server."""
     connection.send_command("SCRIPT", "LOAD", script)
     try:
         digest = connection.read_response()
     except redis.ResponseError:
-        first, _, script = script.partition("\n")
-        if not first.startswith("#!"):
+        if not (script := _without_flags(script)):
             raise
         connection.send_command("SCRIPT", "LOAD", script)
         digest = connection.read_response()
@@ -323,7 +322,12 @@ def evaluated(client: Any, script: str, keys: Sequence[str], *arguments: Any) ->
     try:
         return client.register_script(script)(keys, arguments)
     except redis.ResponseError:
-        first, _, rest = script.partition("\n")
-        if not first.startswith("#!"):
+        if not (script := _without_flags(script)):
             raise
-        return client.register_script(rest)(keys, arguments)
+        return client.register_script(script)(keys, arguments)
+
+
+def _without_flags(script: str) -> str:
+    """The script for Redis 6, which does not know a first line with flags; "" if it has none."""
+    first, _, rest = script.partition("\n")
+    return rest if first.startswith("#!") else ""

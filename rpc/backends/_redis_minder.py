@@ -132,11 +132,16 @@ class Minder:
 
     def _look_for_left(self) -> None:
         """Whoever leaves says so, but perhaps while this was not heard: that a token is gone says it, too."""
-        for delivery in [worker.delivery for worker in self._workers]:
-            if delivery and delivery.is_awaited and not delivery.cancelled:
-                keys = delivery.keys
-                if not self._place.client(keys.queue).exists(keys.token(delivery.record.id)):
-                    delivery.cancel()
+        running = [worker.delivery for worker in self._workers]
+        awaited = [each for each in running if each and each.is_awaited and not each.cancelled]
+        if not awaited:
+            return
+        pipe = self._place.client(self._queues[0].queue).pipeline(transaction=False)
+        for each in awaited:
+            pipe.exists(each.keys.token(each.record.id))
+        for each, is_there in zip(awaited, pipe.execute(), strict=True):
+            if not is_there:
+                each.cancel()
 
     def _absent(self) -> Iterator[tuple[Keys, str]]:
         """Queue and name of each worker that gives no sign of life."""

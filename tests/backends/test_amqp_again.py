@@ -117,18 +117,26 @@ def test_an_event_of_a_durable_group_is_heard_again(broker: Rabbit, site: Site) 
         cast("Any", site.client).delete(shelf)
 
 
-@pytest.mark.parametrize("moment", ["when it was to be buried", "before it was begun"])
-def test_what_came_again_meanwhile_is_not_taken_for_done(
-    broker: Rabbit, site: Site, monkeypatch: pytest.MonkeyPatch, moment: str
-) -> None:
-    """One loop waits for another one to be through with the same message, and that one's connection broke."""
-    begin, may_not_start, waits = Known.begin, QueueLoop._may_not_start, threading.Event()
+def waiting_for_another(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Is set as soon as one loop waits for another one that has the same message."""
+    begin, waits = Known.begin, threading.Event()
 
     def noted(known: Known, key: str, delivery: Any) -> Any:
         before = begin(known, key, delivery)
         if before:
             waits.set()
         return before
+
+    monkeypatch.setattr(Known, "begin", noted)
+    return waits
+
+
+@pytest.mark.parametrize("moment", ["when it was to be buried", "before it was begun"])
+def test_what_came_again_meanwhile_is_not_taken_for_done(
+    broker: Rabbit, site: Site, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """One loop waits for another one to be through with the same message, and that one's connection broke."""
+    may_not_start, waits = QueueLoop._may_not_start, waiting_for_another(monkeypatch)
 
     def break_once() -> None:
         if not waits.is_set():
@@ -141,7 +149,6 @@ def test_what_came_again_meanwhile_is_not_taken_for_done(
             raise Broken("just then")
         return may_not_start(loop, delivery)
 
-    monkeypatch.setattr(Known, "begin", noted)
     monkeypatch.setattr(QueueLoop, "_may_not_start", breaking)
 
     @job(retries=1, backoff=0.01)
@@ -208,19 +215,12 @@ def test_what_stopped_workers_give_back_is_not_counted(site: Site) -> None:
 def test_the_copy_that_is_counted_is_done_though_it_comes_before_the_first_is_through(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    begin, replace, waits = Known.begin, QueueLoop._replace, threading.Event()
-
-    def noted(known: Known, key: str, delivery: Any) -> Any:
-        before = begin(known, key, delivery)
-        if before:
-            waits.set()
-        return before
+    replace, waits = QueueLoop._replace, waiting_for_another(monkeypatch)
 
     def slow(loop: QueueLoop, *what: Any, **how: Any) -> None:
         replace(loop, *what, **how)
         assert waits.wait(PATIENCE)
 
-    monkeypatch.setattr(Known, "begin", noted)
     monkeypatch.setattr(QueueLoop, "_replace", slow)
     site.client.declare(site.queue())  # type: ignore[attr-defined]
     replies = site.ask(b"echo:x")
