@@ -15,7 +15,6 @@ from weakref import WeakSet
 from .addresses import Address
 from .backends import AsyncBackend, asynchronous
 from .caller import AS_SET, Asking, Caller
-from .core.conversation import Conversation
 from .core.jobs import Response, current_request
 from .describe import Gathering, WorkerInfo
 from .errors import NoReceivers, QueueFull, RpcTimeout
@@ -70,7 +69,7 @@ class AsyncRpcClient(Caller):
     ) -> Response:
         """As `RpcClient.call_and_wait`. A task that is cancelled withdraws what it waits for."""
         asking = Asking(self, name, data, self._allowed(timeout), idempotency_key, headers)
-        return await answer(self._async, self._to(name, queue), asking.conversation(), asking)
+        return await answer(self._async, self._to(name, queue), asking)
 
     def submit(
         self,
@@ -112,8 +111,7 @@ class AsyncRpcClient(Caller):
     ) -> asyncio.Future[T]:
         """A task of `what`: `answer`, or `value`."""
         asking = Asking(self, name, data, self._allowed(timeout), idempotency_key, headers)
-        coroutine = what(self._async, self._to(name, queue), asking.conversation(), asking)
-        task = asyncio.get_running_loop().create_task(coroutine)
+        task = asyncio.get_running_loop().create_task(what(self._async, self._to(name, queue), asking))
         self._submitted.add(task)
         return task
 
@@ -185,29 +183,25 @@ def _forget(future: asyncio.Future[Any]) -> None:
         future.exception()
 
 
-async def answer(backend: AsyncBackend, to: Address, conversation: Conversation, asking: Asking) -> Response:
-    """What a conversation comes to. While a bounded queue has no room for it, there is another one."""
+async def answer(backend: AsyncBackend, to: Address, asking: Asking) -> Response:
+    """What a call comes to. While a bounded queue has no room for it, it is asked again."""
     attempt = 0
     while True:
         try:
-            return await _answer(backend, to, conversation)
+            replies = await backend.request(to, asking.request)
+            try:
+                reply = await replies.receive(asking.remaining(time.monotonic()))
+            finally:
+                replies.close()
+        except RpcTimeout as late:
+            raise asking.timed_out(str(late), current_request.get(), to.name) from None
         except QueueFull as full:
             await asyncio.sleep(asking.pause(attempt, full))
-        conversation = asking.conversation()
+        else:
+            return asking.feed(reply)
         attempt += 1
 
 
-async def value(backend: AsyncBackend, to: Address, conversation: Conversation, asking: Asking) -> Any:
+async def value(backend: AsyncBackend, to: Address, asking: Asking) -> Any:
     """What the `answer` carries."""
-    return (await answer(backend, to, conversation, asking)).data
-
-
-async def _answer(backend: AsyncBackend, to: Address, conversation: Conversation) -> Response:
-    replies = await backend.request(to, conversation.request)
-    try:
-        reply = await replies.receive(conversation.remaining(time.monotonic()))
-    except RpcTimeout as late:
-        raise conversation.timed_out(str(late), current_request.get(), to.name) from None
-    finally:
-        replies.close()
-    return conversation.feed(reply)
+    return (await answer(backend, to, asking)).data

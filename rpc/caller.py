@@ -149,10 +149,10 @@ class Caller:
         return min(random.uniform(0, min(1.0, 0.01 * 2.0 ** min(attempt, 10))), left / 2)
 
 
-class Asking:
+class Asking(Conversation):
     """A call that may take so many seconds from now, however often a queue has no room for it."""
 
-    __slots__ = ("_began", "_caller", "_what", "name", "timeout")
+    __slots__ = ("_caller", "_what")
 
     def __init__(
         self,
@@ -163,20 +163,21 @@ class Asking:
         idempotency_key: str | None,
         headers: Mapping[str, str] | None,
     ) -> None:
-        self._caller, self.name, self.timeout, self._began = caller, name, timeout, time.monotonic()
-        self._what = data, idempotency_key, _own(headers)
-
-    def conversation(self) -> Conversation:
-        """Another one each time: as a message with an id of its own, and the time that is left."""
-        data, key, headers = self._what
-        timeout, began = self.timeout, self._began
-        left = None if timeout is None else max(0.0, began + timeout - time.monotonic())
-        message = self._caller._message(self.name, data, left, key, headers, replies=True)
-        return Conversation(message, self.name, timeout, began)
+        self._caller, self._what = caller, (data, idempotency_key, _own(headers))
+        super().__init__(self._message(name, timeout), name, timeout, time.monotonic())
 
     def pause(self, attempt: int, refused: QueueFull) -> float:
-        """A Pause."""
-        return self._caller._pause(_end(self._began, self.timeout), attempt, refused)
+        """A Pause. After it this is asked as another message: with an id of its own, and the time left."""
+        end = math.inf if self._deadline is None else self._deadline
+        seconds = self._caller._pause(end, attempt, refused)
+        left = None if self._deadline is None else self._deadline - time.monotonic() - seconds
+        self.request = self._message(self.name, left)
+        return seconds
+
+    def _message(self, name: str, left: float | None) -> Message:
+        data, key, headers = self._what
+        ttl = None if left is None else max(0.0, left)
+        return self._caller._message(name, data, ttl, key, headers, replies=True)
 
 
 def _end(began: float, timeout: float | None) -> float:

@@ -15,7 +15,6 @@ from weakref import WeakSet
 from .aio import answer, value
 from .backends import Backend, asynchronous
 from .caller import AS_SET, Asking, Caller, Pause
-from .core.conversation import Conversation
 from .core.jobs import Response, current_request
 from .describe import Gathering, WorkerInfo
 from .errors import NoReceivers, QueueFull, RpcTimeout
@@ -87,7 +86,7 @@ class RpcClient(Caller):
         for whatever reason, withdraws a job that has no such key.
         """
         asking = Asking(self, name, data, self._allowed(timeout), idempotency_key, headers)
-        return self._with_room(lambda: self._answer(asking.conversation(), queue), asking.pause)
+        return self._with_room(lambda: self._answer(asking, queue), asking.pause)
 
     def submit(
         self,
@@ -195,7 +194,7 @@ class RpcClient(Caller):
         """A future of `what`: `answer`, or `value`."""
         asking = Asking(self, name, data, self._allowed(timeout), idempotency_key, headers)
         where = self._submits.backend, self._to(name, queue)
-        return self._submits.run(what(*where, asking.conversation(), asking))
+        return self._submits.run(what(*where, asking))
 
     def _with_room(self, action: Callable[[], T], pause: Pause) -> T:
         """What the action returns. While there is no room in the queue it is tried again, if this client
@@ -208,16 +207,16 @@ class RpcClient(Caller):
                 time.sleep(pause(attempt, full))
                 attempt += 1
 
-    def _answer(self, conversation: Conversation, queue: str | None) -> Response:
-        to = self._to(conversation.name, queue)
-        replies = self.backend.request(to, conversation.request)
+    def _answer(self, asking: Asking, queue: str | None) -> Response:
+        to = self._to(asking.name, queue)
+        replies = self.backend.request(to, asking.request)
         try:
-            reply = replies.receive(conversation.remaining(time.monotonic()))
+            reply = replies.receive(asking.remaining(time.monotonic()))
         except RpcTimeout as late:
-            raise conversation.timed_out(str(late), current_request.get(), to.name) from None
+            raise asking.timed_out(str(late), current_request.get(), to.name) from None
         finally:
             replies.close()
-        return conversation.feed(reply)
+        return asking.feed(reply)
 
 
 class Submits:

@@ -73,6 +73,8 @@ register_at_fork(after_in_child=_ids.begin)
 class Conversation:
     """A request and the wait for its reply. Times are seconds on a monotonic clock, given as arguments."""
 
+    __slots__ = ("_deadline", "_timeout", "name", "request")
+
     def __init__(self, request: Message, name: str, timeout: float | None, now: float) -> None:
         self.request = request
         self.name, self._timeout = name, timeout
