@@ -90,10 +90,11 @@ class PerLoop(Generic[T]):
     def here(self) -> T:
         """What the running loop has."""
         loop = asyncio.get_running_loop()
-        if loop not in self._of or self._pid != process.id:
+        found = self._of.get(loop)
+        if found is None or self._pid != process.id:
             self._forget_the_gone()
-            self._of[loop] = self._make()
-        return self._of[loop]
+            found = self._of[loop] = self._make()
+        return found
 
     def pop(self) -> T | None:
         """The same, if it has it; not any more, then."""

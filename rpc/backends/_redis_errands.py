@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from typing import Any, Protocol
 
 import redis
@@ -45,12 +44,13 @@ class Errand:
         self.until = now + patience(ttl)
         """When to stop trying."""
         self.is_asked = not inbox
-        """Whether an answer is wanted."""
+        """Whether there will be an answer to the command that sends it."""
         self.written: float | None = None
         self.special: Command | None = None
         """What sends it, if it does not go with others: as this record, for so many milliseconds."""
         headers = message.headers
         if DELAY in headers or IDEMPOTENCY_KEY in headers:
+            self.is_asked = True
             *self.before, self.special = backend.sending_specially(keys, message, self.id, inbox, shared=True)
         else:
             self.before, self.record, self.lifetime = backend.laid_out(keys, message, self.id, inbox, ttl)
@@ -90,7 +90,7 @@ class Waiting(Protocol):
 
     def post(self, errand: Errand) -> None: ...
 
-    def wake_in_time(self, replies: AsyncRedisReplies, deadline: float) -> None: ...
+    def wake_in_time(self, replies: AsyncRedisReplies, left: float) -> None: ...
 
     def withdraw(self, replies: AsyncRedisReplies) -> None: ...
 
@@ -105,7 +105,7 @@ class AsyncRedisReplies(Errand):
         super().__init__(backend, keys, message, session.inbox, ttl, session.loop.time())
         self.expires = ttl is not None
         self._session, self._is_kept = session, IDEMPOTENCY_KEY in message.headers
-        self._arrived: deque[Message | RpcError] = deque()
+        self._arrived: list[Message | RpcError] = []  # a deque is 600 bytes, and there is mostly one
         self._waiter: asyncio.Future[Any] | None = None
         self._number = 0
         self.deadline: float | None = None
@@ -120,12 +120,12 @@ class AsyncRedisReplies(Errand):
             self._waiter = loop.create_future()
             if timeout is not None:
                 self.deadline = loop.time() + timeout
-                self._session.wake_in_time(self, self.deadline)
+                self._session.wake_in_time(self, timeout)
             try:
                 await self._waiter
             finally:
                 self._waiter = self.deadline = None
-        reply = self._arrived.popleft()
+        reply = self._arrived.pop(0)
         if isinstance(reply, RpcError):
             raise reply
         return reply

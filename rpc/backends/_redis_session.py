@@ -61,9 +61,7 @@ class Session:
         self._underway: dict[str, Errand] = {}
         """What is not known to have arrived, in the order of sending; of it,"""
         self._outbox: dict[str, Errand] = {}
-        """what is to be written, and"""
-        self._silent: dict[str, Errand] = {}
-        """what was written, but gets no answer."""
+        """what is to be written."""
         self._words: deque[tuple[float, Sequence[Command]]] = deque()
         """What else is to be said, and when."""
         self._flushing: asyncio.Handle | None = None
@@ -87,7 +85,6 @@ class Session:
     def withdraw(self, replies: AsyncRedisReplies) -> None:
         """What was not started is not done, what runs is told."""
         errand = self._underway.pop(replies.id, None)
-        self._silent.pop(replies.id, None)
         self._outbox.pop(replies.id, None)
         if errand is None or errand.written is not None:
             keys, id = replies.keys, replies.id
@@ -98,11 +95,11 @@ class Session:
         self._words.append((due, commands))
         self.loop.call_at(due, self._flush_soon)
 
-    def wake_in_time(self, replies: AsyncRedisReplies, deadline: float) -> None:
-        """Somebody waits until then, and is told if nothing came. A time limit that is far off costs nothing
-        but a look now and then."""
-        if deadline - self.loop.time() < 2 * UNCONFIRMED:
-            self.loop.call_at(deadline, replies.late)
+    def wake_in_time(self, replies: AsyncRedisReplies, left: float) -> None:
+        """Somebody waits for so many seconds more, and is told if nothing came. A time limit that is far off
+        costs nothing but a look now and then."""
+        if left < 2 * UNCONFIRMED:
+            self.loop.call_later(left, replies.late)
 
     async def close(self) -> None:
         """Fail what waits, say what is to be said, and give up the connections."""
@@ -187,7 +184,6 @@ class Session:
                 if is_asked:
                     yield wire.ask(command, partial(self._on_outcomes, several))
                 else:
-                    self._silent.update((errand.id, errand) for errand in several)
                     yield wire.say(command)
 
     def _sending(self, wire: Wire, keys: Keys, errands: list[Errand]) -> Command:
@@ -240,7 +236,6 @@ class Session:
             return
         if replies := self.pending.get(key):
             self._underway.pop(key, None)
-            self._silent.pop(key, None)
             replies.put(place, frame)
 
     def _on_outcomes(self, errands: list[Errand], answer: Any) -> None:
@@ -260,8 +255,8 @@ class Session:
             return
         for errand in errands:  # no memory left, perhaps: a little later there may be
             if errand.id in self._underway:
-                errand.written = self.loop.time()
-                self._silent[errand.id] = errand
+                self._underway[errand.id] = self._underway.pop(errand.id)
+                errand.written, errand.is_asked = self.loop.time(), False
         self._give_up_late(error)
 
     def _is_refused(self, answer: Any, *, only_if_elsewhere: bool = False) -> bool:
@@ -332,7 +327,6 @@ class Session:
             wire.drop()
         self._main = self._side = self._head = None
         self._armed, self._read = False, 0
-        self._silent.clear()
         self._outbox.clear()
         for errand in self._underway.values():
             errand.is_asked = True
@@ -343,7 +337,6 @@ class Session:
         now = self.loop.time()
         for errand in [errand for errand in self._underway.values() if errand.until <= now]:
             del self._underway[errand.id]
-            self._silent.pop(errand.id, None)
             errand.fail(unavailable(error))
         while self._words and self._words[0][0] < now - KEEP_WORDS:
             self._words.popleft()
@@ -366,7 +359,7 @@ class Session:
             self._repeat(now)
         for replies in self.pending.values():
             if replies.deadline is not None:
-                self.wake_in_time(replies, replies.deadline)
+                self.wake_in_time(replies, replies.deadline - now)
         if now - self._attended > UNATTENDED / 60:
             self._attended = now
             self._attend()
@@ -375,17 +368,17 @@ class Session:
     def _repeat(self, now: float) -> None:
         """Send again what may have been sent in vain."""
         late = []
-        for errand in self._silent.values():
+        for errand in self._underway.values():
             if errand.written is None or now - errand.written < UNCONFIRMED:
                 break
-            late.append(errand)
+            if not errand.is_asked:
+                late.append(errand)
         if late and now - (late[0].written or now) > LATE:
             self._on_loss(redis.ConnectionError("too late to send again"))
             return
         for errand in late:
-            del self._silent[errand.id]
             errand.is_asked = True
-            self._outbox[errand.id] = errand
+            self._underway[errand.id] = self._outbox[errand.id] = self._underway.pop(errand.id)
         if late:
             self._flush_soon()
 
