@@ -130,7 +130,7 @@ def packed(message: Message) -> bytes:
 def unpacked(frame: bytes) -> Message:
     """The message in a compact frame; SerializationError if it is none."""
     end = 2 + int.from_bytes(frame[:2], "big")
-    if not 2 < end <= min(len(frame), MAX_HEADER_BYTES + 2):
+    if not 2 < end <= len(frame) or end > MAX_HEADER_BYTES + 2:
         raise SerializationError("not a frame: its length does not fit")
     try:
         headers = _decode_headers(frame[2:end])

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from functools import lru_cache
 from hashlib import sha256
-from typing import NamedTuple
+
+import msgspec
 
 from ..addresses import queue as address
 
@@ -73,7 +74,7 @@ def digest(text: str) -> str:
     return sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
-class Record(NamedTuple):
+class Record(msgspec.Struct, frozen=True):
     """A message as it lies in a list."""
 
     kind: str
@@ -98,3 +99,8 @@ class Record(NamedTuple):
     @property
     def is_large(self) -> bool:
         return self.kind.isupper()
+
+
+def entry(number: int, id: str, frame: bytes) -> bytes:
+    """A reply as it lies in an inbox; `number` counts those of one worker to one message."""
+    return b"%d\n%s\n%s" % (number, id.encode(), frame)

@@ -11,8 +11,10 @@ import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from itertools import chain
 from typing import Any, NamedTuple
 
+import msgspec
 import redis
 
 from . import _redis_scripts as scripts
@@ -26,19 +28,19 @@ logger = logging.getLogger(__name__)
 LOADED = (scripts.NEXT, scripts.ACK, scripts.REPLY, scripts.FORBID, scripts.POSTPONE, scripts.BURY)
 
 
-class Ack(NamedTuple):
+class Ack(msgspec.Struct):
     """What is owed for a message that was handled."""
 
     keys: Keys
     id: str
-    number: int
     inbox: str
-    frame: bytes
+    entry: bytes
+    """The last reply, as it lies in an inbox; nothing for none."""
 
     @property
     def is_large(self) -> bool:
         """Whether the reply stays out of the script, and goes ahead of it."""
-        return len(self.frame) > LARGE and bool(self.inbox)
+        return len(self.entry) > LARGE and bool(self.inbox)
 
 
 class Group(NamedTuple):
@@ -168,20 +170,13 @@ class Outbox:
     def _said(self, group: Group) -> list[Command]:
         """The commands that acknowledge a group."""
         first = group.acks[0]
-        places = [first.keys.slot(self._worker), first.keys.queue]
-        arguments: list[Any] = []
-        for each in group.acks:
-            places += (each.keys.token(each.id), each.inbox or first.keys.queue)
-            arguments += (each.id, each.number, each.frame)
-        if first.is_large:
-            arguments[2] = b""
-        ack = (scripts.ACK, len(places), *places, *arguments)
+        replies = [(each.id, b"" if first.is_large else each.entry) for each in group.acks]
+        ack = (scripts.ACK, 2, first.keys.slot(self._worker), first.keys.queue, *chain(*replies))
         if group.quiet:
             return [NO_ANSWER, ack]
         if not first.is_large:
             return [ack]
-        entry = b"%d\n%s\n%s" % (first.number, first.id.encode(), first.frame)
-        return [("RPUSH", first.inbox, entry), ("PEXPIRE", first.inbox, 60_000), ack]
+        return [("RPUSH", first.inbox, first.entry), ("PEXPIRE", first.inbox, 60_000), ack]
 
     def _read_acks(self) -> None:
         """The answers to acknowledgements that have one."""

@@ -178,8 +178,8 @@ ACK = (
     ANYWAY
     + _ANSWER
     + """
--- KEYS slot queue (token inbox)...   ARGV (id number frame)...   -> how many of them were held
-local records = redis.call('LPOP', KEYS[1], #ARGV / 3) or {}
+-- KEYS slot queue   ARGV (id entry)...   entry: of an inbox, "" for none   -> how many of them were held
+local records = redis.call('LPOP', KEYS[1], #ARGV / 2) or {}
 local held, inbox, entries = 0, '', {}
 local function deliver()
   if #entries == 0 then return end
@@ -187,20 +187,19 @@ local function deliver()
   redis.call('PEXPIRE', inbox, '60000')
   entries = {}
 end
-for n = 1, #ARGV, 3 do
-  local record = records[held + 1]
+for n = 1, #ARGV, 2 do
+  local record, entry = records[held + 1], ARGV[n + 1]
   local kind, _, id, lane, once = string.match(record or '', PARTS)
   if kind and id == ARGV[n] then
     held = held + 1
     if once == '' and string.find(kind, '%l') then  -- as `answer` does, with one push for several
       if lane ~= inbox then deliver() end
       inbox = lane
-      if lane ~= '' and ARGV[n + 2] ~= '' then
-        entries[#entries + 1] = ARGV[n + 1] .. '\\n' .. id .. '\\n' .. ARGV[n + 2]
-      end
-      if kind == 'w' then redis.call('PEXPIRE', KEYS[3 + (n - 1) / 3 * 2], '10000') end
+      if lane ~= '' and entry ~= '' then entries[#entries + 1] = entry end
+      if kind == 'w' then redis.call('PEXPIRE', KEYS[2] .. ':t:' .. id, '10000') end
     else
-      answer(KEYS[2], record, ARGV[n + 1], ARGV[n + 2])
+      local number, frame = string.match(entry, '^(%d+)\\n[^\\n]*\\n(.*)')
+      answer(KEYS[2], record, number or '0', frame or '')
       if string.find(kind, '%u') then redis.call('UNLINK', KEYS[2] .. ':b:' .. id) end
     end
   end

@@ -13,8 +13,10 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 from uuid import uuid4
+
+from msgspec.structs import replace
 
 from ..errors import BackendUnavailable, SerializationError, WorkerLost
 from ..message import LOST, STREAM, Handler, Message, packed, unpacked
@@ -22,7 +24,7 @@ from . import _redis_scripts as scripts
 from ._cancellable import Cancellable
 from ._loops import Alarm
 from ._redis import evaluated, milliseconds, persistent, steadily, translated_or_logged
-from ._redis_keys import LARGE, Keys, Record
+from ._redis_keys import LARGE, Keys, Record, entry
 from ._redis_outbox import Ack, Outbox
 from ._redis_places import Place
 
@@ -92,7 +94,7 @@ class RedisDelivery(Cancellable):
     def postpone(self, seconds: float, message: Message) -> None:
         """Instead of acknowledging it: have it delivered again, as this message, after so many seconds."""
         record = self.record
-        later = record._replace(frame=b"" if record.is_large else packed(message))
+        later = replace(record, frame=b"" if record.is_large else packed(message))
         arguments = (record.id, later.packed(), milliseconds(seconds), self.keys.channel)
         with self._settling():
             if record.is_large:
@@ -242,14 +244,14 @@ class RedisWorker:
             logger.error("refused a record in queue %r: %s", keys.queue, error)
             id, lane = [*record.decode(errors="replace").split("\n", 3), "", "", ""][1:3]
             lost = packed(Message(headers={"id": id[:128], LOST: "it could not be read"}))
-            self.outbox.owe(Ack(keys, id, 1, lane, lost if lane else b""))
+            self.outbox.owe(Ack(keys, id, lane, entry(1, id, lost) if lane else b""))
             return
         if left == scripts.UNWANTED:
             [left] = self.outbox.ask(("PTTL", keys.token(parts.id)))
         if left == scripts.UNWANTED:
-            self.outbox.owe(Ack(keys, parts.id, 1, "", b""))
+            self.outbox.owe(Ack(keys, parts.id, "", b""))
             return
-        headers = cast("dict[str, str]", message.headers)  # just made, and nobody else's
+        headers: Any = message.headers  # just made, and nobody else's
         if left >= 0 and "ttl" in headers:  # else its token only says that its caller lives
             headers["ttl"] = str(left / 1000)
         if parts.deaths:
@@ -265,7 +267,8 @@ class RedisWorker:
             raise BackendUnavailable(f"{parts.id} could not be postponed, or buried")
         if not delivery.settled:
             inbox = parts.lane if not parts.once else ""  # it goes to more than one
-            self.outbox.owe(Ack(keys, parts.id, delivery.number, inbox, reply))
+            last = entry(delivery.number, parts.id, reply) if reply else b""
+            self.outbox.owe(Ack(keys, parts.id, inbox, last))
 
     def _handled(self, delivery: RedisDelivery) -> bytes:
         """The last reply, in its frame."""

@@ -150,6 +150,8 @@ def _reply_headers(message: Message, codec: Codec) -> dict[str, str]:
 class _Work:
     """One request on its way through its handler: remembers whether it was answered."""
 
+    __slots__ = ("_answered", "_codec", "_delivery", "_dispatcher", "_last", "_message", "_responded")
+
     def __init__(self, dispatcher: Dispatcher, delivery: Delivery, codec: Codec) -> None:
         self._dispatcher, self._delivery, self._codec = dispatcher, delivery, codec
         self._message = delivery.message

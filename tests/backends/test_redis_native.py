@@ -184,7 +184,7 @@ def test_what_was_acknowledged_on_a_connection_that_broke_is_not_answered_on_the
     keys = keys_of(uuid4().hex)
     outbox = Outbox(place(server.url), [keys], "worker", is_lone=False)
     with redis.Redis.from_url(server.url) as admin:
-        outbox.owe(Ack(keys, "first", 1, "", b""))
+        outbox.owe(Ack(keys, "first", "", b""))
         outbox.flush()
         admin.client_kill_filter(_id=str(outbox.connection))
         while outbox.connection:  # the first write to a broken connection may succeed
