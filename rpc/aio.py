@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
+from concurrent.futures import Future
 from contextlib import closing, suppress
 from datetime import datetime
 from types import TracebackType
@@ -14,7 +15,7 @@ from weakref import WeakSet
 
 from .addresses import Address
 from .backends import AsyncBackend, asynchronous
-from .caller import AS_SET, Asking, Caller
+from .caller import AS_SET, REASON, Asking, Caller
 from .core.jobs import Response, current_request
 from .describe import Gathering, WorkerInfo
 from .errors import NoReceivers, QueueFull, RpcTimeout
@@ -194,12 +195,18 @@ async def answer(backend: AsyncBackend, to: Address, asking: Asking) -> Response
             finally:
                 replies.close()
         except RpcTimeout as late:
-            raise asking.timed_out(str(late), current_request.get(), to.name) from None
+            hint = str(late) or await _heard(asking.reason(to))
+            raise asking.timed_out(hint, current_request.get(), to.name) from None
         except QueueFull as full:
             await asyncio.sleep(asking.pause(attempt, full))
         else:
             return asking.feed(reply)
         attempt += 1
+
+
+async def _heard(reason: Future[str]) -> str:
+    await asyncio.wait([asyncio.wrap_future(reason)], timeout=REASON)
+    return reason.result() if reason.done() else ""
 
 
 async def value(backend: AsyncBackend, to: Address, asking: Asking) -> Any:

@@ -2,28 +2,33 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import random
 import sys
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from datetime import datetime
 from functools import partial
+from threading import Thread
 from types import ModuleType
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, cast
 
 from .addresses import Address
 from .addresses import queue as queue_address
-from .backends import Backend, backend_from_url
+from .backends import Backend, Presence, backend_from_url
 from .core.codecs import Codec, codec_named
 from .core.conversation import Conversation, call_message
 from .core.jobs import current_request
 from .core.patterns import fitting
 from .describe import ALL_WORKERS, DESCRIBE
-from .errors import QueueFull, SettingsError, Unsupported
+from .errors import BackendUnavailable, QueueFull, SettingsError, Unsupported
 from .events import event_address
 from .message import DELAY, IDEMPOTENCY_KEY, OWN, TRACE, Message, passed_on
 from .settings import Settings, load_settings
+
+logger = logging.getLogger(__name__)
 
 AS_SET: Final[Any] = object()
 NESTED_MARGIN = 0.95
@@ -31,6 +36,8 @@ NESTED_MARGIN = 0.95
 caller what went wrong."""
 LEAST = 0.05
 """Seconds that must be left for another look whether there is room in a queue."""
+REASON = 0.5
+"""Seconds that an error which is due waits for the reason, at most."""
 
 _FEATURES = {DELAY: "delay", IDEMPOTENCY_KEY: "idempotency"}
 
@@ -65,6 +72,7 @@ class Caller:
         self._routes = [(fitting(pattern), each) for pattern, each in settings.routes.items()]
         limit = max_message_bytes or settings.max_message_bytes
         self._max_message = min(limit, self.backend.max_message or sys.maxsize)
+        self._reasons: dict[Address, tuple[float, Future[str]]] = {}
         self._begin()
 
     def _begin(self) -> None:
@@ -138,6 +146,16 @@ class Caller:
         left = (request.deadline - time.monotonic()) * NESTED_MARGIN
         return max(left, 0.0) if timeout is None else min(timeout, max(left, 0.0))
 
+    def reason(self, to: Address) -> Future[str]:
+        """Why nobody answers there, if the broker knows: it is asked once a second, however many call."""
+        asked, found = self._reasons.get(to, (-math.inf, None))
+        if found is None or time.monotonic() - asked > 1.0:
+            found = Future()
+            self._reasons[to] = time.monotonic(), found
+            looked_for = (self.backend, to, found)
+            Thread(target=_find_reason, args=looked_for, name="rpc-reason", daemon=True).start()
+        return found
+
     def _pausing(self, timeout: float | None) -> Pause:
         """How long to wait for room in a queue, until so many seconds from now."""
         return partial(self._pause, _end(time.monotonic(), timeout))
@@ -174,10 +192,25 @@ class Asking(Conversation):
         self.request = self._message(self.name, left)
         return seconds
 
+    def reason(self, to: Address) -> Future[str]:
+        """As that of the caller."""
+        return self._caller.reason(to)
+
     def _message(self, name: str, left: float | None) -> Message:
         data, key, headers = self._what
         ttl = None if left is None else max(0.0, left)
         return self._caller._message(name, data, ttl, key, headers, replies=True)
+
+
+def _find_reason(backend: Backend, to: Address, found: Future[str]) -> None:
+    is_served = True
+    try:
+        if "presence" in backend.features and to.kind == "queue":
+            is_served = cast("Presence", backend).is_served(to.name)
+    except BackendUnavailable as error:
+        logger.debug("whether %s is served: %s", to, error)
+    finally:
+        found.set_result("" if is_served else f"no worker serves queue {to.name!r}")
 
 
 def _end(began: float, timeout: float | None) -> float:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from contextlib import closing, suppress
 from datetime import datetime
 from types import TracebackType
@@ -14,7 +14,7 @@ from weakref import WeakSet
 
 from .aio import answer, value
 from .backends import Backend, asynchronous
-from .caller import AS_SET, Asking, Caller, Pause
+from .caller import AS_SET, REASON, Asking, Caller, Pause
 from .core.jobs import Response, current_request
 from .describe import Gathering, WorkerInfo
 from .errors import NoReceivers, QueueFull, RpcTimeout
@@ -213,10 +213,16 @@ class RpcClient(Caller):
         try:
             reply = replies.receive(asking.remaining(time.monotonic()))
         except RpcTimeout as late:
-            raise asking.timed_out(str(late), current_request.get(), to.name) from None
+            hint = str(late) or _heard(self.reason(to))
+            raise asking.timed_out(hint, current_request.get(), to.name) from None
         finally:
             replies.close()
         return asking.feed(reply)
+
+
+def _heard(reason: Future[str]) -> str:
+    wait([reason], REASON)
+    return reason.result() if reason.done() else ""
 
 
 class Submits:

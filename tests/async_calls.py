@@ -285,7 +285,8 @@ class Calls:
             async with stage.client() as client:
                 await client.call("other", queue="other")  # connected
                 start = time.monotonic()
-                with pytest.raises(RpcTimeout, match=f"'mark' was not answered within {timeout:g} s"):
+                why = f"'mark' was not answered within {timeout:g} s: no worker serves queue"
+                with pytest.raises(RpcTimeout, match=why):
                     await ask(client, "mark", ["late"], timeout=timeout)
                 assert timeout <= time.monotonic() - start < timeout + PATIENCE
 

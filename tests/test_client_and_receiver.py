@@ -35,6 +35,7 @@ from rpc.testing.site import eventually
 
 LONG = 10.0
 """Seconds: far longer than anything here takes."""
+NOBODY = "no worker serves queue 'default'"
 
 
 class Site:
@@ -178,9 +179,38 @@ def test_a_call_that_is_not_waited_for_is_done_once_and_cannot_be_answered(site)
 ], ids=["call", "client", "submit"])  # fmt: skip
 def test_a_call_that_nobody_answers_ends_at_its_timeout(site, call, timeout):
     started = time.monotonic()
-    with pytest.raises(RpcTimeout, match=f"^'add' was not answered within {timeout:g} s$"):
+    with pytest.raises(RpcTimeout, match=f"^'add' was not answered within {timeout:g} s: {NOBODY}$"):
         call(site, timeout)
     assert timeout <= time.monotonic() - started < timeout + LONG
+
+
+@pytest.mark.parametrize("ask", [
+    lambda client: client.call_and_wait("add", timeout=0.05),
+    lambda client: client.submit("add", timeout=0.05).result(LONG),
+], ids=["call", "submit"])  # fmt: skip
+def test_a_reason_that_cannot_be_had_does_not_replace_the_timeout(site, monkeypatch, ask):
+    def is_served(backend, queue):
+        asked.append(queue)
+        if len(asked) == 1:
+            raise BackendUnavailable("gone")
+        end.wait(LONG)
+        return False
+
+    asked, end = [], Event()
+    monkeypatch.setattr(MemoryBackend, "is_served", is_served)
+    for _ in "unavailable", "slow":
+        with pytest.raises(RpcTimeout, match=r"^'add' was not answered within 0.05 s$"):
+            ask(site.client())
+    end.set()
+    assert asked == ["default", "default"]
+
+
+def test_callers_that_are_late_together_ask_for_the_reason_once(site, monkeypatch):
+    client, asked = site.client(), []
+    monkeypatch.setattr(MemoryBackend, "is_served", lambda backend, queue: asked.append(queue))
+    reasons = {client.reason(queue(name)) for name in ("default", "second") for _ in range(50)}
+    assert {reason.result(LONG) for reason in reasons} == {NOBODY, NOBODY.replace("default", "second")}
+    assert sorted(asked) == ["default", "second"]
 
 
 def test_what_has_expired_is_not_done_by_a_worker_that_comes_later(site):

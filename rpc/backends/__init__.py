@@ -38,7 +38,7 @@ class Backend(Protocol):
     and Unsupported leave these methods."""
 
     features: frozenset[str]
-    """Of: durable, redelivers, topics, groups, subscriptions, locks, priorities, processes, delay,
+    """Of: durable, redelivers, topics, groups, subscriptions, locks, priorities, processes, presence, delay,
     idempotency, dead-letters."""
     max_message: int | None
     """The largest body, in bytes; None if the transport sets no limit."""
@@ -81,6 +81,13 @@ class Locks(Protocol):
 
     def release(self, name: str, owner: str) -> None:
         """Give a lock back, if this owner has it."""
+
+
+class Presence(Protocol):
+    """A backend with the feature `presence`."""
+
+    def is_served(self, queue: str) -> bool:
+        """Whether there is a worker for this queue now."""
 
 
 class AsyncReplies(Protocol):

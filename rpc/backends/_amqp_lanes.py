@@ -70,11 +70,11 @@ def control_key(queue: str) -> str:
     return f"control:{queue}"
 
 
-def notice(link: Link, kind: str, to: Address, id: str, channel: int = 1) -> bytes:
+def notice(link: Link, kind: str, to: Address, id: str, channel: int = 1, **how: Any) -> bytes:
     """What tells them; with the way back of this channel, if it has one."""
     back = REPLY_TO if kind == MOVED else None
     properties = Basic.Properties(message_type=kind, correlation_id=id, reply_to=back, delivery_mode=1)
-    return link.publish(control_key(to.name), properties, b"", exchange=EXCHANGE, channel=channel)
+    return link.publish(control_key(to.name), properties, b"", exchange=EXCHANGE, channel=channel, **how)
 
 
 def refused(to: Address, arrival: Arrival) -> RpcError:
@@ -142,6 +142,10 @@ class Senders:
             self.do(lambda link: link.confirmed(notice(link, CANCEL, to, id)))
         except BackendUnavailable as error:
             logger.warning("%s", error)
+
+    def is_heard(self, to: Address) -> bool:
+        """Whether anybody who serves it can be told something."""
+        return not self.do(lambda link: link.confirmed(notice(link, CANCEL, to, "", mandatory=True)))
 
     def close(self) -> None:
         while link := popped(self._idle):

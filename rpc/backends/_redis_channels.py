@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from ..addresses import Address, topic
-from ..errors import BackendUnavailable, RpcTimeout
+from ..errors import BackendUnavailable
 from ..message import LOST, STREAM, Message, packed, unpacked
 from . import KEEP_SUBSCRIPTION
 from ._redis import (
@@ -107,20 +107,17 @@ class RedisReplies:
         *,
         id: str = "",
         lost: Callable[[], str | None] = lambda: None,
-        hint: Callable[[], str] = lambda: "",
         withdraw: Callable[[], object] = lambda: None,
         finished: Callable[[str], object] = lambda key: None,
     ) -> None:
         self._client, self._key, self._last = client, reply_key(reply_to), START
         self._id = id
-        self._lost, self._hint, self._withdraw, self._finished = lost, hint, withdraw, finished
+        self._lost, self._withdraw, self._finished = lost, withdraw, finished
         self._ended = self._closed = self._unreachable = False
 
     def receive(self, timeout: float | None) -> Message:
         try:
             reply = awaited(self._next, timeout)
-        except RpcTimeout:
-            raise RpcTimeout(self._hinted()) from None
         except BackendUnavailable:
             self._unreachable = True
             raise
@@ -139,11 +136,6 @@ class RedisReplies:
         with translated_or_logged():
             self._client.unlink(self._key)  # first, so that a handler that is told finds nobody listening
             self._withdraw()
-
-    def _hinted(self) -> str:
-        with translated_or_logged():
-            return self._hint()
-        return ""
 
     def _next(self, seconds: float) -> Message | None:
         reply = self._read(min(seconds, BLOCK))

@@ -17,6 +17,7 @@ from functools import partial
 from typing import Any, Literal
 
 from ..addresses import Address
+from ..addresses import queue as queue_address
 from ..errors import NoReceivers, QueueFull, Unsupported
 from ..message import DELAY, IDEMPOTENCY_KEY, Handler, Message
 from . import AsyncBackend, DeadLetter
@@ -54,7 +55,7 @@ class AmqpBackend:
     features = frozenset(
         {
             *("durable", "redelivers", "topics", "groups", "subscriptions", "locks"),
-            *("priorities", "processes", "dead-letters"),
+            *("priorities", "processes", "presence", "dead-letters"),
         }
     )
     max_message: int | None = 16 * 1024 * 1024
@@ -106,6 +107,9 @@ class AmqpBackend:
             raise
         if found.message_count >= self.max_length:
             raise QueueFull(f"{to} has no room: raise max_length, or start more workers")
+
+    def is_served(self, queue: str) -> bool:
+        return self._senders.is_heard(queue_address(queue))
 
     def declare(self, *addresses: Address) -> None:
         """Make these queues, so that messages to them are taken before anybody serves them."""

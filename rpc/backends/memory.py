@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import defaultdict, deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Sequence
 from functools import partial
 from heapq import heappop, heappush
@@ -43,6 +43,8 @@ class Hub:
         self.firsts: dict[tuple[Address, str], First] = {}
         """What was sent with an idempotency key. It is forgotten with the process."""
         self.dead: defaultdict[str, list[DeadLetter]] = defaultdict(list)
+        self.served: Counter[str] = Counter()
+        """How many serve each queue."""
         self._count = count()
 
     def put(self, to: Address, message: Message, replies: MemoryReplies | None, most: int = 0) -> None:
@@ -253,7 +255,7 @@ class MemoryBackend:
 
     features = frozenset(
         {
-            *("topics", "groups", "subscriptions", "locks"),
+            *("topics", "groups", "subscriptions", "locks", "presence"),
             *("priorities", "delay", "idempotency", "dead-letters"),
         }
     )
@@ -286,7 +288,8 @@ class MemoryBackend:
         return AsyncMemory(self)
 
     def serve(self, addresses: Sequence[Address], handler: Handler, concurrency: int = 1) -> None:
-        queues = [self.hub.waiting[address] for address in addresses if address.kind == "queue"]
+        names = [address.name for address in addresses if address.kind == "queue"]
+        queues = [self.hub.waiting[queue_address(name)] for name in names]
         kept = [address for address in addresses if address.durable]
         heard = [
             self.hub.subscribe(address)
@@ -300,11 +303,15 @@ class MemoryBackend:
             loops.append(partial(self._loop, [waiting], arriving(address, handler)))
         loops += [partial(self._loop, [waiting], handler) for waiting, _ in heard]
         told = self.on_change or (lambda connected: None)
+        with self.hub.changed:
+            self.hub.served.update(names)
         told(True)
         try:
             run_together(loops, self.stop)
         finally:
             self._stopped = False
+            with self.hub.changed:
+                self.hub.served.subtract(names)
             for _, leave in heard:
                 leave()
             told(False)
@@ -314,6 +321,9 @@ class MemoryBackend:
 
     def close(self) -> None:
         """Nothing to give back."""
+
+    def is_served(self, queue: str) -> bool:
+        return self.hub.served[queue] > 0
 
     def unsubscribe(self, to: Address) -> None:
         with self.hub.changed:

@@ -57,7 +57,7 @@ class RedisBackend(Serving):
 
     features = frozenset(
         {"durable", "redelivers", "topics", "groups", "subscriptions", "locks", "priorities", "processes"}
-        | {"delay", "idempotency", "dead-letters"}
+        | {"presence", "delay", "idempotency", "dead-letters"}
     )
     max_message: int | None = 64 * 1024 * 1024
 
@@ -203,6 +203,13 @@ class RedisBackend(Serving):
             before = [("SET", keys.body(id), frame, "NX", "PX", milliseconds(seconds + KEEP_BODY))]
             frame = b""
         return before, f"{kind}\n{id}\n{inbox}\n{once}\n".encode() + frame, milliseconds(seconds)
+
+    def is_served(self, queue: str) -> bool:
+        keys = keys_of(queue)
+        with translated():
+            client = self.place.client(keys.queue)
+            workers = [name.decode() for name in client.smembers(keys.workers)]
+            return any(client.exists(keys.alive(worker)) for worker in workers)
 
     def dead_letters(self, queue: str) -> list[DeadLetter]:
         keys = keys_of(queue)

@@ -22,7 +22,7 @@ from ..addresses import Address
 from ..errors import Unsupported
 from ..message import Handler, Message
 from . import _rq_scripts as scripts
-from ._redis import milliseconds, persistent, translated_or_logged
+from ._redis import milliseconds, persistent, translated, translated_or_logged
 from ._redis_channels import KEEP_REPLY, Channels, RedisReplies, reply_key
 from ._redis_keys import digest
 from ._redis_places import place
@@ -57,6 +57,7 @@ class PythonRqBackend(Serving):
 
     features = frozenset(
         {"durable", "redelivers", "topics", "groups", "subscriptions", "locks", "priorities", "processes"}
+        | {"presence"}
     )
     max_message = 64 * 1024 * 1024
 
@@ -101,7 +102,6 @@ class PythonRqBackend(Serving):
             message.reply_to or "",
             id=message.id,
             lost=partial(self._lost, message.id),
-            hint=partial(self._hint, to.name),
             withdraw=partial(self._withdraw, to.name, message.id),
             finished=self._read.append,
         )
@@ -175,8 +175,10 @@ class PythonRqBackend(Serving):
             return "Redis no longer has it"
         return NO_ANSWER_FROM.get(status.decode("utf-8", "replace"))
 
-    def _hint(self, queue: str) -> str:
-        return "" if self._records.has_workers(queue) else f"no worker serves queue {queue!r}"
+    def is_served(self, queue: str) -> bool:
+        """Whether rq knows a worker of this queue (str). Raises BackendUnavailable."""
+        with translated():
+            return self._records.has_workers(queue)
 
     def _withdraw(self, queue: str, id: str) -> None:
         keys = [self._records.queue(queue).key, job_key(id)]

@@ -10,7 +10,7 @@ from typing import Any, cast
 import pytest
 
 from ..addresses import Address, queue
-from ..backends import Backend, DeadLetter, DeadLetters
+from ..backends import Backend, DeadLetter, DeadLetters, Presence
 from ..errors import BackendUnavailable, QueueFull, SettingsError
 from ..message import IDEMPOTENCY_KEY, LOST, Delivery, Handler, Message, unpacked
 from .site import Site, eventually, request
@@ -20,6 +20,24 @@ ONCE: Any = {IDEMPOTENCY_KEY: "order-17"}
 
 class Features:
     """Tests that `rpc.testing.conformance.Conformance` has, too."""
+
+    # Presence.
+
+    def test_it_is_known_whether_a_queue_is_served(self, site: Site) -> None:
+        site.needs("presence")
+        is_served = cast("Presence", site.client).is_served
+        assert not is_served(site.name())
+        backend, thread = site.serve(None, site.queue(), site.queue("second"))
+        eventually(lambda: is_served(site.name()) and is_served(site.name("second")))
+        assert not is_served(site.name("third"))
+        hold = site.ask(b"hold:x")
+        eventually(site.log.lines)
+        assert is_served(site.name()), "a worker that is busy serves its queue all the same"
+        site.release()
+        assert hold.receive(site.patience).body == b"x"
+        backend.stop()
+        thread.join(site.patience)
+        eventually(lambda: not is_served(site.name()))
 
     # Delay.
 

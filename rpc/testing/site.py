@@ -206,13 +206,17 @@ class Site:
 
         def end() -> None:
             backend.stop()
-            for toy in self._toys:
-                toy.released.set()
+            self.release()
             thread.join(PATIENCE)
             assert not thread.is_alive(), "serve() did not return after stop()"
 
         self._stack.callback(end)
         return backend, thread
+
+    def release(self) -> None:
+        """Let the toys go on that hold something."""
+        for toy in self._toys:
+            toy.released.set()
 
     def spawn(self) -> subprocess.Popen[bytes]:
         """A process that serves a toy on the queue."""

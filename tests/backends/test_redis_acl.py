@@ -11,7 +11,7 @@ import pytest
 import redis
 from redis.exceptions import NoPermissionError
 
-from rpc import RemoteError, WorkerLost
+from rpc import RemoteError, RpcTimeout, WorkerLost
 from rpc.addresses import topic
 from rpc.backends import _redis_channels, _redis_hearing, _redis_scripts, _redis_sending, _redis_serving
 from rpc.message import Message
@@ -27,7 +27,7 @@ LINES = dict(re.findall(r"^user (rpc-\w+) (.*)$", PAGE, re.MULTILINE))
 CONNECTING = "client|setname client|id client|reply script|load evalsha"
 SAID = {
     "rpc-client": f"{CONNECTING} blmove lrem ltrim pexpire set get del publish lrange "
-    "multi exec xadd xread unlink lpop zrange zrem",
+    "multi exec xadd xread unlink lpop zrange zrem smembers exists",
     "rpc-worker": f"{CONNECTING} client|unblock blpop lrange pttl get set rpush pexpire publish sadd exists "
     "smembers subscribe del ping multi exec xadd xread xrevrange xreadgroup xdel unlink lpop",
 }
@@ -104,6 +104,8 @@ def exercised(bench: Bench) -> None:
     client.publish("boom")
     eventually(lambda: {"alone", "team", "durable", "tick"} <= {*bench.lines()})
     assert client.describe()
+    with pytest.raises(RpcTimeout, match="no worker serves queue 'other'"):
+        client.call_and_wait("fast", ["x"], queue="other", timeout=0.1)
     shelf: Any = client.backend
     (subscription,) = shelf.subscribed()
     shelf.unsubscribe(subscription)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import redis
 
-from rpc import BackendUnavailable, PythonRqBackend, RpcError, RpcTimeout
+from rpc import PythonRqBackend, RpcError, RpcTimeout
 from rpc.addresses import inbox, queue, topic
 from rpc.backends._redis_channels import RedisReplies
 from rpc.backends._redis_places import place
@@ -92,14 +92,6 @@ def test_garbage_on_the_way_back_is_an_error_of_ours(client: Any, frame: bytes) 
     client.xadd("rpc:re:way", {"m": frame})
     with contextlib.suppress(RpcError):
         replies.receive(0.2)
-
-
-def test_a_hint_that_cannot_be_had_does_not_replace_the_timeout(client: Any) -> None:
-    def hint() -> str:
-        raise redis.ConnectionError("gone")
-
-    with pytest.raises((RpcTimeout, BackendUnavailable)):
-        opened(client, hint=hint).receive(0.05)
 
 
 def test_an_open_way_back_lives_as_long_as_its_reader_and_a_minute_more(client: Any) -> None:

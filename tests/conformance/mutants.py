@@ -415,6 +415,20 @@ def never_ends_a_lease(patch: Patch) -> None:
     )
 
 
+def says_that_every_queue_is_served(patch: Patch) -> None:
+    patch.setattr(MemoryBackend, "is_served", lambda self, queue: True)
+
+
+def forgets_whom_it_serves_while_busy(patch: Patch) -> None:
+    start = MemoryDelivery.start
+
+    def starting(delivery: MemoryDelivery) -> None:
+        delivery.hub.served.clear()
+        start(delivery)
+
+    patch.setattr(MemoryDelivery, "start", starting)
+
+
 def never_says_that_it_has_ended(patch: Patch) -> None:
     serve = MemoryBackend.serve
 

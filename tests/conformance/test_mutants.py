@@ -95,6 +95,8 @@ MUTANTS: list[tuple[Callable[[Patch], None], Callable[..., None], tuple[Any, ...
         C.test_a_caller_that_leaves_does_not_take_along_what_others_wait_for,
         (),
     ),
+    (m.says_that_every_queue_is_served, C.test_it_is_known_whether_a_queue_is_served, ()),
+    (m.forgets_whom_it_serves_while_busy, C.test_it_is_known_whether_a_queue_is_served, ()),
     (m.has_always_room, C.test_a_full_queue_refuses_more_until_there_is_room, ()),
     (m.counts_all_queues_as_one, C.test_a_full_queue_refuses_more_until_there_is_room, ()),
 ]
