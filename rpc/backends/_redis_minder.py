@@ -57,8 +57,8 @@ class Minder:
                 self._news.close()
 
     def relieve(self) -> None:
-        """Until all workers are done: acknowledge what is done, and give back what is not begun, where a
-        handler takes long; wake those up that wait, when they are to stop."""
+        """Until all workers are done: acknowledge what is done, say what was replied, and give back what
+        is not begun, where a handler takes long; wake those up that wait, when they are to stop."""
         link = self._link(scripts.RELEASE)
         while not self._all_ended():
             self._alarm.wait(BLOCK)
@@ -72,6 +72,8 @@ class Minder:
     def _relieve_one(self, link: Link, worker: RedisWorker) -> None:
         if worker.is_slow():
             worker.outbox.flush()
+            if delivery := worker.delivery:
+                delivery.say()
             self._give_back(link, worker)
         elif self._stopped() and not worker.ended and (number := worker.outbox.connection):
             with translated():

@@ -58,7 +58,10 @@ class RedisDelivery(Cancellable):
         self.to = keys.address
         self.number = 1
         self.said = b""
-        """The last reply, if it was sent already."""
+        """The last reply, if the handler is not done yet."""
+        self.unsaid = False
+        """Whether it waits to be sent."""
+        self._is_final = False
         self._answered = False
         self.settled = False
         """Whether it left the slot otherwise than by an acknowledgement."""
@@ -72,24 +75,36 @@ class RedisDelivery(Cancellable):
 
     def reply(self, message: Message) -> bool:
         """Send a reply at once. False if it is known that nobody listens: for the last one it is not waited
-        for whether anybody does. It goes with the acknowledgement, too, if it has not arrived by then."""
+        for whether anybody does. It goes with the acknowledgement, too, if it has not arrived by then. While
+        handlers are fast, it goes with that alone, unless the handler takes long all the same."""
         if not self.record.lane or self.cancelled:
             return False
-        id, frame = self.record.id, packed(message)
-        command = (3, self._slot, self.keys.token(id), self.record.lane, id, self.number, frame)
+        frame = packed(message)
         self._answered = STREAM not in message.headers
         if self._answered and len(frame) <= LARGE:
-            self.said = frame
-            self._worker.outbox.say(scripts.REPLY, self.keys, *command)
+            self.said, self.unsaid = frame, True
+            if self._is_final or not self._worker.is_watched:
+                self.say()
             return True
-        sent = self._worker.carry_out(scripts.REPLY, *command, 0, 0)
+        sent = self._worker.carry_out(scripts.REPLY, *self._reply(frame), 0, 0)
         self.number += 1
         return bool(sent)
+
+    def say(self) -> None:
+        """Send the last reply, if it waits for that. Any thread: to send it twice does no harm."""
+        if self.unsaid:
+            self.unsaid = False
+            self._worker.outbox.say(scripts.REPLY, self.keys, *self._reply(self.said))
+
+    def _reply(self, frame: bytes) -> tuple[Any, ...]:
+        id, lane = self.record.id, self.record.lane
+        return (3, self._slot, self.keys.token(id), lane, id, self.number, frame)
 
     def forbid_redelivery(self) -> None:
         """Make the next death of a worker that holds this message its last."""
         if not self._worker.carry_out(scripts.FORBID, 1, self._slot, self.record.id):
             raise WorkerLost("it was given to another worker meanwhile")
+        self._is_final = True
 
     def postpone(self, seconds: float, message: Message) -> None:
         """Instead of acknowledging it: have it delivered again, as this message, after so many seconds."""
@@ -212,6 +227,7 @@ class RedisWorker:
         for number, records in enumerate(answers):
             for record in records:
                 self.backlog.append((number, record, scripts.UNWANTED if record[:1] in b"wW" else -1))
+        self._alarm.ring()
 
     def _work_off(self) -> None:
         begun, handled = time.perf_counter(), 0
@@ -318,9 +334,16 @@ class RedisWorker:
         self._last_beat = time.monotonic()
 
     @property
-    def is_laden(self) -> bool:
-        """Whether it has something that waits for the handler that runs now."""
+    def is_watched(self) -> bool:
+        """Whether others wait for the handler that runs now: messages that were taken with its own, callers
+        whose replies leave with its reply. They are seen to if it takes long."""
         return bool(self.backlog) or not self.outbox.is_empty
+
+    @property
+    def is_laden(self) -> bool:
+        """Whether anything waits for the handler that runs now."""
+        delivery = self.delivery
+        return self.is_watched or (delivery is not None and delivery.unsaid)
 
     def is_slow(self) -> bool:
         """Whether the handler that runs now keeps waiting what was taken with its message."""

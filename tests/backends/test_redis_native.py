@@ -16,6 +16,7 @@ import pytest
 import redis
 
 from rpc import QueueFull, Request, RpcClient, RpcReceiver
+from rpc.backends import _redis_worker
 from rpc.backends._redis_keys import keys_of
 from rpc.backends._redis_minder import Minder
 from rpc.backends._redis_outbox import Ack, Outbox
@@ -176,6 +177,42 @@ def test_a_response_that_was_lost_with_its_connection_goes_with_the_acknowledgem
             thread.join()
     assert answers == list(range(24))
     assert sorted(begun) == list(range(24))
+
+
+def test_a_response_leaves_though_its_handler_goes_on_and_others_wait_behind_it(
+    server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_redis_worker, "AHEAD", 10.0)
+    taken, begin, go_on = threading.Event(), threading.Event(), threading.Event()
+
+    def hold() -> None:
+        taken.set()
+        begin.wait(20)
+
+    def answer(request: Request) -> None:
+        request.respond("answered")
+        go_on.wait(20)
+
+    receiver = RpcReceiver(
+        jobs={"fast": lambda: None, "hold": hold, "answer": answer}, backend=server.url, queues=["default"]
+    )
+    thread = threading.Thread(target=receiver.start)
+    thread.start()
+    with RpcClient(backend=server.url, timeout=20) as client:
+        try:
+            for name in ["fast"] * 20 + ["hold"]:
+                client.call(name)
+            assert taken.wait(20)
+            client.call("fast")
+            answers = [client.submit("answer") for _ in range(2)]
+            begin.set()
+            assert answers[0].result(20).data == "answered"
+            go_on.set()
+            assert answers[1].result(20).data == "answered"
+        finally:
+            go_on.set()
+            receiver.stop()
+            thread.join()
 
 
 def test_what_was_acknowledged_on_a_connection_that_broke_is_not_answered_on_the_next(
