@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from importlib.util import find_spec
 from types import ModuleType
-from typing import Any, Literal, get_type_hints
+from typing import Annotated, Any, Literal, get_type_hints
 
 import msgspec
 
@@ -44,9 +44,9 @@ class Settings:
     """The same, for receivers alone."""
     client_backend: Any = None
     """The same, for clients alone."""
-    timeout: float | None = 30.0
+    timeout: Annotated[float, msgspec.Meta(ge=0)] | None = 30.0
     """How long a call waits. None: without end."""
-    concurrency: int = 1
+    concurrency: Annotated[int, msgspec.Meta(ge=1)] = 1
     """How many jobs a worker runs at a time."""
     queues: tuple[str, ...] = DEFAULT_QUEUES
     """What a worker serves, in order of priority."""
@@ -61,11 +61,11 @@ class Settings:
     """How long after its last sign of life a worker is given up. None: as the backend has it."""
     max_deliveries: int | None = None
     """How often a job is given to a worker before it is given up. None: as the backend has it."""
-    max_message_bytes: int = 16 * 1024 * 1024
+    max_message_bytes: Annotated[int, msgspec.Meta(ge=1)] = 16 * 1024 * 1024
     """The largest request or reply, in bytes."""
     send_tracebacks: bool = False
     """Whether a RemoteError has the receiver's traceback."""
-    grace: float = 30.0
+    grace: Annotated[float, msgspec.Meta(ge=0)] = 30.0
     """How long a worker that is told to stop may finish what it runs."""
 
     @property
@@ -124,7 +124,7 @@ def load_settings(source: str | ModuleType | None = None) -> Settings:
     """The settings of a module, or of the module that this name, or the environment, names.
 
     Raises SettingsError, naming the key and the module, if it cannot be imported, or has a key that is
-    unknown or of the wrong type.
+    unknown, of the wrong type or out of range.
     """
     if not isinstance(source, ModuleType):
         source = _module(source)
@@ -135,7 +135,7 @@ def load_settings(source: str | ModuleType | None = None) -> Settings:
 def settings_from(keys: Mapping[str, Any], module: str) -> Settings:
     """The settings that these keys, which are those of a settings module, make; `module` is what errors name.
     Raises SettingsError as `load_settings` does."""
-    types = get_type_hints(Settings)
+    types = get_type_hints(Settings, include_extras=True)
     known = {f"RPC_{field.name.upper()}": field.name for field in fields(Settings) if field.name != "module"}
     values: dict[str, Any] = {}
     for key, value in keys.items():

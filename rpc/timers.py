@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -80,8 +81,8 @@ def every(*, seconds: float, singleton: bool = False) -> Callable[[F], F]:
     have it at a time, by a lock of the broker's, and in another one soon after that one died. Raises
     ValueError.
     """
-    if not seconds > 0:
-        raise ValueError("seconds is more than 0")
+    if not 0 < seconds < math.inf:
+        raise ValueError("seconds is more than 0, and finite")
     return marking("__rpc_timers__", Timer(Every(seconds), singleton), several=True)
 
 

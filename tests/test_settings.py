@@ -67,6 +67,15 @@ def test_a_key_is_taken_if_its_type_is_right_and_else_refused_with_its_name_and_
         load_settings(module(**{key: bad}))
 
 
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("RPC_CONCURRENCY", 0), ("RPC_TIMEOUT", -1.0), ("RPC_GRACE", -0.1), ("RPC_MAX_MESSAGE_BYTES", 0)],
+)
+def test_what_is_out_of_range_is_refused(key, value):
+    with pytest.raises(SettingsError, match=rf"^shop\.settings: {key}: .* >= [01]"):
+        load_settings(module(**{key: value}))
+
+
 def test_a_list_will_do_for_a_tuple_and_an_int_for_seconds():
     settings = load_settings(module(RPC_QUEUES=["a"], RPC_TIMEOUT=5, RPC_JOB_MAPPING=OrderedDict(a=print)))
     assert (settings.queues, settings.timeout, settings.job_mapping) == (("a",), 5.0, {"a": print})

@@ -128,7 +128,7 @@ def test_cron_makes_up_for_nothing_but_is_not_late_twice() -> None:
 # Refused.
 
 
-@pytest.mark.parametrize("seconds", [0, -1, float("nan")])
+@pytest.mark.parametrize("seconds", [0, -1, float("nan"), float("inf")])
 def test_no_time_is_no_rate(seconds: float) -> None:
     with pytest.raises(ValueError, match="seconds"):
         every(seconds=seconds)

@@ -35,4 +35,4 @@ class Cancellable:
         raise Unsupported("this backend has no feature 'delay'; redis: and memory: have it")
 
     def bury(self, why: str, last: Message | None) -> None:
-        raise Unsupported("this backend has no feature 'dead-letters'; redis: and memory: have it")
+        raise Unsupported("this backend has no feature 'dead-letters'; redis:, amqp: and memory: have it")

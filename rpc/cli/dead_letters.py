@@ -178,7 +178,7 @@ def _shelf(
         if "dead-letters" not in client.backend.features:
             chosen = backend or loaded.for_clients
             shown = redacted(chosen) if isinstance(chosen, str) else str(chosen)
-            raise Unsupported(f"{shown} has no feature 'dead-letters'; redis: and memory: have it")
+            raise Unsupported(f"{shown} has no feature 'dead-letters'; redis:, amqp: and memory: have it")
         shelf = cast("DeadLetters", client.backend)
         yield shelf, [letter for name in queues or loaded.queues for letter in shelf.dead_letters(name)]
 

@@ -212,7 +212,7 @@ def test_a_backend_that_keeps_none_is_one_line_that_names_others(invoke: Invoke,
     result = invoke("dead-letters", *words, "--backend", "rq+redis://:hunter2@127.0.0.1:1/0")
     assert result.exit_code == 2
     assert result.stderr.count("\n") == 1
-    assert "has no feature 'dead-letters'; redis: and memory: have it" in result.stderr
+    assert "has no feature 'dead-letters'; redis:, amqp: and memory: have it" in result.stderr
     assert "hunter2" not in result.stderr
 
 
