@@ -1,4 +1,5 @@
-"""An event loop in a thread of its own, for whoever is none itself; and a thread for what is done later."""
+"""An event loop in a thread of its own, for whoever is none itself; a thread for what is done later; and what
+threads share is made once."""
 
 from __future__ import annotations
 
@@ -8,6 +9,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Coroutine
+from functools import cached_property
 from heapq import heappop, heappush
 from itertools import count
 from typing import Any, TypeVar
@@ -114,3 +116,15 @@ def _serve(loop: asyncio.AbstractEventLoop) -> None:
     loop.run_until_complete(loop.shutdown_asyncgens())
     loop.run_until_complete(loop.shutdown_default_executor())
     loop.close()
+
+
+class made_once(cached_property):  # type: ignore[type-arg]
+    """A `cached_property` for threads: since Python 3.12 that makes a value for each that comes at once."""
+
+    def __init__(self, make: Callable[[Any], Any]) -> None:
+        super().__init__(make)
+        self._making = threading.RLock()
+
+    def __get__(self, instance: Any, owner: type | None = None) -> Any:
+        with self._making:
+            return super().__get__(instance, owner)

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from functools import cached_property, partial
+from functools import partial
 from types import FrameType, ModuleType
 from typing import Any, TypeVar
 from uuid import uuid4
@@ -30,7 +30,7 @@ from .describe import ALL_WORKERS, DESCRIBE, WorkerInfo, worker_info
 from .errors import Cancelled, SettingsError, Unsupported
 from .events import Events, listeners_in
 from .keeping import keeping
-from .loops import Later, LoopThread
+from .loops import Later, LoopThread, made_once
 from .message import Delivery, Message
 from .services import gathered, service
 from .settings import Settings, load_settings
@@ -214,12 +214,12 @@ class RpcReceiver:
             self.client.close()
         self.backend.close()
 
-    @cached_property
+    @made_once
     def client(self) -> RpcClient:
         """What `Request.call` calls with: on the backend of clients, if there is one, else on this one's."""
         return RpcClient(settings=self._settings, backend=self._settings.client_backend or self.backend)
 
-    @cached_property
+    @made_once
     def async_client(self) -> AsyncRpcClient:
         """The same for coroutines."""
         return AsyncRpcClient(settings=self._settings, backend=self.client.backend)

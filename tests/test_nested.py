@@ -5,13 +5,15 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import pytest
 from in_memory import Site
 
-from rpc import AsyncRequest, Request, RpcTimeout
+from rpc import AsyncRequest, Request, RpcClient, RpcReceiver, RpcTimeout
+from rpc import receiver as receiver_module
 from rpc.core.protocol import Call
 from rpc.errors import Unsupported
 from rpc.message import Message
@@ -133,3 +135,20 @@ def test_whoever_has_no_client_says_so() -> None:
     request = Request(Delivery(), Call("inner"), None, lambda request, data: True)  # type: ignore[arg-type]
     with pytest.raises(Unsupported, match="client"):
         request.call("inner")
+
+
+@pytest.mark.parametrize("colour", ["client", "async_client"])
+def test_handlers_that_call_for_the_first_time_at_once_share_a_client(
+    site: Site, monkeypatch: pytest.MonkeyPatch, colour: str
+) -> None:
+    def made(**options: Any) -> RpcClient:
+        with suppress(threading.BrokenBarrierError):
+            both.wait(0.3)  # there is no other, if all is well
+        return RpcClient(**options)
+
+    both = threading.Barrier(2)
+    monkeypatch.setattr(receiver_module, "RpcClient", made)
+    receiver = RpcReceiver(jobs={"inner": what_arrives}, backend=site.url)
+    with ThreadPoolExecutor(4) as pool:
+        clients = list(pool.map(lambda _: getattr(receiver, colour), range(4)))
+    assert len(set(map(id, clients))) == 1

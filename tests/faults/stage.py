@@ -6,13 +6,14 @@ import random
 import time
 from collections.abc import Callable, Collection
 from contextlib import ExitStack
-from functools import cached_property, partial
+from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
 from rpc import RpcClient
+from rpc.loops import made_once
 
 from .broker import Broker, Fsync
 from .fleet import Fleet
@@ -46,16 +47,16 @@ class Stage:
         self.__dict__["broker"] = broker
         return broker
 
-    @cached_property
+    @made_once
     def broker(self) -> Broker:
         return self.open()
 
-    @cached_property
+    @made_once
     def front(self) -> Proxy:
         """Between callers and Redis."""
         return self.proxy()
 
-    @cached_property
+    @made_once
     def back(self) -> Proxy:
         """Between workers and Redis."""
         return self.proxy()
