@@ -11,7 +11,6 @@ import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
-from itertools import chain
 from typing import Any, NamedTuple
 
 import msgspec
@@ -170,8 +169,13 @@ class Outbox:
     def _said(self, group: Group) -> list[Command]:
         """The commands that acknowledge a group."""
         first = group.acks[0]
-        replies = [(each.id, b"" if first.is_large else each.entry) for each in group.acks]
-        ack = (scripts.ACK, 2, first.keys.slot(self._worker), first.keys.queue, *chain(*replies))
+        # All keys are named: while a slot of a cluster moves some may be elsewhere, and nothing may be done.
+        places = [first.keys.slot(self._worker), first.keys.queue]
+        replies: list[Any] = []
+        for each in group.acks:
+            places += (each.keys.token(each.id), each.inbox or first.keys.queue)
+            replies += (each.id, b"" if first.is_large else each.entry)
+        ack = (scripts.ACK, len(places), *places, *replies)
         if group.quiet:
             return [NO_ANSWER, ack]
         if not first.is_large:
