@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Sequence
 from contextlib import suppress
+from itertools import chain
 from typing import Any, NamedTuple
 
 import msgspec
@@ -58,6 +59,8 @@ class Outbox:
         self._worker, self._is_lone = worker, is_lone
         self._lock = threading.RLock()
         self._link = Link(place, queues[0].queue, LOADED)
+        self._names_all = place.is_cluster
+        """Whether an acknowledgement names each key: if some have moved, all of it must be refused."""
         self._done: list[Ack] = []
         self._unread: list[Group] = []
         """What was written, and is not known to have arrived."""
@@ -169,13 +172,12 @@ class Outbox:
     def _said(self, group: Group) -> list[Command]:
         """The commands that acknowledge a group."""
         first = group.acks[0]
-        # All keys are named: while a slot of a cluster moves some may be elsewhere, and nothing may be done.
         places = [first.keys.slot(self._worker), first.keys.queue]
-        replies: list[Any] = []
-        for each in group.acks:
-            places += (each.keys.token(each.id), each.inbox or first.keys.queue)
-            replies += (each.id, b"" if first.is_large else each.entry)
-        ack = (scripts.ACK, len(places), *places, *replies)
+        if self._names_all:
+            for each in group.acks:
+                places += (each.keys.token(each.id), each.inbox or first.keys.queue)
+        replies = [(each.id, b"" if first.is_large else each.entry) for each in group.acks]
+        ack = (scripts.ACK, len(places), *places, *chain(*replies))
         if group.quiet:
             return [NO_ANSWER, ack]
         if not first.is_large:

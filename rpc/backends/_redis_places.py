@@ -49,6 +49,10 @@ _ClusterNode: Any = cluster.ClusterNode
 class Place(Protocol):
     """For any number of threads. Only redis.RedisError leaves these methods."""
 
+    @property
+    def is_cluster(self) -> bool:
+        """Whether keys may move to another server one by one."""
+
     def connection(self, key: str) -> Any:
         """A new, connected redis-py Connection to the server that has this key; the caller's to close."""
 
@@ -217,6 +221,10 @@ class _Place:
     def client(self, key: str) -> Any:
         with _only_redis_errors():
             return self._here().of(key)
+
+    @property
+    def is_cluster(self) -> bool:
+        return isinstance(self._here(), _Nodes)
 
     def moved(self) -> None:
         self._here().moved()

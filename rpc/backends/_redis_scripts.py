@@ -178,7 +178,7 @@ ACK = (
     ANYWAY
     + _ANSWER
     + """
--- KEYS slot queue (token inbox)...   ARGV (id entry)...   -> how many of them were held
+-- KEYS slot queue [(token inbox)...]   ARGV (id entry)...   -> how many of them were held
 -- entry: as it will lie in the inbox; nothing for none
 local records = redis.call('LPOP', KEYS[1], #ARGV / 2) or {}
 local held, inbox, entries = 0, '', {}
@@ -197,7 +197,7 @@ for n = 1, #ARGV, 2 do
       if lane ~= inbox then deliver() end
       inbox = lane
       if lane ~= '' and entry ~= '' then entries[#entries + 1] = entry end
-      if kind == 'w' then redis.call('PEXPIRE', KEYS[n + 2], '10000') end
+      if kind == 'w' then redis.call('PEXPIRE', KEYS[2] .. ':t:' .. id, '10000') end
     else
       local number, frame = string.match(entry, '^(%d+)\\n[^\\n]*\\n(.*)')
       answer(KEYS[2], record, number or '0', frame or '')
