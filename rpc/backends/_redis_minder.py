@@ -24,6 +24,16 @@ REMEMBERED = 4096
 """Ids of messages whose callers have left: more than are taken, and withdrawn meanwhile, at a time."""
 
 
+def workers_of(place: Place, keys: Keys) -> dict[str, bool]:
+    """The names of those that serve a queue, and whether each gives signs of life."""
+    client = place.client(keys.queue)
+    names = [member.decode() for member in client.smembers(keys.workers)]
+    pipe = client.pipeline(transaction=False)
+    for name in names:
+        pipe.exists(keys.alive(name))
+    return {name: bool(lives) for name, lives in zip(names, pipe.execute(), strict=True)}
+
+
 class Minder:
     """For the workers of one `serve`, which share their queues."""
 
@@ -148,12 +158,7 @@ class Minder:
     def _absent(self) -> Iterator[tuple[Keys, str]]:
         """Queue and name of each worker that gives no sign of life."""
         for keys in self._queues:
-            client = self._place.client(keys.queue)
-            names = [member.decode() for member in client.smembers(keys.workers)]
-            pipe = client.pipeline(transaction=False)
-            for name in names:
-                pipe.exists(keys.alive(name))
-            for name, lives in zip(names, pipe.execute(), strict=True):
+            for name, lives in workers_of(self._place, keys).items():
                 if not lives:
                     yield keys, name
 

@@ -31,7 +31,7 @@ from ._redis import (
 from ._redis_channels import Channels
 from ._redis_keys import LARGE, Keys, Record, digest, keys_of, plain
 from ._redis_lanes import SCRIPTS, UNATTENDED, LaneReplies, Lanes, full, popped
-from ._redis_minder import Minder
+from ._redis_minder import Minder, workers_of
 from ._redis_places import place
 from ._redis_scripts import REVIVE
 from ._redis_serving import Serving
@@ -205,11 +205,8 @@ class RedisBackend(Serving):
         return before, f"{kind}\n{id}\n{inbox}\n{once}\n".encode() + frame, milliseconds(seconds)
 
     def is_served(self, queue: str) -> bool:
-        keys = keys_of(queue)
         with translated():
-            client = self.place.client(keys.queue)
-            workers = [name.decode() for name in client.smembers(keys.workers)]
-            return any(client.exists(keys.alive(worker)) for worker in workers)
+            return any(workers_of(self.place, keys_of(queue)).values())
 
     def dead_letters(self, queue: str) -> list[DeadLetter]:
         keys = keys_of(queue)

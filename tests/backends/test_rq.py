@@ -248,6 +248,11 @@ def test_losing_all_of_redis_in_the_middle_is_told_and_survived(bench: Bench, se
     eventually(lambda: len(rq.Worker.all(connection=bench.redis)) == 1)
 
 
+def test_a_timeout_says_that_no_worker_serves_the_queue(bench: Bench) -> None:
+    with pytest.raises(RpcTimeout, match=f"no worker serves queue '{bench.queue}'"):
+        bench.client.call_and_wait("add", timeout=0.1)
+
+
 # Constructors.
 
 

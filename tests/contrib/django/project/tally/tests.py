@@ -193,13 +193,18 @@ class Checks(SimpleTestCase):
         self.assertEqual(self.errors({"CLIENT_BACKEND": "memory://x"}), [])
 
     def test_each_wrong_key_is_named(self) -> None:
-        found = self.errors({**MEMORY, "THREADS": 3, "CONCURRENCY": 0, "SERVICES": "shop.Orders", 5: 5})
+        found = self.errors({**MEMORY, "THREADS": 3, "CONCURRENCY": "3", "SERVICES": "shop.Orders", 5: 5})
         self.assertEqual([id for id, _ in found], ["rpc.E002"] * 4)
         for (_, message), key in zip(
             found, ("RPC_THREADS", "RPC_CONCURRENCY", "RPC_SERVICES", "RPC_5"), strict=True
         ):
             self.assertIn(f" {key}", message)
             self.assertIn("Django's settings", message)
+
+    def test_what_is_out_of_range_is_named(self) -> None:
+        ((id, message),) = self.errors({**MEMORY, "CONCURRENCY": 0})
+        self.assertEqual(id, "rpc.E002")
+        self.assertIn(" RPC_CONCURRENCY", message)
 
     def test_what_is_missing_or_cannot_be(self) -> None:
         for value, id, text in (
