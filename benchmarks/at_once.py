@@ -19,7 +19,7 @@ import msgspec
 import redis
 
 from rpc import RpcClient, RpcError
-from rpc.backends._redis_keys import keys_of
+from rpc.backends.redis.keys import keys_of
 
 from .callers import Callers, Futures, Tasks, alive, connections, wrong
 from .client import resident

@@ -6,8 +6,8 @@ from __future__ import annotations
 from typing import Any
 
 from rpc import NoReceivers, RpcClient, RpcReceiver
-from rpc.addresses import queue
 from rpc.backends import backend_from_url
+from rpc.transport import queue
 
 from .work import BACKEND, QUEUE, WORK
 

@@ -30,7 +30,7 @@ from .services import expose, service
 from .timers import cron, every
 
 if TYPE_CHECKING:
-    from .backends.rq import PythonRqBackend
+    from .backends.rq.backend import PythonRqBackend
 
 __all__ = [
     "AsyncRequest",
@@ -68,7 +68,7 @@ __all__ = [
 
 def __getattr__(name: str) -> Any:
     if name == "PythonRqBackend":  # brings redis and rq along: only for those who ask
-        from .backends.rq import PythonRqBackend
+        from .backends.rq.backend import PythonRqBackend
 
         return PythonRqBackend
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

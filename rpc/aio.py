@@ -13,13 +13,13 @@ from types import TracebackType
 from typing import Any, TypeVar
 from weakref import WeakSet
 
-from .addresses import Address
-from .backends import AsyncBackend, asynchronous
-from .caller import AS_SET, REASON, Asking, Caller
+from .backends import asynchronous
+from .caller import AS_SET, REASON, Caller, PendingCall
 from .core.jobs import Response, current_request
 from .describe import Gathering, WorkerInfo
 from .errors import NoReceivers, QueueFull, RpcTimeout
 from .proxies import Services
+from .transport import Address, AsyncBackend
 
 T = TypeVar("T")
 
@@ -69,8 +69,8 @@ class AsyncRpcClient(Caller):
         headers: Mapping[str, str] | None = None,
     ) -> Response:
         """As `RpcClient.call_and_wait`. A task that is cancelled withdraws what it waits for."""
-        asking = Asking(self, name, data, self._allowed(timeout), idempotency_key, headers)
-        return await answer(self._async, self._to(name, queue), asking)
+        pending = PendingCall(self, name, data, self._allowed(timeout), idempotency_key, headers)
+        return await answer(self._async, self._to(name, queue), pending)
 
     def submit(
         self,
@@ -111,8 +111,8 @@ class AsyncRpcClient(Caller):
         headers: Mapping[str, str] | None = None,
     ) -> asyncio.Future[T]:
         """A task of `what`: `answer`, or `value`."""
-        asking = Asking(self, name, data, self._allowed(timeout), idempotency_key, headers)
-        task = asyncio.get_running_loop().create_task(what(self._async, self._to(name, queue), asking))
+        pending = PendingCall(self, name, data, self._allowed(timeout), idempotency_key, headers)
+        task = asyncio.get_running_loop().create_task(what(self._async, self._to(name, queue), pending))
         self._submitted.add(task)
         return task
 
@@ -184,23 +184,23 @@ def _forget(future: asyncio.Future[Any]) -> None:
         future.exception()
 
 
-async def answer(backend: AsyncBackend, to: Address, asking: Asking) -> Response:
+async def answer(backend: AsyncBackend, to: Address, pending: PendingCall) -> Response:
     """What a call comes to. While a bounded queue has no room for it, it is asked again."""
     attempt = 0
     while True:
         try:
-            replies = await backend.request(to, asking.request)
+            replies = await backend.request(to, pending.request)
             try:
-                reply = await replies.receive(asking.remaining(time.monotonic()))
+                reply = await replies.receive(pending.remaining(time.monotonic()))
             finally:
                 replies.close()
         except RpcTimeout as late:
-            hint = str(late) or await _heard(asking.reason(to))
-            raise asking.timed_out(hint, current_request.get(), to.name) from None
+            hint = str(late) or await _heard(pending.reason(to))
+            raise pending.timed_out(hint, current_request.get(), to.name) from None
         except QueueFull as full:
-            await asyncio.sleep(asking.pause(attempt, full))
+            await asyncio.sleep(pending.pause(attempt, full))
         else:
-            return asking.feed(reply)
+            return pending.feed(reply)
         attempt += 1
 
 
@@ -209,6 +209,6 @@ async def _heard(reason: Future[str]) -> str:
     return reason.result() if reason.done() else ""
 
 
-async def value(backend: AsyncBackend, to: Address, asking: Asking) -> Any:
+async def value(backend: AsyncBackend, to: Address, pending: PendingCall) -> Any:
     """What the `answer` carries."""
-    return (await answer(backend, to, asking)).data
+    return (await answer(backend, to, pending)).data

@@ -11,22 +11,23 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from datetime import datetime
 from functools import partial
+from itertools import count
+from os import register_at_fork, urandom
 from threading import Thread
 from types import ModuleType
 from typing import Any, Final, Literal, cast
 
-from .addresses import Address
-from .addresses import queue as queue_address
-from .backends import Backend, Presence, backend_from_url
+from .backends import backend_from_url
 from .core.codecs import Codec, codec_named
 from .core.conversation import Conversation, call_message
 from .core.jobs import current_request
-from .core.patterns import fitting
+from .core.patterns import matcher
 from .describe import ALL_WORKERS, DESCRIBE
 from .errors import BackendUnavailable, QueueFull, SettingsError, Unsupported
 from .events import event_address
-from .message import DELAY, IDEMPOTENCY_KEY, OWN, TRACE, Message, passed_on
 from .settings import Settings, load_settings
+from .transport import DELAY, IDEMPOTENCY_KEY, OWN, TRACE, Address, Backend, Message, Presence, propagated
+from .transport import queue as queue_address
 
 logger = logging.getLogger(__name__)
 
@@ -69,7 +70,7 @@ class Caller:
             raise SettingsError(f"when_full is 'raise' or 'wait', not {when_full!r}")
         self._waits_for_room = when_full == "wait"
         self._queue, self._codec = queue, codec_named(codec or settings.codec)
-        self._routes = [(fitting(pattern), each) for pattern, each in settings.routes.items()]
+        self._routes = [(matcher(pattern), each) for pattern, each in settings.routes.items()]
         limit = max_message_bytes or settings.max_message_bytes
         self._max_message = min(limit, self.backend.max_message or sys.maxsize)
         self._reasons: dict[Address, tuple[float, Future[str]]] = {}
@@ -111,7 +112,14 @@ class Caller:
             if (feature := _FEATURES.get(header, "")) and feature not in self.backend.features:
                 raise Unsupported(f"this backend has no feature {feature!r}; redis: and memory: have it")
         return call_message(
-            name, data, self._codec, ttl=ttl, replies=replies, max_message=self._max_message, headers=headers
+            _ids.new(),
+            name,
+            data,
+            self._codec,
+            ttl=ttl,
+            replies=replies,
+            max_message=self._max_message,
+            headers=headers,
         )
 
     def _event(self, event: str, data: Any, headers: Mapping[str, str] | None) -> tuple[Address, Message]:
@@ -167,7 +175,25 @@ class Caller:
         return min(random.uniform(0, min(1.0, 0.01 * 2.0 ** min(attempt, 10))), left / 2)
 
 
-class Asking(Conversation):
+class _Ids:
+    """Ids of 32 hexadecimal digits: half of them are this process' own, at random, half of them count. Made
+    without pending the kernel, which would let other threads run first."""
+
+    def __init__(self) -> None:
+        self.begin()
+
+    def begin(self) -> None:
+        self._own, self._count = urandom(8).hex(), count()
+
+    def new(self) -> str:
+        return f"{self._own}{next(self._count):016x}"
+
+
+_ids = _Ids()
+register_at_fork(after_in_child=_ids.begin)
+
+
+class PendingCall(Conversation):
     """A call that may take so many seconds from now, however often a queue has no room for it."""
 
     __slots__ = ("_caller", "_what")
@@ -220,10 +246,10 @@ def _end(began: float, timeout: float | None) -> float:
 def _own(headers: Mapping[str, str] | None) -> Mapping[str, str]:
     """The headers of a call, with those of the request that is being handled here; ValueError for others."""
     request = current_request.get()
-    inherited = passed_on(request.headers) if request else {}
+    inherited = propagated(request.headers) if request else {}
     if not headers:
         return inherited
-    own = passed_on(headers)
+    own = propagated(headers)
     if len(own) < len(headers) or not all(isinstance(value, str) for value in own.values()):
         raise ValueError(
             f"headers are texts, named {OWN}... or {', '.join(TRACE)}, not {dict(headers)!r:.200}"

@@ -13,13 +13,14 @@ from typing import Any, TypeVar
 from weakref import WeakSet
 
 from .aio import answer, value
-from .backends import Backend, asynchronous
-from .caller import AS_SET, REASON, Asking, Caller, Pause
+from .backends import asynchronous
+from .caller import AS_SET, REASON, Caller, Pause, PendingCall
 from .core.jobs import Response, current_request
 from .describe import Gathering, WorkerInfo
 from .errors import NoReceivers, QueueFull, RpcTimeout
 from .loops import LoopThread
 from .proxies import Services
+from .transport import Backend
 
 T = TypeVar("T")
 
@@ -85,8 +86,8 @@ class RpcClient(Caller):
         time is up, BackendUnavailable, QueueFull, Unsupported by this backend. A caller that stops waiting,
         for whatever reason, withdraws a job that has no such key.
         """
-        asking = Asking(self, name, data, self._allowed(timeout), idempotency_key, headers)
-        return self._with_room(lambda: self._answer(asking, queue), asking.pause)
+        pending = PendingCall(self, name, data, self._allowed(timeout), idempotency_key, headers)
+        return self._with_room(lambda: self._answer(pending, queue), pending.pause)
 
     def submit(
         self,
@@ -192,9 +193,9 @@ class RpcClient(Caller):
         headers: Mapping[str, str] | None = None,
     ) -> Future[T]:
         """A future of `what`: `answer`, or `value`."""
-        asking = Asking(self, name, data, self._allowed(timeout), idempotency_key, headers)
+        pending = PendingCall(self, name, data, self._allowed(timeout), idempotency_key, headers)
         where = self._submits.backend, self._to(name, queue)
-        return self._submits.run(what(*where, asking))
+        return self._submits.run(what(*where, pending))
 
     def _with_room(self, action: Callable[[], T], pause: Pause) -> T:
         """What the action returns. While there is no room in the queue it is tried again, if this client
@@ -207,17 +208,17 @@ class RpcClient(Caller):
                 time.sleep(pause(attempt, full))
                 attempt += 1
 
-    def _answer(self, asking: Asking, queue: str | None) -> Response:
-        to = self._to(asking.name, queue)
-        replies = self.backend.request(to, asking.request)
+    def _answer(self, pending: PendingCall, queue: str | None) -> Response:
+        to = self._to(pending.name, queue)
+        replies = self.backend.request(to, pending.request)
         try:
-            reply = replies.receive(asking.remaining(time.monotonic()))
+            reply = replies.receive(pending.remaining(time.monotonic()))
         except RpcTimeout as late:
             hint = str(late) or _heard(self.reason(to))
-            raise asking.timed_out(hint, current_request.get(), to.name) from None
+            raise pending.timed_out(hint, current_request.get(), to.name) from None
         finally:
             replies.close()
-        return asking.feed(reply)
+        return pending.feed(reply)
 
 
 def _heard(reason: Future[str]) -> str:

@@ -12,14 +12,13 @@ from typing import Any
 
 import msgspec
 
-from .addresses import topic
 from .core.codecs import Accepted
 from .core.jobs import Jobs
 from .core.protocol import decode_reply
 from .errors import RpcError
 from .events import Listener
-from .message import LOST, Message
 from .timers import Ticking
+from .transport import LOST, Message, topic
 
 logger = logging.getLogger(__name__)
 

@@ -17,14 +17,14 @@ from typing import Any, NamedTuple, TypeVar, get_type_hints
 
 import msgspec
 
-from .addresses import NAME, Address, topic
 from .core.codecs import Accepted
 from .core.jobs import FINAL, JobOptions, marking
-from .core.middleware import Around
-from .core.patterns import fitting
+from .core.middleware import ContextFactory
+from .core.patterns import matcher
 from .core.protocol import decode_call, remote_error
 from .errors import InvalidParams, RpcError, SettingsError
-from .message import ATTEMPT, OWN, Delivery, Message
+from .transport import ADDRESS_NAME as NAME
+from .transport import ATTEMPT, OWN, Address, Delivery, Message, topic
 
 logger = logging.getLogger(__name__)
 
@@ -125,7 +125,7 @@ class Listener:
     def __init__(self, name: str, handler: Callable[..., Any], subscription: Subscription) -> None:
         self.name, self.subscription, self.address = name, subscription, subscription.address
         self._handler = handler
-        self.matches = fitting(subscription.pattern)
+        self.matches = matcher(subscription.pattern)
         parameters = [
             each
             for each in inspect.signature(handler).parameters.values()
@@ -169,7 +169,7 @@ def listeners_in(members: Sequence[tuple[str, Callable[..., Any]]]) -> list[List
 class Events:
     """A `rpc.backends.Handler` over listeners. What one raises is logged and counted, and the others hear the
     event all the same. `run` runs coroutines; `later` calls something after some seconds, or returns False;
-    `around` is around each listener."""
+    each listener runs in a `context`."""
 
     def __init__(
         self,
@@ -178,10 +178,10 @@ class Events:
         accept: Accepted,
         run: Callable[[Any], Any],
         later: Callable[[float, Callable[[], None]], bool],
-        around: Around = nullcontext,
+        context: ContextFactory = nullcontext,
     ) -> None:
         self.listeners, self._accept, self._run, self._later = listeners, accept, run, later
-        self._around = around
+        self._context = context
         self.addresses = list(dict.fromkeys(each.address for each in listeners))
 
     def __call__(self, delivery: Delivery) -> Message | None:
@@ -205,7 +205,7 @@ class Events:
 
     def _hear(self, listener: Listener, event: Event, attempt: int, delivery: Delivery) -> None:
         try:
-            with self._around():
+            with self._context():
                 result = listener.call(event)
                 if inspect.iscoroutine(result):
                     self._run(result)
@@ -228,7 +228,9 @@ class Events:
             return
         try:
             if again:
-                delivery.postpone(pause, delivery.message.but(**{"deliveries": None, ATTEMPT: attempt + 1}))
+                delivery.postpone(
+                    pause, delivery.message.replace(**{"deliveries": None, ATTEMPT: attempt + 1})
+                )
             else:
                 delivery.bury(str(remote_error(error))[:500], None)
         except RpcError as trouble:

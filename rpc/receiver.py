@@ -6,6 +6,7 @@ import asyncio
 import concurrent.futures
 import logging
 import os
+import random
 import select
 import signal
 import sys
@@ -18,24 +19,23 @@ from types import FrameType, ModuleType
 from typing import Any, TypeVar
 from uuid import uuid4
 
-from .addresses import Address, queue
 from .aio import AsyncRpcClient
-from .backends import Backend, backend_from_url
+from .backends import backend_from_url
 from .client import RpcClient
 from .core.codecs import Accepted
 from .core.dispatch import Dispatcher, contained
 from .core.jobs import jobs_from
-from .core.middleware import Around, Hooks, Middleware, checked
+from .core.middleware import ContextFactory, Hooks, Middleware, checked
 from .describe import ALL_WORKERS, DESCRIBE, WorkerInfo, worker_info
 from .errors import Cancelled, SettingsError, Unsupported
 from .events import Events, listeners_in
-from .keeping import keeping
-from .loops import Later, LoopThread, made_once
-from .message import Delivery, Message
+from .local_retry import keeping
+from .loops import DelayQueue, LoopThread, locked_cached_property
 from .services import gathered, service
 from .settings import Settings, load_settings
 from .ticker import Ticker
 from .timers import timers_in
+from .transport import Address, Backend, Delivery, Message, queue
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +53,7 @@ class RpcReceiver:
     `backend`, or neither `jobs` nor `services`, or if `settings` names it. `jobs` maps names to callables,
     `services` are objects, classes and modules whose methods are exposed, listen or tick (see `expose`, `on`,
     `every`), `hooks` maps names to callables and `middleware` wraps handlers from the outside in (see
-    `rpc.core.middleware`); `around` makes what all of these run in. `backend` is a backend or its URL,
+    `rpc.core.middleware`); `context` makes what all of these run in. `backend` is a backend or its URL,
     `queues` are served in this order of priority, `concurrency` is how many jobs run at a time, `grace` the
     seconds that a stop gives to those that run. Raises SettingsError, and Unsupported if something needs what
     the backend cannot do.
@@ -71,7 +71,7 @@ class RpcReceiver:
         grace: float | None = None,
         hooks: Mapping[str, Any] | None = None,
         middleware: Sequence[Middleware] | None = None,
-        around: Around = nullcontext,
+        context: ContextFactory = nullcontext,
     ) -> None:
         if not isinstance(settings, Settings):
             wanted = settings is not None or backend is None or (jobs is None and services is None)
@@ -84,10 +84,10 @@ class RpcReceiver:
         self.queues = tuple(settings.queues if queues is None else queues)
         self.grace = settings.grace if grace is None else grace
         self.id = uuid4().hex
-        self._around = around
+        self._context = context
         self._loop = LoopThread("rpc-coroutines")
         self._stopping = self._begun = False
-        self._later = Later("rpc-retries")
+        self._later = DelayQueue("rpc-retries")
         self.hooks = Hooks(self._run)
         self.hooks.add_all(settings.loaded_hooks() if hooks is None else hooks)
         found = [service(each) for each in (settings.loaded_services() if services is None else services)]
@@ -101,12 +101,12 @@ class RpcReceiver:
             lease=lease,
             run=self._run,
             stopped=lambda: self._stopping,
-            around=around,
+            context=context,
         )
         accept = Accepted(settings.accept)
         self._middleware = checked(settings.loaded_middleware() if middleware is None else middleware)
         self._events = Events(
-            listeners_in(members), accept=accept, run=self._run, later=self._later, around=around
+            listeners_in(members), accept=accept, run=self._run, later=self._later, context=context
         )
         self._addresses = self._served()
         dispatcher = partial(
@@ -114,13 +114,15 @@ class RpcReceiver:
             accept=accept,
             max_message=min(settings.max_message_bytes, self.backend.max_message or sys.maxsize),
             await_=self._await,
+            clock=time.monotonic,
+            dice=random.random,
         )
         self._dispatcher = dispatcher(
             self.jobs,
             delivery=settings.delivery,
             send_tracebacks=settings.send_tracebacks,
             calls=self,
-            around=around,
+            context=context,
             middleware=self._chain(),
         )
         self._describer = dispatcher(jobs_from({DESCRIBE: self.describe}), accept=Accepted())
@@ -175,7 +177,7 @@ class RpcReceiver:
         return "; ".join(f"{what}: {', '.join(names)}" for what, names in parts.items() if names)
 
     def _chain(self) -> Sequence[Middleware]:
-        return [self.hooks.around, *self._middleware] if self.hooks.are_for_calls else self._middleware
+        return [self.hooks.middleware, *self._middleware] if self.hooks.are_for_calls else self._middleware
 
     def _handle(self, delivery: Delivery) -> Message | None:
         if delivery.to.kind == "queue":
@@ -214,12 +216,12 @@ class RpcReceiver:
             self.client.close()
         self.backend.close()
 
-    @made_once
+    @locked_cached_property
     def client(self) -> RpcClient:
         """What `Request.call` calls with: on the backend of clients, if there is one, else on this one's."""
         return RpcClient(settings=self._settings, backend=self._settings.client_backend or self.backend)
 
-    @made_once
+    @locked_cached_property
     def async_client(self) -> AsyncRpcClient:
         """The same for coroutines."""
         return AsyncRpcClient(settings=self._settings, backend=self.client.backend)
@@ -248,13 +250,13 @@ class RpcReceiver:
             logger.info("serving %s", self._offer())
         name = "on_connect" if connected else "on_disconnect"
         try:
-            with self._around():
+            with self._context():
                 self.hooks.tell(name)
-        except Exception:  # what is around is the user's
+        except Exception:  # the context is the user's
             logger.exception("hooks %s failed", name)
 
     def _run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
-        return self._loop.run(contained(coroutine, self._around)).result()
+        return self._loop.run(contained(coroutine, self._context)).result()
 
     def _await(self, coroutine: Coroutine[Any, Any, Any], delivery: Delivery) -> Any:
         """The coroutine's result; it is cancelled when the delivery is."""

@@ -10,10 +10,10 @@ from contextlib import nullcontext
 from typing import Any, cast
 from uuid import uuid4
 
-from .backends import Backend, Locks
-from .core.middleware import Around
+from .core.middleware import ContextFactory
 from .errors import RpcError, Unsupported
 from .timers import Ticking
+from .transport import Backend, Locks
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +28,7 @@ not tick again."""
 
 class Ticker:
     """For the timers of one receiver. `run` runs coroutines; `stopped` says that nothing more may begin;
-    `around` is around each tick. Raises Unsupported if one is a singleton, and the backend has no locks."""
+    each tick runs in a `context`. Raises Unsupported if one is a singleton, and the backend has no locks."""
 
     def __init__(
         self,
@@ -38,9 +38,9 @@ class Ticker:
         lease: float,
         run: Callable[[Coroutine[Any, Any, Any]], Any],
         stopped: Callable[[], bool],
-        around: Around = nullcontext,
+        context: ContextFactory = nullcontext,
     ) -> None:
-        self._around = around
+        self._context = context
         self.ticking, self._lease, self._run, self._stopped = ticking, lease, run, stopped
         singletons = [each.name for each in ticking if each.timer.singleton]
         if singletons and "locks" not in backend.features:
@@ -93,7 +93,7 @@ class Ticker:
 
     def _tick(self, ticking: Ticking) -> None:
         try:
-            with self._around():
+            with self._context():
                 result = ticking.handler()
                 if inspect.iscoroutine(result):
                     self._run(result)

@@ -11,11 +11,10 @@ from typing import Any, cast
 from uuid import uuid4
 
 from rpc import Request, RpcClient, RpcReceiver, job
-from rpc.addresses import Address
-from rpc.backends import DeadLetters, backend_from_url
-from rpc.backends._cancellable import Cancellable
+from rpc.backends import backend_from_url
+from rpc.backends._serving import Cancellable
 from rpc.backends.memory import MemoryBackend
-from rpc.message import Handler, Message
+from rpc.transport import Address, DeadLetters, Handler, Message
 
 LONG = 10.0
 """Seconds: far longer than anything here takes."""

@@ -23,9 +23,9 @@ import pytest
 
 pytest.importorskip("pamqp", reason="needs RabbitMQ's driver: pip install python-rpc[amqp]")
 
-from rpc.addresses import inbox, queue, topic
 from rpc.backends.amqp import AmqpBackend
 from rpc.errors import BackendUnavailable
+from rpc.transport import inbox, queue, topic
 
 from .faults.proxy import Proxy
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from rpc.addresses import Address, inbox, queue, topic
+from rpc.transport import Address, inbox, queue, topic
 
 
 @pytest.mark.parametrize(("address", "text"), [

@@ -14,8 +14,8 @@ import pytest
 from async_calls import Calls, SpecialCalls, Stage, double, refuse_what_rq_cannot_do, run, signatures, until
 
 from rpc import AsyncRpcClient, BackendUnavailable, RpcClient, RpcTimeout, SettingsError
-from rpc.addresses import queue
 from rpc.backends.memory import HUBS, MemoryBackend
+from rpc.transport import queue
 
 
 class MemoryStage(Stage):

@@ -20,9 +20,8 @@ from benchmarks.results import this_machine
 from benchmarks.runner import run_group
 from benchmarks.sides import ASYNCIO, ASYNCIO_LOOP, HERE, LOOP, PEERS, RABBIT
 from rpc import NoReceivers
-from rpc.addresses import queue
 from rpc.backends import backend_from_url
-from rpc.message import Message
+from rpc.transport import Message, queue
 
 ROOT = Path(__file__).parent.parent
 RECORDED = Path(__file__).parent / "vectors" / "benchmark_peers.json"

@@ -28,10 +28,9 @@ from rpc import (
     RpcTimeout,
     SerializationError,
 )
-from rpc.addresses import queue
 from rpc.backends.memory import MemoryBackend, MemoryDelivery, MemoryReplies
-from rpc.message import Message
 from rpc.testing.site import eventually
+from rpc.transport import Message, queue
 
 LONG = 10.0
 """Seconds: far longer than anything here takes."""

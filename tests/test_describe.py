@@ -28,13 +28,12 @@ from rpc import (
     expose,
     on,
 )
-from rpc.addresses import Address
 from rpc.backends.memory import MemoryBackend
 from rpc.core.codecs import JSON
 from rpc.core.protocol import encode_error, encode_result
 from rpc.describe import Gathering, WorkerInfo, names
-from rpc.message import LOST, Message
 from rpc.settings import Settings
+from rpc.transport import LOST, Address, Message
 
 
 class Example:

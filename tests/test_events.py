@@ -19,11 +19,10 @@ import pytest
 from in_memory import LONG, until
 
 from rpc import AsyncRpcClient, Event, RpcClient, RpcReceiver, SettingsError, expose, on
-from rpc.backends import DeadLetters
 from rpc.backends.memory import MemoryBackend
 from rpc.core.jobs import JobOptions
 from rpc.events import Subscription, event_address
-from rpc.message import Message
+from rpc.transport import DeadLetters, Message
 
 
 class Hall:

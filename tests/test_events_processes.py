@@ -14,11 +14,10 @@ import pytest
 import redis
 from event_workers import PATIENCE, Billing, Busy, Clock, Crew, Flaky, Loud, Team, until
 
-from rpc.addresses import topic
-from rpc.backends import DeadLetters
 from rpc.core.jobs import JobOptions
 from rpc.events import Subscription
 from rpc.testing import RedisServer
+from rpc.transport import DeadLetters, topic
 
 ON = {
     "redis": pytest.param("redis", marks=pytest.mark.redis),

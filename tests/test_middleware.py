@@ -415,7 +415,7 @@ def test_calls_made_in_the_chain_are_a_part_of_the_request(site: Site) -> None:
     def inner(request: Request) -> Any:
         return [request.headers.get("x-tenant"), request.deadline is not None]
 
-    def asking(request: Request, call_next: Callable[[Request], Any]) -> Any:
+    def pending(request: Request, call_next: Callable[[Request], Any]) -> Any:
         if request.name == "outer":
             asked.append(request.call_and_wait("inner").data)
             asked.append(client.call_and_wait("inner").data)
@@ -428,7 +428,7 @@ def test_calls_made_in_the_chain_are_a_part_of_the_request(site: Site) -> None:
     site.serve(
         {"outer": lambda: "outer", "inner": inner},
         concurrency=2,
-        middleware=[asking],
+        middleware=[pending],
         hooks={"pre_call": hook},
     )
     assert client.call_and_wait("outer", headers={"x-tenant": "acme"}).data == "outer"

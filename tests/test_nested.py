@@ -16,7 +16,7 @@ from rpc import AsyncRequest, Request, RpcClient, RpcReceiver, RpcTimeout
 from rpc import receiver as receiver_module
 from rpc.core.protocol import Call
 from rpc.errors import Unsupported
-from rpc.message import Message
+from rpc.transport import Message
 
 TRACE = {"traceparent": "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01", "tracestate": "a=b"}
 

@@ -28,8 +28,8 @@ from rpc import (
     expose,
     service,
 )
-from rpc.addresses import queue
 from rpc.backends.memory import HUBS
+from rpc.transport import queue
 
 
 class Example:

@@ -18,10 +18,10 @@ from rpc import (
     Request,
     job,
 )
-from rpc.backends import DeadLetters, backend_from_url
+from rpc.backends import backend_from_url
 from rpc.backends.memory import MemoryBackend
 from rpc.core.jobs import MAX_BACKOFF, JobOptions
-from rpc.message import unpacked
+from rpc.transport import DeadLetters, unpacked
 
 
 @pytest.fixture(params=[MemoryBackend, WithoutDelays])

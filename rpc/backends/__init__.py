@@ -8,113 +8,16 @@ Nothing here may import the core, and no backend may import another one.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from importlib import import_module
 from importlib.metadata import entry_points
 from inspect import Parameter, signature
-from typing import Any, Protocol, get_type_hints
+from typing import Any, get_type_hints
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import msgspec
 
-from ..addresses import Address
 from ..errors import SettingsError, Unsupported
-from ..message import Handler, Message
-
-
-class Replies(Protocol):
-    """What comes back for one request, in the order in which it was sent."""
-
-    def receive(self, timeout: float | None) -> Message:
-        """The next reply. Raises RpcTimeout after `timeout` seconds without one, and stays usable."""
-
-    def close(self) -> None:
-        """Nobody listens any more: what was not started is not done, what runs is told. Idempotent."""
-
-
-class Backend(Protocol):
-    """What a broker, or a network, must offer. Only RpcTimeout, BackendUnavailable, QueueFull, NoReceivers
-    and Unsupported leave these methods."""
-
-    features: frozenset[str]
-    """Of: durable, redelivers, topics, groups, subscriptions, locks, priorities, processes, presence, delay,
-    idempotency, dead-letters."""
-    max_message: int | None
-    """The largest body, in bytes; None if the transport sets no limit."""
-    on_change: Callable[[bool], object] | None
-    """Called by `serve`, from any thread: True when there is a connection to serve on, False when it is
-    lost."""
-
-    def send(self, to: Address, message: Message) -> None:
-        """Hand the message over. Returns once the broker has it, not once it is handled."""
-
-    def request(self, to: Address, message: Message) -> Replies:
-        """The same, with a way back that is open before the message leaves. The message has `reply-to`."""
-
-    def serve(self, addresses: Sequence[Address], handler: Handler, concurrency: int = 1) -> None:
-        """Feed the handler what arrives, queues in order of priority, at most `concurrency` messages of
-        theirs at a time, and one of each topic and inbox. Blocks until `stop()`, then finishes what it
-        started."""
-
-    def stop(self) -> None:
-        """Make `serve` take nothing new and return. Only sets a flag: any thread, signal-safe."""
-
-    def close(self) -> None:
-        """Hand back what `serve` still holds, then give back connections. Idempotent."""
-
-
-class Subscriptions(Protocol):
-    """A backend with the feature `subscriptions`: it serves durable topics. What nobody serves for
-    KEEP_SUBSCRIPTION seconds is forgotten. One that can tell which there are has `subscribed()`, too."""
-
-    def unsubscribe(self, to: Address) -> None:
-        """Forget a durable topic of a group, with what waits for it."""
-
-
-class Locks(Protocol):
-    """A backend with the feature `locks`."""
-
-    def acquire(self, name: str, owner: str, lease: float) -> bool:
-        """Get a lock, or keep it, for so many seconds. False if another owner has it. One that dies loses it
-        within the lease."""
-
-    def release(self, name: str, owner: str) -> None:
-        """Give a lock back, if this owner has it."""
-
-
-class Presence(Protocol):
-    """A backend with the feature `presence`."""
-
-    def is_served(self, queue: str) -> bool:
-        """Whether there is a worker for this queue now."""
-
-
-class AsyncReplies(Protocol):
-    """`Replies` for one task of an event loop."""
-
-    async def receive(self, timeout: float | None) -> Message:
-        """As `Replies.receive`. If the task is cancelled, nothing is lost."""
-
-    def close(self) -> None:
-        """As `Replies.close`; what there is to say is said soon."""
-
-
-class AsyncBackend(Protocol):
-    """What `Backend.asynchronous` returns: the same for callers in event loops, any number of them, one after
-    the other or at a time."""
-
-    features: frozenset[str]
-    max_message: int | None
-
-    async def send(self, to: Address, message: Message) -> None:
-        """As `Backend.send`."""
-
-    async def request(self, to: Address, message: Message) -> AsyncReplies:
-        """As `Backend.request`."""
-
-    async def close(self) -> None:
-        """Give back the connections of this event loop; whoever waits gets Cancelled. Idempotent."""
+from ..transport import AsyncBackend, Backend
 
 
 def asynchronous(backend: Backend) -> AsyncBackend:
@@ -127,35 +30,6 @@ def asynchronous(backend: Backend) -> AsyncBackend:
     own: AsyncBackend = make()
     return own
 
-
-@dataclass(frozen=True, slots=True)
-class DeadLetter:
-    """A message that was given up."""
-
-    id: str
-    queue: str
-    at: float
-    """When, in seconds of the Unix epoch, by the broker's clock."""
-    why: str
-    frame: bytes
-    raw: Any
-    """What the backend finds it by."""
-
-
-class DeadLetters(Protocol):
-    """A backend with the feature `dead-letters`."""
-
-    def dead_letters(self, queue: str) -> list[DeadLetter]:
-        """What was given up, the last one first."""
-
-    def revive(self, letter: DeadLetter) -> bool:
-        """Put it back into its queue, as if it had just been sent. False if it is no longer there."""
-
-    def drop(self, letter: DeadLetter) -> bool:
-        """Forget it. False if it is no longer there."""
-
-
-KEEP_SUBSCRIPTION = 30 * 86400.0
 
 BACKENDS = {
     "memory": ("rpc.backends.memory:MemoryBackend", None),

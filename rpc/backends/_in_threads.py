@@ -8,11 +8,9 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any, TypeVar
 
-from ..addresses import Address
 from ..errors import BackendUnavailable, Cancelled, RpcTimeout
-from ..message import Message
-from . import AsyncReplies, Backend, Replies
-from ._loops import PerLoop
+from ..loops import PerLoop
+from ..transport import Address, AsyncReplies, Backend, Message, Replies
 
 T = TypeVar("T")
 MOST = 1024

@@ -6,10 +6,9 @@ import asyncio
 from contextlib import suppress
 from weakref import WeakSet
 
-from ..addresses import Address
 from ..errors import Cancelled, RpcTimeout
-from ..message import Message
-from ._loops import PerLoop
+from ..loops import PerLoop
+from ..transport import Address, Message
 from .memory import Hub, MemoryBackend, MemoryReplies
 
 

@@ -13,13 +13,24 @@ from itertools import count
 from threading import Condition
 from urllib.parse import parse_qsl, urlsplit
 
-from ..addresses import Address
-from ..addresses import queue as queue_address
 from ..errors import QueueFull, RpcTimeout
-from ..message import ATTEMPT, DELAY, IDEMPOTENCY_KEY, LOST, STREAM, Handler, Message, packed, unpacked
-from . import AsyncBackend, DeadLetter
-from ._cancellable import Cancellable, arriving
-from ._loops import run_together
+from ..loops import run_together
+from ..transport import (
+    ATTEMPT,
+    DELAY,
+    IDEMPOTENCY_KEY,
+    LOST,
+    STREAM,
+    Address,
+    AsyncBackend,
+    DeadLetter,
+    Handler,
+    Message,
+    packed,
+    unpacked,
+)
+from ..transport import queue as queue_address
+from ._serving import Cancellable, arriving
 
 logger = logging.getLogger(__name__)
 
@@ -214,7 +225,7 @@ class MemoryDelivery(Cancellable):
         """Tell the handler how much time is left."""
         self._begun = not self.has_expired()
         if self._expires is not None:
-            self.message = self.message.but(ttl=self._expires - time.monotonic())
+            self.message = self.message.replace(ttl=self._expires - time.monotonic())
 
     def has_expired(self) -> bool:
         """Before anybody began."""
@@ -354,7 +365,7 @@ class MemoryBackend:
         found = self.drop(letter)
         if found:
             again = dict.fromkeys(("ttl", "reply-to", "deliveries", ATTEMPT, DELAY, IDEMPOTENCY_KEY))
-            message = unpacked(letter.frame).but(**again)
+            message = unpacked(letter.frame).replace(**again)
             self.hub.put(queue_address(letter.queue), message, None)
         return found
 

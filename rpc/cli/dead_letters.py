@@ -10,12 +10,12 @@ from typing import Any, cast
 
 import click
 
-from ..backends import DeadLetter, DeadLetters, redacted
+from ..backends import redacted
 from ..client import RpcClient
 from ..core.codecs import Accepted
 from ..errors import RpcError, SerializationError, Unsupported
-from ..message import NAME, Message, unpacked
 from ..settings import Settings, load_settings
+from ..transport import NAME, DeadLetter, DeadLetters, Message, unpacked
 from .options import backend_option, queue_names, settings_option
 from .output import json_option, json_wanted, one_line, print_data, print_line, printable
 

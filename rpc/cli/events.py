@@ -9,8 +9,7 @@ from typing import Any, cast
 import click
 import msgspec
 
-from ..addresses import Address
-from ..backends import Backend, Subscriptions, redacted
+from ..backends import redacted
 from ..client import RpcClient
 from ..core.jobs import JobOptions
 from ..describe import ListenerInfo, WorkerInfo
@@ -18,6 +17,7 @@ from ..errors import RpcError, Unsupported
 from ..events import Event, Subscription, on
 from ..receiver import RpcReceiver
 from ..settings import Settings, load_settings
+from ..transport import Address, Backend, Subscriptions
 from .call import data_of
 from .options import backend_option, seconds, settings_option
 from .output import json_option, json_wanted, one_line, print_line

@@ -8,7 +8,7 @@ from datetime import datetime
 
 import click
 
-from ..addresses import queue
+from ..transport import queue
 
 settings_option = click.option(
     "--settings",

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import lru_cache
-from itertools import count
-from os import register_at_fork, urandom
 from types import MappingProxyType
 from typing import Any
 
 from ..errors import RpcTimeout, SerializationError, WorkerLost
-from ..message import LOST, NAME, Message
+from ..transport import LOST, NAME, Message
 from .codecs import Accepted, Codec
 from .jobs import JOB_NAME, Request, Response
 from .protocol import call_of, decode_reply, encode_call
 
 
 def call_message(
+    id: str,
     name: str,
     data: Any,
     codec: Codec,
@@ -26,11 +25,11 @@ def call_message(
     max_message: int | None,
     headers: Mapping[str, str] = MappingProxyType({}),
 ) -> Message:
-    """The message that asks for a job. `ttl` is in seconds, `max_message` in bytes, `headers` are added.
+    """The message that asks for a job, with an `id` of its own. `ttl` is in seconds, `max_message` in bytes,
+    `headers` are added.
 
     Raises SerializationError if `data` cannot be encoded or is too large, ValueError for a bad name.
     """
-    id = _ids.new()
     body = encode_call(call_of(_checked(name), data), id, codec)
     if max_message is not None and len(body) > max_message:
         raise SerializationError(f"the request has {len(body)} bytes: more than {max_message}")
@@ -50,24 +49,6 @@ def _checked(name: str) -> str:
 
 
 _ACCEPTED = Accepted()
-
-
-class _Ids:
-    """Ids of 32 hexadecimal digits: half of them are this process' own, at random, half of them count. Made
-    without asking the kernel, which would let other threads run first."""
-
-    def __init__(self) -> None:
-        self.begin()
-
-    def begin(self) -> None:
-        self._own, self._count = urandom(8).hex(), count()
-
-    def new(self) -> str:
-        return f"{self._own}{next(self._count):016x}"
-
-
-_ids = _Ids()
-register_at_fork(after_in_child=_ids.begin)
 
 
 class Conversation:

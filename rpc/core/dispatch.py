@@ -7,8 +7,6 @@ or never), a caller that waits gets exactly one terminal reply.
 from __future__ import annotations
 
 import logging
-import random
-import time
 import traceback
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import nullcontext
@@ -24,10 +22,10 @@ from ..errors import (
     SerializationError,
     Unauthorized,
 )
-from ..message import ATTEMPT, FAILED, IDEMPOTENCY_KEY, NAME, Delivery, Message
+from ..transport import ATTEMPT, FAILED, IDEMPOTENCY_KEY, NAME, Delivery, Message
 from .codecs import JSON, Accepted, Codec
 from .jobs import FINAL, AsyncRequest, Calls, DeliveryMode, Job, Jobs, Request, current_request
-from .middleware import Around, Middleware
+from .middleware import ContextFactory, Middleware
 from .protocol import decode_call, encode_error, encode_result, printable, remote_error
 
 logger = logging.getLogger(__name__)
@@ -54,15 +52,17 @@ class Dispatcher:
         await_: Await | None = None,
         calls: Calls | None = None,
         middleware: Sequence[Middleware] = (),
-        around: Around = nullcontext,
-        clock: Callable[[], float] = time.monotonic,
+        context: ContextFactory = nullcontext,
+        clock: Callable[[], float],
+        dice: Callable[[], float],
     ) -> None:
-        """`max_message` is in bytes, for requests and replies alike; `middleware` is from the outside in, and
-        `around` is outside of it."""
+        """`clock` gives seconds that only grow, `dice` a number from 0 to 1. `max_message` is in bytes, for
+        requests and replies alike; `middleware` is from the outside in, and `context` is outside of it."""
         self._jobs, self._accept, self._max_message = jobs, accept or Accepted(), max_message
         self._delivery, self._send_tracebacks = delivery, send_tracebacks
-        self._await, self._calls, self.clock = await_, calls, clock
-        self.middleware, self.around = middleware, around
+        self._await, self._calls = await_, calls
+        self.clock, self.dice = clock, dice
+        self.middleware, self.context = middleware, context
         self._running: set[Delivery] = set()
 
     @property
@@ -193,13 +193,13 @@ class _Work:
         failure = self._dispatcher.failure(self._message, remote, self._codec)
         if not options.retries or not isinstance(error, options.retry_on) or isinstance(error, FINAL):
             return failure
-        now, pause = self._dispatcher.clock(), options.pause(request.attempt, random.random())
+        now, pause = self._dispatcher.clock(), options.pause(request.attempt, self._dispatcher.dice())
         in_time = request.deadline is None or now + pause < request.deadline
         try:
             if request.attempt <= options.retries and in_time and not self._delivery.cancelled:
                 logger.info("job %r (%s) is tried again in %.3g s", job.name, request.id, pause)
                 again = {"deliveries": None, ATTEMPT: request.attempt + 1}
-                self._delivery.postpone(pause, self._message.but(**again))
+                self._delivery.postpone(pause, self._message.replace(**again))
             else:
                 self._delivery.bury(printable(str(remote))[:500], failure)
         except RpcError as trouble:
@@ -213,9 +213,9 @@ class _Work:
         dispatcher, token = self._dispatcher, current_request.set(request)
         way = self._through_middleware if dispatcher.middleware else self._returned
         try:
-            if dispatcher.around is nullcontext:  # it would cost as much as a small handler
+            if dispatcher.context is nullcontext:  # it would cost as much as a small handler
                 return way(job, handler, request)
-            with dispatcher.around():
+            with dispatcher.context():
                 return way(job, handler, request)
         finally:
             current_request.reset(token)
@@ -228,17 +228,17 @@ class _Work:
 
         call: Callable[[Request], Any] = innermost
         for each in reversed(self._dispatcher.middleware):
-            call = _around(each, call, request)
+            call = _wrapped(each, call, request)
         return call(request)
 
     def _returned(self, job: Job, handler: Callable[[], Any], request: Request) -> Any:
         if job.is_coroutine:
-            coroutine = _in_context(handler, request, self._dispatcher.around)
+            coroutine = _in_context(handler, request, self._dispatcher.context)
             return self._dispatcher.awaited(coroutine, self._delivery)
         return handler()
 
 
-def _around(
+def _wrapped(
     middleware: Middleware, rest: Callable[[Request], Any], request: Request
 ) -> Callable[[Request], Any]:
     def call(passed: Request) -> Any:
@@ -254,17 +254,17 @@ def _must_be_the_same(passed: Request, request: Request) -> None:
         raise TypeError(f"call_next takes the request that the middleware was given, not {passed!r:.100}")
 
 
-async def _in_context(handler: Callable[[], Any], request: Request, around: Around) -> Any:
+async def _in_context(handler: Callable[[], Any], request: Request, context: ContextFactory) -> Any:
     current_request.set(request)
-    return await contained(handler(), around)
+    return await contained(handler(), context)
 
 
-async def contained(coroutine: Coroutine[Any, Any, Any], around: Around = nullcontext) -> Any:
+async def contained(coroutine: Coroutine[Any, Any, Any], context: ContextFactory = nullcontext) -> Any:
     """Its result; for a loop that others run in, too."""
     try:
-        async with around():
+        async with context():
             return await coroutine
     except (SystemExit, KeyboardInterrupt) as error:  # either would end the loop, and all that runs in it
         raise remote_error(error) from error
     finally:
-        coroutine.close()  # it has not begun if what is around it failed
+        coroutine.close()  # it has not begun if its context failed

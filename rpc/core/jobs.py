@@ -23,7 +23,7 @@ from ..errors import (
     Unauthorized,
     Unsupported,
 )
-from ..message import Delivery
+from ..transport import Delivery
 from .parameters import Parameters, wants_request
 from .protocol import Call
 

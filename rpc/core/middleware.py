@@ -36,7 +36,7 @@ def checked(middleware: Iterable[Middleware]) -> list[Middleware]:
     return found
 
 
-class Surroundings(Protocol):
+class EitherContext(Protocol):
     """A context manager for `with` and for `async with`, such as `contextlib.nullcontext()`."""
 
     def __enter__(self) -> Any: ...
@@ -52,7 +52,7 @@ class Surroundings(Protocol):
     ) -> bool | None: ...
 
 
-Around = Callable[[], Surroundings]
+ContextFactory = Callable[[], EitherContext]
 """Makes that in which all code of the user runs: handlers and their middleware, listeners, what ticks, and
 hooks. It is entered in the thread that calls, and for a coroutine in its event loop, too."""
 
@@ -99,7 +99,7 @@ class Hooks:
             except BaseException:  # as handlers, hooks may raise anything
                 logger.exception("hook %s failed: %r", name, hook)
 
-    def around(self, request: Request, call_next: Callable[[Request], Any]) -> Any:
+    def middleware(self, request: Request, call_next: Callable[[Request], Any]) -> Any:
         """The hooks of calls, as middleware."""
         self.tell("pre_call", request)
         try:

@@ -8,6 +8,6 @@ from functools import lru_cache
 
 
 @lru_cache(1024)
-def fitting(pattern: str) -> Callable[[str], object]:
+def matcher(pattern: str) -> Callable[[str], object]:
     """What is true of the names that fit a pattern, in which `*` stands for any characters."""
     return re.compile(".*".join(map(re.escape, pattern.split("*")))).fullmatch

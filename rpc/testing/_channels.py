@@ -13,9 +13,7 @@ from uuid import uuid4
 
 import pytest
 
-from ..addresses import Address, inbox, topic
-from ..backends import Locks, Subscriptions
-from ..message import Delivery
+from ..transport import Address, Delivery, Locks, Subscriptions, inbox, topic
 from ._features import burying, letters_of
 from .site import Site, eventually
 

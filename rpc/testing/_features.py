@@ -9,10 +9,21 @@ from typing import Any, cast
 
 import pytest
 
-from ..addresses import Address, queue
-from ..backends import Backend, DeadLetter, DeadLetters, Presence
 from ..errors import BackendUnavailable, QueueFull, SettingsError
-from ..message import IDEMPOTENCY_KEY, LOST, Delivery, Handler, Message, unpacked
+from ..transport import (
+    IDEMPOTENCY_KEY,
+    LOST,
+    Address,
+    Backend,
+    DeadLetter,
+    DeadLetters,
+    Delivery,
+    Handler,
+    Message,
+    Presence,
+    queue,
+    unpacked,
+)
 from .site import Site, eventually, request
 
 ONCE: Any = {IDEMPOTENCY_KEY: "order-17"}

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
-from ..addresses import Address
-from ..backends import AsyncReplies, Backend, asynchronous
+from ..backends import asynchronous
 from ..loops import LoopThread
-from ..message import Message
+from ..transport import Address, AsyncReplies, Backend, Message
 
 T = TypeVar("T")
 

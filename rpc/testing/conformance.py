@@ -24,9 +24,9 @@ from uuid import uuid4
 
 import pytest
 
-from ..backends import Replies, backend_from_url
+from ..backends import backend_from_url
 from ..errors import BackendUnavailable, RpcTimeout
-from ..message import LOST, Delivery, Message
+from ..transport import LOST, Delivery, Message, Replies
 from ._channels import Channels
 from ._features import Features
 from .site import Site, eventually, request

@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import functools
 import inspect
+import random
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, NamedTuple, TypeVar
 from unittest import mock
 
-from ..addresses import Address
 from ..aio import AsyncRpcClient
-from ..backends import AsyncBackend, Backend, asynchronous
+from ..backends import asynchronous
 from ..caller import Caller
 from ..client import Submits
 from ..core.codecs import Accepted
@@ -26,7 +27,7 @@ from ..core.protocol import decode_call
 from ..describe import ALL_WORKERS
 from ..errors import RpcError, RpcTimeout, Unsupported
 from ..loops import LoopThread
-from ..message import Message
+from ..transport import Address, AsyncBackend, Backend, Message
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -61,7 +62,10 @@ class Patch:
         self._jobs = jobs_from({name: _handler(answer) for name, answer in answers.items()})
         self._loop = LoopThread("rpc-patch")
         self._dispatcher = _Answers(
-            self._jobs, await_=lambda coroutine, delivery: self._loop.run(coroutine).result()
+            self._jobs,
+            await_=lambda coroutine, delivery: self._loop.run(coroutine).result(),
+            clock=time.monotonic,
+            dice=random.random,
         )
         self._stack = ExitStack()
         self._outer: Patch | None = None

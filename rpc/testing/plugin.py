@@ -45,7 +45,7 @@ def rpc_receiver() -> Iterator[Callable[..., RpcClient]]:
 
         def _changed(self, connected: bool) -> None:
             super()._changed(connected)
-            self.told()  # not a hook: it would run in what is `around`, which may fail
+            self.told()  # not a hook: it would run in the receiver's context, which may fail
 
     url = f"memory://{uuid4().hex}"
     with ExitStack() as stack:

@@ -17,9 +17,8 @@ from uuid import uuid4
 
 import pytest
 
-from ..addresses import Address, queue
-from ..backends import Backend, Replies, backend_from_url
-from ..message import ATTEMPT, STREAM, Delivery, Handler, Message
+from ..backends import backend_from_url
+from ..transport import ATTEMPT, STREAM, Address, Backend, Delivery, Handler, Message, Replies, queue
 from ._portal import Portal
 
 PATIENCE = 20.0
@@ -113,7 +112,7 @@ class Toy:
         self._log.write(f"attempt {message.attempt}")
         if message.attempt > int(argument):
             return self._reply(delivery, message.headers[ATTEMPT].encode())
-        delivery.postpone(0.2, message.but(attempt=message.attempt + 1))
+        delivery.postpone(0.2, message.replace(attempt=message.attempt + 1))
         return None
 
     def bury(self, delivery: Delivery, argument: bytes) -> Message | None:
@@ -242,7 +241,7 @@ class Site:
 
 def request(body: bytes, ttl: float | None = 30, **headers: str) -> Message:
     id = uuid4().hex
-    return Message(body, {"id": id, "reply-to": id, **headers}).but(ttl=ttl)
+    return Message(body, {"id": id, "reply-to": id, **headers}).replace(ttl=ttl)
 
 
 def eventually(check: Callable[[], Any], what: str = "it never happened") -> Any:

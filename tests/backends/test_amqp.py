@@ -17,11 +17,10 @@ from uuid import uuid4
 import pytest
 
 from rpc import BackendUnavailable, NoReceivers, RpcTimeout, SettingsError
-from rpc.addresses import Address, inbox, queue, topic
-from rpc.backends import Backend, DeadLetters, Locks, backend_from_url
-from rpc.message import LOST, Delivery, Message
+from rpc.backends import backend_from_url
 from rpc.testing._portal import Portal
 from rpc.testing.site import PATIENCE, Site, eventually, request
+from rpc.transport import LOST, Address, Backend, DeadLetters, Delivery, Locks, Message, inbox, queue, topic
 from tests.rabbit import Rabbit, rabbit
 
 
@@ -234,12 +233,12 @@ def test_a_handler_that_takes_long_keeps_its_connection(site: Site) -> None:
 def test_what_a_caller_that_was_killed_had_asked_for_is_not_started(site: Site) -> None:
     program = (
         "import sys, os\n"
-        "from rpc.addresses import queue\n"
+        "from rpc.transport import queue\n"
         "from rpc.backends import backend_from_url\n"
         "from rpc.testing.site import request\n"
         "backend = backend_from_url(sys.argv[1])\n"
         "replies = backend.request(queue(sys.argv[2]), request(b'log:unwanted'))\n"
-        "backend.send(queue(sys.argv[2]), request(b'log:wanted').but(reply_to=None))\n"
+        "backend.send(queue(sys.argv[2]), request(b'log:wanted').replace(reply_to=None))\n"
         "os.kill(os.getpid(), 9)\n"
     )
     command = [sys.executable, "-c", program, site.url, site.name()]

@@ -11,16 +11,15 @@ from typing import Any, cast
 import pytest
 
 from rpc import Event, RemoteError, Request, RpcClient, RpcReceiver, job, on
-from rpc.backends import DeadLetters
 from rpc.events import listeners_in
-from rpc.message import Delivery, Message
 from rpc.settings import Settings
 from rpc.testing.site import PATIENCE, Site, eventually
+from rpc.transport import DeadLetters, Delivery, Message
 from tests.rabbit import Rabbit, rabbit
 
-from rpc.backends._amqp_known import Known  # isort: skip - after the skip without the driver
-from rpc.backends._amqp_wire import Basic, Broken, Channel  # isort: skip
-from rpc.backends._amqp_worker import QueueLoop  # isort: skip
+from rpc.backends.amqp.recent import Known  # isort: skip - after the skip without the driver
+from rpc.backends.amqp.wire import Basic, Broken, Channel  # isort: skip
+from rpc.backends.amqp.worker import QueueLoop  # isort: skip
 
 
 @pytest.fixture

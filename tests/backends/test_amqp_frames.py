@@ -17,9 +17,9 @@ from pamqp import body, frame, header
 from pamqp.commands import Basic, Channel
 from pamqp.heartbeat import Heartbeat
 
-from rpc.backends import _amqp_frames as ours
-from rpc.backends._amqp_wire import Broken, Unreadable, Wire, frames, message_of, properties_of, published
-from rpc.message import Message
+from rpc.backends.amqp import frames as ours
+from rpc.backends.amqp.wire import Broken, Unreadable, Wire, frames, message_of, properties_of, published
+from rpc.transport import Message
 
 END = b"\xce"
 CHANNELS = st.integers(0, 65535)
@@ -301,7 +301,7 @@ def test_a_message_whose_properties_make_no_sense_is_empty(header: bytes) -> Non
 def test_the_frames_of_a_call_need_no_pamqp(monkeypatch: pytest.MonkeyPatch) -> None:
     """Which would do, but take several times as long."""
     message = Message(b"body", {"id": "1", "content-type": "application/json", "name": "add", "ttl": "5"})
-    content = properties_of(message.but(traceparent="00-1"), "amq.rabbitmq.reply-to")
+    content = properties_of(message.replace(traceparent="00-1"), "amq.rabbitmq.reply-to")
     answer = DELIVER + frames(1, Basic.Ack(1), Basic.Nack(1))
     published(1, "key", content, b"body", 4096)
     monkeypatch.setattr(frame, "marshal", None)

@@ -16,11 +16,10 @@ from typing import Any, cast
 import pytest
 
 from rpc import BackendUnavailable, NoReceivers, RpcClient, RpcReceiver, RpcTimeout
-from rpc.addresses import queue, topic
 from rpc.backends import backend_from_url
-from rpc.message import Delivery, Message
 from rpc.testing._portal import Portal
 from rpc.testing.site import PATIENCE, Site, eventually, request
+from rpc.transport import Delivery, Message, queue, topic
 from tests.rabbit import AmqpBackend, Node
 
 

@@ -12,8 +12,8 @@ pytest.importorskip("pamqp", reason="needs RabbitMQ's driver: pip install python
 
 from pamqp.commands import Queue
 
-from rpc.addresses import topic
 from rpc.testing.site import PATIENCE, Site, eventually
+from rpc.transport import topic
 from tests.rabbit import rabbit
 
 

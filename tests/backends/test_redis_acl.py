@@ -12,10 +12,9 @@ import redis
 from redis.exceptions import NoPermissionError
 
 from rpc import RemoteError, RpcTimeout, WorkerLost
-from rpc.addresses import topic
-from rpc.backends import _redis_channels, _redis_hearing, _redis_scripts, _redis_sending, _redis_serving
-from rpc.message import Message
+from rpc.backends.redis import scripts
 from rpc.testing import RedisServer, start_redis
+from rpc.transport import Message, topic
 
 from .redis_jobs import Bench
 from .rq_jobs import PATIENCE, eventually
@@ -40,12 +39,7 @@ RUN = {
     ),
 }
 """The scripts that each runs."""
-SCRIPTS = {
-    name: text
-    for module in (_redis_scripts, _redis_sending, _redis_channels, _redis_hearing, _redis_serving)
-    for name, text in vars(module).items()
-    if name.isupper() and "-- KEYS" in str(text)
-}
+SCRIPTS = {name: text for name, text in vars(scripts).items() if name.isupper() and "-- KEYS" in str(text)}
 
 
 @pytest.mark.parametrize("user", LINES)

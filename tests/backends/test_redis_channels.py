@@ -14,11 +14,10 @@ import pytest
 import redis
 
 from rpc import PythonRqBackend, RpcError, RpcTimeout
-from rpc.addresses import inbox, queue, topic
-from rpc.backends._redis_channels import RedisReplies
-from rpc.backends._redis_places import place
-from rpc.message import LOST, Delivery, Message, packed
+from rpc.backends.redis.servers import place
+from rpc.backends.redis.topics import RedisReplies
 from rpc.testing import RedisServer
+from rpc.transport import LOST, Delivery, Message, inbox, packed, queue, topic
 
 from .rq_jobs import PATIENCE, Bench, eventually, later, timed, without_end
 

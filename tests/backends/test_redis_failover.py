@@ -15,7 +15,7 @@ import pytest
 
 from rpc import BackendUnavailable, RpcClient, RpcReceiver, RpcTimeout, Unsupported, WorkerLost
 from rpc.backends import backend_from_url
-from rpc.backends._redis_keys import keys_of
+from rpc.backends.redis.keys import keys_of
 from rpc.testing.topologies import start_cluster, start_sentinel
 
 pytestmark = [

@@ -16,12 +16,12 @@ import pytest
 import redis
 
 from rpc import QueueFull, Request, RpcClient, RpcReceiver
-from rpc.backends import _redis_worker
-from rpc.backends._redis_keys import keys_of
-from rpc.backends._redis_minder import Minder
-from rpc.backends._redis_outbox import Ack, Outbox
-from rpc.backends._redis_places import place
-from rpc.backends._redis_scripts import REPLY
+from rpc.backends.redis import worker as _redis_worker
+from rpc.backends.redis.acks import Ack, Outbox
+from rpc.backends.redis.keys import keys_of
+from rpc.backends.redis.maintenance import Minder
+from rpc.backends.redis.scripts import REPLY
+from rpc.backends.redis.servers import place
 from rpc.testing import RedisServer, start_redis
 from rpc.testing.site import eventually
 
@@ -104,9 +104,8 @@ def test_what_the_dead_leave_in_the_queue_is_not_forgotten(server: RedisServer, 
 
 
 def test_an_id_of_any_text_is_answered(server: RedisServer) -> None:
-    from rpc.addresses import queue
     from rpc.backends import backend_from_url
-    from rpc.message import Message
+    from rpc.transport import Message, queue
 
     backend = backend_from_url(server.url)
     thread = threading.Thread(target=backend.serve, args=[[queue("q")], lambda delivery: delivery.message])

@@ -20,8 +20,8 @@ import redis.asyncio
 from redis.exceptions import ResponseError
 from redis.sentinel import Sentinel
 
-from rpc.backends import _redis_places
-from rpc.backends._redis_places import Place, is_elsewhere, place
+from rpc.backends.redis import servers as _redis_places
+from rpc.backends.redis.servers import Place, is_elsewhere, place
 from rpc.errors import BackendUnavailable
 from rpc.testing import RedisServer, start_redis
 from rpc.testing.servers import _claimed
@@ -190,7 +190,8 @@ class TestUrls:
 @pytest.mark.parametrize("url", ["redis+cluster://127.0.0.1:{}", "redis+sentinel://127.0.0.1:{}/mymaster"])
 def test_a_child_does_not_wait_for_what_a_thread_of_its_parent_did_at_the_fork(url: str) -> None:
     program = (
-        "import os, redis, signal, socket, sys, threading, time; from rpc.backends import _redis_places\n"
+        "import os, redis, signal, socket, sys, threading, time\n"
+        "from rpc.backends.redis import servers as _redis_places\n"
         "_redis_places.SOCKET_TIMEOUT = 0.5\n"
         "silent = socket.create_server(('127.0.0.1', 0))\n"
         "where = _redis_places.place(sys.argv[1].format(silent.getsockname()[1]))\n"
@@ -337,7 +338,7 @@ class TestOneServer:
 
     def test_a_forked_child_has_connections_and_a_name_of_its_own(self, rpc_redis: RedisServer) -> None:
         program = (
-            "import os, sys; from rpc.backends._redis_places import place\n"
+            "import os, sys; from rpc.backends.redis.servers import place\n"
             "where = place(sys.argv[1])\n"
             "mine = where.client('key').client_id()\n"
             "child = os.fork()\n"

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from rpc import QueueFull, RemoteError, RpcClient, RpcReceiver, WorkerLost
-from rpc.message import unpacked
 from rpc.testing import RedisServer
+from rpc.transport import unpacked
 
 from .redis_jobs import QUEUE, WORKERS, Bench
 from .rq_jobs import PATIENCE, eventually

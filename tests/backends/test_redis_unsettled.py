@@ -12,13 +12,13 @@ from uuid import uuid4
 import pytest
 
 from rpc import BackendUnavailable, Event, RemoteError, Request, RpcClient, RpcReceiver, job, on
-from rpc.backends import DeadLetters
-from rpc.backends import _redis_scripts as scripts
-from rpc.backends._redis_worker import RedisWorker
+from rpc.backends.redis import scripts
+from rpc.backends.redis.worker import RedisWorker
 from rpc.events import listeners_in
 from rpc.settings import Settings
 from rpc.testing import RedisServer
 from rpc.testing.site import eventually
+from rpc.transport import DeadLetters
 from tests.faults.proxy import Proxy
 
 pytestmark = pytest.mark.redis

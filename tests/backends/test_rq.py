@@ -31,11 +31,10 @@ from rpc import (
     job,
     on,
 )
-from rpc.addresses import queue
 from rpc.core.jobs import JobOptions
 from rpc.events import Subscription
-from rpc.message import Delivery, Message
 from rpc.testing import RedisServer
+from rpc.transport import Delivery, Message, queue
 
 from .rq_jobs import PATIENCE, Bench, Serve, add, eventually, timed, without_end
 

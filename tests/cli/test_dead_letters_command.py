@@ -12,11 +12,10 @@ import click
 import pytest
 from click.testing import Result
 
-from rpc.addresses import queue
 from rpc.backends import backend_from_url
 from rpc.cli.dead_letters import command
-from rpc.message import Delivery, Message
 from rpc.testing.servers import RedisServer
+from rpc.transport import Delivery, Message, queue
 
 from .conftest import SECONDS, Process, error_in
 

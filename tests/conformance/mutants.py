@@ -9,11 +9,10 @@ from typing import Any
 
 import pytest
 
-from rpc.addresses import Address, queue
-from rpc.backends import DeadLetter, memory
+from rpc.backends import memory
 from rpc.backends.memory import First, Hub, MemoryBackend, MemoryDelivery, MemoryReplies
 from rpc.errors import BackendUnavailable, QueueFull, RpcTimeout
-from rpc.message import DELAY, IDEMPOTENCY_KEY, Handler, Message, unpacked
+from rpc.transport import DELAY, IDEMPOTENCY_KEY, Address, DeadLetter, Handler, Message, queue, unpacked
 
 Patch = pytest.MonkeyPatch
 
@@ -212,7 +211,7 @@ def without(header: str) -> Callable[[Patch], None]:
         put = Hub.put
 
         def lossy(self: Hub, to: Address, message: Message, *rest: Any) -> None:
-            put(self, to, message.but(**{header: None}), *rest)
+            put(self, to, message.replace(**{header: None}), *rest)
 
         patch.setattr(Hub, "put", lossy)
 

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from uuid import uuid4
+
 import pytest
 
 from rpc import Response, RpcTimeout, SerializationError, WorkerLost
 from rpc.core.codecs import CODECS, JSON, MSGPACK
 from rpc.core.conversation import Conversation, call_message
 from rpc.core.protocol import decode_call, encode_result
-from rpc.message import LOST, Message
+from rpc.transport import LOST, Message
 
 with_both_codecs = pytest.mark.parametrize("codec", CODECS.values(), ids=list(CODECS))
 
 
 def asked(name="add", data=None, codec=JSON, *, ttl=None, replies=True, max_message=None):
-    return call_message(name, data, codec, ttl=ttl, replies=replies, max_message=max_message)
+    return call_message(uuid4().hex, name, data, codec, ttl=ttl, replies=replies, max_message=max_message)
 
 
 def waiting(timeout=2.0):

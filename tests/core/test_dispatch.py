@@ -6,9 +6,12 @@ import asyncio
 import builtins
 import logging
 import pickle
+import random
 import sys
+import time
 from contextlib import suppress
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 from hypothesis import example, given, settings
@@ -32,7 +35,7 @@ from rpc.core.conversation import Conversation, call_message
 from rpc.core.dispatch import Dispatcher
 from rpc.core.jobs import Response, current_request, jobs_from
 from rpc.errors import Interrupted
-from rpc.message import FAILED, Message, packed, unpacked
+from rpc.transport import FAILED, Message, packed, unpacked
 
 with_both_codecs = pytest.mark.parametrize("codec", CODECS.values(), ids=list(CODECS))
 
@@ -57,7 +60,8 @@ def dispatcher_of(handler, **options):
         return asyncio.run(coroutine)
 
     jobs = handler if isinstance(handler, dict) else {"work": handler}
-    return Dispatcher(jobs_from(jobs), await_=run, **options)
+    given = {"clock": time.monotonic, "dice": random.random, **options}
+    return Dispatcher(jobs_from(jobs), **{"await_": run, **given})
 
 
 def the_reply(dispatcher, message):
@@ -71,8 +75,10 @@ def the_reply(dispatcher, message):
         raise AssertionError("there is not exactly one reply that can be sent") from error
 
 
-def asking(data=None, codec=JSON, *, replies=True, **headers):
-    return call_message("work", data, codec, ttl=None, replies=replies, max_message=None).but(**headers)
+def pending(data=None, codec=JSON, *, replies=True, **headers):
+    return call_message(
+        uuid4().hex, "work", data, codec, ttl=None, replies=replies, max_message=None
+    ).replace(**headers)
 
 
 def answer(message, reply):
@@ -81,7 +87,7 @@ def answer(message, reply):
 
 def asked(handler, data=None, *, codec=JSON, headers=None, **options):
     """What the caller of a handler gets."""
-    message = asking(data, codec, **headers or {})
+    message = pending(data, codec, **headers or {})
     return answer(message, the_reply(dispatcher_of(handler, **options), message)).data
 
 
@@ -183,7 +189,7 @@ class Canary:
 )
 def test_nothing_is_unpickled(tmp_path, content_type):
     canary = tmp_path / "canary"
-    message = Message(pickle.dumps(Canary(canary)), {"reply-to": "1"}).but(content_type=content_type)
+    message = Message(pickle.dumps(Canary(canary)), {"reply-to": "1"}).replace(content_type=content_type)
     with pytest.raises(SerializationError):
         answer(message, the_reply(dispatcher_of(lambda: None), message))
     assert not canary.exists()
@@ -196,7 +202,7 @@ def test_a_codec_that_is_not_accepted_is_refused_in_one_that_everybody_reads():
 
 @with_both_codecs
 def test_a_reply_has_the_id_and_the_encoding_of_its_request(codec):
-    message = asking(codec=codec)
+    message = pending(codec=codec)
     reply = the_reply(dispatcher_of(lambda: 1), message)
     assert (reply.id, reply.headers["content-type"]) == (message.id, codec.content_type)
     assert codec.decode(reply.body) == {"jsonrpc": "2.0", "id": message.id, "result": 1}
@@ -309,7 +315,7 @@ def test_a_remote_error_keeps_its_origin():
 
 @pytest.mark.parametrize("then", [returning(3), raising(ValueError("too late"))], ids=["returns", "raises"])
 def test_only_the_first_response_is_sent_and_at_once(then):
-    delivery, sent = Delivery(asking()), []
+    delivery, sent = Delivery(pending()), []
 
     def handler(request):
         sent.extend(request.respond(number) for number in (1, 2))
@@ -330,7 +336,7 @@ def test_a_handler_that_does_not_respond_responds_with_what_it_returns(value):
     ("replies", "cancelled"), [(False, False), (True, True)], ids=["nobody waits", "caller left"]
 )
 def test_a_handler_is_told_that_its_response_reached_nobody(replies, cancelled):
-    delivery, responded = Delivery(asking(replies=replies)), []
+    delivery, responded = Delivery(pending(replies=replies)), []
 
     def handler(request):
         delivery.cancelled = cancelled
@@ -353,7 +359,7 @@ def test_the_data_is_as_it_was_sent(data):
 @pytest.mark.parametrize("replies", [True, False], ids=["call_and_wait", "call"])
 def test_what_nobody_wants_any_more_is_not_done(cancelled, headers, error, replies):
     called = []
-    last = dispatcher_of(lambda: called.append(1))(Delivery(asking(replies=replies, **headers), cancelled))
+    last = dispatcher_of(lambda: called.append(1))(Delivery(pending(replies=replies, **headers), cancelled))
     assert (called, last.headers[FAILED]) == ([], error.__name__)
 
 
@@ -376,7 +382,7 @@ def again(): ...
     (once, "at-most-once", [1], True),
 ], ids=["default", "set", "of the job", "of the job too", "refused"])  # fmt: skip
 def test_redelivery_is_forbidden_to_a_job_that_may_start_but_once(handler, delivery, data, redeliverable):
-    handed = Delivery(asking(data))
+    handed = Delivery(pending(data))
     dispatcher_of(handler, delivery=delivery)(handed)
     assert handed.redeliverable is redeliverable
 
@@ -385,7 +391,7 @@ def test_a_job_whose_redelivery_cannot_be_forbidden_is_not_started():
     def refuse():
         raise BackendUnavailable("why")
 
-    called, handed = [], Delivery(asking())
+    called, handed = [], Delivery(pending())
     handed.forbid_redelivery = refuse
     last = dispatcher_of(lambda: called.append(1), delivery="at-most-once")(handed)
     assert (called, last.headers[FAILED]) == ([], "BackendUnavailable")
@@ -402,7 +408,7 @@ def test_the_current_request_is_known_while_its_handler_runs():
 
 
 def test_without_a_loop_a_coroutine_is_refused():
-    reply = the_reply(Dispatcher(jobs_from({"work": wait})), asking())
+    reply = the_reply(dispatcher_of(wait, await_=None), pending())
     assert reply.headers[FAILED] == "SerializationError"
 
 

@@ -13,11 +13,11 @@ import rpc
 from rpc import MethodNotFound, Request, SettingsError, job
 from rpc.core.jobs import Job, jobs_from
 from rpc.core.protocol import Call
-from rpc.message import Message
+from rpc.transport import Message
 
 
 def request_with(data, **headers):
-    delivery = SimpleNamespace(message=Message().but(**headers), cancelled=False)
+    delivery = SimpleNamespace(message=Message().replace(**headers), cancelled=False)
     return Request(delivery, Call("work", data), 5.0, lambda request, data: (request, data))
 
 

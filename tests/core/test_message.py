@@ -8,7 +8,7 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from rpc import SerializationError
-from rpc.message import MAX_HEADER_BYTES, MAX_HEADERS, Message, packed, unpacked
+from rpc.transport import MAX_HEADER_BYTES, MAX_HEADERS, Message, packed, unpacked
 
 TOO_MANY = {str(number): "" for number in range(MAX_HEADERS + 1)}
 
@@ -57,14 +57,14 @@ def test_a_ttl_that_is_no_number_of_seconds_is_refused(header):
 
 @pytest.mark.parametrize("header", ["", "often", "-1", "1.5", "²", "9" * 5000])
 def test_deliveries_are_counted_and_nonsense_is_the_first(header):
-    assert [Message().deliveries, Message().but(deliveries=3).deliveries] == [1, 3]
+    assert [Message().deliveries, Message().replace(deliveries=3).deliveries] == [1, 3]
     assert Message(headers={"deliveries": header}).deliveries == 1
 
 
 def test_a_message_is_changed_by_making_another_one():
     message = Message(b"body", {"id": "1", "reply-to": "2", "x": "3"})
 
-    changed = message.but(reply_to=None, ttl=0.5, x="4", absent=None)
+    changed = message.replace(reply_to=None, ttl=0.5, x="4", absent=None)
 
     assert changed == Message(b"body", {"id": "1", "ttl": "0.5", "x": "4"})
     assert message == Message(b"body", {"id": "1", "reply-to": "2", "x": "3"})

@@ -11,7 +11,7 @@ import pytest
 from rpc import errors
 from rpc.core.codecs import JSON, MSGPACK
 from rpc.core.protocol import Call, decode_call, decode_reply, encode_call, encode_result
-from rpc.message import Message, packed, unpacked
+from rpc.transport import Message, packed, unpacked
 
 VECTORS = Path(__file__).parent.parent / "vectors"
 BODIES = json.loads((VECTORS / "bodies.json").read_text())

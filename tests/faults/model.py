@@ -18,10 +18,8 @@ from uuid import uuid4
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from rpc.addresses import queue
-from rpc.backends import Backend, Replies
 from rpc.errors import RpcTimeout
-from rpc.message import LOST, STREAM, Message
+from rpc.transport import LOST, STREAM, Backend, Message, Replies, queue
 
 from .nursery import PATIENCE
 from .oracle import ACCEPTED, ANSWERED, Call, Ledger, Oracle
@@ -78,7 +76,7 @@ class Model(RuleBasedStateMachine):
     # What senders do.
 
     def _message(self, ttl: float | None = None, **headers: str) -> Message:
-        message = Message(b"", {"id": f"{self.name}-{len(self.messages)}"}).but(ttl=ttl, **headers)
+        message = Message(b"", {"id": f"{self.name}-{len(self.messages)}"}).replace(ttl=ttl, **headers)
         self.messages[message.id] = message
         return message
 

@@ -13,7 +13,7 @@ from typing import Any
 from urllib.parse import urlencode
 
 from rpc import RpcClient
-from rpc.loops import made_once
+from rpc.loops import locked_cached_property
 
 from .broker import Broker, Fsync
 from .fleet import Fleet
@@ -47,16 +47,16 @@ class Stage:
         self.__dict__["broker"] = broker
         return broker
 
-    @made_once
+    @locked_cached_property
     def broker(self) -> Broker:
         return self.open()
 
-    @made_once
+    @locked_cached_property
     def front(self) -> Proxy:
         """Between callers and Redis."""
         return self.proxy()
 
-    @made_once
+    @locked_cached_property
     def back(self) -> Proxy:
         """Between workers and Redis."""
         return self.proxy()

@@ -8,9 +8,8 @@ from collections.abc import Callable
 from multiprocessing.connection import Client, Listener, Pipe
 from typing import Any
 
-from rpc.addresses import queue
-from rpc.backends import Backend, backend_from_url
-from rpc.message import STREAM, Delivery, Message
+from rpc.backends import backend_from_url
+from rpc.transport import STREAM, Backend, Delivery, Message, queue
 
 from .nursery import PATIENCE, Child
 

@@ -9,8 +9,7 @@ from uuid import uuid4
 
 import pytest
 
-from rpc.addresses import queue
-from rpc.message import FAILED, LOST, Message
+from rpc.transport import FAILED, LOST, Message, queue
 
 from .conftest import Pick
 from .load import ask, tell

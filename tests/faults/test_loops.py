@@ -82,16 +82,16 @@ class Storm:
         data = {"job": call.job, "seconds": 0, "padding": "x" * self.dice.choice([0, 0, 0, 5000, 70_000])}
         fate = self.dice.random()
         moment = self.dice.choice([0, self.dice.uniform(0, 0.002), self.dice.uniform(0, 0.05)])
-        asking = self.client.call_and_wait("work", data, timeout=self.dice.choice([30, None]))
+        pending = self.client.call_and_wait("work", data, timeout=self.dice.choice([30, None]))
         try:
             if fate < 0.1:
-                answer = await asyncio.wait_for(asking, moment)
+                answer = await asyncio.wait_for(pending, moment)
             elif fate < 0.3:
-                task = asyncio.ensure_future(asking) if fate < 0.2 else self._submitted(asking, data)
+                task = asyncio.ensure_future(pending) if fate < 0.2 else self._submitted(pending, data)
                 asyncio.get_running_loop().call_later(moment, task.cancel)
                 answer = await task
             else:
-                answer = await asking
+                answer = await pending
         except RpcTimeout as error:  # an asyncio.TimeoutError, too; nobody's time is up here
             call.outcome = repr(error)
         except (asyncio.CancelledError, asyncio.TimeoutError):
@@ -102,8 +102,8 @@ class Storm:
             call.outcome = ANSWERED if answer.data == answer_to(call.job) else WRONG
         call.done = time.monotonic()
 
-    def _submitted(self, asking: Any, data: Any) -> Any:
-        asking.close()
+    def _submitted(self, pending: Any, data: Any) -> Any:
+        pending.close()
         return self.client.submit("work", data)
 
 

@@ -12,9 +12,8 @@ import pytest
 from hypothesis import HealthCheck, Phase, seed, settings
 from hypothesis.stateful import run_state_machine_as_test
 
-from rpc.addresses import queue
 from rpc.backends import backend_from_url
-from rpc.message import Message
+from rpc.transport import Message, queue
 
 from .conftest import Pick
 from .model import MAX_DELIVERIES, Model

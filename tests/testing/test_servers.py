@@ -86,8 +86,8 @@ def waits(server: RedisServer) -> Callable[[], bool]:
     """Says whether a client named "waiting" has come to the server."""
 
     def named() -> bool:
-        with client_of(server) as asking:
-            return any(client["name"] == "waiting" for client in asking.client_list())
+        with client_of(server) as pending:
+            return any(client["name"] == "waiting" for client in pending.client_list())
 
     return named
 

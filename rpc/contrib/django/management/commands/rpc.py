@@ -12,9 +12,9 @@ from django.core.management.base import BaseCommand, CommandParser
 from django.db import connections
 from django.utils.autoreload import get_child_arguments
 
-from rpc.addresses import queue
 from rpc.cli.reload import RELOAD, run_and_reload
 from rpc.cli.worker import log_to_stderr, serve
+from rpc.transport import queue
 
 from ...commands import told
 from ...conf import settings
@@ -98,7 +98,7 @@ class Command(BaseCommand):
                 queues=options["queues"],
                 concurrency=options["concurrency"],
                 grace=options["grace"],
-                around=connections_kept,
+                context=connections_kept,
             )
 
 

@@ -1,0 +1,26 @@
+"""Scripts for Redis, each in a `.lua` file of its own beside the code that runs it."""
+
+from __future__ import annotations
+
+import re
+from importlib.resources import files
+
+_INCLUDE = re.compile(r"^-- include (\w+)\n", re.MULTILINE)
+
+
+def lua(package: str, name: str) -> str:
+    """The script `lua/<name>.lua` of a package, with `lua/include/<other>.lua` in place of each line
+    `-- include <other>`, the first time."""
+    folder = files(package) / "lua"
+    included: set[str] = set()
+
+    def text_of(path: str) -> str:
+        return _INCLUDE.sub(include, (folder / f"{path}.lua").read_text())
+
+    def include(found: re.Match[str]) -> str:
+        if found[1] in included:
+            return ""
+        included.add(found[1])
+        return text_of(f"include/{found[1]}")
+
+    return text_of(name)

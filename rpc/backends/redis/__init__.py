@@ -1,0 +1,3 @@
+"""Redis natively: one server, the master that sentinels know, or a cluster."""
+
+from .backend import RedisBackend as RedisBackend

@@ -1,0 +1,60 @@
+"""The native Redis backend for callers in event loops."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from ...loops import PerLoop
+from ...transport import Address, AsyncReplies, Message
+from .._in_threads import InThreads
+from .keys import Keys, keys_of
+from .pending import AsyncRedisReplies, Sending
+from .session import Session
+
+if TYPE_CHECKING:
+    from .backend import RedisBackend
+
+
+class AsyncRedis:
+    """A RedisBackend for callers in event loops, each of which has its own connections."""
+
+    def __init__(self, backend: RedisBackend) -> None:
+        self._backend = backend
+        self.features, self.max_message = backend.features, backend.max_message
+        self._others = InThreads(backend)
+        self._sessions: PerLoop[dict[str, Session]] = PerLoop(dict, _abandon)
+
+    async def send(self, to: Address, message: Message) -> None:
+        if to.kind != "queue":
+            return await self._others.send(to, message)
+        keys = keys_of(to.name)
+        session = self._session(keys)
+        sending = Sending(session, self._backend, keys, message)
+        session.post(sending)
+        await sending.done
+
+    async def request(self, to: Address, message: Message) -> AsyncReplies:
+        if to.kind != "queue":
+            return await self._others.request(to, message)
+        keys = keys_of(to.name)
+        session = self._session(keys)
+        replies = AsyncRedisReplies(session, self._backend, keys, message)
+        session.pending[replies.id] = replies
+        session.post(replies)
+        return replies
+
+    async def close(self) -> None:
+        for session in (self._sessions.pop() or {}).values():
+            await session.close()
+        await self._others.close()
+
+    def _session(self, keys: Keys) -> Session:
+        sessions = self._sessions.here()
+        if keys.tag not in sessions:
+            sessions[keys.tag] = Session(self._backend, keys)
+        return sessions[keys.tag]
+
+
+def _abandon(sessions: dict[str, Session]) -> None:
+    for session in sessions.values():
+        session.abandon()

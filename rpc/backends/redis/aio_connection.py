@@ -1,0 +1,185 @@
+"""One connection to Redis in an event loop: commands out, answers in, no coroutine in between.
+
+Connecting (TLS, users, sentinels, clusters) is redis-py's, in a thread; from then on the loop minds the
+socket, and hiredis reads. Nothing here is interrupted when a task is cancelled: whoever waits has a callback.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from threading import Thread
+from typing import Any
+
+import hiredis
+import redis
+from redis.exceptions import NoScriptError
+
+from .calls import NO_ANSWER
+from .connection import Command, loaded
+from .servers import Place
+
+Answered = Callable[[Any], None]
+"""Gets the answer to a command; an error that Redis answered with is a redis.ResponseError."""
+
+CHUNK = 64 * 1024
+"""Bytes. A larger piece of memory is got from the kernel each time, which costs more than the receipt."""
+_INCOMPLETE = object()
+
+
+class Wire:
+    """Made by `open_wire`. When it breaks, `lost` is called with the reason, and nothing else any more."""
+
+    def __init__(
+        self, connection: Any, scripts: dict[str, tuple[str, str]], lost: Callable[[Exception], None]
+    ) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._connection, self._socket, self._scripts = connection, connection._sock, scripts
+        self._lost = lost
+        self._pack: Callable[[Any], bytes] = hiredis.pack_command
+        self._reader = hiredis.Reader(notEnoughData=_INCOMPLETE, replyError=_error)
+        self._expected: deque[Answered] = deque()
+        self._unsent = bytearray()
+        self._empty: asyncio.Future[None] | None = None
+        self._skip = self.pack(NO_ANSWER)
+        self.heard = self._loop.time()
+        """When it last gave a sign of life, or was asked something while nothing else was awaited."""
+        self._socket.setblocking(False)
+        self._loop.add_reader(self._socket, self._readable)
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether answers are to come."""
+        return bool(self._expected)
+
+    def pack(self, command: Command) -> bytes:
+        """As it is written; the text of a script stands for how it is run here."""
+        known = self._scripts.get(command[0])
+        return self._pack((*known, *command[1:]) if known else command)
+
+    def say(self, *commands: Command) -> bytes:
+        """Commands without an answer, to be written."""
+        return b"".join([self._skip + self.pack(command) for command in commands])
+
+    def ask(self, command: Command, answered: Answered) -> bytes:
+        """A command, to be written next, whose answer goes there."""
+        if not self._expected:
+            self.heard = self._loop.time()
+        self._expected.append(answered)
+        return self.pack(command)
+
+    def write(self, parts: Iterable[bytes]) -> None:
+        if self._unsent:
+            self._unsent += b"".join(parts)
+            return
+        data = b"".join(parts)
+        try:
+            sent = self._socket.send(data)
+        except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            sent = 0
+        except OSError as error:
+            self._loop.call_soon(self.fail, redis.ConnectionError(str(error)))
+            return
+        if sent < len(data):
+            self._unsent += memoryview(data)[sent:]
+            self._loop.add_writer(self._socket, self._writable)
+
+    async def flushed(self, seconds: float) -> None:
+        """Once all is written; after so many seconds at the latest."""
+        if self._unsent:
+            self._empty = self._loop.create_future()
+            await asyncio.wait([self._empty], timeout=seconds)
+
+    def drop(self) -> None:
+        """Give it up, with the answers that are to come. Idempotent."""
+        wire, self._socket = self._socket, None
+        if wire is None:
+            return
+        if not self._loop.is_closed():
+            self._loop.remove_reader(wire)
+            self._loop.remove_writer(wire)
+        self._expected.clear()
+        self._connection.disconnect()
+
+    def fail(self, error: Exception) -> None:
+        if self._socket is not None:
+            self.drop()
+            self._lost(error)
+
+    def _readable(self) -> None:
+        try:
+            data = self._received()
+        except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            return
+        except OSError as error:
+            self.fail(redis.ConnectionError(str(error)))
+            return
+        if not data:
+            self.fail(redis.ConnectionError("Redis closed the connection"))
+            return
+        self.heard = self._loop.time()
+        self._reader.feed(data)
+        try:
+            while self._socket is not None and (answer := self._reader.gets()) is not _INCOMPLETE:
+                self._expected.popleft()(answer)
+        except (hiredis.ProtocolError, IndexError) as error:
+            self.fail(redis.ConnectionError(f"what came is no answer: {error}"))
+
+    def _received(self) -> bytes:
+        data: bytes = self._socket.recv(CHUNK)
+        if isinstance(self._socket, ssl.SSLSocket):  # what is decrypted already wakes nobody up
+            while left := self._socket.pending():
+                data += self._socket.recv(left)
+        return data
+
+    def _writable(self) -> None:
+        try:
+            sent = self._socket.send(self._unsent)
+        except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
+            return
+        except OSError as error:
+            self.fail(redis.ConnectionError(str(error)))
+            return
+        del self._unsent[:sent]
+        if not self._unsent:
+            self._loop.remove_writer(self._socket)
+            if self._empty:
+                self._empty.set_result(None)
+
+
+def _error(text: str) -> redis.ResponseError:
+    return (NoScriptError if text.startswith("NOSCRIPT") else redis.ResponseError)(text)
+
+
+def open_wire(
+    place: Place,
+    key: str,
+    scripts: Sequence[str],
+    *,
+    by_text: bool,
+    opened: Callable[[Wire | redis.RedisError], None],
+    lost: Callable[[Exception], None],
+) -> None:
+    """Connect to the server that has this key, in a thread, and call `opened` with the wire, or with what
+    went wrong. There is no task that would have to be ended."""
+    loop = asyncio.get_running_loop()
+
+    def connect() -> None:
+        try:
+            connection = place.connection(key)
+            known = {script: loaded(connection, script, by_text) for script in scripts}
+        except redis.RedisError as error:
+            tell(partial(opened, error))
+        else:
+            tell(lambda: opened(Wire(connection, known, lost)), connection.disconnect)
+
+    def tell(news: Callable[[], None], otherwise: Callable[[], object] = lambda: None) -> None:
+        try:
+            loop.call_soon_threadsafe(news)
+        except RuntimeError:  # the loop was closed
+            otherwise()
+
+    Thread(target=connect, name="rpc-connect", daemon=True).start()

@@ -1,0 +1,333 @@
+"""What every backend on Redis shares: our own time limits, errors translated in one place, waiting and trying
+again, and connections driven directly.
+
+redis-py's own retries are off, because they repeat commands that may have been carried out: whatever is
+repeated here carries an id that makes it harmless.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import socket
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Generic, TypeVar
+
+import redis
+from redis.exceptions import NoScriptError
+
+from ...errors import BackendUnavailable, RpcTimeout
+from ...loops import process
+from .._retry import RETRY_FOR, backoff, retried, time_in_the_kernel
+from .servers import SOCKET_TIMEOUT, Place, is_elsewhere
+
+logger = logging.getLogger(__name__)
+
+try:
+    from hiredis import pack_command as _packed_by_hiredis
+except ModuleNotFoundError:  # the extra `fast`
+    PACK: Callable[[Any], bytes] | None = None
+else:
+    PACK = _packed_by_hiredis
+
+T = TypeVar("T")
+Command = Sequence[Any]
+BLOCK = 1.0
+"""Seconds that a blocking command waits in Redis: how late a stop, or a connection that went half-open, is
+noticed at the latest. Always less than SOCKET_TIMEOUT."""
+SPIN = 400e-6
+"""Seconds that are spent looking for an answer before going to sleep, if the last ones came that fast."""
+
+
+def unavailable(error: BaseException) -> BackendUnavailable:
+    return BackendUnavailable(f"Redis: {error}")
+
+
+@contextmanager
+def translated() -> Iterator[None]:
+    """Driver errors leave as ours."""
+    try:
+        yield
+    except redis.RedisError as error:
+        raise unavailable(error) from error
+
+
+@contextmanager
+def translated_or_logged() -> Iterator[None]:
+    """For what expires by itself, or is done again by somebody else, if Redis cannot be had now."""
+    try:
+        with translated():
+            yield
+    except BackendUnavailable as error:
+        logger.warning("%s", error)
+
+
+def persistent(action: Callable[[], T], seconds: float) -> T:
+    """What the action returns; while Redis cannot be had it is tried again for so many seconds, so it must
+    do no harm when it is carried out twice. Then raises BackendUnavailable."""
+    return retried(action, seconds, redis.RedisError, unavailable)
+
+
+def awaited(read: Callable[[float], T | None], timeout: float | None) -> T:
+    """What `read` returns, which waits for at most the seconds that it is given, as soon as it is not None;
+    through whatever happens to Redis meanwhile. Raises RpcTimeout when the time is up, and BackendUnavailable
+    if Redis cannot be had then."""
+    end = None if timeout is None else time.monotonic() + timeout
+    left, attempt = BLOCK if timeout is None else timeout, 0
+    while True:
+        failure: redis.RedisError | None = None
+        try:
+            if (found := read(left)) is not None:
+                return found
+            attempt = 0
+        except redis.RedisError as error:
+            failure = error
+            time.sleep(min(backoff(attempt, cap=BLOCK), max(0.0, left)))
+            attempt += 1
+        if end is not None and (left := end - time.monotonic()) <= 0:
+            if failure is None:
+                raise RpcTimeout
+            raise unavailable(failure) from failure
+
+
+def steadily(
+    step: Callable[[], object],
+    stopped: Callable[[], bool],
+    cap: float = BLOCK,
+    lost: Callable[[], object] = lambda: None,
+) -> None:
+    """Take step after step until stopped, through whatever happens to Redis meanwhile; `cap` is the longest
+    pause between two attempts, in seconds. `lost` is called when a step fails."""
+    attempt = 0
+    while not stopped():
+        began = time.monotonic()
+        try:
+            with translated():
+                step()
+            attempt = 0
+        except BackendUnavailable as error:
+            lost()
+            if time.monotonic() - began > RETRY_FOR:  # a step may be a session that lasted for hours
+                attempt = 0
+            if attempt % 10 == 0:
+                logger.warning("%s; trying again", error)
+            time.sleep(backoff(attempt, cap=cap))
+            attempt += 1
+
+
+class Absences(Generic[T]):
+    """Who was absent at two looks, two beats or more apart: by then those that live have given a sign again,
+    whatever befell Redis. An error in between makes it start anew. `beat` is in seconds."""
+
+    def __init__(self, beat: float) -> None:
+        self._beat, self._last_look = beat, 0.0
+        self._since: dict[T, float] = {}
+
+    def look_is_due(self) -> bool:
+        """Whether a beat has passed since this was last said."""
+        now = time.monotonic()
+        if now - self._last_look < self._beat:
+            return False
+        self._last_look = now
+        return True
+
+    def lasting(self, absent: Iterable[T]) -> Iterator[T]:
+        """Of those that are absent now, the ones that were for long enough."""
+        known, self._since = self._since, {}
+        since: dict[T, float] = {}
+        for each in absent:
+            since[each] = known.get(each, self._last_look)
+            if self._last_look - since[each] >= 2 * self._beat:
+                yield each
+        self._since = since
+
+
+def milliseconds(seconds: float) -> int:
+    """For commands and scripts; at least 1, because 0 means for ever to some."""
+    return max(1, round(seconds * 1000))
+
+
+class Lookout:
+    """Whether to look for an answer before going to sleep: being woken up takes longer than Redis and a short
+    handler together. The oftener it was not worth it, the more answers are waited for without."""
+
+    def __init__(self) -> None:
+        self._misses = self._skip = 0
+
+    def is_worth_it(self) -> bool:
+        if self._skip:
+            self._skip -= 1
+            return False
+        return True
+
+    def missed(self) -> None:
+        """There was none for SPIN seconds."""
+        self._misses = min(self._misses + 1, 8)
+        self._skip = 2**self._misses
+
+    def found(self) -> None:
+        self._misses = 0
+
+
+class Link:
+    """One connection of redis-py's, driven without its client: commands leave in one write, and their answers
+    are read one by one. Which server has `key`, and how to get to it (TLS, users, sentinels, clusters), the
+    place knows. Not for two threads."""
+
+    def __init__(self, place: Place, key: str, scripts: Sequence[str]) -> None:
+        self._place, self._key, self._scripts = place, key, scripts
+        self._connection: Any = None
+        self._wire: socket.socket | None = None
+        self._least = 1
+        self._lookout = Lookout()
+        self._pid = 0
+        self.number = 0
+        """What Redis calls this connection."""
+        self.epoch = 0
+        """How often it has connected: what was packed before may not be understood after."""
+        self._shas: dict[str, tuple[str, str]] = {}
+        """How to run each script: by its digest, or by its text."""
+        self._by_text = False
+        self._poll: Callable[[int], Any] = lambda milliseconds: True
+        self._pack: Callable[[Command], bytes] = lambda command: b""
+
+    @property
+    def connected(self) -> bool:
+        return self._connection is not None and self._pid == process.id
+
+    def packed(self, *commands: Command) -> bytes:
+        """These commands, as they are written on this connection; the text of a script stands for its digest.
+        Connects."""
+        if not self.connected:
+            self._connect()
+        shas, pack = self._shas, self._pack
+        return b"".join(
+            [
+                pack((*shas[command[0]], *command[1:]) if command[0] in shas else command)
+                for command in commands
+            ]
+        )
+
+    def write(self, *commands: Command, least: int = 1) -> None:
+        """Send these commands. Whoever waits for the answers sleeps through the first ones, if they have less
+        than `least` bytes: to be woken up for what only confirms costs as much as the rest of a call."""
+        self.write_packed(self.packed(*commands), least)
+
+    def write_packed(self, frame: bytes, least: int = 1) -> None:
+        try:
+            if least != self._least and self._wire:
+                self._wire.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, least)
+                self._least = least
+            self._connection.send_packed_command([frame], check_health=False)
+        except BaseException as error:
+            self._failed(error)
+            raise
+
+    def read(self) -> Any:
+        """The next answer. Raises what redis-py raises; the connection is given up then, also after an
+        interrupted read: what comes next would answer something else."""
+        try:
+            return self._connection.read_response(disable_decoding=True)
+        except BaseException as error:
+            self._failed(error)
+            if isinstance(error.__context__, BlockingIOError):
+                raise redis.TimeoutError(f"no answer within {SOCKET_TIMEOUT:g} s") from error
+            raise
+
+    def ask(self, *commands: Command) -> Any:
+        """Send these commands; the answer to the last one."""
+        self.write(*commands)
+        for _ in commands:
+            answer = self.read()
+        return answer
+
+    def readable(self, seconds: float) -> bool:
+        """Whether an answer has come, after waiting for it so many seconds at most."""
+        try:
+            return bool(self._connection.can_read(max(0.0, seconds)))
+        except BaseException as error:
+            self._failed(error)
+            raise
+
+    def look(self) -> None:
+        """Look for an answer for a while without going to sleep, if that is likely to be worth it."""
+        if not self._lookout.is_worth_it():
+            return
+        poll, end = self._poll, time.perf_counter() + SPIN
+        while not poll(0):
+            if time.perf_counter() > end:
+                self._lookout.missed()
+                return
+            os.sched_yield()  # others may have work for this processor
+        self._lookout.found()
+
+    def drop(self) -> None:
+        """Give the connection up, and whatever answers were still to come."""
+        connection, self._connection = self._connection, None
+        if connection is not None and self._pid == process.id:
+            connection.disconnect()
+
+    def _failed(self, error: BaseException) -> None:
+        self.drop()
+        if isinstance(error, NoScriptError):  # somebody flushes them: until it breaks, do without
+            self._by_text = True
+        if isinstance(error, redis.RedisError) and is_elsewhere(error):
+            self._place.moved()
+
+    def _connect(self) -> None:
+        connection = self._place.connection(self._key)
+        for script in self._scripts:
+            self._shas[script] = loaded(connection, script, self._by_text)
+        self._by_text = False
+        self.number = _client_id(connection)
+        self._connection, self._pid = connection, process.id
+        self.epoch += 1
+        self._pack = PACK or (lambda command: b"".join(connection.pack_command(*command)))
+        wire = getattr(connection, "_sock", None)  # redis-py has no public way to it
+        self._wire, self._least = wire if hasattr(socket, "SO_RCVLOWAT") else None, 1
+        if type(wire) is socket.socket:
+            time_in_the_kernel(wire, SOCKET_TIMEOUT, socket.SO_RCVTIMEO, socket.SO_SNDTIMEO)
+        if wire and hasattr(select, "poll"):
+            poll = select.poll()
+            poll.register(wire.fileno(), select.POLLIN)
+            self._poll = poll.poll
+
+
+def _client_id(connection: Any) -> int:
+    connection.send_command("CLIENT", "ID")
+    try:
+        return int(connection.read_response())
+    except redis.ResponseError:  # this user may not ask
+        return 0
+
+
+def loaded(connection: Any, script: str, by_text: bool) -> tuple[str, str]:
+    """How to run a script on this server."""
+    connection.send_command("SCRIPT", "LOAD", script)
+    try:
+        digest = connection.read_response()
+    except redis.ResponseError:
+        if not (script := _without_flags(script)):
+            raise
+        connection.send_command("SCRIPT", "LOAD", script)
+        digest = connection.read_response()
+    return ("EVAL", script) if by_text else ("EVALSHA", digest.decode())
+
+
+def evaluated(client: Any, script: str, keys: Sequence[str], *arguments: Any) -> Any:
+    """What a script returns that is seldom run, on redis-py's client."""
+    try:
+        return client.register_script(script)(keys, arguments)
+    except redis.ResponseError:
+        if not (script := _without_flags(script)):
+            raise
+        return client.register_script(script)(keys, arguments)
+
+
+def _without_flags(script: str) -> str:
+    """The script for Redis 6, which does not know a first line with flags; "" if it has none."""
+    first, _, rest = script.partition("\n")
+    return rest if first.startswith("#!") else ""

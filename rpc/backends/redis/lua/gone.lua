@@ -1,0 +1,5 @@
+-- include now
+-- KEYS subscriptions   -> those that have just been forgotten
+local gone = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now)
+if #gone > 0 then redis.call('ZREMRANGEBYSCORE', KEYS[1], '-inf', now) end
+return gone

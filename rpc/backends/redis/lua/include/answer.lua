@@ -1,0 +1,23 @@
+-- include record
+-- include reply
+local function answer(queue, record, number, frame)  -- the last reply, to whoever waits for it
+  local kind, _, id, lane, once = string.match(record, RECORD)
+  if lane ~= '' and frame ~= '' then reply_to(lane, number, id, frame) end
+  local key = queue .. ':o:' .. once
+  local state = once ~= '' and redis.call('GET', key)
+  if once ~= '' and (not state or state == 'q' .. id or state == 'r' .. id) then
+    local waiting = redis.call('HGETALL', key .. ':w')
+    for n = 1, #waiting, 2 do
+      if frame ~= '' then reply_to(waiting[n + 1], number, waiting[n], frame) end
+    end
+    redis.call('DEL', key .. ':w')
+    if frame == '' or tonumber(number) == 0 then  -- nobody will ever be answered
+      redis.call('DEL', key)
+    else
+      redis.call('SET', key, 'd' .. frame, 'XX', 'KEEPTTL')
+    end
+  end
+  if kind == 'w' or kind == 'W' then  -- a late copy may come
+    redis.call('PEXPIRE', queue .. ':t:' .. id, '10000')
+  end
+end

@@ -1,0 +1,4 @@
+-- include now
+-- KEYS subscriptions   ARGV group keep_ms
+redis.call('ZADD', KEYS[1], now + ARGV[2], ARGV[1])
+redis.call('PEXPIRE', KEYS[1], 2 * ARGV[2])  -- whoever publishes then sees that it is forgotten

@@ -1,0 +1,12 @@
+-- include wakeup
+-- include body
+-- KEYS dead queue bell   ARGV letter [record: back into the queue with it]   -> 1 done, 0 it is not there
+if redis.call('LREM', KEYS[1], 1, ARGV[1]) == 0 then return 0 end
+if ARGV[2] then
+  keep(KEYS[2], ARGV[2])
+  redis.call('RPUSH', KEYS[2], ARGV[2])
+  ring(KEYS[3])
+else
+  forget(KEYS[2], string.match(ARGV[1], '^[^\n]*\n[^\n]*\n(.*)'))
+end
+return 1

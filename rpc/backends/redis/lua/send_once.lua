@@ -1,0 +1,31 @@
+-- include enqueue
+-- include full
+-- KEYS queue bell token once [inbox]   ARGV id record token_ms max_length sweep shared window_ms
+-- once: q<id> it was sent, r<id> it runs, d<frame> it was answered   -> as SEND
+local id, token, once, inbox, shared = ARGV[1], KEYS[3], KEYS[4], KEYS[5], ARGV[6]
+if is_answered(inbox, id) then return 0 end
+local state = redis.call('GET', once)
+if state then
+  local how, first = string.sub(state, 1, 1), string.sub(state, 2)
+  if how ~= 'd' and first == id then return 0 end
+  local theirs = KEYS[1] .. ':t:' .. first
+  local under_way = how == 'r' or (how == 'q' and redis.call('EXISTS', theirs) == 1)
+  if how == 'd' or under_way then
+    forget(KEYS[1], ARGV[2])
+    clear(inbox, shared)
+  end
+  if how == 'd' and inbox then reply_to(inbox, 1, id, first) end
+  if how == 'd' then return 0 end
+  if under_way then
+    if inbox then redis.call('HSET', once .. ':w', id, inbox) redis.call('PEXPIRE', once .. ':w', ARGV[7]) end
+    if redis.call('PTTL', theirs) < tonumber(ARGV[3]) then redis.call('SET', theirs, '', 'PX', ARGV[3]) end
+    return 0
+  end
+end
+if not has_room(KEYS[1], ARGV[4], ARGV[5], 0) then return full(KEYS[1], ARGV[2], id, inbox, shared) end
+redis.call('SET', once, 'q' .. id, 'PX', ARGV[7])
+redis.call('SET', token, '', 'PX', ARGV[3])
+clear(inbox, shared)
+keep(KEYS[1], ARGV[2])
+enqueue(KEYS[1], KEYS[2], ARGV[5], ARGV[2])
+return 1

@@ -1,0 +1,177 @@
+"""What callers in an event loop wait for, on Redis: that a message is sent, or what comes back for it."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, Protocol
+
+import redis
+
+from ...errors import Cancelled, RpcError, RpcTimeout, SerializationError
+from ...transport import DELAY, IDEMPOTENCY_KEY, STREAM, Message, unpacked
+from .._retry import patience
+from .calls import full
+from .connection import Command, unavailable
+from .keys import Keys, plain
+from .servers import Place
+
+
+class Sender(Protocol):
+    """What is needed of the backend."""
+
+    place: Place
+    max_length: int
+    sweep: int
+
+    def laid_out(
+        self, keys: Keys, message: Message, id: str, inbox: str, ttl: float | None
+    ) -> tuple[list[Command], bytes, int]: ...
+
+    def sending_specially(
+        self, keys: Keys, message: Message, id: str, inbox: str, *, shared: bool
+    ) -> list[Command]: ...
+
+
+class Errand:
+    """A message on its way to Redis."""
+
+    __slots__ = ("before", "id", "is_asked", "keys", "lifetime", "record", "special", "until", "written")
+
+    def __init__(
+        self, backend: Sender, keys: Keys, message: Message, inbox: str, ttl: float | None, now: float
+    ) -> None:
+        self.keys, self.id = keys, plain(message.id)
+        self.until = now + patience(ttl)
+        """When to stop trying."""
+        self.is_asked = not inbox
+        """Whether there will be an answer to the command that sends it."""
+        self.written: float | None = None
+        self.special: Command | None = None
+        """What sends it, if it does not go with others: as this record, for so many milliseconds."""
+        headers = message.headers
+        if DELAY in headers or IDEMPOTENCY_KEY in headers:
+            self.is_asked = True
+            *self.before, self.special = backend.sending_specially(keys, message, self.id, inbox, shared=True)
+        else:
+            self.before, self.record, self.lifetime = backend.laid_out(keys, message, self.id, inbox, ttl)
+
+    def succeed(self) -> None:
+        """It was sent."""
+
+    def fail(self, error: RpcError) -> None:
+        raise NotImplementedError
+
+
+class Sending(Errand):
+    """One that nobody replies to."""
+
+    __slots__ = ("done",)
+
+    def __init__(self, session: Waiting, backend: Sender, keys: Keys, message: Message) -> None:
+        super().__init__(backend, keys, message, "", message.ttl, session.loop.time())
+        self.done: asyncio.Future[None] = session.loop.create_future()
+
+    def succeed(self) -> None:
+        if not self.done.done():
+            self.done.set_result(None)
+
+    def fail(self, error: RpcError) -> None:
+        if not self.done.done():
+            self.done.set_exception(error)
+
+
+class Waiting(Protocol):
+    """What is needed of the session."""
+
+    loop: asyncio.AbstractEventLoop
+    inbox: str
+    pending: dict[str, AsyncRedisReplies]
+    failure: redis.RedisError | None
+
+    def post(self, errand: Errand) -> None: ...
+
+    def wake_in_time(self, replies: AsyncRedisReplies, left: float) -> None: ...
+
+    def withdraw(self, replies: AsyncRedisReplies) -> None: ...
+
+
+class AsyncRedisReplies(Errand):
+    """A request, and the way back."""
+
+    __slots__ = ("_arrived", "_is_kept", "_number", "_session", "_waiter", "deadline", "ended", "expires")
+
+    def __init__(self, session: Waiting, backend: Sender, keys: Keys, message: Message) -> None:
+        ttl = message.ttl
+        super().__init__(backend, keys, message, session.inbox, ttl, session.loop.time())
+        self.expires = ttl is not None
+        self._session, self._is_kept = session, IDEMPOTENCY_KEY in message.headers
+        self._arrived: list[Message | RpcError] = []  # a deque is 600 bytes, and there is mostly one
+        self._waiter: asyncio.Future[Any] | None = None
+        self._number = 0
+        self.deadline: float | None = None
+        """When whoever waits stops waiting."""
+        self.ended = False
+
+    async def receive(self, timeout: float | None) -> Message:
+        if not self._arrived:
+            if self.id not in self._session.pending:
+                raise RpcTimeout
+            loop = self._session.loop
+            self._waiter = loop.create_future()
+            if timeout is not None:
+                self.deadline = loop.time() + timeout
+                self._session.wake_in_time(self, timeout)
+            try:
+                await self._waiter
+            finally:
+                self._waiter = self.deadline = None
+        reply = self._arrived.pop(0)
+        if isinstance(reply, RpcError):
+            raise reply
+        return reply
+
+    def close(self) -> None:
+        self._leave(RpcTimeout() if self._waiter else None)  # somebody else waits
+
+    def cancel(self) -> None:
+        """Close it, and tell whoever waits."""
+        self._leave(Cancelled("the client was closed"))
+
+    def _leave(self, error: RpcError | None) -> None:
+        if self._session.pending.pop(self.id, None) is not self:
+            return
+        if not self.ended and not self._is_kept:
+            self._session.withdraw(self)
+        if error:
+            self.fail(error)
+
+    def put(self, number: int, frame: bytes) -> None:
+        """What came into the inbox."""
+        if number < 0:
+            self.fail(full(self.keys))
+            return
+        try:
+            reply = unpacked(frame)
+        except SerializationError as error:
+            self.fail(error)
+            return
+        if STREAM in reply.headers and 0 < number <= self._number:
+            return  # it came twice; of the last one, another worker may have another count
+        self._number, self.ended = number, STREAM not in reply.headers
+        self._wake(reply)
+
+    def fail(self, error: RpcError) -> None:
+        self.ended = True
+        self._wake(error)
+
+    def late(self) -> None:
+        """The time may be up for whoever waits."""
+        is_late = self.deadline is not None and self.deadline <= self._session.loop.time()
+        if is_late and self._waiter and not self._waiter.done():
+            failure = self._session.failure
+            self._waiter.set_exception(unavailable(failure) if failure else RpcTimeout())
+
+    def _wake(self, arrived: Message | RpcError) -> None:
+        self._arrived.append(arrived)
+        if self._waiter and not self._waiter.done():
+            self._waiter.set_result(None)

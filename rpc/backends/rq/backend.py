@@ -1,0 +1,184 @@
+"""rq on Redis: a message is an rq job, visible to `rq info` and to rq's dashboards under its name.
+
+rq keeps the records (jobs, queues, registries, workers); the moves between them are ours (`_rq_scripts`), so
+that several queues can be served in order of priority without losing the job of a worker that dies. The
+worker runs one function, and refuses whatever else it finds in the queue without importing it. Topics,
+inboxes and the way back are those of every backend on Redis.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from functools import partial
+from typing import Any
+
+import redis
+from rq import Queue
+from rq.job import JobStatus
+
+from ...errors import Unsupported
+from ...transport import Address, Handler, Message
+from .._retry import patience
+from ..redis.connection import milliseconds, persistent, translated, translated_or_logged
+from ..redis.keys import digest
+from ..redis.servers import place
+from ..redis.serving import Serving
+from ..redis.topics import KEEP_REPLY, Channels, RedisReplies, reply_key
+from . import scripts
+from .records import Records, RqOptions, job_for, job_key
+from .worker import RqWorker
+
+NO_ANSWER_FROM = {
+    JobStatus.FAILED.value: "its worker died; it is not delivered again",
+    JobStatus.STOPPED.value: "it was stopped",
+    JobStatus.CANCELED.value: "it was cancelled",
+}
+
+
+def perform(*_: Any) -> None:
+    """What every job of ours names as its function; `rpc worker` knows what to do instead of calling it."""
+    raise RuntimeError("this job is for `rpc worker`, not for a plain `rq worker`")
+
+
+class PythonRqBackend(Serving):
+    """rq ≥ 2.9, and before 3, on Redis.
+
+    `source` is a `redis.Redis`, of which only the address and the credentials are used, or a URL:
+    `rq+redis://`, `rq+rediss://` (TLS), `rq+unix://`. A worker that gives no sign of life for `lease` seconds
+    has lost its job, and the job is delivered again, at most `max_deliveries` times. `fork=True` runs each
+    job in a process of its own. `job_timeout` (seconds) ends a handler that runs longer, or is tried again
+    for longer, with RpcTimeout: in the worker's main thread or with `fork=True`, as only there it can be
+    interrupted. rq's records of finished and failed jobs are kept for `result_ttl` and `failure_ttl` seconds.
+    Connects at first use.
+    """
+
+    features = frozenset(
+        {"durable", "redelivers", "topics", "groups", "subscriptions", "locks", "priorities", "processes"}
+        | {"presence"}
+    )
+    max_message = 64 * 1024 * 1024
+
+    def __init__(
+        self,
+        source: redis.Redis | str,
+        *,
+        lease: float = 10.0,
+        max_deliveries: int = 3,
+        fork: bool = False,
+        job_timeout: float | None = None,
+        result_ttl: int = 30,
+        failure_ttl: int = 60,
+    ) -> None:
+        if lease < 1 or max_deliveries < 1 or result_ttl < 0 or failure_ttl < 1:
+            raise ValueError("lease, max_deliveries and failure_ttl are at least 1, result_ttl is at least 0")
+        here = place(source.removeprefix("rq+") if isinstance(source, str) else source)
+        if isinstance(source, redis.RedisCluster):
+            raise Unsupported("rq needs a single Redis server, not a cluster")
+        self.place, self._client = here, here.client("")
+        self._options = RqOptions(lease, max_deliveries, fork, job_timeout, result_ttl, failure_ttl)
+        self.channels = Channels(here)
+        self._records = Records(self._client)
+        self._read: deque[str] = deque()
+
+    def __repr__(self) -> str:
+        where = self._client.connection_pool.connection_kwargs
+        server = where.get("path") or f"{where.get('host', 'localhost')}:{where.get('port', 6379)}"
+        return f"<PythonRqBackend {server}/{where.get('db', 0)}>"
+
+    def send(self, to: Address, message: Message) -> None:
+        if to.kind != "queue":
+            return self._publish(to, message)
+        self._enqueue(to, message)
+
+    def request(self, to: Address, message: Message) -> RedisReplies:
+        if to.kind != "queue":
+            return self.channels.request(to, message)
+        self._enqueue(to, message)
+        return RedisReplies(
+            self._client,
+            message.reply_to or "",
+            id=message.id,
+            lost=partial(self._lost, message.id),
+            withdraw=partial(self._withdraw, to.name, message.id),
+            finished=self._read.append,
+        )
+
+    def close(self) -> None:
+        self._hand_back()
+        if self._read:
+            with translated_or_logged():
+                self._client.unlink(*self._read)
+            self._read.clear()
+        self.place.close()
+
+    def _queue_loops(
+        self, queues: Sequence[str], handler: Handler, concurrency: int
+    ) -> list[Callable[[], None]]:
+        if self._options.fork and concurrency > 1:
+            raise Unsupported("rq with fork=True runs one job at a time: start more workers instead")
+        workers = [
+            RqWorker(self._records, queues, handler, self._options, self._is_stopped, self._tell)
+            for _ in range(concurrency)
+        ]
+        self._ending = [*self._ending, *workers]
+        loops: list[Callable[[], None]] = [worker.work for worker in workers]
+        return loops if self._options.fork else [*loops, partial(RqWorker.keep_alive, workers)]
+
+    def _keep(self, subscription: Address, message: Message) -> None:
+        """With an id of its own: rq's jobs are known by it, whatever queue they are in."""
+        own = digest(f"{message.id} {subscription.group}")[:32]
+        self._enqueue(subscription.shelf, message.replace(id=own))
+
+    def _discard(self, queue: str) -> None:
+        self._records.queue(queue).delete(delete_jobs=True)
+
+    def _enqueue(self, to: Address, message: Message) -> None:
+        queue = self._records.queue(to.name)
+        ttl = message.ttl
+        fields: list[Any] = []
+        for name, value in job_for(message, queue, self._options).to_dict().items():
+            fields += (name, value)
+        if message.reply_to:
+            fields += ("rpc_reply_to", message.reply_to)
+        keys = [job_key(message.id), queue.key, Queue.redis_queues_keys, self._records.bell(to.name)]
+        if message.reply_to:
+            keys.append(reply_key(message.reply_to))
+        # A queued job outlives its ttl by the 5 s that CLAIM takes off again: else a caller could find it
+        # gone before its own time is up.
+        arguments = [
+            message.id,
+            0 if ttl is None else milliseconds(max(ttl, 0) + 5),
+            milliseconds((ttl or 0) + KEEP_REPLY),
+            *fields,
+        ]
+        persistent(partial(self._records.run, scripts.SEND, keys, arguments), patience(ttl))
+        self._sweep()
+
+    def _sweep(self) -> None:
+        """Remove ways back that were read to their end. They would expire, but only after a minute."""
+        if len(self._read) < 32:
+            return
+        keys: list[str] = []
+        with suppress(IndexError):  # another thread may be faster
+            while len(keys) < 32:
+                keys.append(self._read.popleft())
+        with translated_or_logged():
+            if keys:
+                self._client.unlink(*keys)
+
+    def _lost(self, id: str) -> str | None:
+        status = self._client.hget(job_key(id), "status")
+        if status is None:
+            return "Redis no longer has it"
+        return NO_ANSWER_FROM.get(status.decode("utf-8", "replace"))
+
+    def is_served(self, queue: str) -> bool:
+        """Whether rq knows a worker of this queue (str). Raises BackendUnavailable."""
+        with translated():
+            return self._records.has_workers(queue)
+
+    def _withdraw(self, queue: str, id: str) -> None:
+        keys = [self._records.queue(queue).key, job_key(id)]
+        self._records.run(scripts.WITHDRAW, keys, [id])

@@ -1,0 +1,40 @@
+-- include now
+-- KEYS worker [queue started bell] ...   ARGV worker_name horizon_s started_at
+-- -> {number of the queue, id, ms left or -1, hash} | nil: nothing to do | 0: this worker is not registered
+if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
+local id, at
+local held = redis.call('HGET', KEYS[1], 'current_job')
+if held then  -- the answer to an earlier claim was lost
+  for k = 2, #KEYS, 3 do
+    if redis.call('ZSCORE', KEYS[k + 1], held .. ':' .. ARGV[1]) then id, at = held, k break end
+  end
+end
+for k = 2, #KEYS, 3 do
+  if id then break end
+  id, at = redis.call('LPOP', KEYS[k]), k
+end
+if not id then
+  for k = 2, #KEYS, 3 do redis.call('DEL', KEYS[k + 2]) end
+  return false
+end
+redis.call('ZADD', KEYS[at + 1], t[1] + ARGV[2], id .. ':' .. ARGV[1])
+redis.call('HSET', KEYS[1], 'current_job', id, 'state', 'busy')
+local job, left, hash = 'rq:job:' .. id, -1, {}
+if redis.call('TYPE', job).ok == 'hash' then
+  local expires = tonumber(redis.call('HGET', job, 'rpc_expires'))
+  local pttl = redis.call('PTTL', job)
+  if not expires and pttl >= 0 then expires = now + pttl - 5000 end
+  if expires then
+    left = math.max(0, expires - now)
+    redis.call('HSET', job, 'rpc_expires', string.format('%d', expires))
+  end
+  redis.call('PERSIST', job)
+  if id ~= held then
+    local deliveries = tonumber(redis.call('HGET', job, 'rpc_deliveries')) or 0
+    redis.call('HSET', job, 'rpc_deliveries', string.format('%d', deliveries + 1))
+  end
+  redis.call('HSET', job, 'status', 'started', 'worker_name', ARGV[1],
+    'started_at', ARGV[3], 'last_heartbeat', ARGV[3])
+  hash = redis.call('HGETALL', job)
+end
+return {(at - 2) / 3, id, left, hash}

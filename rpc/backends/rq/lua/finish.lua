@@ -1,0 +1,29 @@
+-- include now
+-- KEYS started worker job registry way_back
+-- ARGV id worker_name status ended_at keep_s why frame number
+-- -> 1 done, 0 it was given to another worker meanwhile
+if redis.call('HGET', KEYS[2], 'current_job') == ARGV[1] then redis.call('HDEL', KEYS[2], 'current_job') end
+if redis.call('EXISTS', KEYS[2]) == 1 then redis.call('HSET', KEYS[2], 'state', 'idle') end
+if redis.call('ZREM', KEYS[1], ARGV[1] .. ':' .. ARGV[2]) == 0 then
+  if redis.call('TYPE', KEYS[3]).ok ~= 'hash' then return 0 end
+  local done = redis.call('HMGET', KEYS[3], 'worker_name', 'status')
+  return done[1] == ARGV[2] and done[2] == ARGV[3] and 1 or 0  -- 1: the answer to this was lost before
+end
+if ARGV[7] ~= '' and redis.call('EXISTS', KEYS[5]) == 1 then
+  local sent = redis.pcall('XADD', KEYS[5], ARGV[8] .. '-0', 'm', ARGV[7])
+  if sent.err then redis.pcall('XADD', KEYS[5], '*', 'm', ARGV[7]) end  -- another worker has said more
+end
+local finished = ARGV[3] == 'finished'
+if redis.call('EXISTS', KEYS[2]) == 1 then
+  redis.call('HINCRBY', KEYS[2], finished and 'successful_job_count' or 'failed_job_count', 1)
+end
+if redis.call('TYPE', KEYS[3]).ok ~= 'hash' then return 1 end
+if tonumber(ARGV[5]) <= 0 then
+  redis.call('DEL', KEYS[3])
+  return 1
+end
+redis.call('HSET', KEYS[3], 'status', ARGV[3], 'ended_at', ARGV[4])
+if ARGV[6] ~= '' then redis.call('HSET', KEYS[3], 'exc_info', ARGV[6]) end
+redis.call('EXPIRE', KEYS[3], ARGV[5])
+redis.call('ZADD', KEYS[4], t[1] + ARGV[5], ARGV[1])
+return 1

@@ -1,0 +1,147 @@
+"""rq's records: their keys, and a message as an rq job, there and back."""
+
+from __future__ import annotations
+
+import base64
+import zlib
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+from rq import Queue, worker_registration
+from rq.job import Job, JobStatus
+from rq.registry import FailedJobRegistry, FinishedJobRegistry, StartedJobRegistry
+from rq.serializers import JSONSerializer
+from rq.utils import now
+
+from ...errors import SerializationError
+from ...transport import NAME, Message
+
+PERFORM = "rpc.backends.rq.perform"
+LARGEST_JOB = 128 * 1024 * 1024
+"""Bytes of a job's data once decompressed: a small one can hide gigabytes."""
+BEATS_PER_LEASE = 3
+
+
+def job_key(id: str) -> str:
+    """rq's own `Job.key_for` refuses ids that it would not have given; here any may be found in a queue."""
+    return f"rq:job:{id}"
+
+
+def text(id: bytes) -> str:
+    """An id as it was found in a queue: any bytes. `raw` gives them back."""
+    return id.decode("utf-8", "surrogateescape")
+
+
+def raw(value: Any) -> Any:
+    return value.encode("utf-8", "surrogateescape") if isinstance(value, str) else value
+
+
+@dataclass(frozen=True, slots=True)
+class RqOptions:
+    """What PythonRqBackend was told. Times are in seconds."""
+
+    lease: float
+    max_deliveries: int
+    fork: bool
+    job_timeout: float | None
+    result_ttl: int
+    failure_ttl: int
+
+    @property
+    def beat(self) -> float:
+        return self.lease / BEATS_PER_LEASE
+
+
+class Records:
+    """rq's records, by name, and scripts by their text."""
+
+    def __init__(self, client: Any) -> None:
+        self.client = client
+        self._scripts: dict[str, Any] = {}
+        self._queues: dict[str, Queue] = {}
+
+    def run(self, script: str, keys: Sequence[str], arguments: Iterable[Any]) -> Any:
+        registered = self._scripts.get(script)
+        if registered is None:
+            registered = self._scripts[script] = self.client.register_script(script)
+        return registered([raw(key) for key in keys], [raw(each) for each in arguments])
+
+    def queue(self, name: str) -> Queue:
+        if name not in self._queues:
+            self._queues[name] = Queue(name, connection=self.client, serializer=JSONSerializer)
+        return self._queues[name]
+
+    def started(self, queue: str) -> str:
+        return StartedJobRegistry(queue, connection=self.client).key
+
+    def finished(self, queue: str) -> str:
+        return FinishedJobRegistry(queue, connection=self.client).key
+
+    def failed(self, queue: str) -> str:
+        return FailedJobRegistry(queue, connection=self.client).key
+
+    def bell(self, queue: str) -> str:
+        """Where a sender rings, and idle workers wait: a list whose loss, or whose surplus, does no harm."""
+        return f"rpc:bell:{queue}"
+
+    def has_workers(self, queue: str) -> bool:
+        return any(self.client.exists(key) for key in worker_registration.get_keys(self.queue(queue)))
+
+    def tidy(self, queue: str) -> None:
+        """Drop what rq's registries no longer need to know."""
+        FinishedJobRegistry(queue, connection=self.client).cleanup()
+        FailedJobRegistry(queue, connection=self.client).cleanup()
+        worker_registration.clean_worker_registry(self.queue(queue))
+
+
+def job_for(message: Message, queue: Queue, options: RqOptions) -> Job:
+    """The rq job that carries a message."""
+    try:
+        body, encoding = message.body.decode(), "utf-8"
+    except UnicodeDecodeError:
+        body, encoding = base64.b64encode(message.body).decode(), "base64"
+    job = Job.create(
+        PERFORM,
+        args=[dict(message.headers), body, encoding],
+        id=message.id,
+        origin=queue.name,
+        description=message.headers.get(NAME, message.id),
+        connection=queue.connection,
+        serializer=JSONSerializer,
+        timeout=-1 if options.job_timeout is None else max(1, round(options.job_timeout)),
+        result_ttl=options.result_ttl,
+        failure_ttl=options.failure_ttl,
+        status=JobStatus.QUEUED,
+    )
+    job.enqueued_at = now()
+    job.retries_left = options.max_deliveries - 1 or None  # for rq's own tools, if one finds it abandoned
+    return job
+
+
+_decode_data = msgspec.json.Decoder(tuple[str, None, tuple[dict[str, str], str, str], dict[str, None]]).decode
+
+
+def message_in(fields: dict[bytes, bytes]) -> Message:
+    """The message in a job's hash. SerializationError for any other job: nothing but the name of its
+    function is looked at, and nothing is imported."""
+    data = fields.get(b"data", b"")
+    with suppress(zlib.error):  # rq itself takes what it cannot decompress as it is
+        decompressor = zlib.decompressobj()
+        data = decompressor.decompress(data, LARGEST_JOB)
+        if decompressor.unconsumed_tail:
+            raise SerializationError(f"its data has more than {LARGEST_JOB} bytes")
+    try:
+        function, _, (headers, body, encoding), _ = _decode_data(data)
+    except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
+        raise SerializationError(f"not a job of ours: {error}") from None
+    if function != PERFORM:
+        raise SerializationError(f"it asks for {function[:128]!r}: only {PERFORM} is performed")
+    deliveries = fields.get(b"rpc_deliveries", b"1").decode("ascii", "replace")
+    try:
+        content = base64.b64decode(body, validate=True) if encoding == "base64" else body.encode()
+    except ValueError as error:
+        raise SerializationError(f"its body is not {encoding[:16]}: {error}") from None
+    return Message(content, {**headers, "deliveries": deliveries})

@@ -1,0 +1,376 @@
+"""An rq worker whose loop is ours: it claims, performs and finishes, and minds those that died.
+
+A process has one `RqWorker` for each job that it may run at a time; each is a worker of its own to rq.
+Liveness is the TTL of the worker's record, which Redis counts: no clock of a worker is ever compared.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import socket
+import threading
+import time
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from uuid import uuid4
+
+from rq import SimpleWorker, worker_registration
+from rq.job import JobStatus
+from rq.serializers import JSONSerializer
+from rq.utils import now, utcformat
+
+from ...errors import Interrupted, SerializationError, WorkerLost
+from ...transport import FAILED, LOST, STREAM, Handler, Message, packed
+from ...transport import queue as address
+from .._serving import Cancellable
+from ..redis.connection import (
+    BLOCK,
+    Absences,
+    persistent,
+    steadily,
+    translated_or_logged,
+)
+from ..redis.topics import reply_key
+from . import scripts
+from .child import Child, interrupted_after
+from .records import Records, RqOptions, job_key, message_in, raw, text
+
+logger = logging.getLogger(__name__)
+
+WORKER_PREFIX = "rpc-"
+HORIZON = 3600
+"""Seconds from the last sign of life after which rq itself takes a job for abandoned. Ours does much sooner,
+by the lease; rq compares wall clocks, so this is also how wrong a clock may be."""
+TIDY_EVERY = 30.0
+"""Seconds between two looks at what rq's registries no longer need."""
+
+
+@dataclass(slots=True)
+class Claimed:
+    """A job in a worker's hands."""
+
+    queue: str
+    id: str
+    reply_to: str | None = None
+
+
+class RqDelivery(Cancellable):
+    def __init__(self, worker: RqWorker, claimed: Claimed, message: Message) -> None:
+        self._worker, self.claimed, self.message = worker, claimed, message
+        self.to = address(claimed.queue)
+        self.number = 1
+        """Of the next reply: a reply that is there already, from an earlier delivery, is not sent again."""
+        self.failed = ""
+        """Why it failed, if it was buried."""
+        self.last: Message | None = None
+
+    def reply(self, message: Message) -> bool:
+        if self.claimed.reply_to is None:
+            return False
+        sent = self._worker.send_reply(self.claimed, message, self.number)
+        self.number += 1
+        return sent
+
+    def forbid_redelivery(self) -> None:
+        self._worker.forbid_redelivery(self.claimed)
+
+    def bury(self, why: str, last: Message | None) -> None:
+        """It will be one of rq's failed jobs."""
+        self.failed, self.last = why, last
+
+
+class RqWorker:
+    """Claims jobs of its queues one at a time, until stopped."""
+
+    def __init__(
+        self,
+        records: Records,
+        queues: Sequence[str],
+        handler: Handler,
+        options: RqOptions,
+        stopped: Callable[[], bool],
+        told: Callable[[bool], None],
+    ) -> None:
+        self._records, self._queues, self._handler, self._told = records, queues, handler, told
+        self._options, self._stopped = options, stopped
+        self._client = records.client
+        self.name = WORKER_PREFIX + uuid4().hex
+        self._claimed: Claimed | None = None
+        self._delivery: RqDelivery | None = None
+        self._done = False
+        self._signing = threading.Lock()
+        """Held to sign on, and to sign off for good: who has left does not sign on again."""
+        self._last_beat = self._last_tidy = 0.0
+        self._absences: Absences[tuple[str, str, str]] = Absences(options.beat)
+        self._child: Child | None = None
+        self._forgot = False
+        """Whether this worker's record expired while it may have held a job that it does not know of."""
+        self._keys = [f"rq:worker:{self.name}"]
+        for name in queues:
+            self._keys += (records.queue(name).key, records.started(name), records.bell(name))
+
+    def work(self) -> None:
+        """Claim and perform until stopped, through whatever happens to Redis meanwhile."""
+        try:
+            steadily(self._step, self._stopped, lost=lambda: self._told(False))
+        finally:
+            with self._signing:
+                self._done = True
+                self._leave()
+
+    def _step(self) -> None:
+        if self._options.fork:
+            self._live()
+        elif not self._last_beat:
+            self.beat_if_due()
+        if self._forgot:
+            self._remember()
+        claim = self._records.run(scripts.CLAIM, self._keys, [self.name, HORIZON, utcformat(now())])
+        self._told(True)
+        if claim == 0:
+            self._register()
+        elif claim is None:
+            rung = self._client.blpop(self._keys[3::3], timeout=BLOCK)
+            if rung and self._stopped():  # it was meant for a worker that goes on
+                self._client.pipeline().lpush(rung[0], 1).pexpire(rung[0], 60_000).execute()
+        else:
+            self._take(*claim)
+
+    def _take(self, number: int, id: bytes, left: int, hash: list[bytes]) -> None:
+        fields = dict(zip(hash[::2], hash[1::2], strict=True))
+        claimed = self._claimed = Claimed(self._queues[number], text(id))
+        try:
+            message = message_in(fields)
+            claimed.reply_to = message.reply_to
+            if left >= 0:
+                message = message.replace(ttl=left / 1000)
+        except SerializationError as error:
+            if hash:
+                logger.error("refused rq job %r in queue %r: %s", claimed.id, claimed.queue, error)
+            self._finish(claimed, None, 1, failed=f"refused: {error}")
+            return
+        delivery = self._delivery = RqDelivery(self, claimed, message)
+        if self._options.fork:
+            self._perform_in_child(delivery)
+        else:
+            self._perform(delivery)
+
+    def _perform(self, delivery: RqDelivery) -> None:
+        try:
+            with interrupted_after(self._options.job_timeout):
+                last = self._handler(delivery) or delivery.last
+            if last is not None:
+                packed(last)
+        except (Exception, Interrupted):
+            logger.exception("a handler raised: %r", delivery.message)
+            last = Message(
+                headers={"id": delivery.message.id[:128], LOST: "its handler failed", FAILED: "Exception"}
+            )
+        failed = delivery.failed or ("" if last is None else last.headers.get(FAILED, ""))
+        self._finish(delivery.claimed, last, delivery.number, failed)
+
+    def _finish(self, claimed: Claimed, last: Message | None, number: int, failed: str) -> None:
+        options, records = self._options, self._records
+        registry = records.failed(claimed.queue) if failed else records.finished(claimed.queue)
+        keys = [
+            records.started(claimed.queue),
+            self._keys[0],
+            job_key(claimed.id),
+            registry,
+            reply_key(claimed.reply_to or ""),
+        ]
+        arguments = [
+            claimed.id,
+            self.name,
+            (JobStatus.FAILED if failed else JobStatus.FINISHED).value,
+            utcformat(now()),
+            options.failure_ttl if failed else options.result_ttl,
+            zlib.compress(failed.encode()) if failed else b"",
+            packed(last) if last is not None and claimed.reply_to else b"",
+            number,
+        ]
+        done = persistent(lambda: records.run(scripts.FINISH, keys, arguments), math.inf)
+        self._claimed = self._delivery = None
+        if not done:
+            logger.warning("%r was given to another worker before it was finished", claimed.id)
+
+    def send_reply(self, claimed: Claimed, message: Message, number: int) -> bool:
+        keys = [self._records.started(claimed.queue), reply_key(claimed.reply_to or "")]
+        arguments = [claimed.id, self.name, packed(message), number, int(STREAM not in message.headers)]
+        return bool(
+            persistent(lambda: self._records.run(scripts.REPLY, keys, arguments), self._options.lease)
+        )
+
+    def forbid_redelivery(self, claimed: Claimed) -> None:
+        keys = [self._records.started(claimed.queue), job_key(claimed.id)]
+        arguments = [claimed.id, self.name]
+        if not persistent(lambda: self._records.run(scripts.FORBID, keys, arguments), self._options.lease):
+            raise WorkerLost("it was given to another worker meanwhile")
+
+    # A child for each job.
+
+    def _perform_in_child(self, delivery: RqDelivery) -> None:
+        claimed = delivery.claimed
+        give_up = time.monotonic() + (self._options.job_timeout or math.inf) + self._options.beat
+        child = self._child = Child(partial(self._perform_as_child, delivery))
+        while (status := child.wait(min(self._options.beat, BLOCK))) is None:
+            with translated_or_logged():
+                self._live()
+            if time.monotonic() > give_up:
+                child.kill()  # it does not even let go of the interpreter
+        self._child = None
+        if self._recover(claimed.queue, claimed.id, self.name, force=True, died=True):
+            logger.error("the process of %r ended with status %d", claimed.id, status)
+        self._claimed = self._delivery = None
+
+    def _perform_as_child(self, delivery: RqDelivery) -> None:
+        threading.Thread(target=RqWorker.keep_alive, args=[[self]], daemon=True).start()
+        self._perform(delivery)
+
+    # Signs of life.
+
+    def _live(self) -> None:
+        """What `keep_alive` does, for a worker that may have no threads because it forks."""
+        self.beat_if_due()
+        self.mind_others()
+
+    @staticmethod
+    def keep_alive(workers: Sequence[RqWorker]) -> None:
+        """Beat for all workers of this process, and pass on cancellations, until all of them are done."""
+        options, client = workers[0]._options, workers[0]._client
+        inboxes = [f"rpc:cancel:{worker.name}" for worker in workers]
+
+        def step() -> None:
+            for worker in workers:
+                worker.beat_if_due()
+            workers[0].mind_others()
+            cancelled = client.blpop(inboxes, timeout=min(options.beat, BLOCK))
+            for worker in workers:
+                delivery = worker._delivery
+                if cancelled and delivery and delivery.claimed.id == text(cancelled[1]):
+                    delivery.cancel()
+
+        steadily(step, lambda: all(worker._done for worker in workers))
+
+    def beat_if_due(self) -> None:
+        if time.monotonic() - self._last_beat < self._options.beat:
+            return
+        with self._signing:
+            if not self._done:
+                self._beat()
+
+    def _beat(self) -> None:
+        claimed, keys = self._claimed, self._keys[:1]
+        arguments = [math.ceil(self._options.lease), utcformat(now()), HORIZON]
+        if claimed:
+            keys += (self._records.started(claimed.queue), job_key(claimed.id))
+            arguments += [claimed.id, self.name]
+        if not self._records.run(scripts.BEAT, keys, arguments):
+            self._register()
+        self._last_beat = time.monotonic()
+
+    def _register(self) -> None:
+        """Enter this worker into rq's records, for the first time or after they expired."""
+        entry = SimpleWorker(
+            [self._records.queue(name) for name in self._queues],
+            name=self.name,
+            connection=self._client,
+            serializer=JSONSerializer,
+            prepare_for_work=False,
+        )
+        entry.hostname, entry.pid = socket.gethostname(), os.getpid()
+        entry.birth_date = entry.last_heartbeat = now()
+        pipe = self._client.pipeline(transaction=True)
+        pipe.hset(entry.key, mapping={**entry.serialize(), "state": "idle"})
+        if claimed := self._claimed:
+            pipe.hset(entry.key, mapping={"state": "busy", "current_job": raw(claimed.id)})
+        worker_registration.register(entry, pipe)
+        pipe.expire(entry.key, math.ceil(self._options.lease))
+        pipe.execute()
+        self._forgot = True
+
+    def _remember(self) -> None:
+        """Put back what was claimed for this worker with an answer that never arrived."""
+        self._forgot = False
+        for queue in self._queues:
+            for member in self._client.zrange(self._records.started(queue), 0, -1):
+                id, _, worker = text(member).rpartition(":")
+                if worker == self.name:
+                    self._recover(queue, id, worker, force=True, died=False)
+
+    def _leave(self) -> None:
+        with translated_or_logged():
+            pipe = self._client.pipeline(transaction=True)
+            pipe.srem(SimpleWorker.redis_workers_keys, self._keys[0])
+            for name in self._queues:
+                pipe.srem(worker_registration.WORKERS_BY_QUEUE_KEY % name, self._keys[0])
+            pipe.delete(self._keys[0])
+            pipe.execute()
+
+    # Those that died.
+
+    def mind_others(self) -> None:
+        """Recover the jobs of workers that died, and tidy up after all, if that is due."""
+        if not self._absences.look_is_due():
+            return
+        for queue, id, worker in self._absences.lasting(self._absent()):
+            self._recover(queue, id, worker, force=False, died=True)
+        if time.monotonic() - self._last_tidy > TIDY_EVERY:
+            self._last_tidy = time.monotonic()
+            for queue in self._queues:
+                self._records.tidy(queue)
+
+    def _absent(self) -> Iterator[tuple[str, str, str]]:
+        """Queue, id and worker of each started job whose worker's record is not there."""
+        for queue in self._queues:
+            for member in self._client.zrange(self._records.started(queue), 0, -1):
+                id, _, worker = text(member).rpartition(":")
+                if worker.startswith(WORKER_PREFIX) and not self._client.exists(f"rq:worker:{worker}"):
+                    yield queue, id, worker
+
+    def _recover(self, queue: str, id: str, worker: str, *, force: bool, died: bool) -> bool:
+        """Put a job back, or give it up. False if there is nothing to do: it was finished."""
+        records, options = self._records, self._options
+        why = "its worker died; it is not delivered again" if died else "its worker was stopped"
+        keys = [
+            records.started(queue),
+            f"rq:worker:{worker}",
+            job_key(id),
+            records.queue(queue).key,
+            records.bell(queue),
+            records.failed(queue),
+        ]
+        arguments = [
+            id,
+            worker,
+            int(force),
+            int(died),
+            options.max_deliveries,
+            options.failure_ttl,
+            zlib.compress(why.encode()),
+            packed(Message(headers={"id": _shown(id), LOST: why, FAILED: "WorkerLost"})),
+        ]
+        outcome = persistent(lambda: records.run(scripts.RECOVER, keys, arguments), options.lease)
+        if outcome:
+            what = "died with" if died else "gives back"
+            then = "is delivered again" if outcome == 1 else "is given up"
+            logger.warning("worker %s %s job %r, which %s", worker, what, id, then)
+        return bool(outcome)
+
+    def hand_back(self) -> None:
+        """Give back the job that is still running here, at once."""
+        if claimed := self._claimed:
+            if self._child:
+                self._child.kill()
+            with translated_or_logged():
+                self._recover(claimed.queue, claimed.id, self.name, force=True, died=False)
+            self._claimed = None
+            self._leave()
+
+
+def _shown(id: str) -> str:
+    return id.encode("utf-8", "replace").decode()[:128]

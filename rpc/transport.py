@@ -1,0 +1,352 @@
+"""The waist: what a backend carries, and what it must offer.
+
+Where a message goes is an `Address`: a queue, a topic or an inbox. What travels is a `Message`: a flat map of
+short strings, and a body that is opaque to whoever carries it. A backend acts on the headers `id`, `ttl` and
+`reply-to`, sets `deliveries` and the `ttl` that is left, and carries the others as they are. Transports with
+headers of their own use them; for the rest there is one compact frame: `packed()` and `unpacked()`.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Literal, Protocol
+
+import msgspec
+
+from .errors import SerializationError
+
+ADDRESS_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,127}")
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """One of the three kinds of address; make it with `queue()`, `topic()` or `inbox()`."""
+
+    kind: Literal["queue", "topic", "inbox"]
+    name: str
+    group: str | None = None
+    durable: bool = False
+
+    def __post_init__(self) -> None:
+        for part in self.name, self.group:
+            if part is not None and not ADDRESS_NAME.fullmatch(part):
+                raise ValueError(
+                    f"{part!r} is no {self.kind} name: letters, digits, '_', '.', '-', at most 128"
+                )
+        if self.durable and (self.kind != "topic" or self.group is None):
+            raise ValueError(
+                "what is durable is a subscription: a topic with a group, by which it is remembered"
+            )
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.name}" + (f" (group {self.group})" if self.group else "")
+
+    @property
+    def shelf(self) -> Address:
+        """The queue in which a durable subscription keeps its copies, where a backend has no better way."""
+        return queue(f"_{self.name}.{self.group}")
+
+
+@lru_cache(1024)
+def queue(name: str) -> Address:
+    """Exactly one of the receivers that serve it gets each message."""
+    return Address("queue", name)
+
+
+def topic(name: str, group: str | None = None, *, durable: bool = False) -> Address:
+    """Every receiver that serves it gets each message; those that name one `group` share a copy. If that is
+    `durable`, once it was served what comes is kept while nobody serves it, and handled as in a queue."""
+    return Address("topic", name, group, durable)
+
+
+def inbox(name: str) -> Address:
+    """Its single owner gets each message."""
+    return Address("inbox", name)
+
+
+LOST = "lost"
+"""Header of a reply that a backend writes in place of a handler that died; its text says what happened."""
+
+FAILED = "error"
+"""Header of a reply that carries an error: the name of its type. For logs, dashboards, dead letters."""
+
+STREAM = "stream"
+"""Header of a reply after which more will come. One without it ends the conversation."""
+
+NAME = "name"
+"""Header that tells people what a message asks for. A label: nothing is ever looked up by it."""
+
+DELAY = "delay"
+"""Header: seconds, from the sending, before which nobody is given the message (feature `delay`)."""
+
+IDEMPOTENCY_KEY = "idempotency-key"
+"""Header: of the messages with the same one, in one queue, only the first is handled, and its last reply goes
+to all (feature `idempotency`)."""
+
+ATTEMPT = "attempt"
+"""Header: how often the job has been tried, if it failed before."""
+
+TRACE = ("traceparent", "tracestate", "baggage")
+"""Headers of a trace (https://www.w3.org/TR/trace-context/)."""
+
+OWN = "x-"
+"""What headers begin with that belong to the application."""
+
+MAX_HEADERS = 64
+MAX_HEADER_BYTES = 8192
+
+
+class Message(msgspec.Struct, frozen=True):
+    """Headers (short strings) and a body (bytes). Changed by making another one: see `replace()`."""
+
+    body: bytes = b""
+    headers: Mapping[str, str] = msgspec.field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return f"<Message {self.id or '-'}, {len(self.body)} bytes>"  # bodies and tokens stay out of logs
+
+    @property
+    def id(self) -> str:
+        """The request's id, which its replies carry too; "" if it has none."""
+        return self.headers.get("id", "")
+
+    @property
+    def reply_to(self) -> str | None:
+        """The name of the caller's inbox; None if nobody waits for a reply."""
+        return self.headers.get("reply-to")
+
+    @property
+    def ttl(self) -> float | None:
+        """Seconds left until nobody wants it any more; None if it does not expire."""
+        if "ttl" not in self.headers:
+            return None
+        try:
+            ttl = float(self.headers["ttl"])
+        except ValueError:
+            ttl = math.nan
+        if not math.isfinite(ttl):
+            raise SerializationError("the ttl header is not a number of seconds")
+        return ttl
+
+    @property
+    def deliveries(self) -> int:
+        """How often it was handed to a receiver, this time included."""
+        return self._count("deliveries")
+
+    @property
+    def attempt(self) -> int:
+        """How often the job has been tried, this time included."""
+        return self._count(ATTEMPT)
+
+    def _count(self, header: str) -> int:
+        count = self.headers.get(header)
+        return int(count) if count and count.isdecimal() and len(count) < 10 else 1
+
+    def replace(self, **headers: str | float | None) -> Message:
+        """The same message with other headers; None removes one. `reply_to` stands for `reply-to`."""
+        merged = dict(self.headers)
+        for name, value in headers.items():
+            if value is None:
+                merged.pop(name.replace("_", "-"), None)
+            else:
+                merged[name.replace("_", "-")] = str(value)
+        return Message(self.body, merged)
+
+
+def propagated(headers: Mapping[str, str]) -> dict[str, str]:
+    """The headers that calls made for a request inherit from it: of the trace, and the application's own."""
+    return {name: value for name, value in headers.items() if name in TRACE or name.startswith(OWN)}
+
+
+_encode_headers = msgspec.msgpack.Encoder().encode
+_decode_headers = msgspec.msgpack.Decoder(dict[str, str]).decode
+
+
+def packed(message: Message) -> bytes:
+    """The compact frame: two bytes, big-endian, the length of the headers; the headers as a MessagePack map
+    of strings; the body."""
+    try:
+        headers = _encode_headers(message.headers)
+    except UnicodeEncodeError as error:
+        raise SerializationError(f"a header is no text: {error}") from error
+    if len(headers) > MAX_HEADER_BYTES or len(message.headers) > MAX_HEADERS:
+        raise SerializationError(f"at most {MAX_HEADERS} headers, of {MAX_HEADER_BYTES} bytes, are carried")
+    return len(headers).to_bytes(2, "big") + headers + message.body
+
+
+def unpacked(frame: bytes) -> Message:
+    """The message in a compact frame; SerializationError if it is none."""
+    end = 2 + int.from_bytes(frame[:2], "big")
+    if not 2 < end <= len(frame) or end > MAX_HEADER_BYTES + 2:
+        raise SerializationError("not a frame: its length does not fit")
+    try:
+        headers = _decode_headers(frame[2:end])
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise SerializationError(f"not a frame: {error}") from error
+    if len(headers) > MAX_HEADERS:
+        raise SerializationError(f"not a frame: it has more than {MAX_HEADERS} headers")
+    return Message(frame[end:], headers)
+
+
+class Delivery(Protocol):
+    """One message in the hands of a handler.
+
+    What could not be postponed or buried (BackendUnavailable) is not acknowledged: it is delivered again.
+    But if a caller waits for it, and the handler returns his last reply, that was it.
+    """
+
+    message: Message
+    to: Address
+    """Which of the addresses that are served it came to."""
+    cancelled: bool
+    """True as soon as nobody listens for the reply any more. May change at any time."""
+    on_cancel: Callable[[], object] | None
+    """Called, from any thread, when `cancelled` becomes true."""
+
+    def reply(self, message: Message) -> bool:
+        """Send a reply at once, before the handler is done. False if nobody listens."""
+
+    def forbid_redelivery(self) -> None:
+        """If this process dies now, nobody gets this message again: its caller is told instead."""
+
+    def postpone(self, seconds: float, message: Message) -> None:
+        """Instead of a last reply (the handler returns None then): somebody gets this message, in place of
+        the one that was delivered, after so many seconds. Feature `delay`."""
+
+    def bury(self, why: str, last: Message | None) -> None:
+        """The same, but nobody gets it again, unless people say so: it is a dead letter. Feature
+        `dead-letters`."""
+
+
+Handler = Callable[[Delivery], Message | None]
+"""Takes a delivery and returns the last reply, which leaves together with the acknowledgement; None if
+there is no reply (left) to send. A handler does not raise; if it does, the loop survives it. If the
+process dies first, the message is delivered again (feature `redelivers`)."""
+
+
+class Replies(Protocol):
+    """What comes back for one request, in the order in which it was sent."""
+
+    def receive(self, timeout: float | None) -> Message:
+        """The next reply. Raises RpcTimeout after `timeout` seconds without one, and stays usable."""
+
+    def close(self) -> None:
+        """Nobody listens any more: what was not started is not done, what runs is told. Idempotent."""
+
+
+class Backend(Protocol):
+    """What a broker, or a network, must offer. Only RpcTimeout, BackendUnavailable, QueueFull, NoReceivers
+    and Unsupported leave these methods."""
+
+    features: frozenset[str]
+    """Of: durable, redelivers, topics, groups, subscriptions, locks, priorities, processes, presence, delay,
+    idempotency, dead-letters."""
+    max_message: int | None
+    """The largest body, in bytes; None if the transport sets no limit."""
+    on_change: Callable[[bool], object] | None
+    """Called by `serve`, from any thread: True when there is a connection to serve on, False when it is
+    lost."""
+
+    def send(self, to: Address, message: Message) -> None:
+        """Hand the message over. Returns once the broker has it, not once it is handled."""
+
+    def request(self, to: Address, message: Message) -> Replies:
+        """The same, with a way back that is open before the message leaves. The message has `reply-to`."""
+
+    def serve(self, addresses: Sequence[Address], handler: Handler, concurrency: int = 1) -> None:
+        """Feed the handler what arrives, queues in order of priority, at most `concurrency` messages of
+        theirs at a time, and one of each topic and inbox. Blocks until `stop()`, then finishes what it
+        started."""
+
+    def stop(self) -> None:
+        """Make `serve` take nothing new and return. Only sets a flag: any thread, signal-safe."""
+
+    def close(self) -> None:
+        """Hand back what `serve` still holds, then give back connections. Idempotent."""
+
+
+class Subscriptions(Protocol):
+    """A backend with the feature `subscriptions`: it serves durable topics. What nobody serves for
+    KEEP_SUBSCRIPTION seconds is forgotten. One that can tell which there are has `subscribed()`, too."""
+
+    def unsubscribe(self, to: Address) -> None:
+        """Forget a durable topic of a group, with what waits for it."""
+
+
+class Locks(Protocol):
+    """A backend with the feature `locks`."""
+
+    def acquire(self, name: str, owner: str, lease: float) -> bool:
+        """Get a lock, or keep it, for so many seconds. False if another owner has it. One that dies loses it
+        within the lease."""
+
+    def release(self, name: str, owner: str) -> None:
+        """Give a lock back, if this owner has it."""
+
+
+class Presence(Protocol):
+    """A backend with the feature `presence`."""
+
+    def is_served(self, queue: str) -> bool:
+        """Whether there is a worker for this queue now."""
+
+
+class AsyncReplies(Protocol):
+    """`Replies` for one task of an event loop."""
+
+    async def receive(self, timeout: float | None) -> Message:
+        """As `Replies.receive`. If the task is cancelled, nothing is lost."""
+
+    def close(self) -> None:
+        """As `Replies.close`; what there is to say is said soon."""
+
+
+class AsyncBackend(Protocol):
+    """What `Backend.asynchronous` returns: the same for callers in event loops, any number of them, one after
+    the other or at a time."""
+
+    features: frozenset[str]
+    max_message: int | None
+
+    async def send(self, to: Address, message: Message) -> None:
+        """As `Backend.send`."""
+
+    async def request(self, to: Address, message: Message) -> AsyncReplies:
+        """As `Backend.request`."""
+
+    async def close(self) -> None:
+        """Give back the connections of this event loop; whoever waits gets Cancelled. Idempotent."""
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """A message that was given up."""
+
+    id: str
+    queue: str
+    at: float
+    """When, in seconds of the Unix epoch, by the broker's clock."""
+    why: str
+    frame: bytes
+    raw: Any
+    """What the backend finds it by."""
+
+
+class DeadLetters(Protocol):
+    """A backend with the feature `dead-letters`."""
+
+    def dead_letters(self, queue: str) -> list[DeadLetter]:
+        """What was given up, the last one first."""
+
+    def revive(self, letter: DeadLetter) -> bool:
+        """Put it back into its queue, as if it had just been sent. False if it is no longer there."""
+
+    def drop(self, letter: DeadLetter) -> bool:
+        """Forget it. False if it is no longer there."""
+
+
+KEEP_SUBSCRIPTION = 30 * 86400.0

@@ -1,0 +1,152 @@
+"""`RpcReceiver(context=…)`: all code of the user runs in it, coroutines in both of its colours."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from rpc import RemoteError, RpcClient, RpcReceiver, every, expose, on
+
+SECONDS = 30
+
+
+class Surroundings:
+    """Notes when it is entered and left, and whether a thread is in it."""
+
+    def __init__(self) -> None:
+        self.threads: set[int] = set()
+        self.noted: list[str] = []
+
+    def __call__(self) -> Surroundings:
+        return self
+
+    def __enter__(self) -> None:
+        self.threads.add(threading.get_ident())
+        self.noted.append("enter")
+
+    def __exit__(self, *_: object) -> None:
+        self.threads.remove(threading.get_ident())
+        self.noted.append("exit")
+
+    async def __aenter__(self) -> None:
+        self.noted.append("aenter")
+
+    async def __aexit__(self, *_: object) -> None:
+        self.noted.append("aexit")
+
+    @property
+    def here(self) -> bool:
+        return threading.get_ident() in self.threads
+
+
+class Shop:
+    name = "shop"
+
+    def __init__(self, context: Surroundings) -> None:
+        self.context = context
+        self.heard, self.ticked = threading.Event(), threading.Event()
+        self.was_inside: list[bool] = []
+
+    @expose
+    def inside(self) -> bool:
+        return self.context.here
+
+    @expose
+    async def soon(self) -> list[str]:
+        return list(self.context.noted)
+
+    @expose
+    def breaks(self) -> None:
+        raise ValueError("no")
+
+    @on("order")
+    def hear(self, event: Any) -> None:
+        self.was_inside.append(self.context.here)
+        self.heard.set()
+
+    @every(seconds=0.01)
+    def tick(self) -> None:
+        if not self.ticked.is_set():
+            self.was_inside.append(self.context.here)
+            self.ticked.set()
+
+
+Start = Callable[..., RpcClient]
+
+
+def test_jobs_listeners_ticks_and_hooks_run_in_it(rpc_worker: Start) -> None:
+    context = Surroundings()
+    shop, hooked = Shop(context), []
+    hooks = {name: lambda *_: hooked.append(context.here) for name in ("on_connect", "pre_call")}
+    client = rpc_worker({}, services=[shop], context=context, hooks=hooks)
+    assert client.services.shop.inside() is True
+    client.publish("order")
+    assert shop.heard.wait(SECONDS)
+    assert shop.ticked.wait(SECONDS)
+    assert shop.was_inside == [True, True]
+    assert hooked == [True, True]
+
+
+def test_a_coroutine_runs_in_both_colours_of_it(rpc_worker: Start) -> None:
+    context = Surroundings()
+
+    async def soon() -> list[str]:
+        return list(context.noted)
+
+    client = rpc_worker({"soon": soon}, context=context)
+    before = len(context.noted)  # of the hooks of the connection
+    assert client.call_and_wait("soon").data[before:] == ["enter", "aenter"]
+    assert context.noted[before:] == ["enter", "aenter", "aexit", "exit"]
+
+
+def test_it_is_left_when_a_handler_raises(rpc_worker: Start) -> None:
+    context = Surroundings()
+    client = rpc_worker({}, services=[Shop(context)], context=context)
+    with pytest.raises(RemoteError, match="no"):
+        client.services.shop.breaks()
+    assert not context.here
+    assert client.services.shop.inside() is True
+
+
+class Broken(Surroundings):
+    is_broken = False
+
+    def __enter__(self) -> None:
+        if self.is_broken:
+            raise OSError("the database is gone")
+        super().__enter__()
+
+
+class BrokenInTheLoop(Surroundings):
+    is_broken = False
+
+    async def __aenter__(self) -> None:
+        if self.is_broken:
+            raise OSError("the database is gone")
+
+
+@pytest.mark.parametrize(("kind", "job"), [(Broken, "inside"), (BrokenInTheLoop, "soon")])
+def test_what_it_raises_the_caller_is_told(kind: Any, job: str, rpc_worker: Start) -> None:
+    """And it does not end the worker, when it is in one the hooks of its connection."""
+    context = kind()
+
+    class Plain:
+        name = "plain"
+        inside = Shop.inside
+        soon = Shop.soon
+
+    plain: Any = Plain()
+    plain.context = context
+    client = rpc_worker({}, services=[plain], context=context)
+    context.is_broken = True
+    with pytest.raises(RemoteError, match="the database is gone"):
+        client.call_and_wait(f"plain.{job}")
+
+
+def test_without_it_nothing_is_around() -> None:
+    receiver = RpcReceiver(jobs={"len": len}, backend="memory://around")
+    assert sorted(receiver.jobs) == ["len"]
+    receiver.backend.close()
