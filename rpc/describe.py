@@ -50,11 +50,14 @@ class WorkerInfo(msgspec.Struct, frozen=True):
     queues: tuple[str, ...]
     """What it serves, in order of priority."""
     concurrency: int
+    """How many plain functions it runs at a time."""
     jobs: dict[str, str]
     """Names of jobs and of exposed methods, with their signatures."""
     listeners: tuple[ListenerInfo, ...] = ()
     timers: dict[str, str] = {}
     """Names of functions that tick, and when."""
+    coroutines: int = 0
+    """How many coroutines it runs at a time."""
 
     @property
     def services(self) -> dict[str, dict[str, str]]:
@@ -72,6 +75,7 @@ def worker_info(
     jobs: Jobs,
     queues: Sequence[str],
     concurrency: int,
+    coroutines: int,
     listeners: Iterable[Listener],
     ticking: Iterable[Ticking],
 ) -> WorkerInfo:
@@ -89,6 +93,7 @@ def worker_info(
             for of in [each.subscription]
         ),
         {each.name: str(each.timer) for each in ticking},
+        coroutines,
     )
 
 

@@ -104,7 +104,9 @@ def on(
         raise ValueError(f"{group!r} is no group: letters, digits, '_', '.', '-', at most 128")
     options = JobOptions.checked(None, retries, backoff, retry_on)
     subscription = Subscription(event, group, durable, options)
-    _ = subscription.address.shelf if durable else subscription.address  # ValueError if there cannot be one
+    address = subscription.address  # ValueError if there cannot be one
+    if durable:
+        _ = address.subscription_queue
 
     return marking("__rpc_on__", subscription, several=True)
 
@@ -184,17 +186,17 @@ class Events:
         self._context = context
         self.addresses = list(dict.fromkeys(each.address for each in listeners))
 
-    def __call__(self, delivery: Delivery) -> Message | None:
+    def __call__(self, delivery: Delivery) -> None:
         message = delivery.message
         try:
             event = self._event(message)
         except RpcError as error:
             logger.warning("refused an event (%s): %s: %s", message.id, type(error).__name__, error)
-            return None
-        for listener in self.listeners:
-            if listener.address == delivery.to and listener.matches(event.topic):
-                self._hear(listener, event, message.attempt, delivery)
-        return None
+        else:
+            for listener in self.listeners:
+                if listener.address == delivery.to and listener.matches(event.topic):
+                    self._hear(listener, event, message.attempt, delivery)
+        delivery.finish(None)
 
     def _event(self, message: Message) -> Event:
         call = decode_call(message.body, self._accept.codec(message.headers.get("content-type")))

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
-from functools import cached_property
+from functools import cached_property, partial
 from heapq import heappop, heappush
 from itertools import count
 from threading import Thread
@@ -29,6 +29,7 @@ class LoopThread:
         self._lock = threading.Lock()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._thread: threading.Thread | None = None
+        self._tasks: set[asyncio.Task[None]] = set()
         self._pid = 0
 
     @property
@@ -37,6 +38,24 @@ class LoopThread:
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
         """Run it there. To cancel the future is to cancel the coroutine."""
+        return asyncio.run_coroutine_threadsafe(coroutine, self._running())
+
+    def spawn(
+        self, coroutine: Coroutine[Any, Any, None], started: Callable[[Callable[[], object]], object]
+    ) -> None:
+        """Run it there. `started` is called there with what cancels it, from any thread, and does not come
+        before its first step."""
+        loop = self._running()
+
+        def start() -> None:
+            task = loop.create_task(coroutine)
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+            started(partial(_cancel, loop, task))
+
+        loop.call_soon_threadsafe(start)
+
+    def _running(self) -> asyncio.AbstractEventLoop:
         if self._pid != os.getpid():  # somebody may have held a parent's lock
             self._pid, self._lock, self._loop = os.getpid(), threading.Lock(), None
         with self._lock:
@@ -46,7 +65,7 @@ class LoopThread:
                     target=_serve, args=[self._loop], name=self._name, daemon=True
                 )
                 self._thread.start()
-            return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
+            return self._loop
 
     def close(self) -> None:
         """Cancel what runs, and end the thread. Idempotent; a coroutine starts it again."""
@@ -58,6 +77,18 @@ class LoopThread:
                 loop.call_soon_threadsafe(loop.stop)
         if thread:
             thread.join()
+
+
+class RunningLoop(LoopThread):
+    """The event loop that runs here, which is somebody else's: it is not ended."""
+
+    def __init__(self) -> None:
+        super().__init__("")
+        self._loop, self._pid = asyncio.get_running_loop(), os.getpid()
+
+    def close(self) -> None:
+        for task in [*self._tasks]:
+            _cancel(task.get_loop(), task)
 
 
 class DelayQueue:
@@ -108,6 +139,11 @@ class DelayQueue:
                     return heappop(self._due)[2]
                 self._changed.wait(left)
         return None
+
+
+def _cancel(loop: asyncio.AbstractEventLoop, task: asyncio.Task[None]) -> None:
+    with suppress(RuntimeError):  # the loop was closed: it does not run any more
+        loop.call_soon_threadsafe(task.cancel)
 
 
 def _serve(loop: asyncio.AbstractEventLoop) -> None:

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from functools import partial
-from types import FrameType, ModuleType
+from types import FrameType, ModuleType, TracebackType
 from typing import Any, TypeVar
 from uuid import uuid4
 
@@ -29,13 +29,13 @@ from .core.middleware import ContextFactory, Hooks, Middleware, checked
 from .describe import ALL_WORKERS, DESCRIBE, WorkerInfo, worker_info
 from .errors import Cancelled, SettingsError, Unsupported
 from .events import Events, listeners_in
-from .local_retry import keeping
-from .loops import DelayQueue, LoopThread, locked_cached_property
+from .local_retry import retrying_locally
+from .loops import DelayQueue, LoopThread, RunningLoop, locked_cached_property
 from .services import gathered, service
 from .settings import Settings, load_settings
 from .ticker import Ticker
 from .timers import timers_in
-from .transport import Address, Backend, Delivery, Message, queue
+from .transport import Address, Backend, Delivery, Server, queue
 
 logger = logging.getLogger(__name__)
 
@@ -54,9 +54,10 @@ class RpcReceiver:
     `services` are objects, classes and modules whose methods are exposed, listen or tick (see `expose`, `on`,
     `every`), `hooks` maps names to callables and `middleware` wraps handlers from the outside in (see
     `rpc.core.middleware`); `context` makes what all of these run in. `backend` is a backend or its URL,
-    `queues` are served in this order of priority, `concurrency` is how many jobs run at a time, `grace` the
-    seconds that a stop gives to those that run. Raises SettingsError, and Unsupported if something needs what
-    the backend cannot do.
+    `queues` are served in this order of priority, `concurrency` is how many plain functions run at a time and
+    `coroutines` how many coroutines, `grace` the seconds that a stop gives to those that run. `run()` serves
+    until a signal; `async with` serves in the application's own event loop, in which coroutines then run.
+    Raises SettingsError, and Unsupported if something needs what the backend cannot do.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class RpcReceiver:
         settings: str | ModuleType | Settings | None = None,
         queues: Sequence[str] | None = None,
         concurrency: int | None = None,
+        coroutines: int | None = None,
         grace: float | None = None,
         hooks: Mapping[str, Any] | None = None,
         middleware: Sequence[Middleware] | None = None,
@@ -79,14 +81,20 @@ class RpcReceiver:
         self._settings = settings
         self.backend = _backend(settings, backend)
         self.concurrency = settings.concurrency if concurrency is None else concurrency
-        if self.concurrency < 1:
-            raise SettingsError(f"RPC_CONCURRENCY is {self.concurrency}: at least one job must run at a time")
+        self.coroutines = settings.coroutines if coroutines is None else coroutines
+        for key, number in ("RPC_CONCURRENCY", self.concurrency), ("RPC_COROUTINES", self.coroutines):
+            if number < 1:
+                raise SettingsError(f"{key} is {number}: at least one job must run at a time")
         self.queues = tuple(settings.queues if queues is None else queues)
         self.grace = settings.grace if grace is None else grace
         self.id = uuid4().hex
         self._context = context
         self._loop = LoopThread("rpc-coroutines")
         self._stopping = self._begun = False
+        self._server: Server | None = None
+        self._serving: threading.Thread | None = None
+        self._on_arrival: Callable[[], object] = lambda: None
+        """Called when there is a connection, the first time."""
         self._later = DelayQueue("rpc-retries")
         self.hooks = Hooks(self._run)
         self.hooks.add_all(settings.loaded_hooks() if hooks is None else hooks)
@@ -121,10 +129,13 @@ class RpcReceiver:
             self.jobs,
             delivery=settings.delivery,
             send_tracebacks=settings.send_tracebacks,
+            spawn=self._spawn if "detached" in self.backend.features else None,
+            aside=asyncio.to_thread,
             calls=self,
             context=context,
-            middleware=self._chain(),
+            middleware=self._middleware,
         )
+        self._set_hooks()
         self._describer = dispatcher(jobs_from({DESCRIBE: self.describe}), accept=Accepted())
 
     def hook(self, name: str) -> Callable[[F], F]:
@@ -132,7 +143,7 @@ class RpcReceiver:
 
         def add(function: F) -> F:
             self.hooks.add(name, function)
-            self._dispatcher.middleware = self._chain()
+            self._set_hooks()
             return function
 
         return add
@@ -140,7 +151,8 @@ class RpcReceiver:
     def describe(self) -> WorkerInfo:
         """What this worker offers."""
         about = (self._events.listeners, self._ticker.ticking)
-        return worker_info(self.id, self.jobs, self.queues, self.concurrency, *about)
+        slots = self.concurrency, self.coroutines
+        return worker_info(self.id, self.jobs, self.queues, *slots, *about)
 
     def _served(self) -> list[Address]:
         """Where messages come to. Raises SettingsError if there is nothing to do, or to serve, and
@@ -176,15 +188,18 @@ class RpcReceiver:
         }
         return "; ".join(f"{what}: {', '.join(names)}" for what, names in parts.items() if names)
 
-    def _chain(self) -> Sequence[Middleware]:
-        return [self.hooks.middleware, *self._middleware] if self.hooks.are_for_calls else self._middleware
+    def _set_hooks(self) -> None:
+        self._dispatcher.hooks = self.hooks if self.hooks.are_for_calls else None
 
-    def _handle(self, delivery: Delivery) -> Message | None:
+    def _handle(self, delivery: Delivery) -> None:
         if delivery.to.kind == "queue":
-            return self._dispatcher(delivery)
-        return self._describer(delivery) if delivery.to == ALL_WORKERS else self._events(delivery)
+            self._dispatcher(delivery)
+        elif delivery.to == ALL_WORKERS:
+            self._describer(delivery)
+        else:
+            self._events(delivery)
 
-    def start(self) -> None:
+    def run(self) -> None:
         """Serve until stopped; blocks. In the main thread, SIGTERM and SIGINT stop it: no new job is taken,
         those that run may finish within `grace` seconds, what is left then goes back to the queue and the
         process exits with 0. A second signal ends the process at once."""
@@ -196,20 +211,56 @@ class RpcReceiver:
             self._stopping = False
         logger.info("stopped")
 
+    start = run
+
+    async def __aenter__(self) -> RpcReceiver:
+        """Serve, in threads, until the end of the block: coroutine handlers, hooks and listeners run in this
+        event loop. Returns once there is a connection. At the end no new job is taken, and those that run are
+        waited for."""
+        loop, connected = asyncio.get_running_loop(), asyncio.Event()
+        self._loop = RunningLoop()
+        self._on_arrival = partial(loop.call_soon_threadsafe, connected.set)
+        self._serving = threading.Thread(target=self._serve, name="rpc-receiver", daemon=True)
+        self._serving.start()
+        try:
+            await connected.wait()
+        except BaseException:
+            await self.__aexit__(None, None, None)
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+        if self._serving:
+            await asyncio.to_thread(self._serving.join)
+        if "async_client" in vars(self):
+            await self.async_client.close()
+        await asyncio.to_thread(self._close)
+        self._stopping = False
+
     def _serve(self) -> None:
         self._begun = False
-        self.backend.on_change = self._changed
+        handler = (
+            self._handle if "delay" in self.backend.features else retrying_locally(self._handle, self._later)
+        )
+        slots: dict[str, Any] = {"threads": self.concurrency, "coroutines": self.coroutines}
+        self._server = server = self.backend.server(
+            self._addresses, handler, on_change=self._changed, **slots
+        )
+        if self._stopping:
+            server.stop()
         try:
             self._ticker.start()
-            handler = self._handle if "delay" in self.backend.features else keeping(self._handle)
-            self.backend.serve(self._addresses, handler, self.concurrency)
+            server.run()
         finally:
-            self._stopping = True
+            self._server, self._stopping = None, True
             self._ticker.end()
             self._later.end()
 
     def _close(self) -> None:
-        if "async_client" in vars(self) and self._loop.is_running:
+        if "async_client" in vars(self) and self._loop.is_running and not self._serving:
             self._loop.run(self.async_client.close()).result()
         self._loop.close()
         if "client" in vars(self):
@@ -232,28 +283,42 @@ class RpcReceiver:
             return ""
         if queue not in self.queues:
             return f"this worker has that job, but does not serve queue {queue!r}: see RPC_ROUTES"
-        if self._dispatcher.running < self.concurrency:
-            return ""
-        return (
-            f"this worker has that job, but no free slot for it (concurrency={self.concurrency}): raise "
-            "RPC_CONCURRENCY, or start more workers"
-        )
+        for held, number, what in (
+            (self._dispatcher.running(threads=True), self.concurrency, "concurrency"),
+            (self._dispatcher.running(threads=False), self.coroutines, "coroutines"),
+        ):
+            if held >= number:
+                return (
+                    f"this worker has that job, but no free slot for it ({what}={number}): raise "
+                    f"RPC_{what.upper()}, or start more workers"
+                )
+        return ""
 
     def stop(self) -> None:
-        """Make `start` return as soon as what runs is finished. Any thread, signal-safe."""
+        """Make `run` return as soon as what runs is finished. Any thread, signal-safe."""
         self._stopping = True
-        self.backend.stop()
+        if server := self._server:
+            server.stop()
 
     def _changed(self, connected: bool) -> None:
         if connected and not self._begun:
             self._begun = True
             logger.info("serving %s", self._offer())
+            self._on_arrival()
         name = "on_connect" if connected else "on_disconnect"
         try:
             with self._context():
                 self.hooks.tell(name)
         except Exception:  # the context is the user's
             logger.exception("hooks %s failed", name)
+
+    def _spawn(self, coroutine: Coroutine[Any, Any, None], delivery: Delivery) -> None:
+        def started(cancel: Callable[[], object]) -> None:
+            delivery.on_cancel = cancel
+            if delivery.cancelled:
+                cancel()
+
+        self._loop.spawn(coroutine, started)
 
     def _run(self, coroutine: Coroutine[Any, Any, Any]) -> Any:
         return self._loop.run(contained(coroutine, self._context)).result()
@@ -304,7 +369,8 @@ class RpcReceiver:
                     return
         logger.warning("handing back what did not finish within %g s", self.grace)
         try:
-            self.backend.close()
+            if server := self._server:
+                server.hand_back()
         finally:
             logging.shutdown()
             os._exit(0)

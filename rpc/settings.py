@@ -47,7 +47,9 @@ class Settings:
     timeout: Annotated[float, msgspec.Meta(ge=0)] | None = 30.0
     """How long a call waits. None: without end."""
     concurrency: Annotated[int, msgspec.Meta(ge=1)] = 1
-    """How many jobs a worker runs at a time."""
+    """How many plain functions a worker runs at a time."""
+    coroutines: Annotated[int, msgspec.Meta(ge=1)] = 100
+    """How many coroutines a worker runs at a time, beside them: they hold no thread."""
     queues: tuple[str, ...] = DEFAULT_QUEUES
     """What a worker serves, in order of priority."""
     routes: Mapping[str, str] = field(default_factory=dict)
@@ -151,7 +153,7 @@ def settings_from(keys: Mapping[str, Any], module: str) -> Settings:
 
 
 def _is_backend(value: Any) -> bool:
-    methods = ("send", "request", "serve", "stop", "close")
+    methods = ("send", "request", "server", "close")
     return value is None or isinstance(value, str) or all(hasattr(value, method) for method in methods)
 
 

@@ -46,7 +46,7 @@ class Address:
         return f"{self.kind} {self.name}" + (f" (group {self.group})" if self.group else "")
 
     @property
-    def shelf(self) -> Address:
+    def subscription_queue(self) -> Address:
         """The queue in which a durable subscription keeps its copies, where a backend has no better way."""
         return queue(f"_{self.name}.{self.group}")
 
@@ -193,10 +193,10 @@ def unpacked(frame: bytes) -> Message:
 
 
 class Delivery(Protocol):
-    """One message in the hands of a handler.
+    """One message in the hands of a handler, until it is finished, postponed or buried.
 
     What could not be postponed or buried (BackendUnavailable) is not acknowledged: it is delivered again.
-    But if a caller waits for it, and the handler returns his last reply, that was it.
+    But if a caller waits for it, and the handler finishes it with his last reply, that was it.
     """
 
     message: Message
@@ -205,27 +205,31 @@ class Delivery(Protocol):
     cancelled: bool
     """True as soon as nobody listens for the reply any more. May change at any time."""
     on_cancel: Callable[[], object] | None
-    """Called, from any thread, when `cancelled` becomes true."""
+    """Called, from any thread, when `cancelled` becomes true. Does not block."""
 
     def reply(self, message: Message) -> bool:
-        """Send a reply at once, before the handler is done. False if nobody listens."""
+        """Send a reply before the end. False if nobody listens."""
+
+    def finish(self, last: Message | None) -> None:
+        """The end: acknowledge the message, and send the last reply (None: there is none, or it was sent)
+        along. Any thread; does not wait for the broker. Only the first time counts."""
 
     def forbid_redelivery(self) -> None:
         """If this process dies now, nobody gets this message again: its caller is told instead."""
 
     def postpone(self, seconds: float, message: Message) -> None:
-        """Instead of a last reply (the handler returns None then): somebody gets this message, in place of
-        the one that was delivered, after so many seconds. Feature `delay`."""
+        """Instead of finishing it: somebody gets this message, in place of the one that was delivered, after
+        so many seconds. Feature `delay`."""
 
     def bury(self, why: str, last: Message | None) -> None:
-        """The same, but nobody gets it again, unless people say so: it is a dead letter. Feature
-        `dead-letters`."""
+        """Instead of finishing it: send the last reply, and keep the message as a dead letter, which nobody
+        gets unless people say so. Feature `dead-letters`."""
 
 
-Handler = Callable[[Delivery], Message | None]
-"""Takes a delivery and returns the last reply, which leaves together with the acknowledgement; None if
-there is no reply (left) to send. A handler does not raise; if it does, the loop survives it. If the
-process dies first, the message is delivered again (feature `redelivers`)."""
+Handler = Callable[[Delivery], None]
+"""Takes a delivery. It may return before that is finished, where the backend has the feature `detached`. A
+handler does not raise; if it does, its caller is told. If the process dies first, the message is delivered
+again (feature `redelivers`)."""
 
 
 class Replies(Protocol):
@@ -238,18 +242,29 @@ class Replies(Protocol):
         """Nobody listens any more: what was not started is not done, what runs is told. Idempotent."""
 
 
+class Server(Protocol):
+    """One running serve of a backend. Several on one backend do not know of each other."""
+
+    def run(self) -> None:
+        """Feed the handler what arrives, until `stop()`; then wait for what was handed out, and give back
+        connections."""
+
+    def stop(self) -> None:
+        """Take nothing new. Only sets a flag: any thread, signal-safe, also before `run()`."""
+
+    def hand_back(self) -> None:
+        """What is not finished goes back to its queue now: the process is about to end. Any thread."""
+
+
 class Backend(Protocol):
     """What a broker, or a network, must offer. Only RpcTimeout, BackendUnavailable, QueueFull, NoReceivers
     and Unsupported leave these methods."""
 
     features: frozenset[str]
     """Of: durable, redelivers, topics, groups, subscriptions, locks, priorities, processes, presence, delay,
-    idempotency, dead-letters."""
+    idempotency, dead-letters, detached."""
     max_message: int | None
     """The largest body, in bytes; None if the transport sets no limit."""
-    on_change: Callable[[bool], object] | None
-    """Called by `serve`, from any thread: True when there is a connection to serve on, False when it is
-    lost."""
 
     def send(self, to: Address, message: Message) -> None:
         """Hand the message over. Returns once the broker has it, not once it is handled."""
@@ -257,16 +272,23 @@ class Backend(Protocol):
     def request(self, to: Address, message: Message) -> Replies:
         """The same, with a way back that is open before the message leaves. The message has `reply-to`."""
 
-    def serve(self, addresses: Sequence[Address], handler: Handler, concurrency: int = 1) -> None:
-        """Feed the handler what arrives, queues in order of priority, at most `concurrency` messages of
-        theirs at a time, and one of each topic and inbox. Blocks until `stop()`, then finishes what it
-        started."""
-
-    def stop(self) -> None:
-        """Make `serve` take nothing new and return. Only sets a flag: any thread, signal-safe."""
+    def server(
+        self,
+        addresses: Sequence[Address],
+        handler: Handler,
+        *,
+        threads: int = 1,
+        coroutines: int = 1,
+        on_change: Callable[[bool], object] = lambda connected: None,
+    ) -> Server:
+        """What serves these addresses: queues in order of priority, of which the handler has at most
+        `threads` messages at a time that it has not returned from, and `coroutines` that it has returned
+        from and not finished; and one message at a time of each topic and inbox. `on_change` is called, from
+        any thread, with True when there is a connection to serve on, and with False when it is lost. Does no
+        I/O."""
 
     def close(self) -> None:
-        """Hand back what `serve` still holds, then give back connections. Idempotent."""
+        """Give back the connections of callers. Idempotent."""
 
 
 class Subscriptions(Protocol):

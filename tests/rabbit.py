@@ -54,7 +54,7 @@ class Rabbit:
 
     def delete_all(self) -> None:
         for name in self._names:
-            shelves = [topic(name, group, durable=True).shelf for group in ("team", "others")]
+            shelves = [topic(name, group, durable=True).subscription_queue for group in ("team", "others")]
             self._admin.delete(queue(name), inbox(name), *shelves)
 
 

@@ -293,7 +293,7 @@ def test_one_that_asked_for_it_is_tried_again(hall: Hall, durable: bool) -> None
 
 def shelf(pattern: str, group: str) -> str:
     """The queue of a durable group."""
-    return Subscription(pattern, group, True, JobOptions()).address.shelf.name
+    return Subscription(pattern, group, True, JobOptions()).address.subscription_queue.name
 
 
 @pytest.mark.parametrize(("error", "attempts"), [(ConnectionError, 3), (KeyError, 1)])

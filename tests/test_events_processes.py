@@ -182,7 +182,7 @@ def test_a_durable_listener_that_fails_is_tried_again_and_ends_as_a_dead_letter(
         crew.publish(n)
     until(lambda: len(crew.lines("tries 1", "tries 3")) == 6)
     shelf = cast("DeadLetters", crew.client.backend)
-    letters = until(lambda: [found for found in [shelf.dead_letters(FLAKY.shelf.name)] if len(found) == 2])[0]
+    letters = until(lambda: [found for found in [shelf.dead_letters(FLAKY.subscription_queue.name)] if len(found) == 2])[0]
     assert {letter.why for letter in letters} == {"ConnectionError: each time"}
     assert len(crew.lines("tries 2")) == 1
     assert shelf.revive(letters[0])

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import random
 import socket
 import struct
 import time
 from collections.abc import Callable
 from typing import TypeVar
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -19,6 +22,24 @@ def backoff(attempt: int, cap: float = 1.0) -> float:
     """Seconds to wait before trying again: exponential with full jitter
     (https://aws.amazon.com/blogs/architecture/exponential-backoff-and-jitter/)."""
     return random.uniform(0, min(cap, 0.05 * 2 ** min(attempt, 16)))
+
+
+class Backoff:
+    """The pauses between attempts that may go on for ever; `cap` is the longest, in seconds."""
+
+    def __init__(self, cap: float = 1.0) -> None:
+        self._cap, self._attempt = cap, 0
+
+    def reset(self) -> None:
+        """It worked."""
+        self._attempt = 0
+
+    def wait(self, text: str, error: object) -> None:
+        """Sleep before the next attempt; log the error now and then, in a text with one %s."""
+        if self._attempt % 10 == 0:
+            logger.warning(text, error)
+        time.sleep(backoff(self._attempt, self._cap))
+        self._attempt += 1
 
 
 def patience(ttl: float | None) -> float:

@@ -1,37 +1,292 @@
-"""The part of a delivery that is the same everywhere: where it came to, how its handler learns that nobody
-listens any more, and the answer of backends that cannot do everything."""
+"""What all backends do alike when they serve: the plan of addresses, the guard around handlers, what is in
+hand, and who is told of the connection."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Generic, TypeVar
 
 from ..errors import Unsupported
-from ..transport import Address, Delivery, Handler, Message
+from ..transport import FAILED, LOST, Address, Delivery, Handler, Message
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+FAST = 150e-6
+"""Seconds: while handlers take less, on the average, the thread that fetches calls them itself, and fetches
+again: to wake another one up would take as long."""
+STUCK = 0.005
+"""Seconds after which a handler that was taken to be fast is not: another thread fetches."""
+
+OnChange = Callable[[bool], object]
+"""Hears True when there is a connection to serve on, and False when it is lost."""
+
+
+class Plan:
+    """The addresses of a server, by how they are served."""
+
+    def __init__(self, addresses: Sequence[Address]) -> None:
+        self.queues = [each for each in addresses if each.kind == "queue"]
+        """In order of priority."""
+        self.durable = [each for each in addresses if each.durable]
+        """Topics whose subscriptions have a queue each."""
+        self.channels = [each for each in addresses if each.kind != "queue" and not each.durable]
+        """Topics and inboxes."""
+
+
+def guarded(handler: Handler) -> Handler:
+    """The handler; what it raises ends the delivery, not the loop that it was called from."""
+
+    def handle(delivery: Delivery) -> None:
+        try:
+            handler(delivery)
+        except Exception:
+            logger.exception("a handler raised: %r", delivery.message)
+            delivery.finish(lost(delivery.message, "its handler failed"))
+
+    return handle
 
 
 def arriving(to: Address, handler: Handler) -> Handler:
     """The handler of what arrives at this address, whichever way it took."""
 
-    def handle(delivery: Delivery) -> Message | None:
+    def handle(delivery: Delivery) -> None:
         delivery.to = to
-        return handler(delivery)
+        handler(delivery)
 
     return handle
 
 
-class Cancellable:
+def lost(message: Message, why: str) -> Message:
+    """The last reply in place of a handler that will not give one."""
+    return Message(headers={"id": message.id[:128], LOST: why, FAILED: "WorkerLost"})
+
+
+class BaseDelivery:
+    """The part of a delivery that is the same everywhere: where it came to, how its handler learns that
+    nobody listens any more, that it ends once, and the answer of backends that cannot do everything."""
+
+    message: Message
     to: Address
     cancelled = False
     on_cancel: Callable[[], object] | None = None
+    finished = False
+    """Whether it was finished, postponed or buried."""
 
     def cancel(self) -> None:
         """Tell the handler that nobody listens any more. Any thread."""
         self.cancelled = True
-        if self.on_cancel:
+        if self.on_cancel and not self.finished:
             self.on_cancel()
+
+    def finish(self, last: Message | None) -> None:
+        if not self.finished:
+            self.finished = True
+            self._finish(last)
+
+    def _finish(self, last: Message | None) -> None:
+        raise NotImplementedError
+
+    def reply(self, message: Message) -> bool:
+        raise NotImplementedError
+
+    def forbid_redelivery(self) -> None:
+        """Nothing to do where nothing is delivered again."""
 
     def postpone(self, seconds: float, message: Message) -> None:
         raise Unsupported("this backend has no feature 'delay'; redis: and memory: have it")
 
     def bury(self, why: str, last: Message | None) -> None:
         raise Unsupported("this backend has no feature 'dead-letters'; redis:, amqp: and memory: have it")
+
+
+class Slots:
+    """What a server may have in hand: `threads` messages that a handler has not returned from, and
+    `coroutines` that it has returned from and not finished."""
+
+    def __init__(self, coroutines: int) -> None:
+        self._most = coroutines
+        self._detached: set[BaseDelivery] = set()
+        self._changed = threading.Condition()
+
+    def call(self, handler: Handler, delivery: BaseDelivery) -> None:
+        """Call the handler, and keep account of a delivery that it does not finish."""
+        handler(delivery)
+        if not delivery.finished:
+            with self._changed:
+                if not delivery.finished:
+                    self._detached.add(delivery)
+
+    def done(self, delivery: BaseDelivery) -> bool:
+        """It was finished. Whether there was no room before that."""
+        with self._changed:
+            was_full = len(self._detached) >= self._most
+            self._detached.discard(delivery)
+            if not self._detached:
+                self._changed.notify_all()
+            return was_full
+
+    @property
+    def room(self) -> int:
+        """How many coroutines more there may be."""
+        return self._most - len(self._detached)
+
+    def in_hand(self) -> list[BaseDelivery]:
+        """What the handler has returned from and not finished."""
+        with self._changed:
+            return list(self._detached)
+
+    def wait(self) -> None:
+        """Until nothing is left."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._detached)
+
+
+class Connections:
+    """Tells of the connection, once for each change. Any thread."""
+
+    def __init__(self, on_change: OnChange) -> None:
+        self._on_change, self._lock, self._connected = on_change, threading.Lock(), False
+        self.count = 0
+        """How often there was one."""
+
+    def notify(self, connected: bool) -> None:
+        if connected == self._connected:
+            return
+        with self._lock:
+            changed, self._connected = connected != self._connected, connected
+            if changed:
+                self.count += connected
+                self._on_change(connected)
+
+
+class Serially:
+    """Runs what comes to each address one after the other, those of different addresses side by side: in
+    threads that are started when they are needed."""
+
+    def __init__(self, addresses: int) -> None:
+        self._pool = ThreadPoolExecutor(max(1, addresses), thread_name_prefix="rpc-events")
+        self._lock = threading.Lock()
+        self._waiting: dict[Address, deque[Callable[[], object]]] = {}
+
+    def run(self, to: Address, action: Callable[[], object]) -> None:
+        """The action raises nothing."""
+        with self._lock:
+            if (waiting := self._waiting.get(to)) is not None:
+                waiting.append(action)
+                return
+            self._waiting[to] = deque([action])
+        self._pool.submit(self._work_off, to)
+
+    def waiting(self, to: Address) -> int:
+        """How many actions are not done."""
+        return len(self._waiting.get(to, ()))
+
+    def end(self) -> None:
+        """Forget what is not begun, and wait for the rest."""
+        with self._lock:
+            for waiting in self._waiting.values():
+                waiting.clear()
+        self._pool.shutdown()
+
+    def _work_off(self, to: Address) -> None:
+        while True:
+            with self._lock:
+                waiting = self._waiting[to]
+                if not waiting:
+                    del self._waiting[to]
+                    return
+                action = waiting[0]
+            action()
+            with self._lock:
+                if waiting:
+                    waiting.popleft()
+
+
+class Turns(Generic[T]):
+    """Threads that take turns at fetching: leader and followers (D. Schmidt et al., Pattern-Oriented Software
+    Architecture 2). Whoever fetched something handles it. While handlers are fast, the leader stays the
+    leader; else, or if one takes long all the same, a follower becomes it."""
+
+    def __init__(
+        self, fetch: Callable[[], T | None], handle: Callable[[T], object], stopped: Callable[[], bool]
+    ) -> None:
+        """`fetch` returns None when nothing came for a while, or it was woken up. Neither raises."""
+        self._fetch, self._handle, self._stopped = fetch, handle, stopped
+        self._turn = threading.Condition()
+        self._fetching = threading.Lock()
+        """Held to fetch: whoever lost the turn just then may be at it."""
+        self._leader: int | None = None
+        """A thread."""
+        self._followers = 0
+        self._average = 2 * FAST
+        """Seconds that handlers take."""
+        self._since: float | None = None
+        """When the leader called its handler; None: it fetches."""
+        self._watched = False
+        """Whether a follower looks after the leader now and then."""
+
+    def leads_here(self) -> bool:
+        """Whether this thread is the leader, which fetches next."""
+        return self._leader == threading.get_ident()
+
+    def work(self) -> None:
+        """Fetch and handle until stopped. Each thread runs this."""
+        me = threading.get_ident()
+        while self._wait_for_turn(me):
+            while self._leader == me and not self._stopped():
+                with self._fetching:
+                    fetched = self._fetch()
+                if fetched is None:
+                    continue
+                if self._followers:
+                    if self._average > FAST:
+                        self._hand_over(me)
+                    elif not self._watched:
+                        self._have_watched()
+                self._call(me, fetched)
+            self._hand_over(me)
+
+    def _call(self, me: int, fetched: T) -> None:
+        began = time.perf_counter()
+        if self._leader == me:
+            self._since = began
+        self._handle(fetched)
+        if self._leader == me:
+            self._since = None
+        self._average += (time.perf_counter() - began - self._average) / 8
+
+    def _hand_over(self, me: int) -> None:
+        with self._turn:
+            if self._leader == me:
+                self._leader = self._since = None
+                self._turn.notify()
+
+    def _have_watched(self) -> None:
+        with self._turn:
+            self._watched = True
+            self._turn.notify()
+
+    def _wait_for_turn(self, me: int) -> bool:
+        """True with the turn, False once stopped."""
+        with self._turn:
+            idle, self._followers = 0, self._followers + 1
+            try:
+                while not self._stopped():
+                    since = self._since
+                    if self._leader is None or (since and time.perf_counter() - since > STUCK):
+                        self._leader, self._since = me, None
+                        return True
+                    idle = idle + 1 if since is None else 0
+                    if idle > 4:
+                        self._watched = False
+                    self._turn.wait(STUCK if self._watched else None)
+                self._turn.notify_all()
+                return False
+            finally:
+                self._followers -= 1

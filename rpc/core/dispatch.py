@@ -1,4 +1,4 @@
-"""The receiver's end of a conversation: a delivery in, its last reply out. Never raises.
+"""The receiver's end of a conversation: a delivery in, which is finished with its last reply. Never raises.
 
 Whatever arrives (any bytes), and whatever the handler does (raise anything, return anything, answer twice
 or never), a caller that waits gets exactly one terminal reply.
@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import logging
 import traceback
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 from ..errors import (
@@ -24,8 +25,9 @@ from ..errors import (
 )
 from ..transport import ATTEMPT, FAILED, IDEMPOTENCY_KEY, NAME, Delivery, Message
 from .codecs import JSON, Accepted, Codec
-from .jobs import FINAL, AsyncRequest, Calls, DeliveryMode, Job, Jobs, Request, current_request
-from .middleware import ContextFactory, Middleware
+from .jobs import AsyncRequest, Calls, DeliveryMode, Job, Jobs, Request, current_request
+from .lifecycle import after_failure
+from .middleware import ContextFactory, Hooks, Middleware
 from .protocol import decode_call, encode_error, encode_result, printable, remote_error
 
 logger = logging.getLogger(__name__)
@@ -36,6 +38,12 @@ it made itself, would mislead its caller."""
 
 Await = Callable[[Coroutine[Any, Any, Any], Delivery], Any]
 """Runs a coroutine to its end, cancelling it when the delivery is cancelled; returns its result."""
+
+Spawn = Callable[[Coroutine[Any, Any, None], Delivery], None]
+"""The same, but it does not wait for the end."""
+
+Aside = Callable[[Callable[[], None]], Awaitable[None]]
+"""Runs what blocks, for a coroutine that waits for it."""
 
 
 class Dispatcher:
@@ -50,27 +58,33 @@ class Dispatcher:
         delivery: DeliveryMode = "at-least-once",
         send_tracebacks: bool = False,
         await_: Await | None = None,
+        spawn: Spawn | None = None,
+        aside: Aside | None = None,
         calls: Calls | None = None,
+        hooks: Hooks | None = None,
         middleware: Sequence[Middleware] = (),
         context: ContextFactory = nullcontext,
         clock: Callable[[], float],
         dice: Callable[[], float],
     ) -> None:
         """`clock` gives seconds that only grow, `dice` a number from 0 to 1. `max_message` is in bytes, for
-        requests and replies alike; `middleware` is from the outside in, and `context` is outside of it."""
+        requests and replies alike; `middleware` is from the outside in, `hooks` are outside of it, and
+        `context` is outside of them. With `spawn` and `aside`, which go together, a coroutine holds no
+        thread, unless there is middleware, which does."""
         self._jobs, self._accept, self._max_message = jobs, accept or Accepted(), max_message
         self._delivery, self._send_tracebacks = delivery, send_tracebacks
-        self._await, self._calls = await_, calls
+        self._await, self._calls, self.aside = await_, calls, aside
+        self._spawn = None if middleware else spawn
         self.clock, self.dice = clock, dice
-        self.middleware, self.context = middleware, context
-        self._running: set[Delivery] = set()
+        self.hooks, self.middleware, self.context = hooks, middleware, context
+        self._running: dict[Delivery, bool] = {}
+        """Whether it holds a thread."""
 
-    @property
-    def running(self) -> int:
-        """How many handlers run."""
-        return len(self._running)
+    def running(self, *, threads: bool) -> int:
+        """How many handlers run that hold a thread, or how many that hold none."""
+        return sum(held is threads for held in [*self._running.values()])
 
-    def __call__(self, delivery: Delivery) -> Message | None:
+    def __call__(self, delivery: Delivery) -> None:
         message, codec = delivery.message, JSON
         try:
             codec = self._accept.codec(message.headers.get("content-type"))
@@ -92,12 +106,18 @@ class Dispatcher:
         except RpcError as error:
             name = message.headers.get(NAME, "")[:128]
             logger.warning("refused %r (%s): %s: %s", name, message.id, type(error).__name__, error)
-            return self.failure(message, error, codec)
-        self._running.add(delivery)
-        try:
-            return work.run(job, handler, request)
-        finally:
-            self._running.discard(delivery)
+            delivery.finish(self.failure(message, error, codec))
+            return
+        is_detached = job.is_coroutine and self._spawn is not None
+        self._running[delivery] = not is_detached
+        if is_detached and self._spawn:
+            self._spawn(work.await_(job, handler, request), delivery)
+        else:
+            work.run(job, handler, request)
+
+    def ended(self, delivery: Delivery) -> None:
+        """Its handler does not run any more."""
+        self._running.pop(delivery, None)
 
     def _deadline(self, ttl: float | None) -> float | None:
         if ttl is None:
@@ -173,45 +193,82 @@ class _Work:
         self._last = reply if for_others else None
         return self._delivery.reply(reply)
 
-    def run(self, job: Job, handler: Callable[[], Any], request: Request) -> Message | None:
+    def run(self, job: Job, handler: Callable[[], Any], request: Request) -> None:
+        """Call the handler in this thread, and finish the delivery."""
         try:
-            value = self._value(job, handler, request)
-            if self._answered or (request.response_key is None and IDEMPOTENCY_KEY not in request.headers):
-                return self._last
-            reply = self._dispatcher.result(self._message, value, self._codec)
-            self._answered = True  # nobody may respond later, from another thread
-            return reply
+            last = self._succeeded(request, self._value(job, handler, request))
         except BaseException as error:  # a handler may raise anything, and its caller must be told
-            return self._failed(job, request, error)
+            self._failed(job, request, error)
+        else:
+            self._end(last)
 
-    def _failed(self, job: Job, request: Request, error: BaseException) -> Message | None:
-        logger.exception("job %r (%s) failed", job.name, request.id)
-        if self._answered:
-            return self._last
-        self._answered = True
-        remote, options = self._dispatcher.remote(error), job.options
-        failure = self._dispatcher.failure(self._message, remote, self._codec)
-        if not options.retries or not isinstance(error, options.retry_on) or isinstance(error, FINAL):
-            return failure
-        now, pause = self._dispatcher.clock(), options.pause(request.attempt, self._dispatcher.dice())
-        in_time = request.deadline is None or now + pause < request.deadline
+    async def await_(self, job: Job, handler: Callable[[], Any], request: Request) -> None:
+        """The same for a coroutine function, in an event loop."""
+        dispatcher, hooks = self._dispatcher, self._dispatcher.hooks
+        current_request.set(request)
+        call = partial(hooks.around, request, handler, self._outcome) if hooks else handler
         try:
-            if request.attempt <= options.retries and in_time and not self._delivery.cancelled:
-                logger.info("job %r (%s) is tried again in %.3g s", job.name, request.id, pause)
-                again = {"deliveries": None, ATTEMPT: request.attempt + 1}
-                self._delivery.postpone(pause, self._message.replace(**again))
+            last = self._succeeded(request, await contained(call(), dispatcher.context))
+        except BaseException as error:
+            if type(error).__name__ == "CancelledError":  # of which library, the core does not know
+                error = Cancelled("the call was cancelled")
+            if dispatcher.aside and job.options.retries:  # it may take a word with the broker
+                await dispatcher.aside(partial(self._failed, job, request, error))
             else:
-                self._delivery.bury(printable(str(remote))[:500], failure)
+                self._failed(job, request, error)
+        else:
+            self._end(last)
+
+    def _end(self, last: Message | None) -> None:
+        self._dispatcher.ended(self._delivery)
+        self._delivery.finish(last)
+
+    def _succeeded(self, request: Request, value: Any) -> Message | None:
+        """The last reply; None if there is none, or it was sent."""
+        if self._answered or (request.response_key is None and IDEMPOTENCY_KEY not in request.headers):
+            return self._last
+        reply = self._dispatcher.result(self._message, value, self._codec)
+        self._answered = True  # nobody may respond later, from another thread
+        return reply
+
+    def _outcome(self, value: Any) -> Any:
+        """What a handler that returned this came to: it may have responded before."""
+        return self._responded[0] if self._responded else value
+
+    def _failed(self, job: Job, request: Request, error: BaseException) -> None:
+        logger.error("job %r (%s) failed", job.name, request.id, exc_info=error)
+        if self._answered:
+            self._end(self._last)
+            return
+        self._answered = True
+        dispatcher, delivery = self._dispatcher, self._delivery
+        remote = dispatcher.remote(error)
+        failure = dispatcher.failure(self._message, remote, self._codec)
+        left = None if request.deadline is None else request.deadline - dispatcher.clock()
+        wanted, chance = not delivery.cancelled, dispatcher.dice()
+        fate = after_failure(
+            error, job.options, attempt=request.attempt, left=left, wanted=wanted, chance=chance
+        )
+        if fate == "answer":
+            self._end(failure)
+            return
+        dispatcher.ended(delivery)
+        try:
+            if fate == "bury":
+                delivery.bury(printable(str(remote))[:500], failure)
+            else:
+                logger.info("job %r (%s) is tried again in %.3g s", job.name, request.id, fate)
+                again = {"deliveries": None, ATTEMPT: request.attempt + 1}
+                delivery.postpone(fate, self._message.replace(**again))
         except RpcError as trouble:
             logger.warning(
                 "job %r (%s) could be neither postponed nor buried: %s", job.name, request.id, trouble
             )
-            return failure
-        return None
+            delivery.finish(failure)
 
     def _value(self, job: Job, handler: Callable[[], Any], request: Request) -> Any:
         dispatcher, token = self._dispatcher, current_request.set(request)
-        way = self._through_middleware if dispatcher.middleware else self._returned
+        way = self._through_middleware if dispatcher.middleware or dispatcher.hooks else self._returned
         try:
             if dispatcher.context is nullcontext:  # it would cost as much as a small handler
                 return way(job, handler, request)
@@ -223,11 +280,11 @@ class _Work:
     def _through_middleware(self, job: Job, handler: Callable[[], Any], request: Request) -> Any:
         def innermost(passed: Request) -> Any:
             _must_be_the_same(passed, request)
-            value = self._returned(job, handler, request)
-            return self._responded[0] if self._responded else value
+            return self._outcome(self._returned(job, handler, request))
 
         call: Callable[[Request], Any] = innermost
-        for each in reversed(self._dispatcher.middleware):
+        hooks = self._dispatcher.hooks
+        for each in reversed([*([hooks.middleware] if hooks else []), *self._dispatcher.middleware]):
             call = _wrapped(each, call, request)
         return call(request)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Protocol
 
@@ -97,6 +97,28 @@ class Hooks:
             except Interrupted:  # it is not the hook's, but the handler's whose time is up
                 raise
             except BaseException:  # as handlers, hooks may raise anything
+                logger.exception("hook %s failed: %r", name, hook)
+
+    async def around(
+        self, request: Request, call: Callable[[], Awaitable[Any]], outcome: Callable[[Any], Any]
+    ) -> Any:
+        """The hooks of calls around a coroutine, in its event loop; `outcome` is what its result came to."""
+        await self._tell("pre_call", request)
+        try:
+            result = await call()
+        except BaseException as error:
+            await self._tell("post_error", request, error)
+            raise
+        await self._tell("post_success", request, outcome(result))
+        return result
+
+    async def _tell(self, name: str, *arguments: Any) -> None:
+        for hook in self._by_name[name]:
+            try:
+                told = hook(*arguments)
+                if inspect.iscoroutine(told):
+                    await told
+            except Exception:
                 logger.exception("hook %s failed: %r", name, hook)
 
     def middleware(self, request: Request, call_next: Callable[[Request], Any]) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -46,9 +45,9 @@ class Channels:
 
     def test_a_durable_subscription_keeps_what_comes_while_nobody_serves_it(self, site: Site) -> None:
         with _subscription(site) as to:
-            backend, thread = site.serve(None, to)
+            server, thread = site.serve(None, to)
             _until_subscribed(site, to)
-            backend.stop()
+            server.stop()
             thread.join(site.patience)
             before = len(site.log.lines())
             for number in range(3):
@@ -70,14 +69,14 @@ class Channels:
     def test_what_a_durable_subscription_could_not_bury_is_delivered_again(self, site: Site) -> None:
         site.needs("dead-letters")
         with _subscription(site) as to:
-            backend, thread = site.serve(None, to)
+            server, thread = site.serve(None, to)
             _until_subscribed(site, to)
-            backend.stop()
+            server.stop()
             thread.join(site.patience)
             site.log.clear()
             site.tell(b"x", topic(site.name()))
             site.serve(burying(site), to)
-            assert [letter.why for letter in letters_of(site, 1, to.shelf.name)] == ["why"]
+            assert [letter.why for letter in letters_of(site, 1, to.subscription_queue.name)] == ["why"]
 
     def test_durable_subscriptions_of_one_worker_get_a_copy_each(self, site: Site) -> None:
         with _subscription(site) as team, _subscription(site, "others") as others:
@@ -100,9 +99,9 @@ class Channels:
 
     def test_what_nobody_subscribes_to_any_more_is_not_kept(self, site: Site) -> None:
         with _subscription(site) as to:
-            backend, thread = site.serve(None, to)
+            server, thread = site.serve(None, to)
             _until_subscribed(site, to)
-            backend.stop()
+            server.stop()
             thread.join(site.patience)
             site.tell(b"log:forgotten", topic(site.name()))
             _forget(site, to)
@@ -116,9 +115,9 @@ class Channels:
             subscribed = getattr(site.backend(), "subscribed", None)
             if subscribed is None:
                 pytest.skip(f"{site.url.split(':')[0]} has no feature like subscribed()")
-            backend, thread = site.serve(None, to)
+            server, thread = site.serve(None, to)
             eventually(lambda: to in subscribed())
-            backend.stop()
+            server.stop()
             thread.join(site.patience)
             assert to in subscribed()
         assert to not in subscribed()
@@ -170,16 +169,13 @@ class Channels:
     # Connections.
 
     def test_it_tells_whether_it_is_connected(self, site: Site) -> None:
-        backend = site.backend()
         told: list[bool] = []
-        backend.on_change = told.append
-        thread = threading.Thread(target=backend.serve, args=[[site.queue()], site.toy()])
-        thread.start()
+        server, thread = site.serve(on_change=told.append)
         eventually(lambda: told == [True])
         if site.disrupt:
             site.disrupt()
             eventually(lambda: told == [True, False, True])
-        backend.stop()
+        server.stop()
         thread.join(site.patience)
         assert told[-1] is False
 

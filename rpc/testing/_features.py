@@ -18,13 +18,12 @@ from ..transport import (
     DeadLetter,
     DeadLetters,
     Delivery,
-    Handler,
     Message,
     Presence,
     queue,
     unpacked,
 )
-from .site import Site, eventually, request
+from .site import Answer, Site, eventually, request
 
 ONCE: Any = {IDEMPOTENCY_KEY: "order-17"}
 
@@ -38,7 +37,7 @@ class Features:
         site.needs("presence")
         is_served = cast("Presence", site.client).is_served
         assert not is_served(site.name())
-        backend, thread = site.serve(None, site.queue(), site.queue("second"))
+        server, thread = site.serve(None, site.queue(), site.queue("second"))
         eventually(lambda: is_served(site.name()) and is_served(site.name("second")))
         assert not is_served(site.name("third"))
         hold = site.ask(b"hold:x")
@@ -46,7 +45,7 @@ class Features:
         assert is_served(site.name()), "a worker that is busy serves its queue all the same"
         site.release()
         assert hold.receive(site.patience).body == b"x"
-        backend.stop()
+        server.stop()
         thread.join(site.patience)
         eventually(lambda: not is_served(site.name()))
 
@@ -283,7 +282,7 @@ class Features:
         eventually(lambda: site.log.lines() == ["toy 0", "toy 1", "toy 2"])
 
 
-def burying(site: Site) -> Handler:
+def burying(site: Site) -> Answer:
     """Buries what comes; the first time, the connection breaks just then."""
 
     def handler(delivery: Delivery) -> None:

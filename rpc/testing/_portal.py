@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from typing import Any, TypeVar
 
 from ..backends import asynchronous
@@ -22,14 +22,6 @@ class Portal:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._backend, name)
-
-    @property
-    def on_change(self) -> Callable[[bool], object] | None:
-        return self._backend.on_change
-
-    @on_change.setter
-    def on_change(self, told: Callable[[bool], object] | None) -> None:
-        self._backend.on_change = told
 
     def send(self, to: Address, message: Message) -> None:
         self.run(self._asynchronous.send(to, message))

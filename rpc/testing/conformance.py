@@ -29,7 +29,7 @@ from ..errors import BackendUnavailable, RpcTimeout
 from ..transport import LOST, Delivery, Message, Replies
 from ._channels import Channels
 from ._features import Features
-from .site import Site, eventually, request
+from .site import Site, answering, eventually, request
 
 
 class Conformance(Features, Channels):
@@ -64,7 +64,7 @@ class Conformance(Features, Channels):
         ]
 
     def test_each_request_gets_its_own_replies(self, site: Site) -> None:
-        site.serve(concurrency=3)
+        site.serve(threads=3)
         pending = [site.ask(b"echo:%d" % i) for i in range(20)]
         assert [replies.receive(site.patience).body for replies in pending] == [b"%d" % i for i in range(20)]
 
@@ -152,7 +152,7 @@ class Conformance(Features, Channels):
 
     def test_so_many_run_at_a_time_and_no_more(self, site: Site) -> None:
         toy = site.toy()
-        site.serve(toy, concurrency=3)
+        site.serve(toy, threads=3)
         pending = [site.ask(b"hold:%d" % number) for number in range(5)]
         eventually(lambda: len(site.log.lines()) == 3)
         with pytest.raises(RpcTimeout):
@@ -175,10 +175,10 @@ class Conformance(Features, Channels):
 
     def test_stop_finishes_what_it_started_and_takes_nothing_new(self, site: Site) -> None:
         toy = site.toy()
-        backend, thread = site.serve(toy)
+        server, thread = site.serve(toy)
         first, second = site.ask(b"hold:1"), site.ask(b"echo:2")
         eventually(site.log.lines)
-        backend.stop()
+        server.stop()
         toy.released.set()
         thread.join(site.patience)
         assert not thread.is_alive()
@@ -188,21 +188,36 @@ class Conformance(Features, Channels):
         site.serve()
         assert second.receive(site.patience).body == b"2"
 
-    def test_stop_before_serve_makes_it_return(self, site: Site) -> None:
-        backend = site.backend()
-        backend.stop()
-        backend.serve([site.queue()], site.toy())
+    def test_stop_before_run_makes_it_return(self, site: Site) -> None:
+        server = site.backend().server([site.queue()], answering(site.toy()))
+        server.stop()
+        server.run()
 
-    def test_it_can_be_served_again_after_a_stop(self, site: Site) -> None:
-        backend, thread = site.serve()
-        backend.stop()
+    def test_a_backend_can_serve_again_after_a_stop(self, site: Site) -> None:
+        backend = site.backend()
+        server, thread = site.serve(backend=backend)
+        server.stop()
         thread.join(site.patience)
-        again = threading.Thread(target=backend.serve, args=[[site.queue()], site.toy()])
-        again.start()
+        site.serve(backend=backend)
         assert site.ask(b"echo:x").receive(site.patience).body == b"x"
-        backend.stop()
-        again.join(site.patience)
-        assert not again.is_alive()
+
+    def test_two_servers_on_one_backend_do_not_know_of_each_other(self, site: Site) -> None:
+        backend = site.backend()
+        toy = site.toy("one")
+        one, thread = site.serve(toy, site.queue("one"), backend=backend)
+        site.serve(site.toy("other"), site.queue("other"), backend=backend)
+        held = site.ask(b"hold:x", site.queue("one"))
+        assert site.ask(b"whoami:", site.queue("other")).receive(site.patience).body == b"other"
+        eventually(site.log.lines)
+        one.stop()
+        assert site.ask(b"whoami:", site.queue("other")).receive(site.patience).body == b"other"
+        toy.released.set()
+        assert held.receive(site.patience).body == b"x"
+        thread.join(site.patience)
+        assert not thread.is_alive()
+        assert site.ask(b"whoami:", site.queue("other")).receive(site.patience).body == b"other"
+        with pytest.raises(RpcTimeout):
+            site.ask(b"whoami:", site.queue("one")).receive(0.3)
 
     def test_close_is_idempotent(self, site: Site) -> None:
         site.serve()
@@ -273,7 +288,7 @@ class Conformance(Features, Channels):
         backend.close()
 
     def test_many_threads_share_one_backend(self, site: Site) -> None:
-        site.serve(concurrency=4)
+        site.serve(threads=4)
 
         def ask(number: int) -> bool:
             return all(

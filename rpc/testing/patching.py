@@ -137,8 +137,8 @@ class Patch:
         kwargs = call.params if isinstance(call.params, dict) else call.kwargs
         self.calls.append(PatchedCall(call.method, args, kwargs or {}))
         delivery = _Delivery(to, message)
-        last = self._dispatcher(delivery)
-        return delivery.early or last
+        self._dispatcher(delivery)
+        return delivery.replied
 
 
 class _Answers(Dispatcher):
@@ -156,11 +156,14 @@ class _Delivery:
 
     def __init__(self, to: Address, message: Message) -> None:
         self.to, self.message = to, message
-        self.early: Message | None = None
+        self.replied: Message | None = None
 
     def reply(self, message: Message) -> bool:
-        self.early = message
+        self.replied = message
         return True
+
+    def finish(self, last: Message | None) -> None:
+        self.replied = last or self.replied
 
     def forbid_redelivery(self) -> None:
         """Nothing is delivered again."""

@@ -18,7 +18,7 @@ from uuid import uuid4
 import pytest
 
 from ..backends import backend_from_url
-from ..transport import ATTEMPT, STREAM, Address, Backend, Delivery, Handler, Message, Replies, queue
+from ..transport import ATTEMPT, STREAM, Address, Backend, Delivery, Handler, Message, Replies, Server, queue
 from ._portal import Portal
 
 PATIENCE = 20.0
@@ -43,8 +43,21 @@ class Log:
         return self.path.read_text().split("\n")[:-1]
 
 
+Answer = Callable[[Delivery], Message | None]
+"""What is done with a delivery: returns its last reply, if it has not ended yet."""
+
+
+def answering(answer: Answer) -> Handler:
+    """The handler that finishes a delivery with what this returns."""
+
+    def handle(delivery: Delivery) -> None:
+        delivery.finish(answer(delivery))
+
+    return handle
+
+
 class Toy:
-    """A handler that does what the body says: `verb:argument`."""
+    """An answer that does what the body says: `verb:argument`."""
 
     def __init__(self, log: Log, name: str = "toy") -> None:
         self._log, self._name = log, name
@@ -195,22 +208,30 @@ class Site:
         return toy
 
     def serve(
-        self, handler: Handler | None = None, *addresses: Address, concurrency: int = 1
-    ) -> tuple[Backend, threading.Thread]:
-        """A backend that serves in a thread, until the end of the test; by default a toy on the queue."""
-        backend = self.backend()
-        arguments = [addresses or [self.queue()], handler or self.toy(), concurrency]
-        thread = threading.Thread(target=backend.serve, args=arguments)
+        self,
+        answer: Answer | None = None,
+        *addresses: Address,
+        handler: Handler | None = None,
+        backend: Backend | None = None,
+        **options: Any,
+    ) -> tuple[Server, threading.Thread]:
+        """A server that runs in a thread, until the end of the test; by default a toy on the queue. `handler`
+        stands for an answer, and may finish later; `backend` is one that serves already, else there is
+        another. Options are those of `Backend.server`."""
+        server = (backend or self.backend()).server(
+            addresses or [self.queue()], handler or answering(answer or self.toy()), **options
+        )
+        thread = threading.Thread(target=server.run)
         thread.start()
 
         def end() -> None:
-            backend.stop()
+            server.stop()
             self.release()
             thread.join(PATIENCE)
-            assert not thread.is_alive(), "serve() did not return after stop()"
+            assert not thread.is_alive(), "run() did not return after stop()"
 
         self._stack.callback(end)
-        return backend, thread
+        return server, thread
 
     def release(self) -> None:
         """Let the toys go on that hold something."""
@@ -257,7 +278,7 @@ def main(url: str, name: str, path: str) -> None:
     """Serve a toy on a queue, in a process of its own."""
     toy = Toy(Log(Path(path)))
     toy.released.set()
-    backend_from_url(url).serve([queue(name)], toy)
+    backend_from_url(url).server([queue(name)], answering(toy)).run()
 
 
 if __name__ == "__main__":

@@ -106,7 +106,7 @@ def test_an_event_of_a_durable_group_is_heard_again(broker: Rabbit, site: Site) 
             broker.proxy.cut()
         raise ValueError("no")
 
-    shelf = listeners_in([("fail", fail)])[0].address.shelf
+    shelf = listeners_in([("fail", fail)])[0].address.subscription_queue
     client = RpcClient(backend=site.client)
     try:
         with receiving(broker, site.name(), jobs={}, services=[fail]):

@@ -74,7 +74,7 @@ def test_it_is_delivered_again_after_redis_was_away(
     def hear(event: Event) -> None:
         fail(1 + len(heard) % 2)
 
-    shelf = listeners_in([("hear", hear)])[0].address.shelf.name
+    shelf = listeners_in([("hear", hear)])[0].address.subscription_queue.name
     what: Any = {"jobs": {"work": work}} if kind == "a job" else {"jobs": {}, "services": [hear]}
     with receiving(f"redis://127.0.0.1:{proxy.port}?lease=1", name, **what):
         if kind == "a job":

@@ -136,7 +136,7 @@ def test_what_failed_each_time_is_one_of_rqs_failed_jobs(bench: Bench, serve: Se
     bench.asks()
     id = bench.client.call("work")
     bench.client.publish("boom", {"n": 1})
-    shelf = Subscription("boom", "team", True, JobOptions()).address.shelf
+    shelf = Subscription("boom", "team", True, JobOptions()).address.subscription_queue
     failed = [FailedJobRegistry(name, connection=bench.redis) for name in (bench.queue, shelf.name)]
     eventually(lambda: [each.count for each in failed] == [1, 1])
     assert failed[0].get_job_ids() == [id]

@@ -1,280 +1,289 @@
-"""One connection to RabbitMQ, for one thread that reads; any thread may write. And who sends its heartbeats:
-a handler may compute for minutes."""
+"""One connection to RabbitMQ, for threads. What is said goes into a buffer, and leaves with the next write;
+one thread at a time reads, and any thread that waits for an answer does so if no other one does. And who sends
+heartbeats: a handler may compute for minutes."""
 
 from __future__ import annotations
 
+import concurrent.futures
 import select
 import socket
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, TypeVar
 from weakref import WeakSet
 
 from pamqp import base
 
-from ...loops import process
+from ...loops import Alarm, process
 from .._retry import RETRY_FOR, retried, time_in_the_kernel
-from .servers import SOCKET_TIMEOUT, Place, Terms, refusal, unavailable
-from .wire import (
-    HEARTBEAT,
-    Arrival,
-    Basic,
-    Broken,
-    Channel,
-    Confirm,
-    Connection,
-    Probe,
-    Queue,
-    Wire,
-    frames,
-    published,
-)
+from .dialogue import Answer, Dialogue
+from .servers import SOCKET_TIMEOUT, Servers, unavailable
+from .wire import HEARTBEAT, Arrival, Broken, Channel
+from .wire import Connection as Methods
 
 T = TypeVar("T")
 CHUNK = 65536
 """Bytes to be read at once. For much more, each receipt would ask the system for memory."""
 BLOCK = 1.0
 """Seconds that a wait without end is looked after, at the latest."""
-_NEWS = (Connection.Close, Channel.Close, Basic.Cancel, Connection.Blocked, Connection.Unblocked)
+LAZY = 0.02
+"""Seconds that what says no more than that a message is safe may wait."""
+SHIFT = 0.002
+"""Seconds after which a thread that waits for an answer looks whether it must read itself."""
 
 
-class Pulse:
-    """Sends the heartbeats of all connections of a backend, from one thread that lives as long as there are
-    any."""
+class Heartbeats:
+    """Sends those of all connections of a backend, from one thread that lives as long as there are any."""
 
     def __init__(self) -> None:
         self._begin()
 
     def _begin(self) -> None:
-        self._links: WeakSet[Link] = WeakSet()
+        self._connections: WeakSet[Connection] = WeakSet()
         self._lock = threading.Lock()
-        self._awake = threading.Condition(self._lock)
+        self._changed = threading.Condition(self._lock)
         self._thread: threading.Thread | None = None
         self._pid = process.id
 
-    def add(self, link: Link) -> None:
+    def add(self, connection: Connection) -> None:
         if self._pid != process.id:  # a parent's thread is not in its child
             self._begin()
         with self._lock:
-            self._links.add(link)
+            self._connections.add(connection)
             if self._thread is None:
-                self._thread = threading.Thread(target=self._beat, name="rpc-heartbeats", daemon=True)
+                self._thread = threading.Thread(target=self._run, name="rpc-heartbeats", daemon=True)
                 self._thread.start()
-            self._awake.notify()
+            self._changed.notify()
 
-    def _beat(self) -> None:
+    def _run(self) -> None:
         while True:
             with self._lock:
-                links = [link for link in self._links if link.connected]
-                if not links:
+                connections = [each for each in self._connections if each.is_open]
+                if not connections:
                     self._thread = None
                     return
-            for link in links:
-                link.beat()
-            pause = min((link.terms.heartbeat for link in links if link.terms.heartbeat), default=60) / 4
-            del links
+            for each in connections:
+                each.beat()
+            pause = min((each.interval for each in connections if each.interval), default=60) / 4
+            del connections
             with self._lock:
-                self._awake.wait(pause)
+                self._changed.wait(pause)
 
 
-class Link:
-    """Connects when it is opened. Everything raises Broken, after which it can be opened again."""
+class Wakeup(Alarm):
+    """An alarm that can be waited for together with a connection."""
 
-    def __init__(self, place: Place, pulse: Pulse) -> None:
-        self.place, self._pulse = place, pulse
-        self._socket: Any = None
-        self._pid = 0
-        self._lock = threading.Lock()
-        self.terms = Terms(4096, 1, 0)
-        self.blocked = ""
-        """Why RabbitMQ takes no messages at present; "" if it does."""
+    def fileno(self) -> int:
+        return self._ear.fileno()
 
-    @property
-    def connected(self) -> bool:
-        return self._socket is not None and self._pid == process.id
 
-    def open(self) -> None:
-        """Connect, and open channel 1."""
-        self.drop()
-        self._lock, self._wire = threading.Lock(), Wire()
-        self._came: deque[Arrival] = deque()
-        self.blocked, self._tag, self._doubtful = "", 0, 0
+class Connection:
+    """Connects when it is made. It breaks once, and is of no use then. Everything raises Broken."""
+
+    def __init__(self, servers: Servers, heartbeats: Heartbeats, wakeup: Wakeup | None = None) -> None:
+        """`wakeup` ends a wait of whoever reads."""
+        self.failure: Broken | None = None
+        """Why it is of no use any more."""
+        self.dialogue = Dialogue(self.put)
+        self._wakeup, self._pid = wakeup, process.id
+        self._unsent: deque[bytes] = deque()
+        self._order = threading.RLock()
+        """Held to say something that will be answered, and to hear."""
+        self._writing, self._reading, self._doubtful = (threading.Lock() for _ in range(3))
+        self.is_waiting = False
+        """Whether somebody waits for what comes, and will not look at what is to be sent until then."""
+        self._is_lazy = False
         try:
-            self._socket, self._pid = self.place.connected(), process.id
-            self._poll = select.poll()
-            self._fd = self._socket.fileno()
-            self._poll.register(self._fd, select.POLLIN)
-            self._heard = self._spoke = time.monotonic()
-            self.terms = self._introduce(self.place.opening())
-            if type(self._socket) is socket.socket:
-                time_in_the_kernel(self._socket, SOCKET_TIMEOUT, socket.SO_SNDTIMEO)
+            self._socket: Any = servers.connected()
         except OSError as error:
-            self.drop()
             raise Broken(str(error)) from error
-        except BaseException:
-            self.drop()
+        self._poll = select.poll()
+        self._fd = self._socket.fileno()
+        for each in (self._fd, *([wakeup.fileno()] if wakeup else [])):
+            self._poll.register(each, select.POLLIN)
+        self._heard = self._spoke = time.monotonic()
+        try:
+            self._introduce(servers)
+        except BaseException as error:
+            self.drop(error)
             raise
-        self._pulse.add(self)
+        if type(self._socket) is socket.socket:
+            time_in_the_kernel(self._socket, SOCKET_TIMEOUT, socket.SO_SNDTIMEO)
+        heartbeats.add(self)
 
-    def sleep_through(self, size: int) -> None:
-        """Do not wake up for less than so many bytes: what only confirms is not worth it."""
-        if type(self._socket) is socket.socket and hasattr(socket, "SO_RCVLOWAT"):
-            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, size)
-
-    def watch(self, other: int) -> None:
-        """Let whoever reads be woken by this file descriptor, too."""
-        self._poll.register(other, select.POLLIN)
-
-    def _introduce(self, opening: Generator[tuple[bytes, type[Any]], Any, Terms]) -> Terms:
-        answer = None
+    def _introduce(self, servers: Servers) -> None:
+        opening, answer = servers.opening(), None
         while True:
             try:
                 said, expected = opening.send(answer)
             except StopIteration as end:
-                terms: Terms = end.value
-                return terms
-            self.write(said)
-            answer = self._awaited(expected)
+                self.dialogue.terms = end.value
+                return
+            future: concurrent.futures.Future[Arrival] = concurrent.futures.Future()
+            self.dialogue.expect(0, (expected,), future)
+            self.put(said)
+            answer = self.wait_for(future).method
 
-    def write(self, data: bytes) -> None:
+    @property
+    def is_open(self) -> bool:
+        return self.failure is None and self._pid == process.id
+
+    @property
+    def interval(self) -> float:
+        """Seconds in which RabbitMQ expects a sign of life; 0: it does not."""
+        return self.dialogue.terms.heartbeat
+
+    # What is said.
+
+    def put(self, data: bytes) -> None:
+        """It leaves with the next write. Any thread; does not block."""
+        self._unsent.append(data)
+
+    def flush(self) -> None:
+        """Write what was put. Any thread."""
+        if not self._unsent:
+            return
         try:
-            with self._lock:
-                self._socket.sendall(data)
-                self._spoke = time.monotonic()
-        except (OSError, AttributeError) as error:
-            self.drop()
-            raise Broken(str(error)) from error
-        except BaseException:  # a part of it may have left
-            self.drop()
-            raise
+            with self._writing:
+                parts = []
+                while self._unsent:
+                    parts.append(self._unsent.popleft())
+                if parts:
+                    self._socket.sendall(parts[0] if len(parts) == 1 else b"".join(parts))
+                    self._spoke = time.monotonic()
+        except BaseException as error:  # a part of it may have left
+            raise self.drop(error) from error
 
-    def send(self, *methods: base.Frame, channel: int = 1) -> None:
-        self.write(frames(channel, *methods))
+    def flush_soon(self) -> None:
+        """See to it that what was put leaves, by whoever reads. Any thread; does not block."""
+        if self.is_waiting and self._wakeup:
+            self._wakeup.ring()
 
-    def publish(self, key: str, properties: Any, body: bytes, **how: Any) -> bytes:
-        """The bytes that publish this."""
-        return published(how.pop("channel", 1), key, properties, body, self.terms.room, **how)
+    def tell(self, channel: int, *methods: base.Frame) -> None:
+        with self._order:
+            self.dialogue.tell(channel, *methods)
 
-    def read(self, seconds: float) -> Arrival | None:
-        """What came next; None if nothing did in that time, or something else woke us up."""
-        if self._came:
-            return self._came.popleft()
-        end = time.monotonic() + seconds
-        while self._filled(max(0.0, end - time.monotonic())):
-            if self._came:
-                return self._came.popleft()
-        return None
+    def publish(self, channel: int, key: str, properties: Any, body: bytes, **how: Any) -> None:
+        with self._order:
+            self.dialogue.publish(channel, key, properties, body, **how)
 
-    def ask(self, method: base.Frame, *expected: type[Any], channel: int = 1) -> Any:
-        """The answer to this. What comes before it is read later."""
-        self.send(method, channel=channel)
-        return self._awaited(*expected)
+    def publish_safely(
+        self, channel: int, key: str, properties: Any, body: bytes, answer: Answer, **how: Any
+    ) -> None:
+        with self._order:
+            self._check()
+            self.dialogue.publish_safely(channel, key, properties, body, answer, **how)
 
-    def confirmed(self, *publishing: bytes, channel: int = 1) -> Arrival | None:
-        """Publish on a channel with confirms; None once all of it is safe, else what came back."""
-        self.write(b"".join(publishing))
-        self._tag += len(publishing)
-        back = None
-        while True:
-            arrival = self.arrival(Basic.Ack, Basic.Nack, Basic.Return, channel=channel)
-            if not isinstance(arrival.method, Basic.Ack):
-                back = arrival
-            if not isinstance(arrival.method, Basic.Return) and arrival.method.delivery_tag >= self._tag:
-                return back
+    def ask(self, channel: int, method: base.Frame, *expected: type[Any]) -> Arrival:
+        """The answer to this. If it is refused the channel alone is closed, and opened again by its next
+        use."""
+        future: concurrent.futures.Future[Arrival] = concurrent.futures.Future()
+        with self._order:
+            self._check()
+            self.dialogue.ask(channel, method, expected, future)
+        return self.wait_for(future)
 
-    def with_confirms(self, channel: int = 1) -> None:
-        self.ask(Confirm.Select(), Confirm.SelectOk, channel=channel)
+    def probe(self, channel: int, method: base.Frame, expected: type[Any]) -> Arrival:
+        """As `ask`, on a channel of questions of which any may be refused: one at a time."""
+        with self._doubtful:
+            return self.ask(channel, method, expected)
 
-    def exists(self, queue: str, channel: int) -> bool:
-        """Whether there is a queue of this name, asked on a channel of its own: a no closes it."""
-        return self.succeeds(Probe(queue), Queue.DeclareOk, channel=channel, refusals=(404,))
-
-    def succeeds(
-        self, method: base.Frame, *expected: type[Any], channel: int, refusals: tuple[int, ...] = (405,)
-    ) -> bool:
-        """Whether this is done; if it is refused for one of these reasons, the channel is opened again."""
-        self._doubtful = channel
+    def succeeds(self, channel: int, method: base.Frame, expected: type[Any], *refusals: int) -> bool:
+        """Whether this is done; False if it is refused for one of these reasons."""
         try:
-            self.ask(method, *expected, channel=channel)
+            self.probe(channel, method, expected)
         except Broken as error:
-            if error.code not in refusals or not self.connected:
+            if error.code not in refusals or not self.is_open:
                 raise
-            self.ask(Channel.Open(), Channel.OpenOk, channel=channel)
             return False
-        finally:
-            self._doubtful = 0
         return True
+
+    def close_channel(self, channel: int) -> None:
+        """What was taken on it and not acknowledged goes back."""
+        self.ask(channel, Channel.Close(200, "", 0, 0), Channel.CloseOk)
+        self.dialogue.closed(channel)
+
+    def confirmed(self, channel: int, key: str, properties: Any, body: bytes, **how: Any) -> Arrival | None:
+        """Publish; None once RabbitMQ has it, else what says that it has not."""
+        future: concurrent.futures.Future[Arrival | None] = concurrent.futures.Future()
+        self.publish_safely(channel, key, properties, body, future, **how)
+        return self.wait_for(future)
+
+    def wait_for(self, answer: concurrent.futures.Future[T]) -> T:
+        """Its result. Reads, if nobody else does."""
+        end, has_read = time.monotonic() + SOCKET_TIMEOUT, False
+        while not answer.done():
+            self.flush()
+            if time.monotonic() > end:
+                raise self.drop(Broken(self.dialogue.blocked or f"no answer within {SOCKET_TIMEOUT:g} s"))
+            if self._reading.acquire(blocking=False):
+                try:
+                    has_read = self._fill(0 if answer.done() else BLOCK) or has_read
+                finally:
+                    self._reading.release()
+            else:
+                with suppress(concurrent.futures.TimeoutError):
+                    answer.exception(SHIFT)
+        if has_read and self._wakeup:
+            self._wakeup.ring()  # who reads otherwise may be waited for by what came
+        return answer.result()
 
     def beat(self) -> None:
         """Say that we are there, if nothing else did for a while."""
-        if time.monotonic() - self._spoke > self.terms.heartbeat / 4 and self.terms.heartbeat:
+        if self.interval and time.monotonic() - self._spoke > self.interval / 4:
+            self.put(HEARTBEAT)
             with suppress(Broken):  # whoever reads finds out
-                self.write(HEARTBEAT)
+                self.flush()
 
-    def hang_up(self) -> None:
-        """Say goodbye, and wait until what was said before is done."""
-        if self.connected:
-            with suppress(Broken, OSError):
-                self.sleep_through(1)
-                self.ask(Connection.Close(200, "", 0, 0), Connection.CloseOk, channel=0)
-        self.drop()
+    # What is heard.
 
-    def shut(self) -> None:
-        """End it for whoever reads. Any thread."""
-        wire = self._socket
-        if wire is not None and self._pid == process.id:
-            with suppress(OSError):
-                wire.shutdown(socket.SHUT_RDWR)
+    def read(self, seconds: float, ready: Callable[[], object] = lambda: False) -> bool:
+        """Write what is to be written, and hear what comes within that time. Whether something did, or is
+        `ready`, or somebody woke us up."""
+        with self._reading:
+            return bool(ready()) or self._fill(seconds)
 
-    def drop(self) -> None:
-        wire, self._socket = self._socket, None
-        if wire is not None:
-            with suppress(OSError):
-                wire.close()
-
-    def _awaited(self, *expected: type[Any]) -> Any:
-        return self.arrival(*expected).method
-
-    def arrival(self, *expected: type[Any], channel: int | None = None) -> Arrival:
-        """The next of these. What comes before it is read later."""
-        end = time.monotonic() + SOCKET_TIMEOUT
-        while True:
-            for at, found in enumerate(self._came):
-                if isinstance(found.method, expected) and channel in (None, found.channel):
-                    del self._came[at]
-                    return found
-            if (left := end - time.monotonic()) <= 0:
-                self.drop()
-                raise Broken(self.blocked or f"no answer within {SOCKET_TIMEOUT:g} s")
-            self._filled(left)
-
-    def _filled(self, seconds: float) -> bool:
-        """Whether there was something to read, within so many seconds; only connections count."""
+    def _fill(self, seconds: float) -> bool:
         try:
-            ready = self._pending() or self._poll.poll(seconds * 1000)
-            if not ready:
+            self.is_waiting = True
+            self.flush()
+            if not (ready := self._pending() or self._ready(seconds)):
                 self._check_life()
                 return False
+            self.is_waiting = False
             if ready is not True and self._fd not in dict(ready):
-                return False
+                if self._wakeup:
+                    self._wakeup.wait(0)
+                return True
             if not (data := self._socket.recv(CHUNK)):
                 raise Broken("RabbitMQ closed the connection")  # noqa: TRY301
             self._heard = time.monotonic()
-            self._sort_all(self._wire.feed(data))
-        except (OSError, AttributeError) as error:
-            self.drop()
-            raise Broken(str(error)) from error
-        except Broken as error:
-            if not (self._doubtful and error.code in (404, 405)):
-                self.drop()
-            raise
-        except BaseException:  # a part of what was read may be lost
-            self.drop()
-            raise
+            with self._order:
+                self.dialogue.hear(data)
+        except BaseException as error:  # a part of what was read may be lost
+            raise self.drop(error) from error
+        finally:
+            self.is_waiting = False
         return True
+
+    def _ready(self, seconds: float) -> Any:
+        if self._is_lazy and seconds > LAZY:
+            if ready := self._poll.poll(LAZY * 1000):
+                return ready
+            self.sleep_through(1)
+            seconds -= LAZY
+        return self._poll.poll(seconds * 1000)
+
+    def sleep_through(self, size: int) -> None:
+        """Do not wake up for less than so many bytes in the first LAZY seconds of the next waits, until one
+        takes longer: what only confirms is not worth it."""
+        if self._is_lazy != (size > 1) and type(self._socket) is socket.socket:
+            self._is_lazy = size > 1
+            with suppress(OSError, AttributeError):  # it need not be
+                self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, size)
 
     def _pending(self) -> bool:
         """Whether TLS has read what we have not."""
@@ -282,39 +291,38 @@ class Link:
 
     def _check_life(self) -> None:
         silence = time.monotonic() - self._heard
-        if self.terms.heartbeat and silence > 2 * self.terms.heartbeat and not self._poll.poll(0):
+        if self.interval and silence > 2 * self.interval and not self._poll.poll(0):
             raise ConnectionError(f"no sign of life of RabbitMQ for {silence:.0f} s")
 
-    def _sort_all(self, arrivals: Iterable[Arrival]) -> None:
-        failure = None
-        for arrival in arrivals:
-            try:
-                self._sort(arrival)
-            except Broken as error:
-                failure = error
-        if failure:
-            raise failure
+    def _check(self) -> None:
+        if self.failure:
+            raise self.failure
 
-    def _sort(self, arrival: Arrival) -> None:
-        method = arrival.method
-        if not isinstance(method, _NEWS):
-            self._came.append(arrival)
-            return
-        if isinstance(method, Connection.Blocked):
-            self.blocked = f"it takes no messages at present: {method.reason}"
-            return
-        if isinstance(method, Connection.Unblocked):
-            self.blocked = ""
-            return
-        if isinstance(method, Basic.Cancel):
-            raise Broken("a queue that was served is gone")
-        if isinstance(method, Channel.Close):
-            self.send(Channel.CloseOk(), channel=arrival.channel)
-            raise refusal(method)
-        with suppress(Broken):
-            self.send(Connection.CloseOk(), channel=0)
-        self.drop()
-        raise refusal(method)
+    # The end.
+
+    def close(self) -> None:
+        """Say goodbye, and wait until what was said before is done."""
+        if self.is_open:
+            with suppress(Broken):
+                self.sleep_through(1)
+                self.ask(0, Methods.Close(200, "", 0, 0), Methods.CloseOk)
+        self.drop(Broken("it was closed"))
+
+    def drop(self, error: BaseException) -> BaseException:
+        """Make it of no use, for this reason. Any thread. What the reason is to be raised as."""
+        if self._pid != process.id:  # it is a parent's, who goes on with it
+            self.failure = Broken("it is another process's")
+            return self.failure
+        is_failure = isinstance(error, OSError | Broken)
+        failure = error if isinstance(error, Broken) else Broken(str(error) or type(error).__name__)
+        with self._order:
+            self.failure = self.failure or failure
+            with suppress(OSError):
+                self._socket.shutdown(socket.SHUT_RDWR)
+            with suppress(OSError):
+                self._socket.close()
+            self.dialogue.end(failure)
+        return self.failure if is_failure else error
 
 
 def persistently(action: Callable[[], T], seconds: float = RETRY_FOR) -> T:

@@ -4,28 +4,27 @@ and puts it back."""
 from __future__ import annotations
 
 import time
-from typing import Any
+from collections.abc import Callable
 from uuid import uuid4
 
 from ...errors import SerializationError
-from ...transport import ATTEMPT, Address, DeadLetter, Message, packed, queue, unpacked
-from .calls import Senders, queue_name, refused
-from .connection import Link
-from .wire import Arrival, Basic, Broken, Channel, Queue, properties_of
+from ...transport import ATTEMPT, DeadLetter, Message, packed, queue, unpacked
+from .callers import PROBE, SEND, Senders
+from .connection import Connection
+from .messages import Probe, dead_name, properties_of, queue_name, refused
+from .servers import Servers
+from .wire import Arrival, Basic, Broken, Channel, Queue
 
 TOKEN, AT, WHY = "rpc-token", "rpc-at", "rpc-why"
 LOOKING = 3
 """A channel: when it is closed, what was taken and not acknowledged on it is put back."""
 
 
-def dead_name(name: str) -> str:
-    return f"rpc:dead:{name}"
-
-
-def bury(link: Link, to: Address, message: Message, why: str, channel: int) -> None:
-    """Make it a dead letter, safely. The channel has confirms."""
-    name = dead_name(to.shelf.name if to.durable else to.name)
-    link.ask(link.place.queue(name), Queue.DeclareOk, channel=channel)
+def bury(
+    connection: Connection, servers: Servers, name: str, message: Message, why: str, channel: int
+) -> None:
+    """Make it a dead letter of the queue of this name, safely."""
+    connection.ask(channel, servers.queue(dead_name(name)), Queue.DeclareOk)
     properties = Basic.Properties(
         headers={TOKEN: uuid4().hex, AT: f"{time.time():.3f}", WHY: why[:500]},
         correlation_id=message.id[:255] or None,
@@ -35,12 +34,11 @@ def bury(link: Link, to: Address, message: Message, why: str, channel: int) -> N
         frame = packed(message.replace(deliveries=None))
     except SerializationError:  # a client of another make may send more headers than we carry
         frame = packed(Message(message.body, {"id": message.id[:128]}))
-    letter = link.publish(name, properties, frame, channel=channel, mandatory=True)
-    if link.confirmed(letter, channel=channel):
-        raise Broken(f"{name} took no dead letter")
+    if connection.confirmed(channel, dead_name(name), properties, frame):
+        raise Broken(f"{dead_name(name)} took no dead letter")
 
 
-class Shelf:
+class DeadLetterStore:
     """The dead letters of all queues."""
 
     def __init__(self, senders: Senders) -> None:
@@ -62,52 +60,45 @@ class Shelf:
         message = unpacked(letter.frame).replace(**gone)
         properties = properties_of(message, durable=True, copy=uuid4().hex)
 
-        def again(link: Link) -> None:
-            publishing = link.publish(queue_name(to), properties, message.body, mandatory=True)
-            if came_back := link.confirmed(publishing):
+        def send(connection: Connection) -> None:
+            if came_back := connection.confirmed(SEND, queue_name(to), properties, message.body):
                 raise refused(to, came_back)
 
-        return self._take(letter, again)
+        return self._take(letter, send)
 
     def drop(self, letter: DeadLetter) -> bool:
-        return self._take(letter, lambda link: None)
+        return self._take(letter, lambda connection: None)
 
-    def _take(self, letter: DeadLetter, action: Any) -> bool:
+    def _take(self, letter: DeadLetter, action: Callable[[Connection], object]) -> bool:
         return self._each(letter.queue, lambda arrival: _letter("", arrival).raw == letter.raw, action)
 
-    def _each(self, name: str, wanted: Any, action: Any = None) -> bool:
+    def _each(
+        self,
+        name: str,
+        is_wanted: Callable[[Arrival], bool],
+        action: Callable[[Connection], object] = lambda connection: None,
+    ) -> bool:
         """Look at one after the other until one is wanted. With that, do something, and take it away."""
 
-        def look(link: Link) -> bool:
-            if not _open_to_look(link, dead_name(name)):
+        def look(connection: Connection) -> bool:
+            if not connection.succeeds(PROBE, Probe(dead_name(name)), Queue.DeclareOk, 404):
                 return False
             try:
-                while isinstance((arrival := _got(link, dead_name(name))).method, Basic.GetOk):
-                    if wanted(arrival):
-                        action(link)
-                        taken: Any = arrival.method
-                        link.send(Basic.Ack(delivery_tag=taken.delivery_tag), channel=LOOKING)
+                while isinstance((arrival := _got(connection, dead_name(name))).method, Basic.GetOk):
+                    if is_wanted(arrival):
+                        action(connection)
+                        connection.tell(LOOKING, Basic.Ack(delivery_tag=arrival.method.delivery_tag))
                         return True
                 return False
             finally:
-                if link.connected:
-                    link.ask(Channel.Close(200, "", 0, 0), Channel.CloseOk, channel=LOOKING)
+                if connection.is_open:
+                    connection.close_channel(LOOKING)
 
         return self._senders.do(look)
 
 
-def _open_to_look(link: Link, name: str) -> bool:
-    """Whether there is such a queue; the channel is open then."""
-    link.ask(Channel.Open(), Channel.OpenOk, channel=LOOKING)
-    if link.exists(name, LOOKING):
-        return True
-    link.ask(Channel.Close(200, "", 0, 0), Channel.CloseOk, channel=LOOKING)
-    return False
-
-
-def _got(link: Link, name: str) -> Arrival:
-    link.send(Basic.Get(queue=name), channel=LOOKING)
-    return link.arrival(Basic.GetOk, Basic.GetEmpty)
+def _got(connection: Connection, name: str) -> Arrival:
+    return connection.ask(LOOKING, Basic.Get(queue=name), Basic.GetOk, Basic.GetEmpty)
 
 
 def _letter(name: str, arrival: Arrival) -> DeadLetter:

@@ -5,20 +5,21 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 
 from ...loops import process
-from .connection import BLOCK, Link, persistently
-from .wire import Broken, Channel, Queue
+from .connection import BLOCK, Connection, persistently
+from .wire import Broken, Queue
 
-DOUBTFUL = 2
-"""The channel of questions whose answer may close it."""
+CHANNEL = 1
 
 
 class Locks:
     """Those of one backend, on one connection. For any thread."""
 
-    def __init__(self, link: Link) -> None:
-        self._link = link
+    def __init__(self, connect: Callable[[], Connection]) -> None:
+        self._connect = connect
+        self._connection: Connection | None = None
         self._begin()
 
     def _begin(self) -> None:
@@ -33,28 +34,26 @@ class Locks:
         if self._pid != process.id:  # a parent's locks are not its child's
             self._begin()
         with self._lock:
-            self._connect()
-            now = time.monotonic()
+            connection, now = self._connected(), time.monotonic()
             holder, before, until = self._held.get(name, (owner, lease, 0.0))
             if holder != owner and until > now:
                 return False
             if holder != owner or before != lease:
-                self._let_go(name)
-            queue = Queue.Declare(
-                queue=_queue(name), exclusive=True, arguments={"x-expires": max(1, round(lease * 1000))}
-            )
-            mine = self._link.succeeds(queue, Queue.DeclareOk, channel=DOUBTFUL)
-            if mine:
+                self._let_go(connection, name)
+            expires = {"x-expires": max(1, round(lease * 1000))}
+            queue = Queue.Declare(queue=_queue(name), exclusive=True, arguments=expires)
+            is_mine = connection.succeeds(CHANNEL, queue, Queue.DeclareOk, 405)
+            if is_mine:
                 self._held[name] = owner, lease, now + lease
             else:
                 self._held.pop(name, None)
-            return mine
+            return is_mine
 
     def release(self, name: str, owner: str) -> None:
         with self._lock:
             if self._pid == process.id and self._held.get(name, ("", 0.0, 0.0))[0] == owner:
                 try:
-                    self._let_go(name)
+                    self._let_go(self._connected(), name)
                 except Broken:  # then it is gone already
                     self._held.clear()
 
@@ -62,19 +61,21 @@ class Locks:
         if self._pid == process.id:
             with self._lock:
                 self._held.clear()
-                self._link.hang_up()
+                if self._connection:
+                    self._connection.close()
 
-    def _connect(self) -> None:
-        if self._link.connected:
-            self._link.read(0)  # it may have broken meanwhile
+    def _connected(self) -> Connection:
+        connection = self._connection
+        if connection and connection.is_open:
+            connection.read(0)  # it may have broken meanwhile
         else:
             self._held.clear()
-            self._link.open()
-            self._link.ask(Channel.Open(), Channel.OpenOk, channel=DOUBTFUL)
+            connection = self._connection = self._connect()
+        return connection
 
-    def _let_go(self, name: str) -> None:
+    def _let_go(self, connection: Connection, name: str) -> None:
         self._held.pop(name, None)
-        self._link.ask(Queue.Delete(queue=_queue(name)), Queue.DeleteOk)
+        connection.ask(CHANNEL, Queue.Delete(queue=_queue(name)), Queue.DeleteOk)
 
 
 def _queue(name: str) -> str:

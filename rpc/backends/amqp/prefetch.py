@@ -1,6 +1,6 @@
-"""How a loop gets its messages. RabbitMQ gives it no more than can start at once, so that a busy worker keeps
-nothing from an idle one: one message; or some, as long as handlers take no time worth mentioning, and these
-are given back as soon as one does.
+"""How a server gets the messages of its queues. RabbitMQ gives it no more than can start at once, so that a
+busy worker keeps nothing from an idle one: one for each thread; or some more, as long as handlers take no time
+worth mentioning, and these are given back as soon as one does.
 
 Several queues are served in strict order of priority: while there is work it is fetched from them, one after
 the other; only a worker that has none is given some.
@@ -8,161 +8,176 @@ the other; only a worker that has none is given some.
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from pamqp import base
-
-from .connection import BLOCK, Link
-from .wire import Arrival, Basic, frames
+from .connection import Connection
+from .deliveries import JOBS
+from .wire import Arrival, Basic
 
 AHEAD = 16
-"""Messages that a loop is given while handlers are fast."""
+"""Messages that a server is given besides while handlers are fast."""
 AHEAD_WORK = 8e-3
 """Seconds that these may take together."""
 IDLE = 0.02
 """Seconds of waiting after which there is no hurry."""
+RENEWAL = 0.005
+"""Seconds between two windows for the coroutines of a server that has nearly as many as it may."""
 
 
-class Intake:
-    """For the thread that has the turn to read."""
+class OneQueue:
+    """A consumer of one queue. RabbitMQ counts what each consumer has not acknowledged: where that is mostly
+    coroutines, which may take long, another consumer with a fresh window takes its place."""
 
     def __init__(
-        self,
-        link: Link,
-        names: Sequence[str],
-        put_back: Callable[[Arrival], object],
-        widened: Callable[[], object],
+        self, connection: Connection, names: Sequence[str], threads: int, ready: deque[Arrival]
     ) -> None:
-        """`put_back` gives a message to others, `widened` hears that there may be some to be given."""
-        self._link, self._names, self._put_back, self._widened = link, names, put_back, widened
-        self._consuming = False
-        self._width, self._quick, self._turns = 1, 0, 0
-        self._held: deque[Arrival] = deque()
-        """What was taken ahead, and is to be handled next."""
+        self._connection, self._name, self._threads, self._ready = connection, names[0], threads, ready
+        self._consumers = 0
+        self._window = 0
+        """How much the consumer may have that is not acknowledged; 0: there is none."""
+        self._held: set[int] = set()
+        """What it has."""
+        self._renewed = self._ended = time.monotonic()
+        self._quick, self._detaches = 0, False
+        """How many messages in a row took no time; whether the last one became a coroutine."""
 
     @property
     def is_wide(self) -> bool:
-        """Whether there may be more than what is being handled."""
-        return self._width > 1 or bool(self._held)
+        return self._quick >= AHEAD
 
-    def begin(self) -> None:
-        """On a new connection."""
-        self._consuming, self._width, self._quick = False, 1, 0
-        self._held.clear()
-        if len(self._names) > 1:
-            self._link.ask(Basic.Qos(prefetch_count=1), Basic.QosOk)
+    def hear(self, arrival: Arrival) -> None:
+        if isinstance(arrival.method, Basic.Deliver):
+            if arrival.method.consumer_tag == self._tag:
+                self._held.add(arrival.method.delivery_tag)
+            self._ready.append(arrival)
+
+    def done(self, tag: int) -> None:
+        """It is about to be acknowledged. Any thread."""
+        self._held.discard(tag)
 
     def name_of(self, arrival: Arrival) -> str:
         """The queue it came from."""
-        method = arrival.method
-        if len(self._names) == 1:
-            return self._names[0]
-        return str(getattr(method, "consumer_tag", method.routing_key))
+        return self._name
 
-    def next(self, more: bytes) -> Arrival | None:
-        """What is to be handled next; None if nothing came for a while. `more` is what there is to say."""
-        if len(self._names) > 1:
-            return self._next_by_priority(more)
-        if not self._consuming and not self._held:
-            more += self._consume()
-        if more:
-            self._link.write(more)
-        return self._held.popleft() if self._held else self._delivered()
+    def handled(self, began: float, detached: bool) -> None:
+        """A handler was called at that time, and has returned just now."""
+        now = time.monotonic()
+        seconds, waited, self._ended, self._detaches = now - began, began - self._ended, now, detached
+        if seconds > AHEAD_WORK:
+            self._quick = -4 * AHEAD
+        else:
+            self._quick = self._quick + 1 if seconds < AHEAD_WORK / AHEAD and waited < IDLE else 0
 
-    def paced(self, seconds: float, waited: float) -> bytes:
-        """What is to be said after a message that was waited for and handled in so many seconds."""
-        if len(self._names) > 1 or not self._consuming or self._held:
-            return b""
-        self._quick = self._quick + 1 if seconds < AHEAD_WORK / AHEAD and waited < IDLE else 0
-        if self._width == 1 and self._quick >= AHEAD:
-            before, self._width = self._tag, AHEAD
-            self._widened()
-            return self._consume() + frames(1, Basic.Cancel(consumer_tag=before, nowait=True))
-        if self._width > 1 and (seconds > AHEAD_WORK or waited > IDLE):
-            self.narrow()
-        return b""
+    def demand(self, busy: int, room: int) -> None:
+        """Ask for what can be begun: so many threads are busy, and there may be so many coroutines more."""
+        in_threads = busy + len(self._ready)
+        if self.is_wide and not in_threads and time.monotonic() - self._ended > IDLE:
+            self._quick = 0
+        most = self._threads + (AHEAD * (4 if self._detaches else 1) if self.is_wide else 0)
+        wanted = max(0, min(most, room) - in_threads if self._detaches else most - in_threads)
+        if room <= 0:
+            wanted = 0
+        coming = self._window - len(self._held)
+        if self._window and coming > wanted:
+            self.stop()
+            coming = 0
+        if wanted > 2 * coming and self._is_time(wanted):
+            self._consume(wanted - coming)
 
-    def narrow(self) -> None:
-        """One at a time from now on."""
-        if self._consuming and self._width > 1:
-            self._width, self._quick = 1, -4 * AHEAD
-            self._link.ask(Basic.Cancel(consumer_tag=self._tag), Basic.CancelOk)
-            self._consuming = False
-            self._held.extend(self._came())
+    def _is_time(self, wanted: int) -> bool:
+        return not self._detaches or wanted >= self._threads or time.monotonic() - self._renewed > RENEWAL
 
-    def share(self) -> None:
-        """What waits behind the message that is being handled is for others."""
-        self.narrow()
-        self._quick = -4 * AHEAD
-        while self._held:
-            self._put_back(self._held.popleft())
-
-    def stop(self) -> bytes:
-        """What to say in order to get nothing any more."""
-        if not self._consuming or self._width > 1:
-            return b""
-        self._consuming = False
-        return frames(1, *(Basic.Cancel(consumer_tag=tag, nowait=True) for tag in self._tags()))
-
-    def leave(self) -> None:
-        """Take nothing any more, and give back what came too late: in its place."""
-        if self._consuming:
-            for tag in self._tags():
-                self._link.ask(Basic.Cancel(consumer_tag=tag), Basic.CancelOk)
-        for each in [*self._held, *self._came()]:
-            self._link.send(Basic.Nack(delivery_tag=each.method.delivery_tag, requeue=True))
+    def _consume(self, window: int) -> None:
+        before, had = self._tag, self._window
+        self._consumers += 1
+        self._window, self._held, self._renewed = window, set(), time.monotonic()
+        self._connection.tell(
+            JOBS,
+            Basic.Qos(prefetch_count=min(window, 65535)),
+            Basic.Consume(queue=self._name, consumer_tag=self._tag, nowait=True),
+            *([Basic.Cancel(consumer_tag=before, nowait=True)] if had else []),
+        )
 
     @property
     def _tag(self) -> str:
-        return f"take{self._turns}"
+        return f"take{self._consumers}"
 
-    def _tags(self) -> Sequence[str]:
-        return self._names if len(self._names) > 1 else [self._tag]
+    def stop(self) -> None:
+        """Take nothing any more; what is on its way comes before this returns."""
+        if self._window:
+            self._window = 0
+            self._connection.ask(JOBS, Basic.Cancel(consumer_tag=self._tag), Basic.CancelOk)
 
-    def _consume(self) -> bytes:
-        self._consuming = True
-        self._turns += 1
-        consume = Basic.Consume(queue=self._names[0], consumer_tag=self._tag, nowait=True)
-        return frames(1, Basic.Qos(prefetch_count=self._width), consume)
+    def narrow(self) -> None:
+        """One for each thread from now on, for a while."""
+        self.stop()
+        self._quick = -4 * AHEAD
 
-    def _delivered(self) -> Arrival | None:
-        while arrival := self._link.read(BLOCK):
-            if isinstance(arrival.method, Basic.Deliver):
-                return arrival
-        return None
 
-    def _came(self) -> list[Arrival]:
-        """What has come besides."""
-        came = []
-        while arrival := self._link.read(0):
-            if isinstance(arrival.method, Basic.Deliver):
-                came.append(arrival)
-        return came
+class InOrder:
+    """Several queues, in order of priority."""
 
-    def _next_by_priority(self, more: bytes) -> Arrival | None:
-        link = self._link
-        if not self._consuming:
-            for name in self._names:
-                link.write(more + frames(1, Basic.Get(queue=name)))
-                more = b""
-                got = link.arrival(Basic.GetOk, Basic.GetEmpty)
-                if isinstance(got.method, Basic.GetOk):
-                    return got
-            self._consuming = True
-            consumes: list[base.Frame] = [
-                Basic.Consume(queue=name, consumer_tag=name, nowait=True) for name in self._names
-            ]
-            link.send(*consumes)
-        elif more:
-            link.write(more)
-        first = self._delivered()
-        if first is None:
-            return None
-        self._consuming = False
-        link.send(*(Basic.Cancel(consumer_tag=name, nowait=True) for name in self._names[1:]))
-        link.ask(Basic.Cancel(consumer_tag=self._names[0]), Basic.CancelOk)
-        came = sorted([first, *self._came()], key=lambda each: self._names.index(self.name_of(each)))
-        for each in came[1:]:
-            self._put_back(each)
-        return came[0]
+    is_wide = False
+
+    def __init__(
+        self,
+        connection: Connection,
+        names: Sequence[str],
+        threads: int,
+        ready: deque[Arrival],
+        put_back: Callable[[Sequence[Arrival]], object],
+    ) -> None:
+        self._connection, self._names, self._threads, self._ready = connection, names, threads, ready
+        self._put_back = put_back
+        self._is_consuming = False
+        self._came: list[Arrival] = []
+
+    def hear(self, arrival: Arrival) -> None:
+        if isinstance(arrival.method, Basic.Deliver):
+            self._came.append(arrival)
+
+    def done(self, tag: int) -> None:
+        """Nothing is counted here."""
+
+    def name_of(self, arrival: Arrival) -> str:
+        """The queue it came from."""
+        name: str = getattr(arrival.method, "consumer_tag", "") or arrival.method.routing_key
+        return name
+
+    def handled(self, began: float, detached: bool) -> None:
+        """Nothing is taken ahead."""
+
+    def demand(self, busy: int, room: int) -> None:
+        """Ask for what can be begun: so many threads are busy, and there may be so many coroutines more."""
+        if self._came:
+            self._sort()
+        if busy + len(self._ready) >= self._threads or room <= 0 or self._is_consuming:
+            return
+        for name in self._names:
+            got = self._connection.ask(JOBS, Basic.Get(queue=name), Basic.GetOk, Basic.GetEmpty)
+            if isinstance(got.method, Basic.GetOk):
+                self._ready.append(got)
+                return
+        self._is_consuming = True
+        consumers = [Basic.Consume(queue=name, consumer_tag=name, nowait=True) for name in self._names]
+        self._connection.tell(JOBS, Basic.Qos(prefetch_count=1), *consumers)
+
+    def _sort(self) -> None:
+        """The first of what came to an idle worker is begun; others may be free to do the rest."""
+        self.stop()
+        came = sorted(self._came, key=lambda each: self._names.index(self.name_of(each)))
+        self._came.clear()
+        self._ready.append(came[0])
+        self._put_back(came[1:])
+
+    def stop(self) -> None:
+        """Take nothing any more; what is on its way comes before this returns."""
+        if self._is_consuming:
+            self._is_consuming = False
+            last, *others = self._names
+            self._connection.tell(JOBS, *[Basic.Cancel(consumer_tag=name, nowait=True) for name in others])
+            self._connection.ask(JOBS, Basic.Cancel(consumer_tag=last), Basic.CancelOk)
+
+    narrow = stop

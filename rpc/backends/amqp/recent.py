@@ -1,25 +1,13 @@
-"""What this process knows of requests: which it runs, which it has done, which nobody wants any more. A
-message that comes again, or a caller whose way back has another name, finds it here. And the connection on
-which all that is heard."""
+"""What a server knows of requests: which it has in hand, which it has done, which nobody wants any more. A
+message that comes again, and what is said about one, finds it here."""
 
 from __future__ import annotations
 
 import threading
-import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
-from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import Generic, Protocol, TypeVar
 
-from pamqp import base
-
-from ...transport import Address, Message
-from .calls import CANCEL, EXCHANGE, HAVE, MOVED, OWN_EXCHANGE, control_key
-from .connection import BLOCK, Link
-from .wire import Arrival, Basic, Broken, Queue, frames, properties_of
-
-if TYPE_CHECKING:
-    from .worker import QueueDelivery
+from ...transport import Message
 
 MOST = 4096
 """Requests, of each sort."""
@@ -27,36 +15,37 @@ MOST_BYTES = 16 * 1024 * 1024
 """Of all replies together."""
 
 
-class Known:
-    """For any thread."""
+class Joined(Protocol):
+    """A delivery that another one of the same message may join: it ends with it."""
+
+    def join(self, other: Joined) -> None: ...
+
+
+D = TypeVar("D", bound=Joined)
+
+
+class RecentRequests(Generic[D]):
+    """For any thread. A key tells a message, and its deliveries, from others."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._running: dict[str, QueueDelivery] = {}
+        self._in_hand: dict[str, D] = {}
         self._done: OrderedDict[str, Message | None] = OrderedDict()
         self._unwanted: OrderedDict[str, None] = OrderedDict()
         self._size = 0
-        self.attentive: float | None = None
-        """Since when we hear what is said, on the monotonic clock; None: we do not."""
-        self.hears = threading.Event()
-        """Set as long as we do."""
 
-    def apart(self) -> Known:
-        """For a durable group: what others here have done, it has not, though all know an event by one id.
-        It hears as long as this one does."""
-        other = Known()
-        other.hears = self.hears
-        return other
-
-    def begin(self, key: str, delivery: QueueDelivery) -> QueueDelivery | None:
-        """None if it may run now; else the delivery that runs already."""
+    def begin(self, key: str, delivery: D) -> bool:
+        """Whether it may be begun. If the same message is in hand already, the delivery joins that one."""
         with self._lock:
-            before = self._running.setdefault(key, delivery)
-        return None if before is delivery else before
+            before = self._in_hand.setdefault(key, delivery)
+            if before is not delivery:
+                before.join(delivery)
+            return before is delivery
 
     def end(self, key: str, last: Message | None) -> None:
+        """It was done, with this as its last reply."""
         with self._lock:
-            self._running.pop(key, None)
+            self._in_hand.pop(key, None)
             self._size -= _size(self._done.pop(key, None))
             self._done[key] = last
             self._size += _size(last)
@@ -64,9 +53,9 @@ class Known:
                 self._size -= _size(self._done.popitem(last=False)[1])
 
     def forget(self, key: str) -> None:
-        """It did not run after all."""
+        """It was not done after all."""
         with self._lock:
-            self._running.pop(key, None)
+            self._in_hand.pop(key, None)
 
     def is_done(self, key: str) -> bool:
         return key in self._done
@@ -75,10 +64,11 @@ class Known:
         """The last reply to what is done; None if there was none, or nothing is known of it."""
         return self._done.get(key)
 
-    def running(self, key: str) -> QueueDelivery | None:
-        return self._running.get(key)
+    def in_hand(self, key: str) -> D | None:
+        return self._in_hand.get(key)
 
-    def unwanted(self, id: str) -> None:
+    def withdraw(self, id: str) -> None:
+        """Nobody wants it any more."""
         with self._lock:
             self._unwanted[id] = None
             while len(self._unwanted) > MOST:
@@ -90,71 +80,3 @@ class Known:
 
 def _size(reply: Message | None) -> int:
     return len(reply.body) if reply else 0
-
-
-class Control:
-    """Hears what is said about the requests of some queues, for as long as they are served."""
-
-    def __init__(
-        self,
-        link: Link,
-        queues: Sequence[Address],
-        known: Known,
-        tell: Callable[[bool], object],
-        stopped: Callable[[], bool],
-    ) -> None:
-        self._link, self._queues, self._known = link, queues, known
-        self._tell, self._is_stopped = tell, stopped
-
-    def session(self, wake: int, arrived: Callable[[], object]) -> None:
-        """Until stopped. Raises Broken."""
-        link = self._link
-        link.open()
-        link.watch(wake)
-        own = link.ask(Queue.Declare(exclusive=True, auto_delete=True), Queue.DeclareOk).queue
-        binds: list[base.Frame] = [
-            Queue.Bind(queue=own, exchange=EXCHANGE, routing_key=control_key(each.name), nowait=True)
-            for each in self._queues
-        ]
-        link.send(OWN_EXCHANGE, *binds)
-        link.ask(Basic.Consume(queue=own, no_ack=True), Basic.ConsumeOk)
-        self._known.attentive = time.monotonic()
-        self._known.hears.set()
-        arrived()
-        try:
-            while not self._is_stopped():
-                if (arrival := link.read(BLOCK)) and isinstance(arrival.method, Basic.Deliver):
-                    self._heard(arrival)
-        except Broken:
-            self._known.attentive = None
-            self._tell(False)
-            raise
-        finally:
-            self._known.attentive = None
-            self._known.hears.clear()
-        link.hang_up()
-
-    def _heard(self, arrival: Arrival) -> None:
-        kind, id = arrival.properties.message_type, arrival.properties.correlation_id or ""
-        delivery = self._known.running(id)
-        if kind == CANCEL:
-            self._known.unwanted(id)
-            if delivery:
-                delivery.cancel()
-        elif kind == MOVED and (way := arrival.properties.reply_to):
-            self._moved(id, delivery, way)
-
-    def _moved(self, id: str, delivery: QueueDelivery | None, way: str) -> None:
-        if delivery:
-            delivery.way = way
-            have = Basic.Properties(message_type=HAVE, correlation_id=id, delivery_mode=1)
-            self._link.write(self._link.publish(way, have, b""))
-        elif last := self._known.reply(id):
-            self._link.write(self._link.publish(way, properties_of(last), last.body))
-
-
-def goodbye(link: Link, *methods: base.Frame) -> None:
-    """Say something, if the connection is still there."""
-    if link.connected:
-        with suppress(Broken):
-            link.write(frames(1, *methods))

@@ -5,17 +5,14 @@ from __future__ import annotations
 import random
 import socket
 import ssl
-from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from collections.abc import Generator
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-from pamqp import base
-
 from ...errors import BackendUnavailable
-from .wire import GREETING, LARGEST_FRAME, Broken, Channel, Connection, Queue, frames
+from .wire import GREETING, LARGEST_FRAME, Connection, Queue, frames
 
 SOCKET_TIMEOUT = 5.0
 """Seconds that connecting, and each write, may take."""
@@ -33,15 +30,6 @@ def unavailable(error: object) -> BackendUnavailable:
     return BackendUnavailable(f"RabbitMQ: {error}")
 
 
-@contextmanager
-def translated() -> Iterator[None]:
-    """What befell the connection leaves as BackendUnavailable."""
-    try:
-        yield
-    except Broken as error:
-        raise unavailable(error) from error
-
-
 @dataclass(frozen=True)
 class Terms:
     """What both sides have agreed on."""
@@ -53,7 +41,7 @@ class Terms:
     """Seconds; 0: none."""
 
 
-class Place:
+class Servers:
     """What `amqp[s]://[user:password@]host[:port][,host[:port]…][/vhost]` names, with options of TLS in the
     query: `ssl_ca_certs`, `ssl_certfile`, `ssl_keyfile` (paths), `ssl_check_hostname` (true or false)."""
 
@@ -64,7 +52,7 @@ class Place:
         credentials, _, hosts = parts.netloc.rpartition("@")
         user, _, password = credentials.partition(":")
         self._user, self._password = unquote(user) or "guest", unquote(password) or "guest"
-        self.servers = [_server(each, _PORTS[parts.scheme]) for each in hosts.split(",")]
+        self.addresses = [_server(each, _PORTS[parts.scheme]) for each in hosts.split(",")]
         self.vhost = unquote(parts.path[1:]) or "/"
         self._heartbeat, self.queue_type = heartbeat, queue_type
         self._is_safe = parts.scheme == "amqps"
@@ -76,7 +64,7 @@ class Place:
             raise ValueError(f"no options of this backend: {', '.join(sorted(unknown))}")
 
     def in_any_order(self) -> list[tuple[str, int]]:
-        return random.sample(self.servers, len(self.servers))
+        return random.sample(self.addresses, len(self.addresses))
 
     @cached_property
     def context(self) -> ssl.SSLContext | None:
@@ -110,7 +98,8 @@ class Place:
             raise
 
     def opening(self) -> Generator[tuple[bytes, type[Any]], Any, Terms]:
-        """What to say, and what RabbitMQ must answer; it is sent in here. At last, it returns the terms."""
+        """What to say on channel 0, and the method that RabbitMQ must answer with; it is sent in here. At
+        last, it returns the terms."""
         yield GREETING, Connection.Start
         start = Connection.StartOk(
             {"product": "python-rpc", "capabilities": _ABILITIES},
@@ -124,7 +113,6 @@ class Place:
         channels = tune.channel_max or 65535
         agreed = frames(0, Connection.TuneOk(channels, room, heartbeat), Connection.Open(self.vhost))
         yield agreed, Connection.OpenOk
-        yield frames(1, Channel.Open()), Channel.OpenOk
         return Terms(room, channels, heartbeat)
 
     def queue(self, name: str, expires: float = 0) -> Any:
@@ -138,9 +126,3 @@ class Place:
 def _server(text: str, port: int) -> tuple[str, int]:
     parts = urlsplit(f"//{text}")
     return parts.hostname or "127.0.0.1", parts.port or port
-
-
-def refusal(method: base.Frame) -> Broken:
-    """What RabbitMQ says when it closes a channel or a connection."""
-    code, text = getattr(method, "reply_code", 0), getattr(method, "reply_text", "")
-    return Broken(f"{code} {text}", code)

@@ -1,198 +1,222 @@
-"""A worker's end of its connection: what it owes goes ahead of what it asks for.
+"""What a server owes for the messages that it handled, and the connection on which everything is said that
+does not ride with the wait for more.
 
-An acknowledgement is owed until it is known to have arrived: if the connection breaks, it is said again on
-the next one, which does no harm.
+An acknowledgement is owed until it is known to have arrived: if a connection breaks, it is said again on the
+next one, which does no harm.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
-import time
-from collections.abc import Sequence
-from contextlib import suppress
+from collections import deque
+from collections.abc import Callable, Sequence
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import Any
 
 import msgspec
 import redis
 
 from . import scripts
-from .calls import NO_ANSWER
-from .connection import BLOCK, Command, Link
-from .keys import LARGE, Keys
-from .servers import Place
+from .connection import Command, Connection
+from .keys import Keys
+from .servers import Servers
 
 logger = logging.getLogger(__name__)
 
-LOADED = (scripts.NEXT, scripts.ACK, scripts.REPLY, scripts.FORBID, scripts.POSTPONE, scripts.BURY)
+SCRIPTS = (
+    *(scripts.ACK, scripts.FINISH, scripts.CHANGE, scripts.BEGIN, scripts.POSTPONE, scripts.BURY),
+    *(scripts.SIGN_ON, scripts.NEXT, scripts.RECOVER, scripts.RELEASE, scripts.PROMOTE),
+    *(scripts.JOIN, scripts.KEEP, scripts.GONE),
+)
+UNREAD = 64
+"""Answers to acknowledgements that may be outstanding before somebody waits for them."""
+TOGETHER = 1024 * 1024
+"""Bytes of replies, about, that are acknowledged in one command."""
+SMALL = 64 * 1024
+"""Bytes that an event loop writes itself: more might have to wait for Redis."""
 
 
-class Ack(msgspec.Struct):
+class Page:
+    """A part of what a server has taken and not acknowledged."""
+
+    __slots__ = ("count", "key", "queue")
+
+    def __init__(self, queue: Keys, worker: str, number: int) -> None:
+        self.queue, self.key = queue, queue.page(worker, number)
+        self.count = 0
+        """How many messages it has, as far as is known here."""
+
+    def change(self, by: int) -> None:
+        """So many more are known to be there."""
+        with _counting:
+            self.count += by
+
+
+_counting = threading.Lock()
+
+
+class Ack(msgspec.Struct, eq=False):
     """What is owed for a message that was handled."""
 
-    keys: Keys
-    id: str
+    page: Page
+    record: bytes
     inbox: str
+    """Where the last reply goes; "" for none."""
     entry: bytes
-    """The last reply, as it lies in an inbox; nothing for none."""
-
-    @property
-    def is_large(self) -> bool:
-        """Whether the reply stays out of the script, and goes ahead of it."""
-        return len(self.entry) > LARGE and bool(self.inbox)
+    """It, as it lies there."""
+    special: tuple[int, bytes] | None = None
+    """Number and frame of the reply to a message with an idempotency key, or whose body lies elsewhere."""
 
 
-class Group(NamedTuple):
-    """Acknowledgements that go in one command."""
-
-    acks: list[Ack]
-    quiet: bool
-    """Whether they have no answer of their own."""
+Group = list[Ack]
+"""Acknowledgements that go in one command."""
 
 
-class Outbox:
-    """For the thread of one worker, and for the one that relieves it. A worker that `is_lone` in its process
-    looks for the next message before it sleeps, if the last ones came that fast."""
+class AckBuffer:
+    """For any thread. `confirmed` hears which acknowledgements have arrived; `late`, from an event loop, that
+    somebody else must write what is owed."""
 
-    def __init__(self, place: Place, queues: Sequence[Keys], worker: str, is_lone: bool) -> None:
-        self._worker, self._is_lone = worker, is_lone
-        self._lock = threading.RLock()
-        self._link = Link(place, queues[0].queue, LOADED)
-        self._names_all = place.is_cluster
+    def __init__(
+        self,
+        servers: Servers,
+        key: str,
+        confirmed: Callable[[Ack], object],
+        late: Callable[[], object],
+    ) -> None:
+        self._connection = Connection(servers, key, SCRIPTS)
+        self._confirmed, self._late = confirmed, late
+        self._names_all = servers.is_cluster
         """Whether an acknowledgement names each key: if some have moved, all of it must be refused."""
-        self._done: list[Ack] = []
-        self._unread: list[Group] = []
+        self._lock = threading.RLock()
+        """Held to use the connection."""
+        self._owed: deque[Ack] = deque()
+        self._unread: deque[Group] = deque()
         """What was written, and is not known to have arrived."""
-        self._since = 0.0
-        self._took_one = False
         self._epoch = 0
-        self._receipts: dict[tuple[int, bool], bytes] = {}
-        self._wait: Command = ("BLPOP", *(keys.bell for keys in queues), BLOCK)
-        slots = [keys.slot(worker) for keys in queues]
-        pairs = [key for keys in queues for key in (keys.queue, keys.bell)]
-        places = (queues[0].alive(worker), *slots, *pairs)
-        self._next: Command = (scripts.NEXT, len(places), *places)
-        self._queues = len(queues)
 
     @property
     def is_empty(self) -> bool:
-        return not self._done
-
-    @property
-    def connection(self) -> int:
-        """What Redis calls the connection, 0 if there is none."""
-        return self._link.number if self._link.connected else 0
-
-    def waits_for(self) -> float:
-        """Seconds since something was owed first."""
-        return time.perf_counter() - self._since
+        """Whether nothing is to be written."""
+        return not self._owed
 
     def owe(self, ack: Ack) -> None:
-        """Acknowledge a message some time soon: at the latest, before something is asked for."""
-        with self._lock:
-            if not self._done:
-                self._since = time.perf_counter()
-            self._done.append(ack)
+        """Acknowledge a message with what is written next."""
+        self._owed.append(ack)
 
-    def say(self, script: str, keys: Keys, *arguments: Any) -> None:
-        """Run a script on the message that is handled now, without waiting for what it says. What is owed
-        need not be said first: the script is told where in the slot the message is."""
-        with self._lock:
-            place = sum(ack.keys is keys for ack in self._done)
-            with suppress(redis.RedisError):  # what matters is said again with the acknowledgement
-                self._link.write(NO_ANSWER, (script, *arguments, place, 1))
+    def take(self) -> list[Group]:
+        """All that is owed, for another connection to write: it is owed again if that fails."""
+        acks: list[Ack] = []
+        while self._owed:
+            try:
+                acks.append(self._owed.popleft())
+            except IndexError:  # another thread was faster
+                break
+        return _grouped(acks)
 
-    def flush(self) -> None:
-        """Acknowledge what is owed now, without waiting for the answer."""
-        with self._lock:
-            if acks := self._acks(quiet=False):
-                self._link.write_packed(acks)
+    def owe_again(self, groups: Sequence[Group]) -> None:
+        """These have not arrived, or it is not known."""
+        self._owed.extendleft(reversed([ack for group in groups for ack in group]))
+
+    def confirm(self, groups: Sequence[Group]) -> None:
+        """These have arrived."""
+        for group in groups:
+            for ack in group:
+                self._confirmed(ack)
+
+    def flush(self, *, in_loop: bool = False) -> None:
+        """Acknowledge what is owed now, without waiting for answers. Whoever uses the connection just then
+        does it when it is free. An event loop does not wait to write, either."""
+        while self._owed and self._lock.acquire(blocking=False):
+            try:
+                if in_loop and not self._may_write():
+                    self._late()
+                    return
+                self._write()
+            except redis.RedisError as error:
+                logger.warning("Redis: %s; what is owed is said again", error)
+                self._late()
+                return
+            finally:
+                self._lock.release()
 
     def ask(self, *commands: Command) -> list[Any]:
-        """The answers to these commands."""
+        """The answers to these commands, after all that is owed. Raises redis.RedisError."""
         with self._lock:
-            self._link.write_packed(self._acks(quiet=False) + self._link.packed(*commands))
-            self._read_acks()
-            return [self._link.read() for _ in commands]
+            self._write(commands)
+            self._read(len(self._unread))
+            answers = [self._connection.read() for _ in commands]
+        self.flush()
+        return answers
 
-    def receive(self, most: int, *, wait: bool) -> Any:
-        """What NEXT returns; `wait`: once there is something, and after a second at the latest."""
+    def say(self, *commands: Command) -> None:
+        """Have these carried out, without waiting for it."""
         with self._lock:
-            self._link.write_packed(self._acks(quiet=True) + self._receipt(most, wait))
-            if wait and self._is_lone and self._took_one:  # of many callers, some would have to wait for it
-                self._link.look()
-            self._read_acks()
-            if wait:
-                self._link.read()
-            answer = self._link.read()
-            if answer != scripts.NOT_EMPTY:
-                self._unread.clear()
-            self._took_one = isinstance(answer, list) and len(answer) == 3
-            return answer
+            self._connection.write(*(part for each in commands for part in (Connection.NO_ANSWER, each)))
+
+    def read_answers(self) -> None:
+        """Read what is still to be read, so that nothing stays in doubt."""
+        with self._lock:
+            if self._connection.connected:
+                self._read(len(self._unread))
 
     def drop(self) -> None:
         """Give the connection up."""
-        self._link.drop()
+        with self._lock:
+            self._connection.drop()
 
-    def _receipt(self, most: int, wait: bool) -> bytes:
-        """The wait and the receipt, as they are written on this connection."""
-        if (most, wait) not in self._receipts:
-            waiting = [self._wait] if wait else []
-            self._receipts[most, wait] = self._link.packed(*waiting, (*self._next, most, self._queues))
-        return self._receipts[most, wait]
+    def commands(self, group: Group) -> Command:
+        """What acknowledges a group."""
+        first = group[0]
+        if first.special:
+            return (scripts.FINISH, 2, first.page.key, first.page.queue.queue, first.record, *first.special)
+        inboxes = dict.fromkeys(each.inbox for each in group if each.inbox) if self._names_all else ()
+        arguments = chain.from_iterable((each.record, each.inbox, each.entry) for each in group)
+        return (scripts.ACK, 1 + len(inboxes), first.page.key, *inboxes, *arguments)
 
-    def _acks(self, *, quiet: bool) -> bytes:
-        """What acknowledges all that is owed, packed for this connection, to be written at once. `quiet` asks
-        for no answers: the receipt that follows tells whether anything is left in a slot."""
-        if not self._link.connected:
-            self._link.packed()
-        if self._epoch != self._link.epoch or (self._unread and self._unread[0].quiet):
-            self._done = [ack for group in self._unread for ack in group.acks] + self._done
+    def _may_write(self) -> bool:
+        size = sum(len(ack.record) + len(ack.entry) for ack in [*self._owed])
+        return size < SMALL and self._connection.connected and self._connection.is_writable()
+
+    def _write(self, commands: Sequence[Command] = ()) -> None:
+        """Write what is owed, and these commands; read the answers that are there."""
+        self._connection.packed()  # connects
+        if self._epoch != self._connection.epoch:
+            self._epoch = self._connection.epoch
+            self.owe_again([*self._unread])
             self._unread.clear()
-        if self._epoch != self._link.epoch:
-            self._epoch = self._link.epoch
-            self._receipts.clear()
-        if not self._done:
-            return b""
-        groups: list[Group] = []
-        for ack in self._done:
-            if (
-                not groups
-                or groups[-1].acks[0].keys is not ack.keys
-                or ack.is_large
-                or groups[-1].acks[0].is_large
-            ):
-                groups.append(Group([], quiet and not ack.is_large))
-            groups[-1].acks.append(ack)
-        self._done = []
+        groups = self.take()
+        try:
+            self._connection.write(*map(self.commands, groups), *commands)
+        except BaseException:
+            self.owe_again(groups)
+            raise
         self._unread += groups
-        return self._link.packed(*(command for group in groups for command in self._said(group)))
+        if not commands:
+            self._read(max(0, len(self._unread) - UNREAD))
+            while self._unread and self._connection.readable(0):
+                self._read(1)
 
-    def _said(self, group: Group) -> list[Command]:
-        """The commands that acknowledge a group."""
-        first = group.acks[0]
-        places = [first.keys.slot(self._worker), first.keys.queue]
-        if self._names_all:
-            for each in group.acks:
-                places += (each.keys.token(each.id), each.inbox or first.keys.queue)
-        replies = [(each.id, b"" if first.is_large else each.entry) for each in group.acks]
-        ack = (scripts.ACK, len(places), *places, *chain(*replies))
-        if group.quiet:
-            return [NO_ANSWER, ack]
-        if not first.is_large:
-            return [ack]
-        return [("RPUSH", first.inbox, first.entry), ("PEXPIRE", first.inbox, 60_000), ack]
+    def _read(self, count: int) -> None:
+        for _ in range(count):
+            group = self._unread[0]
+            if lost := len(group) - self._connection.read():
+                logger.warning("%d messages are not held any more: others may have them", lost)
+            self._unread.popleft()
+            self.confirm([group])
 
-    def _read_acks(self) -> None:
-        """The answers to acknowledgements that have one."""
-        while self._unread and not self._unread[0].quiet:
-            acks = self._unread[0].acks
-            if acks[0].is_large:
-                self._link.read()
-                self._link.read()
-            if lost := len(acks) - self._link.read():
-                ids = ", ".join(ack.id for ack in acks)
-                why = "acknowledged on a connection that broke, or given to another worker"
-                logger.warning("%d of %s are not held any more: %s", lost, ids, why)
-            del self._unread[0]
+
+def _grouped(acks: Sequence[Ack]) -> list[Group]:
+    by_page: dict[Page, Group] = {}
+    sizes: dict[Page, int] = {}
+    groups: list[Group] = []
+    for ack in acks:
+        if ack.special:
+            groups.append([ack])
+            continue
+        if ack.page not in by_page or sizes[ack.page] > TOGETHER:
+            by_page[ack.page], sizes[ack.page] = [], 0
+            groups.append(by_page[ack.page])
+        by_page[ack.page].append(ack)
+        sizes[ack.page] += len(ack.entry)
+    return groups

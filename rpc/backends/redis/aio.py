@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from ...loops import PerLoop
-from ...transport import Address, AsyncReplies, Message
-from .._in_threads import InThreads
+from ...transport import Address, AsyncBackend, AsyncReplies, Message
 from .keys import Keys, keys_of
 from .pending import AsyncRedisReplies, Sending
+from .sending import Sender
 from .session import Session
-
-if TYPE_CHECKING:
-    from .backend import RedisBackend
 
 
 class AsyncRedis:
-    """A RedisBackend for callers in event loops, each of which has its own connections."""
+    """Sends to queues on connections of each event loop; `others` does the rest."""
 
-    def __init__(self, backend: RedisBackend) -> None:
-        self._backend = backend
-        self.features, self.max_message = backend.features, backend.max_message
-        self._others = InThreads(backend)
+    def __init__(self, sender: Sender, others: AsyncBackend) -> None:
+        self._sender, self._others = sender, others
+        self.features, self.max_message = others.features, others.max_message
         self._sessions: PerLoop[dict[str, Session]] = PerLoop(dict, _abandon)
 
     async def send(self, to: Address, message: Message) -> None:
@@ -29,7 +23,7 @@ class AsyncRedis:
             return await self._others.send(to, message)
         keys = keys_of(to.name)
         session = self._session(keys)
-        sending = Sending(session, self._backend, keys, message)
+        sending = Sending(session, self._sender, keys, message)
         session.post(sending)
         await sending.done
 
@@ -38,7 +32,7 @@ class AsyncRedis:
             return await self._others.request(to, message)
         keys = keys_of(to.name)
         session = self._session(keys)
-        replies = AsyncRedisReplies(session, self._backend, keys, message)
+        replies = AsyncRedisReplies(session, self._sender, keys, message)
         session.pending[replies.id] = replies
         session.post(replies)
         return replies
@@ -51,7 +45,7 @@ class AsyncRedis:
     def _session(self, keys: Keys) -> Session:
         sessions = self._sessions.here()
         if keys.tag not in sessions:
-            sessions[keys.tag] = Session(self._backend, keys)
+            sessions[keys.tag] = Session(self._sender, keys)
         return sessions[keys.tag]
 
 

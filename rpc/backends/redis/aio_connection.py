@@ -18,9 +18,8 @@ import hiredis
 import redis
 from redis.exceptions import NoScriptError
 
-from .calls import NO_ANSWER
-from .connection import Command, loaded
-from .servers import Place
+from .connection import Command, Connection, clock_offset_of, loaded
+from .servers import Servers
 
 Answered = Callable[[Any], None]
 """Gets the answer to a command; an error that Redis answered with is a redis.ResponseError."""
@@ -30,21 +29,27 @@ CHUNK = 64 * 1024
 _INCOMPLETE = object()
 
 
-class Wire:
-    """Made by `open_wire`. When it breaks, `lost` is called with the reason, and nothing else any more."""
+class AioConnection:
+    """Made by `connect`. When it breaks, `lost` is called with the reason, and nothing else any more."""
 
     def __init__(
-        self, connection: Any, scripts: dict[str, tuple[str, str]], lost: Callable[[Exception], None]
+        self,
+        connection: Any,
+        scripts: dict[str, tuple[str, str]],
+        clock_offset: float,
+        lost: Callable[[Exception], None],
     ) -> None:
         self._loop = asyncio.get_running_loop()
         self._connection, self._socket, self._scripts = connection, connection._sock, scripts
         self._lost = lost
+        self.clock_offset, self.clock_read = clock_offset, self._loop.time()
+        """What to add to the time of the loop for the clock of the server, and when that was found out."""
         self._pack: Callable[[Any], bytes] = hiredis.pack_command
         self._reader = hiredis.Reader(notEnoughData=_INCOMPLETE, replyError=_error)
         self._expected: deque[Answered] = deque()
         self._unsent = bytearray()
         self._empty: asyncio.Future[None] | None = None
-        self._skip = self.pack(NO_ANSWER)
+        self._skip = self.pack(Connection.NO_ANSWER)
         self.heard = self._loop.time()
         """When it last gave a sign of life, or was asked something while nothing else was awaited."""
         self._socket.setblocking(False)
@@ -70,6 +75,17 @@ class Wire:
             self.heard = self._loop.time()
         self._expected.append(answered)
         return self.pack(command)
+
+    def read_clock(self) -> None:
+        """Ask for the time."""
+        before = self.clock_read = self._loop.time()
+
+        def answered(answer: Any) -> None:
+            if isinstance(answer, list):
+                middle = (before + self._loop.time()) / 2
+                self.clock_offset = int(answer[0]) + int(answer[1]) / 1e6 - middle
+
+        self.write([self.ask(("TIME",), answered)])
 
     def write(self, parts: Iterable[bytes]) -> None:
         if self._unsent:
@@ -154,27 +170,28 @@ def _error(text: str) -> redis.ResponseError:
     return (NoScriptError if text.startswith("NOSCRIPT") else redis.ResponseError)(text)
 
 
-def open_wire(
-    place: Place,
+def connect(
+    servers: Servers,
     key: str,
     scripts: Sequence[str],
     *,
     by_text: bool,
-    opened: Callable[[Wire | redis.RedisError], None],
+    opened: Callable[[AioConnection | redis.RedisError], None],
     lost: Callable[[Exception], None],
 ) -> None:
     """Connect to the server that has this key, in a thread, and call `opened` with the wire, or with what
     went wrong. There is no task that would have to be ended."""
     loop = asyncio.get_running_loop()
 
-    def connect() -> None:
+    def connecting() -> None:
         try:
-            connection = place.connection(key)
+            connection = servers.connection(key)
             known = {script: loaded(connection, script, by_text) for script in scripts}
+            offset = clock_offset_of(connection)
         except redis.RedisError as error:
             tell(partial(opened, error))
         else:
-            tell(lambda: opened(Wire(connection, known, lost)), connection.disconnect)
+            tell(lambda: opened(AioConnection(connection, known, offset, lost)), connection.disconnect)
 
     def tell(news: Callable[[], None], otherwise: Callable[[], object] = lambda: None) -> None:
         try:
@@ -182,4 +199,4 @@ def open_wire(
         except RuntimeError:  # the loop was closed
             otherwise()
 
-    Thread(target=connect, name="rpc-connect", daemon=True).start()
+    Thread(target=connecting, name="rpc-connect", daemon=True).start()

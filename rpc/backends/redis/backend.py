@@ -1,59 +1,46 @@
 """Redis natively: between a message and its worker is one list, and nothing is lost.
 
-A caller's message and its wait for the reply leave in one write, on a connection (a *lane*) that is its own
-for as long as it waits. A lane's inbox is a list whose head is read before it is taken away, so that a reply
-whose receipt broke off is read again.
+A caller's message and its wait for the reply leave in one write, on a connection that is its own for as long
+as it waits. Its inbox is a list whose head is read before it is taken away, so that a reply whose receipt
+broke off is read again.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from functools import partial
 
 import redis
 
 from ...errors import Unsupported
 from ...transport import (
     ATTEMPT,
-    DELAY,
     IDEMPOTENCY_KEY,
     Address,
     AsyncBackend,
     DeadLetter,
     Handler,
     Message,
-    packed,
+    Replies,
     unpacked,
 )
 from .._in_threads import InThreads
 from .._retry import patience
+from .._serving import OnChange
 from . import scripts
-from .calls import SCRIPTS, UNATTENDED, LaneReplies, Lanes, full, popped
-from .connection import (
-    BLOCK,
-    Command,
-    Link,
-    milliseconds,
-    persistent,
-    translated,
-    translated_or_logged,
-)
-from .keys import LARGE, Keys, Record, digest, keys_of, plain
-from .maintenance import Minder, workers_of
-from .scripts import REVIVE
-from .servers import place
-from .serving import Serving
-from .topics import Channels
-from .worker import Options, RedisWorker
-
-REMEMBERED = 10.0
-"""Seconds that the sending of a message that does not expire is remembered: longer than it is repeated."""
-KEEP_BODY = 60.0
-"""Seconds that the body of a large message outlives it."""
+from .base import RedisBase
+from .calls import SCRIPTS, CallerConnections, CallReplies, full
+from .connection import Command, Connection, persistent, pop_or_none, translated
+from .keys import Record, keys_of, plain
+from .maintenance import Options, workers_of
+from .sending import Sender
+from .server import RedisServer
+from .servers import servers_of
+from .topics import Topics, run_on_client
 
 
-class RedisBackend(Serving):
+class RedisBackend(RedisBase):
     """Redis ≥ 6.2 or Valkey: one server, the master that sentinels know, or a cluster.
 
     `source` is a URL (`redis://`, `rediss://`, `redis+unix://`, `redis+sentinel://host,host/master/0`,
@@ -66,7 +53,7 @@ class RedisBackend(Serving):
 
     features = frozenset(
         {"durable", "redelivers", "topics", "groups", "subscriptions", "locks", "priorities", "processes"}
-        | {"presence", "delay", "idempotency", "dead-letters"}
+        | {"presence", "delay", "idempotency", "dead-letters", "detached"}
     )
     max_message: int | None = 64 * 1024 * 1024
 
@@ -83,40 +70,42 @@ class RedisBackend(Serving):
             raise ValueError(
                 "lease and max_deliveries are at least 1, max_length at least 0, idempotency_window above it"
             )
-        self.place = place(source)
-        self.is_spread = isinstance(source, redis.RedisCluster) or str(source).startswith("redis+cluster:")
-        self.sweep = 0 if self.is_spread else 2
-        """How many of the oldest messages a sender looks at, to drop those that nobody wants any more. On a
-        cluster it cannot tell."""
-        self._options = Options(lease, max_deliveries)
-        self.max_length, self._window = max_length, idempotency_window
-        self.channels = Channels(self.place)
-        self._lanes: defaultdict[str, Lanes] = defaultdict(Lanes)
-        self._senders: defaultdict[str, list[Link]] = defaultdict(list)
+        self.servers, self._options = servers_of(source), Options(lease, max_deliveries)
+        self._sender = Sender(self.servers, max_length, idempotency_window)
+        self.topics = Topics(self.servers)
+        self._callers: defaultdict[str, CallerConnections] = defaultdict(CallerConnections)
+        """Those to the queues of one hash tag."""
+        self._idle: defaultdict[str, list[Connection]] = defaultdict(list)
+        """Connections for what nobody waits for."""
 
     def send(self, to: Address, message: Message) -> None:
         if to.kind != "queue":
             return self._publish(to, message)
-        self._send(to.name, message, self.max_length)
+        self._send(to.name, message, None)
 
     def _keep(self, subscription: Address, message: Message) -> None:
-        self._send(subscription.shelf.name, message, 0)
+        self._send(subscription.subscription_queue.name, message, 0)
 
-    def _send(self, queue: str, message: Message, max_length: int) -> None:
+    def _send(self, queue: str, message: Message, max_length: int | None) -> None:
         keys = keys_of(queue)
-        idle = self._senders[keys.tag]
-        link = popped(idle) or Link(self.place, keys.queue, SCRIPTS)
-        commands = self.sending(keys, message, plain(message.id), "", max_length=max_length)
-        outcome = persistent(lambda: link.ask(*commands), patience(message.ttl))
-        idle.append(link)
+        idle = self._idle[keys.tag]
+        connection: Connection = pop_or_none(idle) or Connection(self.servers, keys.queue, SCRIPTS)
+
+        def send() -> int:
+            id, sent = plain(message.id), connection.server_ms()
+            commands = self._sender.sending(keys, message, id, "", sent, max_length=max_length)
+            return int(connection.ask(*commands))
+
+        outcome = persistent(send, patience(message.ttl))
+        idle.append(connection)
         if outcome < 0:
             raise full(keys)
 
-    def request(self, to: Address, message: Message) -> Any:
+    def request(self, to: Address, message: Message) -> Replies:
         if to.kind != "queue":
-            return self.channels.request(to, message)
+            return self.topics.request(to, message)
         keys = keys_of(to.name)
-        replies = LaneReplies(self, self._lanes[keys.tag], keys, message)
+        replies = CallReplies(self._sender, self._callers[keys.tag], keys, message)
         try:
             replies.send()
         except BaseException:
@@ -126,101 +115,58 @@ class RedisBackend(Serving):
 
     def asynchronous(self) -> AsyncBackend:
         """Itself for callers in event loops: native if hiredis is installed, else in threads."""
+        others = InThreads(self)
         try:
             from .aio import AsyncRedis
         except ModuleNotFoundError:  # the extra `fast`
-            return InThreads(self)
-        return AsyncRedis(self)
+            return others
+        return AsyncRedis(self._sender, others)
+
+    def server(
+        self,
+        addresses: Sequence[Address],
+        handler: Handler,
+        *,
+        threads: int = 1,
+        coroutines: int = 1,
+        on_change: OnChange = lambda connected: None,
+    ) -> RedisServer:
+        tags = {keys_of(each.name).tag for each in addresses if each.kind == "queue"}
+        tags |= {keys_of(each.subscription_queue.name).tag for each in addresses if each.durable}
+        if self.servers.is_cluster and len(tags) > 1:
+            raise Unsupported(
+                f"on a cluster, queues of one worker need one hash slot, not {', '.join(sorted(tags))}: give "
+                "them names like shop.high and shop.low, or start a worker for each"
+            )
+        return RedisServer(
+            self.servers,
+            addresses,
+            handler,
+            self._options,
+            threads=threads,
+            coroutines=coroutines,
+            on_change=on_change,
+            discard=self.discard,
+        )
 
     def close(self) -> None:
-        self._hand_back()
-        for senders in self._senders.values():
-            while link := popped(senders):
-                link.drop()
-        for lanes in self._lanes.values():
-            while lane := popped(lanes.idle):
-                lanes.forget(lane)
-        self.place.close()
-
-    def withdraw(self, keys: Keys, id: str) -> None:
-        """What was not started is not, what runs is told."""
-        with translated_or_logged():
-            pipe = self.place.client(keys.queue).pipeline(transaction=False)
-            pipe.delete(keys.token(id)).publish(keys.channel, id)
-            pipe.execute()
-
-    def sending(
-        self,
-        keys: Keys,
-        message: Message,
-        id: str,
-        inbox: str,
-        *,
-        again: bool = False,
-        max_length: int | None = None,
-    ) -> list[Command]:
-        """The commands that send a message; the answer to the last one is that of the script. `max_length`
-        stands for this backend's."""
-        if DELAY in message.headers or IDEMPOTENCY_KEY in message.headers:
-            return self.sending_specially(keys, message, id, inbox)
-        before, record, lifetime = self.laid_out(keys, message, id, inbox, message.ttl)
-        if inbox:
-            return [
-                *before,
-                (scripts.SEND, 4, keys.queue, keys.bell, keys.token(id), inbox,
-                 id, record, lifetime, self.max_length, self.sweep, int(again)),
-            ]  # fmt: skip
-        return [
-            *before,
-            (scripts.SEND, 3, keys.queue, keys.bell, keys.token(id),
-             id, record, lifetime, self.max_length if max_length is None else max_length, self.sweep, 0),
-        ]  # fmt: skip
-
-    def sending_specially(
-        self, keys: Keys, message: Message, id: str, inbox: str, *, shared: bool = False
-    ) -> list[Command]:
-        """The same for what has a delay or an idempotency key; `shared`: into an inbox of many."""
-        before, record, lifetime = self.laid_out(keys, message, id, inbox, message.ttl)
-        arguments = (id, record, lifetime, self.max_length, self.sweep, int(shared))
-        way_back = (inbox,) if inbox else ()
-        if DELAY in message.headers:
-            due = (milliseconds(float(message.headers[DELAY])), keys.channel)
-            places = (keys.queue, keys.delayed, keys.token(id), *way_back)
-            return [*before, (scripts.SEND_LATER, len(places), *places, *arguments, *due)]
-        once = keys.once(digest(message.headers[IDEMPOTENCY_KEY]))
-        places = (keys.queue, keys.bell, keys.token(id), once, *way_back)
-        return [
-            *before,
-            (scripts.SEND_ONCE, len(places), *places, *arguments, milliseconds(self._window)),
-        ]
-
-    def laid_out(
-        self, keys: Keys, message: Message, id: str, inbox: str, ttl: float | None
-    ) -> tuple[list[Command], bytes, int]:
-        """What must be said first, the record, and the milliseconds that its token lives."""
-        frame, once = packed(message), ""
-        if ttl is not None:
-            kind, seconds = "w", ttl
-        else:
-            kind, seconds = ("w", UNATTENDED) if inbox else ("k", REMEMBERED)
-        if IDEMPOTENCY_KEY in message.headers:
-            once = digest(message.headers[IDEMPOTENCY_KEY])
-            seconds = self._window if kind == "k" else seconds
-        before: list[Command] = []
-        if len(frame) > LARGE:
-            kind = kind.upper()  # if it is sent, the script lets the body of a message that waits live on
-            before = [("SET", keys.body(id), frame, "NX", "PX", milliseconds(seconds + KEEP_BODY))]
-            frame = b""
-        return before, f"{kind}\n{id}\n{inbox}\n{once}\n".encode() + frame, milliseconds(seconds)
+        for idle in self._idle.values():
+            while connection := pop_or_none(idle):
+                connection.drop()
+        for callers in self._callers.values():
+            callers.close()
+        self.servers.close()
 
     def is_served(self, queue: str) -> bool:
+        keys = keys_of(queue)
         with translated():
-            return any(workers_of(self.place, keys_of(queue)).values())
+            workers = workers_of(partial(run_on_client, self.servers, keys.queue), keys)
+        return any(lives for _, lives in workers.values())
 
     def dead_letters(self, queue: str) -> list[DeadLetter]:
         keys = keys_of(queue)
         with translated():
-            client = self.place.client(keys.queue)
+            client = self.servers.client(keys.queue)
             found = []
             for raw in client.lrange(keys.dead, 0, -1):
                 at, why, packed_record = raw.split(b"\n", 2)
@@ -237,43 +183,24 @@ class RedisBackend(Serving):
         message = unpacked(letter.frame).replace(
             **{"reply_to": None, "ttl": None, ATTEMPT: None, IDEMPOTENCY_KEY: None}
         )
-        changed, record, _ = self.laid_out(keys, message, plain(letter.id), "", None)
+        changed, record, _ = self._sender.encode(keys, message, plain(letter.id), "", 0)
         body = [(*command[:3], "XX", "KEEPTTL") for command in changed]
-        return self._settle(letter, body, record)
+        return self._settle(letter, body, record.unsent())
 
     def drop(self, letter: DeadLetter) -> bool:
         return self._settle(letter, [])
 
     def _settle(self, letter: DeadLetter, before: Sequence[Command], *record: bytes) -> bool:
         keys = keys_of(letter.queue)
-        link = Link(self.place, keys.queue, (REVIVE,))
-        command = (REVIVE, 3, keys.dead, keys.queue, keys.bell, letter.raw, *record)
-        try:
-            return bool(persistent(lambda: link.ask(*before, command), BLOCK))
-        finally:
-            link.drop()
+        command = (scripts.REVIVE, 3, keys.dead, keys.queue, keys.wakeup, letter.raw, *record)
+        with translated():
+            return bool(run_on_client(self.servers, keys.queue, *before, command)[-1])
 
-    def _queue_loops(
-        self, queues: Sequence[str], handler: Handler, concurrency: int
-    ) -> list[Callable[[], None]]:
-        served = [keys_of(name) for name in queues]
-        if self.is_spread and len({keys.tag for keys in served}) > 1:
-            raise Unsupported(
-                f"on a cluster, queues of one worker need one hash slot, not {', '.join(queues)}: give them "
-                "names like shop.high and shop.low, or start a worker for each"
-            )
-        alarm = self._alarm()
-        common = (self.place, served, handler, self._options, self._is_stopped, alarm)
-        workers = [RedisWorker(*common, concurrency == 1, self._tell) for _ in range(concurrency)]
-        minder = Minder(self.place, served, workers, self._options, self._is_stopped, alarm)
-        self._ending = [*self._ending, minder]
-        return [*(worker.work for worker in workers), minder.mind, minder.relieve]
-
-    def _discard(self, queue: str) -> None:
+    def discard(self, queue: str) -> None:
         keys = keys_of(queue)
-        client = self.place.client(keys.queue)
+        client = self.servers.client(keys.queue)
         while raw := client.lpop(keys.queue):
             record = Record.unpacked(raw)
             if record.is_large:
                 client.unlink(keys.body(record.id))
-        client.unlink(keys.delayed, keys.bell)
+        client.unlink(keys.delayed, keys.wakeup)

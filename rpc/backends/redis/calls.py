@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from typing import Any, Protocol
+from typing import Any
 from uuid import uuid4
 
 import redis
@@ -13,53 +13,28 @@ from ...errors import QueueFull, RpcTimeout
 from ...loops import process
 from ...transport import IDEMPOTENCY_KEY, STREAM, Message, unpacked
 from .._retry import patience
-from .connection import BLOCK, Command, Link, awaited, milliseconds, persistent, unavailable
+from .connection import BLOCK, Command, Connection, persistent, poll_until, pop_or_none, unavailable
 from .keys import Keys, plain
 from .scripts import SEND, SEND_LATER, SEND_ONCE
-from .servers import Place
+from .sending import UNATTENDED, Sender
+from .servers import Servers
 
 SCRIPTS = (SEND, SEND_ONCE, SEND_LATER)
-NO_ANSWER = ("CLIENT", "REPLY", "SKIP")
-UNATTENDED = 3600.0
-"""Seconds that a message is wanted whose caller waits without end, after its last sign of life."""
 UNCONFIRMED = 0.1
 """Seconds that a caller waits before it makes sure that its message was sent. Most replies come earlier."""
-CONFIRMED = 4
-"""Bytes of an answer that only confirms."""
-
-
-class Sender(Protocol):
-    """What a lane needs of its backend."""
-
-    place: Place
-
-    def sending(
-        self, keys: Keys, message: Message, id: str, inbox: str, *, again: bool = False
-    ) -> list[Command]:
-        """The commands that send a message; the answer to the last one is that of the script."""
-
-    def withdraw(self, keys: Keys, id: str) -> None:
-        """What was not started is not, what runs is told."""
-
-
-def popped(idle: list[Any]) -> Any:
-    """One of the idle, None if there is none: another thread may be faster."""
-    try:
-        return idle.pop()
-    except IndexError:
-        return None
 
 
 def full(keys: Keys) -> QueueFull:
+    """What is raised when a queue has no room."""
     return QueueFull(f"queue {keys.name} has no room: raise max_length, or start more workers")
 
 
-class Lane:
+class CallerConnection:
     """A connection and an inbox, for one request at a time."""
 
-    def __init__(self, place: Place, keys: Keys) -> None:
+    def __init__(self, servers: Servers, keys: Keys) -> None:
         self.inbox = keys.inbox(uuid4().hex)
-        self.link = Link(place, keys.queue, SCRIPTS)
+        self.link = Connection(servers, keys.queue, SCRIPTS)
         self.pid = process.id
         self._ends: tuple[int, bytes, bytes] = (0, b"", b"")
 
@@ -67,47 +42,54 @@ class Lane:
         """Wait for the head of the inbox, which stays there."""
         return ("BLMOVE", self.inbox, self.inbox, "LEFT", "LEFT", seconds)
 
-    def send(self, command: Command) -> None:
-        """This command, whose answer is not wanted, and the wait for what it brings."""
+    def send(self, commands: list[Command]) -> None:
+        """These commands, whose answers are not wanted, and the wait for what they bring."""
         link = self.link
-        middle = link.packed(command)
+        middle = [link.packed(command) for command in commands]
         if self._ends[0] != link.epoch:
-            self._ends = (link.epoch, link.packed(NO_ANSWER), link.packed(self.peek(UNCONFIRMED)))
-        link.write_packed(self._ends[1] + middle + self._ends[2])
+            self._ends = (link.epoch, link.packed(link.NO_ANSWER), link.packed(self.peek(UNCONFIRMED)))
+        quiet, peek = self._ends[1:]
+        link.write_packed(quiet + quiet.join(middle) + peek)
 
 
-class Lanes:
-    """The lanes to the queues of one hash tag: as many as calls ever waited at a time."""
+class CallerConnections:
+    """Those to the queues of one hash tag: as many as calls ever waited at a time."""
 
     def __init__(self) -> None:
-        self.idle: list[Lane] = []
+        self._idle: list[CallerConnection] = []
         self._made = 0
 
-    def take(self, place: Place, keys: Keys) -> Lane:
-        while lane := popped(self.idle):
-            if lane.pid == process.id:  # a parent's inbox is not a child's
-                return lane  # type: ignore[no-any-return]
+    def take(self, servers: Servers, keys: Keys) -> CallerConnection:
+        """One that is idle, or a new one."""
+        while connection := pop_or_none(self._idle):
+            if connection.pid == process.id:  # a parent's inbox is not a child's
+                return connection  # type: ignore[no-any-return]
             self._made -= 1
         self._made += 1
-        return Lane(place, keys)
+        return CallerConnection(servers, keys)
 
-    def forget(self, lane: Lane) -> None:
-        """One of those that were taken."""
-        self._made -= 1
-        lane.link.drop()
+    def give_back(self, connection: CallerConnection) -> None:
+        """It is idle again."""
+        self._idle.append(connection)
 
-    def is_lone(self) -> bool:
-        """Whether one call waits alone."""
-        return self._made - len(self.idle) == 1
+    def close(self) -> None:
+        """Give up those that are idle."""
+        while connection := pop_or_none(self._idle):
+            self._made -= 1
+            connection.link.drop()
+
+    def one_call_waits(self) -> bool:
+        """Whether there is no other."""
+        return self._made - len(self._idle) == 1
 
 
-class LaneReplies:
-    """What comes back on a lane for one request."""
+class CallReplies:
+    """What comes back for one request."""
 
-    def __init__(self, backend: Sender, lanes: Lanes, keys: Keys, message: Message) -> None:
-        self._backend, self._lanes, self._keys, self._message = backend, lanes, keys, message
-        self._lane, self._id = lanes.take(backend.place, keys), plain(message.id)
-        self._since = time.monotonic()
+    def __init__(self, sender: Sender, callers: CallerConnections, keys: Keys, message: Message) -> None:
+        self._sender, self._callers, self._keys, self._message = sender, callers, keys, message
+        self._mine, self._id = callers.take(sender.servers, keys), plain(message.id)
+        self._since, self._sent_at = time.monotonic(), 0
         self._number = self._pending = 0
         self._before: list[Command] = []
         """What is to be said before the next wait."""
@@ -118,10 +100,12 @@ class LaneReplies:
 
     def send(self) -> None:
         """The message and the wait for its reply, in one write."""
-        first = self._backend.sending(self._keys, self._message, self._id, self._lane.inbox)
+        mine = self._mine
         try:
-            if len(first) == 1:
-                self._lane.send(first[0])
+            self._sent_at = mine.link.server_ms()
+            first = self._sender.at_once(self._keys, self._message, self._id, mine.inbox, self._sent_at)
+            if first:
+                mine.send(first)
                 self._asked = True
             else:
                 self._write()
@@ -135,7 +119,7 @@ class LaneReplies:
             if self._closed:
                 raise RpcTimeout
         try:
-            reply = awaited(self._next, timeout)
+            reply = poll_until(self._next, timeout)
             self._ended = STREAM not in reply.headers
             return reply
         finally:
@@ -149,27 +133,28 @@ class LaneReplies:
             return
         self._closed = True
         if not self._ended and not self._failed and IDEMPOTENCY_KEY not in self._message.headers:
-            self._backend.withdraw(self._keys, self._id)
+            self._sender.withdraw(self._keys, self._id)
         self._give_back()
 
     def _give_back(self) -> None:
         if not self._receiving.acquire(blocking=False):
             return  # who holds it gives it back, or has
         if self._asked:  # its answer would be taken for the next one's
-            self._lane.link.drop()
-        self._lanes.idle.append(self._lane)
+            self._mine.link.drop()
+        self._callers.give_back(self._mine)
 
     def _write(self) -> None:
         """Wait for the next reply. Until it is known that the message was sent, send it (again)."""
-        lane, before = self._lane, self._before
+        mine, before = self._mine, self._before
         if not self._sent:
-            before = self._backend.sending(self._keys, self._message, self._id, lane.inbox, again=True)
+            self._sent_at = self._sent_at or mine.link.server_ms()
+            what = self._keys, self._message, self._id, mine.inbox, self._sent_at
+            before = self._sender.sending(*what, again=True)
         if self._message.ttl is None and time.monotonic() - self._since > UNATTENDED / 60:
             self._since = time.monotonic()
-            for key in self._keys.token(self._id), self._keys.body(self._id):
-                before = [*before, ("PEXPIRE", key, milliseconds(UNATTENDED))]
+            before = [*before, *self._sender.attend(self._keys, self._id)]
         self._pending = len(before)
-        lane.link.write(*before, lane.peek(BLOCK), least=CONFIRMED * len(before) + 1)
+        mine.link.write(*before, mine.peek(BLOCK))
         self._asked = True
 
     def _next(self, left: float) -> Message | None:
@@ -179,8 +164,8 @@ class LaneReplies:
         try:
             if not self._asked:
                 self._write()
-            if not self._sent and self._lanes.is_lone():
-                self._lane.link.look()
+            if not self._sent and self._callers.one_call_waits():
+                self._mine.link.look()
             if (answer := self._answer(left, end)) is None:
                 return None
         except BaseException as error:
@@ -196,7 +181,7 @@ class LaneReplies:
 
     def _answer(self, left: float, end: float) -> Any:
         """What is at the head of the inbox; None if nothing came in time."""
-        link = self._lane.link
+        link = self._mine.link
         while left >= BLOCK or link.readable(end - time.monotonic()):
             answer = link.read()
             if not self._pending:
@@ -208,7 +193,7 @@ class LaneReplies:
 
     def _taken(self, entry: bytes) -> Message | None:
         head, id, frame = [*entry.split(b"\n", 2), b"", b""][:3]
-        self._before = [("LREM", self._lane.inbox, 1, entry)]
+        self._before = [("LREM", self._mine.inbox, 1, entry)]
         number = int(head) if head.lstrip(b"-").isdigit() else 0
         if id.decode(errors="replace") != self._id:
             return None  # it was for an earlier request on this lane, or is none of ours

@@ -12,9 +12,10 @@ import os
 import select
 import socket
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 import redis
 from redis.exceptions import NoScriptError
@@ -22,7 +23,7 @@ from redis.exceptions import NoScriptError
 from ...errors import BackendUnavailable, RpcTimeout
 from ...loops import process
 from .._retry import RETRY_FOR, backoff, retried, time_in_the_kernel
-from .servers import SOCKET_TIMEOUT, Place, is_elsewhere
+from .servers import SOCKET_TIMEOUT, Servers, is_elsewhere
 
 logger = logging.getLogger(__name__)
 
@@ -38,6 +39,8 @@ Command = Sequence[Any]
 BLOCK = 1.0
 """Seconds that a blocking command waits in Redis: how late a stop, or a connection that went half-open, is
 noticed at the latest. Always less than SOCKET_TIMEOUT."""
+CLOCK_IS_GOOD = 30.0
+"""Seconds after which the clock of a server is looked at again: it may have been set."""
 SPIN = 400e-6
 """Seconds that are spent looking for an answer before going to sleep, if the last ones came that fast."""
 
@@ -71,7 +74,7 @@ def persistent(action: Callable[[], T], seconds: float) -> T:
     return retried(action, seconds, redis.RedisError, unavailable)
 
 
-def awaited(read: Callable[[float], T | None], timeout: float | None) -> T:
+def poll_until(read: Callable[[float], T | None], timeout: float | None) -> T:
     """What `read` returns, which waits for at most the seconds that it is given, as soon as it is not None;
     through whatever happens to Redis meanwhile. Raises RpcTimeout when the time is up, and BackendUnavailable
     if Redis cannot be had then."""
@@ -93,7 +96,7 @@ def awaited(read: Callable[[float], T | None], timeout: float | None) -> T:
             raise unavailable(failure) from failure
 
 
-def steadily(
+def run_with_reconnect(
     step: Callable[[], object],
     stopped: Callable[[], bool],
     cap: float = BLOCK,
@@ -118,31 +121,12 @@ def steadily(
             attempt += 1
 
 
-class Absences(Generic[T]):
-    """Who was absent at two looks, two beats or more apart: by then those that live have given a sign again,
-    whatever befell Redis. An error in between makes it start anew. `beat` is in seconds."""
-
-    def __init__(self, beat: float) -> None:
-        self._beat, self._last_look = beat, 0.0
-        self._since: dict[T, float] = {}
-
-    def look_is_due(self) -> bool:
-        """Whether a beat has passed since this was last said."""
-        now = time.monotonic()
-        if now - self._last_look < self._beat:
-            return False
-        self._last_look = now
-        return True
-
-    def lasting(self, absent: Iterable[T]) -> Iterator[T]:
-        """Of those that are absent now, the ones that were for long enough."""
-        known, self._since = self._since, {}
-        since: dict[T, float] = {}
-        for each in absent:
-            since[each] = known.get(each, self._last_look)
-            if self._last_look - since[each] >= 2 * self._beat:
-                yield each
-        self._since = since
+def pop_or_none(idle: Any) -> Any:
+    """One of a list, or the first of a deque; None if there is none: another thread may be faster."""
+    try:
+        return idle.popleft() if isinstance(idle, deque) else idle.pop()
+    except IndexError:
+        return None
 
 
 def milliseconds(seconds: float) -> int:
@@ -172,13 +156,16 @@ class Lookout:
         self._misses = 0
 
 
-class Link:
+class Connection:
     """One connection of redis-py's, driven without its client: commands leave in one write, and their answers
     are read one by one. Which server has `key`, and how to get to it (TLS, users, sentinels, clusters), the
-    place knows. Not for two threads."""
+    `servers` know; `load` are the scripts that it runs. Not for two threads at a time."""
 
-    def __init__(self, place: Place, key: str, scripts: Sequence[str]) -> None:
-        self._place, self._key, self._scripts = place, key, scripts
+    NO_ANSWER = ("CLIENT", "REPLY", "SKIP")
+    """A command before another one, of which Redis then sends no answer."""
+
+    def __init__(self, servers: Servers, key: str, scripts: Sequence[str]) -> None:
+        self._servers, self._key, self._scripts = servers, key, scripts
         self._connection: Any = None
         self._wire: socket.socket | None = None
         self._least = 1
@@ -191,6 +178,7 @@ class Link:
         self._shas: dict[str, tuple[str, str]] = {}
         """How to run each script: by its digest, or by its text."""
         self._by_text = False
+        self._clock_offset, self._clock_read = 0.0, -CLOCK_IS_GOOD
         self._poll: Callable[[int], Any] = lambda milliseconds: True
         self._pack: Callable[[Command], bytes] = lambda command: b""
 
@@ -264,6 +252,22 @@ class Link:
             os.sched_yield()  # others may have work for this processor
         self._lookout.found()
 
+    def is_writable(self) -> bool:
+        """Whether something can be sent without waiting."""
+        return self._wire is None or bool(select.select([], [self._wire], [], 0)[1])
+
+    def server_ms(self) -> int:
+        """The time of the server, in milliseconds of the Unix epoch: it was asked half a minute ago at most.
+        Connects. No answers are to come."""
+        if not self.connected:
+            self._connect()
+        if time.monotonic() - self._clock_read > CLOCK_IS_GOOD:
+            self._read_clock()
+        return int((time.monotonic() + self._clock_offset) * 1000)
+
+    def _read_clock(self) -> None:
+        self._clock_offset, self._clock_read = clock_offset_of(self._connection), time.monotonic()
+
     def drop(self) -> None:
         """Give the connection up, and whatever answers were still to come."""
         connection, self._connection = self._connection, None
@@ -275,15 +279,16 @@ class Link:
         if isinstance(error, NoScriptError):  # somebody flushes them: until it breaks, do without
             self._by_text = True
         if isinstance(error, redis.RedisError) and is_elsewhere(error):
-            self._place.moved()
+            self._servers.moved()
 
     def _connect(self) -> None:
-        connection = self._place.connection(self._key)
+        connection = self._servers.connection(self._key)
         for script in self._scripts:
             self._shas[script] = loaded(connection, script, self._by_text)
         self._by_text = False
         self.number = _client_id(connection)
         self._connection, self._pid = connection, process.id
+        self._clock_read = -CLOCK_IS_GOOD
         self.epoch += 1
         self._pack = PACK or (lambda command: b"".join(connection.pack_command(*command)))
         wire = getattr(connection, "_sock", None)  # redis-py has no public way to it
@@ -302,6 +307,14 @@ def _client_id(connection: Any) -> int:
         return int(connection.read_response())
     except redis.ResponseError:  # this user may not ask
         return 0
+
+
+def clock_offset_of(connection: Any) -> float:
+    """What to add to `time.monotonic()` for the clock of this server, in seconds."""
+    before = time.monotonic()
+    connection.send_command("TIME")
+    seconds, microseconds = connection.read_response(disable_decoding=True)
+    return int(seconds) + int(microseconds) / 1e6 - (before + time.monotonic()) / 2
 
 
 def loaded(connection: Any, script: str, by_text: bool) -> tuple[str, str]:

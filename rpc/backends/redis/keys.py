@@ -1,4 +1,4 @@
-"""The names of keys, and what is in a record. `_redis_scripts` says what they mean."""
+"""The names of keys, and what is in a record. `scripts` says what they mean."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ...transport import queue as address
 
 PRIORITIES = ("high", "default", "low")
 LARGE = 64 * 1024
-"""Bytes; a frame of more stays out of the scripts that move messages."""
+"""Bytes; a frame of more stays out of the lists that messages move through."""
 
 
 class Keys:
@@ -23,15 +23,18 @@ class Keys:
         self.name, self.address = queue, address(queue)
         self.tag = "default" if queue in PRIORITIES else queue.partition(".")[0]
         self.queue = f"rpc:{{{self.tag}}}:{queue}"
-        self.bell = f"{self.queue}:bell"
+        self.wakeup = f"{self.queue}:wakeup"
+        """Where those wait that wait for several queues: a sorted set with one member, or none."""
         self.delayed = f"{self.queue}:delayed"
         self.dead = f"{self.queue}:dead"
         self.workers = f"{self.queue}:workers"
-        self.channel = f"{self.queue}:news"
+        """A hash: how many pages each worker has."""
+        self.control = f"{self.queue}:control"
+        """A stream: what those who serve the queue are told, such as which callers have left."""
         self._token, self._body = f"{self.queue}:t:", f"{self.queue}:b:"
 
     def token(self, id: str) -> str:
-        """Lives as long as somebody wants the message, and a while after it was sent."""
+        """By which a repeated sending is known."""
         return self._token + id
 
     def body(self, id: str) -> str:
@@ -42,21 +45,22 @@ class Keys:
         """What became of the message with this idempotency key."""
         return f"{self.queue}:o:{digest}"
 
-    def slot(self, worker: str) -> str:
-        """What this worker has taken and not acknowledged."""
-        return f"{self.queue}:slot:{worker}"
+    def page(self, worker: str, number: int) -> str:
+        """A part of what this worker has taken and not acknowledged: its processing list."""
+        return f"{self.queue}:taken:{worker}:{number}"
 
     def alive(self, worker: str) -> str:
         """Its presence says that the worker lives; Redis counts its time."""
         return f"rpc:{{{self.tag}}}:alive:{worker}"
 
-    def inbox(self, lane: str) -> str:
+    def inbox(self, caller: str) -> str:
         """Where replies to a caller go."""
-        return f"rpc:{{{self.tag}}}:in:{lane}"
+        return f"rpc:{{{self.tag}}}:in:{caller}"
 
 
 @lru_cache(1024)
 def keys_of(queue: str) -> Keys:
+    """The keys of the queue of this name."""
     return Keys(queue)
 
 
@@ -71,6 +75,7 @@ def plain(id: str) -> str:
 
 
 def digest(text: str) -> str:
+    """What stands for any text in a key."""
     return sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
 
 
@@ -78,27 +83,55 @@ class Record(msgspec.Struct, frozen=True):
     """A message as it lies in a list."""
 
     kind: str
-    """"k": kept, "w": wanted while its token exists; in capitals if the frame lies elsewhere."""
-    deaths: int
+    """"k": it is kept until it is done; "w": it expires; "a": it is attended, and wanted only while its token
+    exists; in capitals if the frame lies elsewhere."""
     id: str
-    lane: str
+    inbox: str
+    """Of the caller that waits; "" if nobody does."""
     once: str
+    """The digest of its idempotency key; "" if it has none."""
+    ttl: int
+    """Milliseconds, from the sending, after which nobody wants it; 0 if it does not expire."""
     frame: bytes
+    sent: int = 0
+    """When, in milliseconds of the server's clock."""
+    deaths: int = 0
+    """How many workers died that had it."""
+
+    def unsent(self) -> bytes:
+        """Without the time, which the script that sends it adds."""
+        head = f"{self.kind}{self.deaths or ''}\n{self.id}\n{self.inbox}\n{self.once}\n{self.ttl or ''}\n"
+        return head.encode() + self.frame
 
     def packed(self) -> bytes:
-        head = f"{self.kind}{self.deaths or ''}\n{self.id}\n{self.lane}\n{self.once}\n"
-        return head.encode() + self.frame
+        """As it lies in a list."""
+        return b"%d %s" % (self.sent, self.unsent())
 
     @classmethod
     def unpacked(cls, record: bytes) -> Record:
         """Raises ValueError if it is none."""
-        kind, id, lane, once, frame = record.split(b"\n", 4)
-        head = kind.decode()
-        return cls(head[:1], int(head[1:] or 0), id.decode(), lane.decode(), once.decode(), frame)
+        head, id, inbox, once, ttl, frame = record.split(b"\n", 5)
+        sent, _, kind = head.decode().partition(" ")
+        return cls(
+            kind[:1],
+            id.decode(),
+            inbox.decode(),
+            once.decode(),
+            int(ttl or 0),
+            frame,
+            int(sent),
+            int(kind[1:] or 0),
+        )
 
     @property
     def is_large(self) -> bool:
+        """Whether the frame lies elsewhere."""
         return self.kind.isupper()
+
+    @property
+    def is_attended(self) -> bool:
+        """Whether it is wanted only while its token exists."""
+        return self.kind in "aA"
 
 
 def entry(number: int, id: str, frame: bytes) -> bytes:

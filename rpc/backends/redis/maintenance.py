@@ -1,195 +1,257 @@
-"""What the workers of a process need beside their loops: signs of life, news of callers that left, delayed
-messages that are due, and what workers held that died. There is no leader: every process does it for all."""
+"""What a server needs beside its work: signs of life, delayed messages that are due, what workers held that
+died, and relief where handlers take long. There is no leader: every worker does it for all."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, Protocol, TypeVar
+
+import redis
 
 from ...loops import Alarm
-from ...transport import FAILED, LOST, Message, packed
+from ...transport import Message, packed
+from .._retry import Backoff
+from .._serving import lost
 from . import scripts
-from .connection import BLOCK, Absences, Link, steadily, translated, translated_or_logged
+from .acks import AckBuffer
+from .connection import BLOCK, Command, milliseconds, translated_or_logged
+from .fetch import Fetcher, Pages, Taken
 from .keys import Keys
-from .servers import Place
-from .worker import BEATS_PER_LEASE, TOO_LONG, Options, RedisWorker
 
 logger = logging.getLogger(__name__)
 
+T = TypeVar("T")
+BEATS_PER_LEASE = 3
+TOO_LONG = 0.05
+"""Seconds after which a handler is not fast: what was taken with its message goes back."""
 DIED = "its worker died; it is not delivered again"
 STOPPED = "its worker was stopped"
-REMEMBERED = 4096
-"""Ids of messages whose callers have left: more than are taken, and withdrawn meanwhile, at a time."""
+MOST_PAGES = 100_000
+"""Of one worker: what says that it has more is not true."""
 
 
-def workers_of(place: Place, keys: Keys) -> dict[str, bool]:
-    """The names of those that serve a queue, and whether each gives signs of life."""
-    client = place.client(keys.queue)
-    names = [member.decode() for member in client.smembers(keys.workers)]
-    pipe = client.pipeline(transaction=False)
-    for name in names:
-        pipe.exists(keys.alive(name))
-    return {name: bool(lives) for name, lives in zip(names, pipe.execute(), strict=True)}
+@dataclass(frozen=True)
+class Options:
+    """Times are in seconds."""
+
+    lease: float
+    max_deliveries: int
 
 
-class Minder:
-    """For the workers of one `serve`, which share their queues."""
+class Served(Protocol):
+    """What is needed of the server."""
 
-    def __init__(
-        self,
-        place: Place,
-        queues: Sequence[Keys],
-        workers: Sequence[RedisWorker],
-        options: Options,
-        stopped: Callable[[], bool],
-        alarm: Alarm,
-    ) -> None:
-        self._place, self._queues, self._workers, self._options = place, queues, workers, options
-        self._stopped, self._alarm = stopped, alarm
-        self._beat = min(BLOCK, options.lease / BEATS_PER_LEASE)
-        self._absences: Absences[tuple[Keys, str]] = Absences(options.lease / BEATS_PER_LEASE)
-        self._news: Any = None
-        self._looked = 0.0
+    name: str
+    options: Options
+    keys: list[Keys]
+    pages: Mapping[Keys, Pages]
+    acks: AckBuffer
+    alarm: Alarm
+    fetcher: Fetcher | None
 
-    def mind(self) -> None:
-        """Until all workers are done."""
-        link = self._link(scripts.RECOVER, scripts.PROMOTE)
-        try:
-            steadily(lambda: self._mind_once(link), self._all_ended, cap=self._beat / 4)
-        finally:
-            with translated_or_logged():
-                for worker in self._workers:
-                    self._leave(link, worker)
-            link.drop()
-            if self._news:
-                self._news.close()
+    def is_stopped(self) -> bool: ...
+    def has_ended(self) -> bool: ...
+    def is_laden(self) -> bool: ...
+    def relieve(self) -> None: ...
 
-    def relieve(self) -> None:
-        """Until all workers are done: acknowledge what is done, say what was replied, and give back what
-        is not begun, where a handler takes long; wake those up that wait, when they are to stop."""
-        link = self._link(scripts.RELEASE)
-        while not self._all_ended():
-            self._alarm.wait(BLOCK)
-            while not self._all_ended() and (self._stopped() or any(each.is_laden for each in self._workers)):
-                with translated_or_logged():
-                    for worker in self._workers:
-                        self._relieve_one(link, worker)
-                time.sleep(TOO_LONG)
-        link.drop()
 
-    def _relieve_one(self, link: Link, worker: RedisWorker) -> None:
-        if worker.is_slow():
-            worker.outbox.flush()
-            if delivery := worker.delivery:
-                delivery.say()
-            self._give_back(link, worker)
-        elif self._stopped() and not worker.ended and (number := worker.outbox.connection):
-            with translated():
-                link.ask(("CLIENT", "UNBLOCK", number))
+class Absences(Generic[T]):
+    """Who was absent at two looks, two beats or more apart: by then those that live have given a sign again,
+    whatever befell Redis. An error in between makes it start anew. `beat` is in seconds."""
+
+    def __init__(self, beat: float) -> None:
+        self._beat, self._last_look = beat, 0.0
+        self._since: dict[T, float] = {}
+
+    def look_is_due(self) -> bool:
+        """Whether a beat has passed since this was last said."""
+        now = time.monotonic()
+        if now - self._last_look < self._beat:
+            return False
+        self._last_look = now
+        return True
+
+    def lasting(self, absent: Iterable[T]) -> Iterator[T]:
+        """Of those that are absent now, the ones that were for long enough."""
+        known, self._since = self._since, {}
+        since: dict[T, float] = {}
+        for each in absent:
+            since[each] = known.get(each, self._last_look)
+            if self._last_look - since[each] >= 2 * self._beat:
+                yield each
+        self._since = since
+
+
+Ask = Callable[..., list[Any]]
+"""The answers to commands."""
+
+
+def workers_of(ask: Ask, keys: Keys) -> dict[bytes, tuple[int, bool]]:
+    """Those that serve a queue: how many pages each has, and whether it gives signs of life."""
+    flat = ask(("HGETALL", keys.workers))[0]
+    pairs = flat.items() if isinstance(flat, dict) else zip(flat[::2], flat[1::2], strict=True)
+    pages = {name: int(text) if text.isdigit() and int(text) <= MOST_PAGES else 1 for name, text in pairs}
+    if not pages:
+        return {}
+    lives = ask(*(("EXISTS", keys.alive(_text(name))) for name in pages))
+    return {name: (pages[name], bool(alive)) for name, alive in zip(pages, lives, strict=True)}
+
+
+def _text(name: bytes) -> str:
+    return name.decode(errors="replace")
+
+
+class Maintenance:
+    """For one server, in a thread of its own."""
+
+    def __init__(self, server: Served) -> None:
+        self._server, self._lease = server, server.options.lease
+        self._beat = min(BLOCK, self._lease / BEATS_PER_LEASE)
+        self._absences: Absences[tuple[Keys, bytes, int]] = Absences(self._lease / BEATS_PER_LEASE)
+        self._last_beat = self._last_look = 0.0
+        self._due = 0.0
+        """When the next delayed message is due, in seconds of the monotonic clock."""
+        self.clock_offset = 0.0
+        """What to add to `time.monotonic()` for the clock of the server, in seconds."""
+
+    def begin(self) -> None:
+        """Sign on, through whatever happens to Redis meanwhile, unless it is stopped."""
+        backoff = Backoff(BLOCK)
+        while self._server.keys and not self._server.is_stopped():
+            try:
+                self.sign_on()
+            except redis.RedisError as error:
+                backoff.wait("Redis: %s; trying again", error)
+            else:
+                return
+
+    def run(self) -> None:
+        """Until the server has ended."""
+        backoff = Backoff(self._beat / 4)
+        while not self._server.has_ended():
+            laden = self._server.is_laden()
+            pause = min(self._beat, self._due - time.monotonic())
+            self._server.alarm.wait(TOO_LONG if laden or self._server.is_stopped() else max(0.0, pause))
+            try:
+                if laden and self._server.is_laden():
+                    self._server.relieve()
+                if self._server.keys:
+                    self._step()
+                backoff.reset()
+            except redis.RedisError as error:
+                backoff.wait("Redis: %s; trying again", error)
+        with translated_or_logged():
+            self._leave()
 
     def hand_back(self) -> None:
-        """Give back what is still running here, at once."""
-        link = self._link(scripts.RECOVER)
+        """Give back all that is in hand, at once."""
         with translated_or_logged():
-            for worker in self._workers:
-                if delivery := worker.delivery:
-                    self._bring_back(link, delivery.keys, worker.name, force=True, died=False)
-        link.drop()
+            for keys in self._server.keys:
+                self._bring_back(keys, self._own, len(self._server.pages[keys].all), force=True, died=False)
 
-    def _all_ended(self) -> bool:
-        return all(worker.ended for worker in self._workers)
-
-    def _link(self, *loaded: str) -> Link:
-        return Link(self._place, self._queues[0].queue, loaded)
-
-    def _mind_once(self, link: Link) -> None:
-        for worker in self._workers:
-            worker.beat()
-        if not self._news:
-            news = self._place.client(self._queues[0].queue).pubsub(ignore_subscribe_messages=True)
-            news.subscribe(*(each.channel for each in self._queues))
-            self._news = news
-        if self._absences.look_is_due():
-            for keys, name in self._absences.lasting(self._absent()):
-                self._bring_back(link, keys, name, force=False, died=True)
-        if time.monotonic() - self._looked > self._beat:
-            self._look_for_left()
-            self._looked = time.monotonic()
-        due = [self._promote(link, keys) for keys in self._queues]
-        soonest = min((seconds for seconds in due if seconds >= 0), default=self._beat)
-        try:
-            told = self._news.get_message(timeout=min(self._beat, soonest))
-        except BaseException:
-            news, self._news = self._news, None
-            news.close()
-            raise
-        if told and told["data"]:
-            self._pass_on(told["data"].decode(errors="replace"))
-
-    def _promote(self, link: Link, keys: Keys) -> float:
-        """Move what is due; seconds until more will be, less than 0 if nothing is delayed."""
-        return float(link.ask((scripts.PROMOTE, 3, keys.delayed, keys.queue, keys.bell))) / 1000
-
-    def _pass_on(self, id: str) -> None:
-        """Tell whoever has this message here that its caller has left; who is about to begin it finds it."""
-        for worker in self._workers:
-            worker.left[id] = None
-            if len(worker.left) > REMEMBERED:
-                del worker.left[next(iter(worker.left))]
-            delivery = worker.delivery
-            if delivery and delivery.record.id == id:
-                delivery.cancel()
-
-    def _look_for_left(self) -> None:
-        """Whoever leaves says so, but perhaps while this was not heard: that a token is gone says it, too."""
-        running = [worker.delivery for worker in self._workers]
-        awaited = [each for each in running if each and each.is_awaited and not each.cancelled]
-        if not awaited:
+    def sign_on(self) -> None:
+        """Say who serves the queues, and how many pages each has. Raises redis.RedisError."""
+        server, lease = self._server, milliseconds(self._lease)
+        if not server.keys:
             return
-        pipe = self._place.client(self._queues[0].queue).pipeline(transaction=False)
-        for each in awaited:
-            pipe.exists(each.keys.token(each.record.id))
-        for each, is_there in zip(awaited, pipe.execute(), strict=True):
-            if not is_there:
-                each.cancel()
+        places = (server.keys[0].alive(server.name), *(keys.workers for keys in server.keys))
+        pages = [len(server.pages[keys].all) for keys in server.keys]
+        self._ask_timed((scripts.SIGN_ON, len(places), *places, server.name, lease, *pages))
 
-    def _absent(self) -> Iterator[tuple[Keys, str]]:
-        """Queue and name of each worker that gives no sign of life."""
-        for keys in self._queues:
-            for name, lives in workers_of(self._place, keys).items():
-                if not lives:
-                    yield keys, name
+    def wake_up(self, *connections: int) -> None:
+        """End the waits of these connections. Raises redis.RedisError."""
+        if commands := [("CLIENT", "UNBLOCK", number) for number in connections if number]:
+            self._server.acks.ask(*commands)
 
-    def _give_back(self, link: Link, worker: RedisWorker) -> None:
-        """What it has not begun."""
-        with worker.taking_stock:
-            unbegun: list[tuple[int, bytes, int]] = []
-            while worker.backlog:
-                try:
-                    unbegun.insert(0, worker.backlog.pop())
-                except IndexError:  # it was faster
-                    break
-            for number, keys in enumerate(self._queues):
-                if records := [record for its, record, _ in unbegun if its == number]:
-                    slot = keys.slot(worker.name)
-                    with translated():
-                        link.ask((scripts.RELEASE, 3, slot, keys.queue, keys.bell, *records))
+    def release(self, unbegun: Sequence[Taken]) -> None:
+        """Give back what was taken and is not begun. Raises redis.RedisError."""
+        by_queue: defaultdict[Keys, list[Any]] = defaultdict(list)
+        for page, raw in unbegun:
+            by_queue[page.queue] += (page.key, raw)
+        commands: list[Command] = [
+            (scripts.RELEASE, 2, keys.queue, keys.wakeup, *arguments) for keys, arguments in by_queue.items()
+        ]
+        self._server.acks.ask(*commands)
+        for page, _ in unbegun:
+            page.change(-1)
 
-    def _leave(self, link: Link, worker: RedisWorker) -> None:
-        with translated():
-            for keys in self._queues:
-                self._bring_back(link, keys, worker.name, force=True, died=False)
-            for keys in self._queues:
-                self._place.client(keys.queue).delete(keys.alive(worker.name))
+    @property
+    def _own(self) -> bytes:
+        return self._server.name.encode()
 
-    def _bring_back(self, link: Link, keys: Keys, name: str, *, force: bool, died: bool) -> None:
-        why = DIED if died else STOPPED
-        lost = packed(Message(headers={LOST: why, FAILED: "WorkerLost"}))
-        places = (keys.alive(name), keys.slot(name), keys.queue, keys.bell, keys.dead, keys.workers)
-        arguments = (int(force), int(died), self._options.max_deliveries, lost, f"WorkerLost: {why}", name)
-        outcome = link.ask((scripts.RECOVER, 6, *places, *arguments))
-        if outcome and any(outcome):
+    def _step(self) -> None:
+        now, server = time.monotonic(), self._server
+        if server.is_stopped() and server.fetcher:
+            self.wake_up(server.fetcher.connection)
+        if now - self._last_beat >= self._lease / BEATS_PER_LEASE:
+            self._sign()
+        if self._absences.look_is_due():
+            for keys, name, pages in self._absences.lasting(self._absent()):
+                self._bring_back(keys, name, pages, force=False, died=True)
+        if now >= self._due or now - self._last_look >= self._beat:
+            self._last_look = now
+            left = [self._promote(keys) for keys in server.keys]
+            self._due = time.monotonic() + min((each for each in left if each >= 0), default=self._beat)
+
+    def look_for_due(self) -> None:
+        """Something was delayed: it may be due before all else. Any thread."""
+        self._due = 0.0
+        self._server.alarm.ring()
+
+    def _sign(self) -> None:
+        server = self._server
+        alive = server.keys[0].alive(server.name)
+        if not self._ask_timed(("PEXPIRE", alive, milliseconds(self._lease))):
+            logger.warning("worker %s was given up: what it held may be done again", server.name)
+            self.sign_on()
+            if server.fetcher:
+                server.fetcher.doubtful = True
+
+    def _ask_timed(self, command: Command) -> Any:
+        """The answer to a sign of life; the server's clock is looked at, too."""
+        before = time.monotonic()
+        (seconds, microseconds), answer = self._server.acks.ask(("TIME",), command)
+        self.clock_offset = int(seconds) + int(microseconds) / 1e6 - (before + time.monotonic()) / 2
+        self._last_beat = before
+        return answer
+
+    def _promote(self, keys: Keys) -> float:
+        """Move what is due; seconds until more will be, less than 0 if nothing is delayed."""
+        answer = self._server.acks.ask((scripts.PROMOTE, 3, keys.delayed, keys.queue, keys.wakeup))[0]
+        return float(answer) / 1000
+
+    def _absent(self) -> Iterator[tuple[Keys, bytes, int]]:
+        """Each worker that gives no sign of life, by queue."""
+        for keys in self._server.keys:
+            for name, (pages, lives) in workers_of(self._server.acks.ask, keys).items():
+                if not lives and name != self._own:
+                    yield keys, name, pages
+
+    def _leave(self) -> None:
+        server = self._server
+        if server.keys:
+            self.hand_back()
+            server.acks.ask(("DEL", server.keys[0].alive(server.name)))
+
+    def _bring_back(self, keys: Keys, name: bytes, pages: int, *, force: bool, died: bool) -> None:
+        ask, options = self._server.acks.ask, self._server.options
+        why, worker = DIED if died else STOPPED, _text(name)
+        arguments = (
+            *(int(force), int(died), options.max_deliveries),
+            *(packed(lost(Message(), why)), f"WorkerLost: {why}"),
+        )
+        back = given_up = 0
+        for number in reversed(range(pages)):
+            places = (keys.alive(worker), keys.page(worker, number), keys.queue, keys.wakeup, keys.dead)
+            outcome = ask((scripts.RECOVER, len(places), *places, *arguments))[0]
+            if not outcome:
+                return
+            back, given_up = back + outcome[0], given_up + outcome[1]
+        ask(("HDEL", keys.workers, name))
+        if back or given_up:
             text = "of what worker %s held in %s, %d are delivered again, %d were given up"
-            logger.warning(text, name, keys.queue, *outcome)
+            logger.warning(text, worker, keys.queue, back, given_up)

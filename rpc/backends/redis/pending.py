@@ -13,32 +13,16 @@ from .._retry import patience
 from .calls import full
 from .connection import Command, unavailable
 from .keys import Keys, plain
-from .servers import Place
+from .sending import Sender
 
 
-class Sender(Protocol):
-    """What is needed of the backend."""
-
-    place: Place
-    max_length: int
-    sweep: int
-
-    def laid_out(
-        self, keys: Keys, message: Message, id: str, inbox: str, ttl: float | None
-    ) -> tuple[list[Command], bytes, int]: ...
-
-    def sending_specially(
-        self, keys: Keys, message: Message, id: str, inbox: str, *, shared: bool
-    ) -> list[Command]: ...
-
-
-class Errand:
+class PendingSend:
     """A message on its way to Redis."""
 
     __slots__ = ("before", "id", "is_asked", "keys", "lifetime", "record", "special", "until", "written")
 
     def __init__(
-        self, backend: Sender, keys: Keys, message: Message, inbox: str, ttl: float | None, now: float
+        self, sender: Sender, keys: Keys, message: Message, inbox: str, ttl: float | None, now: float
     ) -> None:
         self.keys, self.id = keys, plain(message.id)
         self.until = now + patience(ttl)
@@ -51,9 +35,14 @@ class Errand:
         headers = message.headers
         if DELAY in headers or IDEMPOTENCY_KEY in headers:
             self.is_asked = True
-            *self.before, self.special = backend.sending_specially(keys, message, self.id, inbox, shared=True)
+            *self.before, self.special = sender.sending(keys, message, self.id, inbox, 0, shared=True)
         else:
-            self.before, self.record, self.lifetime = backend.laid_out(keys, message, self.id, inbox, ttl)
+            self.before, record, self.lifetime = sender.encode(keys, message, self.id, inbox, 0)
+            self.record = record.unsent()
+
+    def stamp(self, sent: int) -> None:
+        """It is written, at this time in milliseconds of the server's clock, for the first time."""
+        self.record = b"%d %s" % (sent, self.record)
 
     def succeed(self) -> None:
         """It was sent."""
@@ -62,13 +51,13 @@ class Errand:
         raise NotImplementedError
 
 
-class Sending(Errand):
+class Sending(PendingSend):
     """One that nobody replies to."""
 
     __slots__ = ("done",)
 
-    def __init__(self, session: Waiting, backend: Sender, keys: Keys, message: Message) -> None:
-        super().__init__(backend, keys, message, "", message.ttl, session.loop.time())
+    def __init__(self, session: Waiting, sender: Sender, keys: Keys, message: Message) -> None:
+        super().__init__(sender, keys, message, "", message.ttl, session.loop.time())
         self.done: asyncio.Future[None] = session.loop.create_future()
 
     def succeed(self) -> None:
@@ -88,21 +77,21 @@ class Waiting(Protocol):
     pending: dict[str, AsyncRedisReplies]
     failure: redis.RedisError | None
 
-    def post(self, errand: Errand) -> None: ...
+    def post(self, pending: PendingSend) -> None: ...
 
     def wake_in_time(self, replies: AsyncRedisReplies, left: float) -> None: ...
 
     def withdraw(self, replies: AsyncRedisReplies) -> None: ...
 
 
-class AsyncRedisReplies(Errand):
+class AsyncRedisReplies(PendingSend):
     """A request, and the way back."""
 
     __slots__ = ("_arrived", "_is_kept", "_number", "_session", "_waiter", "deadline", "ended", "expires")
 
-    def __init__(self, session: Waiting, backend: Sender, keys: Keys, message: Message) -> None:
+    def __init__(self, session: Waiting, sender: Sender, keys: Keys, message: Message) -> None:
         ttl = message.ttl
-        super().__init__(backend, keys, message, session.inbox, ttl, session.loop.time())
+        super().__init__(sender, keys, message, session.inbox, ttl, session.loop.time())
         self.expires = ttl is not None
         self._session, self._is_kept = session, IDEMPOTENCY_KEY in message.headers
         self._arrived: list[Message | RpcError] = []  # a deque is 600 bytes, and there is mostly one

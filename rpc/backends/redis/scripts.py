@@ -1,21 +1,19 @@
 """The moves of a message of the native Redis backend, each one atomic, and harmless when it is repeated.
 
-A message is in its queue, among the delayed, or in the slot of one worker at every instant; a slot is a list
-of what its worker has taken and not acknowledged, the oldest first. A record is
-`kind deaths \\n id \\n lane \\n once \\n frame`:
+A message is in its queue, among the delayed, or in the processing list of one worker at every instant. That
+list has pages of a few dozen messages each, so that any of ten thousand can be taken out at once. A record is
+`sent kind deaths \\n id \\n inbox \\n once \\n ttl \\n frame`: see `keys.Record`.
 
-    kind    k: it waits as long as it must; w: it is wanted only while its token exists; K, W: the same, but
-            the frame is too large to be moved about, and lies in a key of its own
-    deaths  how many workers died that had it; nothing for none
-    lane    the inbox of the caller that waits; nothing for none
-    once    the digest of its idempotency key; nothing for none
-
-The token of a message is a key that Redis lets expire with the message. Whoever leaves deletes it, and a
-repeated sending finds it. Keys that are derived here (tokens, frames) share the hash tag of their queue; but
-while a slot of a cluster moves they may be on the other node: nothing is dropped because one is not found.
+The token of a message is a key by which a repeated sending is known, for some seconds; that of an *attended*
+message (with an idempotency key, or of a caller that waits without end) lives as long as somebody wants it.
+Other messages expire by their `ttl`; whoever leaves earlier says so in the control stream of the queue. Keys
+that are derived in scripts share the hash tag of their queue; but while a slot of a cluster moves they may be
+on the other node: nothing is dropped because one is not found.
 
 An inbox is one caller's at a time, whose last reply a new request clears away; or it is shared by many, who
-are told apart by the id that each entry has.
+are told apart by the id that each entry has. A worker that serves one queue waits for it with BLMOVE; one
+that serves several waits for their `wakeup`, which is set when a message comes into an empty queue: its loss,
+or its surplus, does no harm.
 
 `#!lua flags=allow-oom` (Redis >= 7) marks what must go on when the memory is used up, because it frees some.
 """
@@ -34,10 +32,6 @@ UNWANTED = -2
 FORBIDDEN = 1_000_000
 """So many deaths are written down of what nobody may get again."""
 
-GIVEN_UP, NOT_EMPTY = 0, 1
-"""What NEXT returns besides messages and nothing: this worker gave no sign of life for too long; a slot has
-something that its worker may not know of."""
-
 SEND = _script("send")
 SEND_MANY = _script("send_many")
 SEND_ONCE = _script("send_once")
@@ -45,9 +39,10 @@ SEND_LATER = _script("send_later")
 
 SIGN_ON = _script("sign_on")
 NEXT = _script("next")
+BEGIN = _script("begin")
 ACK = _script("ack")
-REPLY = _script("reply")
-FORBID = _script("forbid")
+FINISH = _script("finish")
+CHANGE = _script("change")
 POSTPONE = _script("postpone")
 PROMOTE = _script("promote")
 RELEASE = _script("release")

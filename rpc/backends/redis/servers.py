@@ -46,7 +46,7 @@ _NodesManager: Any = cluster.NodesManager
 _ClusterNode: Any = cluster.ClusterNode
 
 
-class Place(Protocol):
+class Servers(Protocol):
     """For any number of threads. Only redis.RedisError leaves these methods."""
 
     @property
@@ -75,7 +75,7 @@ def is_elsewhere(error: redis.RedisError) -> bool:
     return isinstance(error, (*gone, *told)) or bool(_ELSEWHERE.search(str(error)))
 
 
-def place(source: redis.Redis | redis.RedisCluster | str) -> Place:
+def servers_of(source: redis.Redis | redis.RedisCluster | str) -> Servers:
     """The place that a URL names, or another client's. Of a client, only the addresses, the credentials and
     TLS are used.
 
@@ -93,7 +93,7 @@ def place(source: redis.Redis | redis.RedisCluster | str) -> Place:
         seeds = [(node.host, node.port) for node in (nodes.nodes_cache | nodes.startup_nodes).values()]
         one: Any = source.get_redis_connection(nodes.default_node)
         how = _kept(one.connection_pool)
-        return _Place(lambda: _Nodes(how, seeds, nodes.address_remap))
+        return _Servers(lambda: _Nodes(how, seeds, nodes.address_remap))
     pool = getattr(source, "connection_pool", None)
     if isinstance(pool, sentinel.SentinelConnectionPool):
         if not pool.is_master:
@@ -105,7 +105,7 @@ def place(source: redis.Redis | redis.RedisCluster | str) -> Place:
     raise TypeError(f"a Redis URL or client is needed, not {type(source).__name__}")
 
 
-def _named(url: str) -> Place:
+def _named(url: str) -> Servers:
     scheme = url.partition("://")[0]
     if scheme not in ("redis+sentinel", "redis+cluster"):
         return _single(_read(url.removeprefix("redis+")))
@@ -124,7 +124,7 @@ def _named(url: str) -> Place:
     if scheme == "redis+cluster":
         if name not in ("", "0") or db or how.get("db"):
             raise ValueError("redis+cluster: has no database but 0")
-        return _Place(lambda: _Nodes(how, [(host, port or 6379) for host, port in addresses]))
+        return _Servers(lambda: _Nodes(how, [(host, port or 6379) for host, port in addresses]))
     if not name or not (db or "0").isdecimal():
         raise ValueError("redis+sentinel: the path is the master's name, and maybe a database: /mymaster/0")
     guards = [{**how, "host": host, "port": port or 26379, "db": 0, **guard} for host, port in addresses]
@@ -188,19 +188,19 @@ def _introduced(connection: Any) -> None:
         connection.read_response()
 
 
-def _single(how: dict[str, Any]) -> Place:
-    return _Place(lambda: _Server(redis.ConnectionPool(**_tuned(how))))
+def _single(how: dict[str, Any]) -> Servers:
+    return _Servers(lambda: _Server(redis.ConnectionPool(**_tuned(how))))
 
 
-def _watched(how: dict[str, Any], guards: Sequence[dict[str, Any]], name: str) -> Place:
+def _watched(how: dict[str, Any], guards: Sequence[dict[str, Any]], name: str) -> Servers:
     if not issubclass(how["connection_class"], sentinel.SentinelManagedConnection):
         tls = issubclass(how["connection_class"], redis.SSLConnection)
         managed = sentinel.SentinelManagedSSLConnection if tls else sentinel.SentinelManagedConnection
         how = {**how, "connection_class": managed}
-    return _Place(lambda: _Server(_SentinelPool(name, _Watch(guards), **_tuned(how))))
+    return _Servers(lambda: _Server(_SentinelPool(name, _Watch(guards), **_tuned(how))))
 
 
-class _Place:
+class _Servers:
     """What is known of it is each process' own: a parent's lock, or its socket, is not for its children."""
 
     def __init__(self, look: Callable[[], _Server | _Nodes]) -> None:

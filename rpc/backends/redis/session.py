@@ -13,8 +13,6 @@ nothing is sent again that was answered.
 from __future__ import annotations
 
 import asyncio
-import os
-import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -26,12 +24,13 @@ from redis.exceptions import NoScriptError
 
 from ...errors import Cancelled
 from .._retry import backoff
-from .aio_connection import Wire, open_wire
-from .calls import UNATTENDED, UNCONFIRMED, full
-from .connection import BLOCK, SPIN, Command, Lookout, milliseconds, unavailable
+from .aio_connection import AioConnection, connect
+from .calls import UNCONFIRMED, full
+from .connection import BLOCK, CLOCK_IS_GOOD, Command, unavailable
 from .keys import Keys
-from .pending import AsyncRedisReplies, Errand, Sender
+from .pending import AsyncRedisReplies, PendingSend
 from .scripts import SEND_LATER, SEND_MANY, SEND_ONCE
+from .sending import UNATTENDED, Sender
 from .servers import SOCKET_TIMEOUT, is_elsewhere
 
 SCRIPTS = (SEND_MANY, SEND_ONCE, SEND_LATER)
@@ -41,7 +40,7 @@ READ_AT_ONCE = 16 * 1024 * 1024
 """Bytes of replies that are read in one go, by the size of the last ones; but at most 256 replies."""
 SOON = 0.01
 """Seconds that a withdrawal lets the message go first that it withdraws, on another connection."""
-KEEP_WORDS = 60.0
+KEEP_CONTROLS = 60.0
 """Seconds that a withdrawal is kept while Redis cannot be had."""
 LATE = 5.0
 """Seconds after which a message that was not confirmed is not sent again before the inbox was read."""
@@ -50,25 +49,24 @@ LATE = 5.0
 class Session:
     """Of one event loop with the server that has the queues of one hash tag."""
 
-    def __init__(self, backend: Sender, keys: Keys) -> None:
+    def __init__(self, sender: Sender, keys: Keys) -> None:
         self.loop = asyncio.get_running_loop()
         self.inbox = keys.inbox(uuid4().hex)
         self.pending: dict[str, AsyncRedisReplies] = {}
-        self._backend, self._keys = backend, keys
-        self._main: Wire | None = None
-        self._side: Wire | None = None
+        self._sender, self._keys = sender, keys
+        self._main: AioConnection | None = None
+        self._side: AioConnection | None = None
         self._opening: asyncio.Future[None] | None = None
-        self._underway: dict[str, Errand] = {}
+        self._underway: dict[str, PendingSend] = {}
         """What is not known to have arrived, in the order of sending; of it,"""
-        self._outbox: dict[str, Errand] = {}
+        self._outbox: dict[str, PendingSend] = {}
         """what is to be written."""
-        self._words: deque[tuple[float, Sequence[Command]]] = deque()
+        self._controls: deque[tuple[float, Sequence[Command]]] = deque()
         """What else is to be said, and when."""
         self._flushing: asyncio.Handle | None = None
         self._ticking: asyncio.TimerHandle | None = None
         self.failure: redis.RedisError | None = None
         self._failures = 0
-        self._lookout = Lookout()
         self._by_text = False
         self._had_a_wire = self._armed = self._abandoned = False
         self._head: Any = None
@@ -76,23 +74,22 @@ class Session:
         """How many entries of the inbox were read and are still there, and how the last of them begins."""
         self._ticked = self._attended = self.loop.time()
 
-    def post(self, errand: Errand) -> None:
-        self._underway[errand.id] = errand
-        self._outbox[errand.id] = errand
+    def post(self, each: PendingSend) -> None:
+        self._underway[each.id] = each
+        self._outbox[each.id] = each
         self._flush_soon()
         self._tick_soon()
 
     def withdraw(self, replies: AsyncRedisReplies) -> None:
         """What was not started is not done, what runs is told."""
-        errand = self._underway.pop(replies.id, None)
+        each = self._underway.pop(replies.id, None)
         self._outbox.pop(replies.id, None)
-        if errand is None or errand.written is not None:
-            keys, id = replies.keys, replies.id
-            self._say([("DEL", keys.token(id)), ("PUBLISH", keys.channel, id)], SOON if errand else 0.0)
+        if each is None or each.written is not None:
+            self._say(self._sender.withdrawal(replies.keys, replies.id), SOON if each else 0.0)
 
     def _say(self, commands: Sequence[Command], later: float = 0.0) -> None:
         due = self.loop.time() + later
-        self._words.append((due, commands))
+        self._controls.append((due, commands))
         self.loop.call_at(due, self._flush_soon)
 
     def wake_in_time(self, replies: AsyncRedisReplies, left: float) -> None:
@@ -105,13 +102,13 @@ class Session:
         """Fail what waits, say what is to be said, and give up the connections."""
         for replies in list(self.pending.values()):
             replies.cancel()
-        for errand in self._underway.values():
-            errand.fail(Cancelled("the client was closed"))
+        for each in self._underway.values():
+            each.fail(Cancelled("the client was closed"))
         self._underway.clear()
         self._outbox.clear()
         end = self.loop.time() + SOCKET_TIMEOUT
-        while self._words and self.failure is None and (left := end - self.loop.time()) > 0:
-            await asyncio.sleep(max(0.0, min(left, self._words[-1][0] - self.loop.time())))
+        while self._controls and self.failure is None and (left := end - self.loop.time()) > 0:
+            await asyncio.sleep(max(0.0, min(left, self._controls[-1][0] - self.loop.time())))
             self._flush()
             if self._opening:
                 await asyncio.wait([self._opening], timeout=left)
@@ -137,72 +134,63 @@ class Session:
 
     @property
     def _is_wanted(self) -> bool:
-        return bool(self.pending or self._underway or self._words)
+        return bool(self.pending or self._underway or self._controls)
 
     def _flush(self) -> None:
         """Write what is to be written; on the first connection, if nobody waits there yet, and wait there."""
         self._flushing = None
         wire = self._side if self._armed else self._main
         if wire is None:
-            if self._outbox or self._words or (self.pending and not self._armed):
+            if self._outbox or self._controls or (self.pending and not self._armed):
                 self._open_soon()
             return
-        parts = [*self._written(wire), *self._said(wire)]
-        if waits := wire is self._main and bool(self.pending):
+        parts = [*self._written(wire), *self._control_commands(wire)]
+        if wire is self._main and self.pending:
             parts += self._wait(wire)
         if parts:
             wire.write(parts)
-        if waits and len(self.pending) == 1 and self._lookout.is_worth_it():
-            self._look(time.perf_counter() + SPIN)
         self._tick_soon()
 
-    def _look(self, end: float) -> None:
-        """Keep the loop awake until there is an answer, or for so long; it does what else there is to do."""
-        if not self._armed:
-            self._lookout.found()
-        elif time.perf_counter() > end:
-            self._lookout.missed()
-        else:
-            os.sched_yield()  # other processes may have work for this processor
-            self.loop.call_soon(self._look, end)
-
-    def _written(self, wire: Wire) -> Iterator[bytes]:
+    def _written(self, wire: AioConnection) -> Iterator[bytes]:
         now = self.loop.time()
-        groups: dict[tuple[Keys, bool], list[Errand]] = {}
-        for errand in self._outbox.values():
-            errand.written = now
-            if errand.before:
-                yield wire.say(*errand.before)
-            if errand.special:
-                yield wire.ask(errand.special, partial(self._on_outcomes, [errand]))
+        groups: dict[tuple[Keys, bool], list[PendingSend]] = {}
+        sent = int((now + wire.clock_offset) * 1000)
+        for each in self._outbox.values():
+            if each.written is None and not each.special:
+                each.stamp(sent)
+            each.written = now
+            if each.before:
+                yield wire.say(*each.before)
+            if each.special:
+                yield wire.ask(each.special, partial(self._on_outcomes, [each]))
             else:
-                groups.setdefault((errand.keys, errand.is_asked), []).append(errand)
+                groups.setdefault((each.keys, each.is_asked), []).append(each)
         self._outbox.clear()
-        for (keys, is_asked), errands in groups.items():
-            for several in (errands[n : n + AT_ONCE] for n in range(0, len(errands), AT_ONCE)):
+        for (keys, is_asked), sends in groups.items():
+            for several in (sends[n : n + AT_ONCE] for n in range(0, len(sends), AT_ONCE)):
                 command = self._sending(wire, keys, several)
                 if is_asked:
                     yield wire.ask(command, partial(self._on_outcomes, several))
                 else:
                     yield wire.say(command)
 
-    def _sending(self, wire: Wire, keys: Keys, errands: list[Errand]) -> Command:
-        places = (keys.queue, keys.bell, self.inbox)
+    def _sending(self, wire: AioConnection, keys: Keys, sends: list[PendingSend]) -> Command:
+        places = (keys.queue, keys.wakeup, self.inbox)
         read = 0
         if wire is self._main:
             read, self._read = self._read, 0
-        bounds = (self._backend.max_length, self._backend.sweep)
+        bounds = (self._sender.max_length, self._sender.sweep)
         command = [SEND_MANY, len(places), *places, read, self._last, *bounds]
-        for errand in errands:
-            command += (errand.id, errand.record, errand.lifetime)
+        for each in sends:
+            command += (each.id, each.record, each.lifetime)
         return command
 
-    def _said(self, wire: Wire) -> Iterator[bytes]:
+    def _control_commands(self, wire: AioConnection) -> Iterator[bytes]:
         now = self.loop.time()
-        while self._words and self._words[0][0] <= now:
-            yield wire.say(*self._words.popleft()[1])
+        while self._controls and self._controls[0][0] <= now:
+            yield wire.say(*self._controls.popleft()[1])
 
-    def _wait(self, wire: Wire) -> Iterator[bytes]:
+    def _wait(self, wire: AioConnection) -> Iterator[bytes]:
         self._armed = True
         if self._read:
             yield wire.say(self._sending(wire, self._keys, []))
@@ -231,32 +219,32 @@ class Session:
     def _deliver(self, entry: bytes) -> None:
         try:
             number, id, frame = entry.split(b"\n", 2)
-            key, place = id.decode(), int(number)
+            key, count = id.decode(), int(number)
         except ValueError:  # it is none of ours
             return
         if replies := self.pending.get(key):
             self._underway.pop(key, None)
-            replies.put(place, frame)
+            replies.put(count, frame)
 
-    def _on_outcomes(self, errands: list[Errand], answer: Any) -> None:
+    def _on_outcomes(self, sends: list[PendingSend], answer: Any) -> None:
         if isinstance(answer, redis.RedisError):
-            self._on_refusal(errands, answer)
+            self._on_refusal(sends, answer)
             return
         self._failures = 0
-        for errand, outcome in zip(errands, answer if isinstance(answer, list) else [answer], strict=True):
-            self._underway.pop(errand.id, None)
+        for each, outcome in zip(sends, answer if isinstance(answer, list) else [answer], strict=True):
+            self._underway.pop(each.id, None)
             if outcome < 0:
-                errand.fail(full(errand.keys))
+                each.fail(full(each.keys))
             else:
-                errand.succeed()
+                each.succeed()
 
-    def _on_refusal(self, errands: list[Errand], error: redis.RedisError) -> None:
+    def _on_refusal(self, sends: list[PendingSend], error: redis.RedisError) -> None:
         if self._is_refused(error, only_if_elsewhere=True):
             return
-        for errand in errands:  # no memory left, perhaps: a little later there may be
-            if errand.id in self._underway:
-                self._underway[errand.id] = self._underway.pop(errand.id)
-                errand.written, errand.is_asked = self.loop.time(), False
+        for each in sends:  # no memory left, perhaps: a little later there may be
+            if each.id in self._underway:
+                self._underway[each.id] = self._underway.pop(each.id)
+                each.written, each.is_asked = self.loop.time(), False
         self._give_up_late(error)
 
     def _is_refused(self, answer: Any, *, only_if_elsewhere: bool = False) -> bool:
@@ -278,11 +266,11 @@ class Session:
             self.loop.call_later(backoff(self._failures - 1, BLOCK) if self._failures else 0, self._open)
 
     def _open(self) -> None:
-        place, key = self._backend.place, self._keys.queue
+        servers, key = self._sender.servers, self._keys.queue
         by_text, self._by_text = self._by_text, False
-        open_wire(place, key, SCRIPTS, by_text=by_text, opened=self._on_opened, lost=self._on_loss)
+        connect(servers, key, SCRIPTS, by_text=by_text, opened=self._on_opened, lost=self._on_loss)
 
-    def _on_opened(self, made: Wire | redis.RedisError) -> None:
+    def _on_opened(self, made: AioConnection | redis.RedisError) -> None:
         if self._opening:
             self._opening.set_result(None)
             self._opening = None
@@ -298,7 +286,7 @@ class Session:
             self._side = made
             self._flush_soon()
 
-    def _begin(self, wire: Wire) -> None:
+    def _begin(self, wire: AioConnection) -> None:
         if not self._had_a_wire:
             self._had_a_wire = True
             self._outbox = self._underway.copy()
@@ -322,24 +310,24 @@ class Session:
         self.failure = error if isinstance(error, redis.RedisError) else redis.ConnectionError(str(error))
         self._failures += 1
         if is_elsewhere(self.failure):
-            self._backend.place.moved()
+            self._sender.servers.moved()
         for wire in filter(None, (self._main, self._side)):
             wire.drop()
         self._main = self._side = self._head = None
         self._armed, self._read = False, 0
         self._outbox.clear()
-        for errand in self._underway.values():
-            errand.is_asked = True
+        for each in self._underway.values():
+            each.is_asked = True
         if self._is_wanted:
             self._open_soon()
 
     def _give_up_late(self, error: redis.RedisError) -> None:
         now = self.loop.time()
-        for errand in [errand for errand in self._underway.values() if errand.until <= now]:
-            del self._underway[errand.id]
-            errand.fail(unavailable(error))
-        while self._words and self._words[0][0] < now - KEEP_WORDS:
-            self._words.popleft()
+        for each in [each for each in self._underway.values() if each.until <= now]:
+            del self._underway[each.id]
+            each.fail(unavailable(error))
+        while self._controls and self._controls[0][0] < now - KEEP_CONTROLS:
+            self._controls.popleft()
 
     # Time.
 
@@ -352,6 +340,9 @@ class Session:
         """See to what takes long."""
         self._ticking = None
         now = self.loop.time()
+        for wire in filter(None, (self._main, self._side)):
+            if now - wire.clock_read > CLOCK_IS_GOOD:
+                wire.read_clock()
         if now - self._ticked < BLOCK:  # else it is this loop that was late, and not the others
             for wire in filter(None, (self._main, self._side)):
                 if wire.is_waiting and now - wire.heard > SOCKET_TIMEOUT:
@@ -368,17 +359,17 @@ class Session:
     def _repeat(self, now: float) -> None:
         """Send again what may have been sent in vain."""
         late = []
-        for errand in self._underway.values():
-            if errand.written is None or now - errand.written < UNCONFIRMED:
+        for each in self._underway.values():
+            if each.written is None or now - each.written < UNCONFIRMED:
                 break
-            if not errand.is_asked:
-                late.append(errand)
+            if not each.is_asked:
+                late.append(each)
         if late and now - (late[0].written or now) > LATE:
             self._on_loss(redis.ConnectionError("too late to send again"))
             return
-        for errand in late:
-            errand.is_asked = True
-            self._underway[errand.id] = self._outbox[errand.id] = self._underway.pop(errand.id)
+        for each in late:
+            each.is_asked = True
+            self._underway[each.id] = self._outbox[each.id] = self._underway.pop(each.id)
         if late:
             self._flush_soon()
 
@@ -386,5 +377,4 @@ class Session:
         """A caller without a time limit says that it still waits."""
         for replies in self.pending.values():
             if not replies.expires:
-                keys = replies.keys.token(replies.id), replies.keys.body(replies.id)
-                self._say([("PEXPIRE", key, milliseconds(UNATTENDED)) for key in keys])
+                self._say(self._sender.attend(replies.keys, replies.id))

@@ -1,24 +1,24 @@
-"""Hearing topics and inboxes on Redis: one connection for all that this process hears by itself, and one for
-each group that it is in. A handler that takes long keeps only what comes to the same address waiting."""
+"""Hearing topics and inboxes on Redis: one connection for all that a server hears, which waits for news of
+all these streams. A handler that takes long keeps only what comes to the same address waiting."""
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from queue import SimpleQueue
 from typing import Any
 
 import redis
 
-from ...errors import SerializationError
+from ...errors import RpcError, SerializationError
 from ...transport import Address, Handler, Message, packed, unpacked
-from .._serving import Cancellable
-from .connection import BLOCK, milliseconds, steadily, translated_or_logged
+from .._retry import Backoff
+from .._serving import BaseDelivery, OnChange, Serially
+from .connection import BLOCK, Connection, milliseconds, run_with_reconnect
 from .scripts import JOIN
-from .servers import Place, is_elsewhere
-from .topics import KEEP_TOPIC, channel_key, entries, reply_key
+from .servers import Servers, is_elsewhere
+from .topics import KEEP_TOPIC, Run, Topics, channel_key, entries, reply_key
 
 logger = logging.getLogger(__name__)
 
@@ -29,199 +29,284 @@ LOOK_AGAIN = 0.05
 PRESENT = 5.0
 """Seconds after which a group whose members give no sign is empty: whoever joins it then does not hear what
 came before."""
+ATTEND = 10.0
+"""Seconds between two signs that a subscription is served; if Redis forgets it, what comes until the next one
+is not kept."""
 
-Told = Callable[[bool], object]
+Heard = Callable[[dict[bytes, bytes]], object]
+"""Gets the fields of an entry."""
 
 
-class Hearing:
-    """What one `serve` hears. `told` is called when there is a connection to hear on, and when it is lost;
-    `spread`: what has two keys may be on two servers."""
+class Subscriber:
+    """What one server hears: `channels` are topics and inboxes, `durable` the subscriptions that it serves,
+    with what works off the queue of each, `watched` other streams, from their beginning, with what their
+    entries go to. `run` carries out commands; `discard` deletes a queue; `on_change` is told of the
+    connection. `stopped` ends the hearing of topics, `ended` all."""
 
     def __init__(
         self,
-        place: Place,
-        addresses: Sequence[Address],
-        handler: Handler,
-        stopped: Callable[[], bool],
+        servers: Servers,
         *,
-        spread: bool,
-        told: Told,
+        channels: Sequence[Address],
+        durable: Mapping[Address, Callable[[], object]],
+        watched: Mapping[str, Heard],
+        handler: Handler,
+        run: Run,
+        discard: Callable[[str], object],
+        stopped: Callable[[], bool],
+        ended: Callable[[], bool],
+        on_change: OnChange,
     ) -> None:
-        common = (place, handler, stopped)
-        alone = [each for each in addresses if not each.group]
-        together = [[each] for each in alone] if spread else [alone]
-        self._members = [_Member(each, *common) for each in addresses if each.group]
-        self._parts: list[_Part] = [*(_Ear(some, *common) for some in together if some), *self._members]
-        self._stopped = stopped
-        if self._parts:
-            self._parts[0].told = told
-
-    def beginnings(self) -> list[Callable[[], object]]:
-        """What to do before it is said that this process hears: from then on, nothing is missed."""
-        return [each.begin for each in self._parts]
-
-    def loops(self) -> list[Callable[[], None]]:
-        """They hear until stopped."""
-        loops = [loop for each in self._parts for loop in each.loops()]
-        return [*loops, partial(steadily, self._be_present, self._stopped)] if self._members else loops
-
-    def _be_present(self) -> None:
-        for each in self._members:
-            each.sign()
-        time.sleep(BLOCK)
-
-
-class _Part:
-    """What has a connection of its own."""
-
-    told: Told = staticmethod(lambda connected: None)
-
-    def __init__(self, place: Place, handler: Handler, stopped: Callable[[], bool]) -> None:
-        self._place, self._handler, self._stopped = place, handler, stopped
+        self._run, self._handler, self._stopped, self.ended = run, handler, stopped, ended
+        self._topics, self._discard, self._on_change = Topics(servers, run), discard, on_change
+        self._durable = durable
+        self._serially = Serially(len(channels) + len(durable))
+        self._groups = [each for each in channels if each.group]
+        self._joined: set[Address] = set()
+        self._signed = self._attended = 0.0
+        keys = [*dict.fromkeys(channel_key(each) for each in (*channels, *durable))]
+        self._at = {key: [to for to in (*channels, *durable) if channel_key(to) == key] for key in keys}
+        self._watched = watched
+        together = [[key] for key in keys] if servers.is_cluster else [keys]
+        if servers.is_cluster:
+            together.append([*watched])
+        else:
+            together[0] += watched
+        self._readers = [
+            _Reader(servers, some, self, n == 0) for n, some in enumerate(filter(None, together))
+        ]
 
     def begin(self) -> None:
-        """Settle from where on it is heard, if that is not settled."""
-        raise NotImplementedError
+        """Settle from where on each address is heard; through whatever happens to Redis meanwhile, unless it
+        is stopped. What is published from then on, is heard."""
+        left = [self._begin, *(reader.begin for reader in self._readers)]
+
+        def step() -> None:
+            try:
+                left[0]()
+            except redis.ResponseError as error:  # what this user may not do, the loop tries again
+                logger.warning("Redis: %s", error)
+            del left[0]
+
+        run_with_reconnect(step, lambda: not left or self._stopped())
+        if not left:
+            self._on_change(True)
 
     def loops(self) -> list[Callable[[], None]]:
-        raise NotImplementedError
+        """They hear until it has ended."""
+        return [reader.run for reader in self._readers]
 
-    def _until_stopped(self, step: Callable[[], object]) -> None:
-        def told_step() -> None:
+    def wait(self) -> None:
+        """Until it is stopped; for a server that has no queues."""
+        while not self._stopped():
+            time.sleep(LOOK_AGAIN)
+
+    def end(self) -> None:
+        """Wait for what is being handled."""
+        self._serially.end()
+
+    def connections(self) -> list[int]:
+        """What Redis calls the connections that wait."""
+        return [reader.number for reader in self._readers if reader.number]
+
+    def drop(self) -> None:
+        """Give the connections up."""
+        for reader in self._readers:
+            reader.drop()
+
+    def step(self) -> None:
+        """What is to be done now and then, by the first reader."""
+        now = time.monotonic()
+        if self._groups and now - self._signed > BLOCK / 2 and not self._stopped():
+            self._signed = now
+            for each in self._groups:
+                self._sign(each)
+                self._look(each)
+        if self._durable and not self._stopped():
+            if now - self._attended > ATTEND:
+                self._attend()
+                self._attended = now
+            for each in self._durable:
+                self._look(each)
+
+    def again(self) -> None:
+        """There is a new connection: Redis may have forgotten what it was told."""
+        self._attended = 0.0
+        self._on_change(True)
+
+    def lost(self) -> None:
+        """There is none."""
+        self._on_change(False)
+
+    def is_busy(self, key: str) -> bool:
+        """Whether enough has been read there, for now."""
+        return any(self._serially.waiting(to) >= AHEAD for to in self._at.get(key, ()))
+
+    def heard(self, key: str, id: bytes, fields: dict[bytes, bytes]) -> None:
+        """Something came."""
+        if key in self._watched:
+            self._watched[key](fields)
+            return
+        for to in () if self._stopped() else self._at[key]:
+            if to.group:
+                self._look(to)
+            else:
+                self._serially.run(to, partial(self._hear, to, id, fields))
+
+    def watches(self, key: str) -> bool:
+        """Whether it is heard also after a stop."""
+        return key in self._watched
+
+    def _begin(self) -> None:
+        for each in self._groups:
+            self._join(each)
+        self._attend()
+
+    def _attend(self) -> None:
+        """Say that the subscriptions are served, and see to those that nobody has served for long."""
+        if not self._durable:
+            return
+        for each in self._durable:
+            self._topics.keep(each)
+        for each in self._topics.gone():
+            self._discard(each.subscription_queue.name)
+
+    def _hear(self, to: Address, id: bytes, fields: dict[bytes, bytes]) -> None:
+        if self._stopped():
+            return
+        self._handle(to, fields)
+        if to.kind == "inbox":
             try:
-                step()
+                self._run(channel_key(to), ("XDEL", channel_key(to), id))
             except redis.RedisError as error:
-                if is_elsewhere(error):
-                    self._place.moved()
-                raise
-            self.told(True)
-
-        steadily(told_step, self._stopped, lost=lambda: self.told(False))
+                logger.warning("Redis: %s; a message of %s may come again", error, to)
 
     def _handle(self, to: Address, fields: dict[bytes, bytes]) -> None:
         try:
-            delivery = _ChannelDelivery(self._place, to, unpacked(fields[b"m"]))
-            last = self._handler(delivery)
-            if last is not None:
-                with translated_or_logged():
-                    delivery.reply(last)
+            message = unpacked(fields[b"m"])
         except (SerializationError, KeyError) as error:
             logger.warning("not a message of ours: %s", error)
-        except Exception:
-            logger.exception("a handler raised")
+        else:
+            self._handler(_ChannelDelivery(self._run, to, message))
+
+    # Groups: what the other members have taken, this one does not see.
+
+    def _look(self, to: Address) -> None:
+        """Have what there is for a group worked off, if that is not under way."""
+        if self._serially.waiting(to) < 2:
+            self._serially.run(to, self._durable.get(to) or partial(self._work_off, to))
+
+    def _work_off(self, to: Address) -> None:
+        key = channel_key(to)
+        command = ("XREADGROUP", "GROUP", to.group, "any", "COUNT", 1, "NOACK", "STREAMS", key, ">")
+        try:
+            while not self._stopped() and (read := [*entries(self._run(key, command)[0])]):
+                for _, _, fields in read:
+                    self._handle(to, fields)
+        except redis.RedisError as error:
+            if "NOGROUP" in str(error):
+                self._joined.add(to)
+                self._signed = 0.0  # it is made again
+            else:
+                logger.warning("Redis: %s", error)
+
+    def _sign(self, to: Address) -> None:
+        """Say that the group has members."""
+        if to in self._joined:
+            self._join(to)
+        key = channel_key(to)
+        self._run(
+            key,
+            ("PEXPIRE", key, milliseconds(KEEP_TOPIC)),
+            ("SET", _members(to), 1, "PX", milliseconds(PRESENT)),
+        )
+
+    def _join(self, to: Address) -> None:
+        """From now on; but after the stream was lost, from its new beginning."""
+        origin = "0" if to in self._joined else "$"
+        key = channel_key(to)
+        self._run(key, (JOIN, 2, key, _members(to), to.group, origin, milliseconds(PRESENT)))
+        self._joined.discard(to)
 
 
-class _Line:
-    """An address, and what has been read there."""
+class _Reader:
+    """Waits for news of several streams of one server."""
 
-    def __init__(self, address: Address) -> None:
-        self.address, self.key = address, channel_key(address)
-        self.last: Any = "0-0" if address.kind == "inbox" else None
-        """The entry up to which it has been read; None: from now on."""
-        self.read: SimpleQueue[tuple[Any, dict[bytes, bytes]] | None] = SimpleQueue()
+    def __init__(self, servers: Servers, keys: Sequence[str], subscriber: Subscriber, is_first: bool) -> None:
+        self._servers, self._subscriber, self._is_first = servers, subscriber, is_first
+        self._connection = Connection(servers, keys[0], ())
+        self._cursors: dict[str, Any] = dict.fromkeys(keys)
+        """The entry up to which each has been read; None: from now on."""
+        self._epoch = 0
 
-
-class _Ear(_Part):
-    """Reads several streams of one server, and hands what comes to a thread for each."""
-
-    def __init__(self, addresses: Iterable[Address], *common: Any) -> None:
-        super().__init__(*common)
-        self._lines = {line.key: line for line in map(_Line, addresses)}
-
-    def loops(self) -> list[Callable[[], None]]:
-        return [self._listen, *(partial(self._work_off, line) for line in self._lines.values())]
+    @property
+    def number(self) -> int:
+        return self._connection.number if self._connection.connected else 0
 
     def begin(self) -> None:
-        new = [line for line in self._lines.values() if line.last is None]
-        if not new:
-            return
-        pipe = self._place.client(new[0].key).pipeline(transaction=False)
-        for line in new:
-            pipe.xrevrange(line.key, count=1)
-        for line, newest in zip(new, pipe.execute(), strict=True):
-            line.last = newest[0][0] if newest else "0-0"
+        """Settle from where on each is heard, if that is not settled."""
+        subscriber = self._subscriber
+        for key in [key for key, last in self._cursors.items() if last is None]:
+            is_whole = subscriber.watches(key) or key.startswith("rpc:in:")
+            newest = [] if is_whole else self._connection.ask(("XREVRANGE", key, "+", "-", "COUNT", 1))
+            self._cursors[key] = newest[0][0] if newest else "0-0"
 
-    def _listen(self) -> None:
-        try:
-            self._until_stopped(self._step)
-        finally:
-            for line in self._lines.values():
-                line.read.put(None)
+    def run(self) -> None:
+        """Until it has ended."""
+        backoff = Backoff(BLOCK)
+        while not self._subscriber.ended():
+            try:
+                self._step()
+                backoff.reset()
+            except redis.RedisError as error:
+                if is_elsewhere(error):
+                    self._servers.moved()
+                self._subscriber.lost()
+                backoff.wait("Redis: %s; trying again", error)
+
+    def drop(self) -> None:
+        self._connection.drop()
 
     def _step(self) -> None:
+        subscriber = self._subscriber
         self.begin()
-        wanted = {key: line.last for key, line in self._lines.items() if line.read.qsize() < AHEAD}
-        block = BLOCK if len(wanted) == len(self._lines) else LOOK_AGAIN
+        self._connection.packed()
+        if self._epoch != self._connection.epoch:
+            self._epoch = self._connection.epoch
+            subscriber.again()
+        if self._is_first:
+            subscriber.step()
+        wanted = {key: last for key, last in self._cursors.items() if not subscriber.is_busy(key)}
+        block = BLOCK if len(wanted) == len(self._cursors) else LOOK_AGAIN
         if not wanted:
             time.sleep(block)
             return
-        client = self._place.client(next(iter(wanted)))
-        for key, id, fields in entries(client.xread(wanted, count=64, block=milliseconds(block))):
-            line = self._lines[key]
-            line.last = id
-            line.read.put((id, fields))
-
-    def _work_off(self, line: _Line) -> None:
-        while (entry := line.read.get()) and not self._stopped():
-            id, fields = entry
-            self._handle(line.address, fields)
-            if line.address.kind == "inbox":
-                with translated_or_logged():
-                    self._place.client(line.key).xdel(line.key, id)
+        streams = [*wanted, *wanted.values()]
+        read = self._connection.ask(("XREAD", "COUNT", 64, "BLOCK", milliseconds(block), "STREAMS", *streams))
+        for key, id, fields in entries(read):
+            self._cursors[key] = id
+            subscriber.heard(key, id, fields)
 
 
-class _Member(_Part):
-    """Of a group. What the others have taken, it does not see."""
-
-    def __init__(self, address: Address, *common: Any) -> None:
-        super().__init__(*common)
-        self._address, self._key = address, channel_key(address)
-        self._members = f"rpc:members:{{{address.name}}}:{address.group}"
-        self._origin = "$"
-        """From now on; but after the stream was lost, from its new beginning."""
-
-    def loops(self) -> list[Callable[[], None]]:
-        return [partial(self._until_stopped, self._step)]
-
-    def begin(self) -> None:
-        client = self._place.client(self._key)
-        arguments = self._address.group, self._origin, milliseconds(PRESENT)
-        client.register_script(JOIN)([self._key, self._members], arguments)
-        self._origin = "0"
-
-    def sign(self) -> None:
-        """Say that the group has members."""
-        pipe = self._place.client(self._key).pipeline(transaction=False)
-        pipe.pexpire(self._key, milliseconds(KEEP_TOPIC))
-        pipe.set(self._members, 1, px=milliseconds(PRESENT))
-        pipe.execute()
-
-    def _step(self) -> None:
-        client, group = self._place.client(self._key), self._address.group
-        try:
-            read = client.xreadgroup(
-                group, "any", {self._key: ">"}, count=1, block=milliseconds(BLOCK), noack=True
-            )
-        except redis.ResponseError as error:
-            if "NOGROUP" not in str(error):
-                raise
-            self.begin()
-            return
-        for _, _, fields in entries(read):
-            self._handle(self._address, fields)
-
-
-class _ChannelDelivery(Cancellable):
+class _ChannelDelivery(BaseDelivery):
     """A message from a topic or an inbox: any number of receivers may reply to it."""
 
-    def __init__(self, place: Place, to: Address, message: Message) -> None:
-        self._place, self.to, self.message = place, to, message
+    def __init__(self, run: Run, to: Address, message: Message) -> None:
+        self._run, self.to, self.message = run, to, message
 
     def reply(self, message: Message) -> bool:
         if self.message.reply_to is None:
             return False
         key = reply_key(self.message.reply_to)
-        return bool(self._place.client(key).xadd(key, {"m": packed(message)}, nomkstream=True))
+        return bool(self._run(key, ("XADD", key, "NOMKSTREAM", "*", "m", packed(message)))[0])
 
-    def forbid_redelivery(self) -> None:
-        """Nothing to do: topics and inboxes never deliver again."""
+    def _finish(self, last: Message | None) -> None:
+        if last is not None:
+            try:
+                self.reply(last)
+            except (redis.RedisError, RpcError) as error:
+                logger.warning("Redis: %s; a reply is lost", error)
+
+
+def _members(to: Address) -> str:
+    return f"rpc:members:{{{to.name}}}:{to.group}"

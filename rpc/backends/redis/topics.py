@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 from ...errors import BackendUnavailable
@@ -15,14 +16,15 @@ from ...transport import KEEP_SUBSCRIPTION, LOST, STREAM, Address, Message, pack
 from .._retry import RETRY_FOR
 from .connection import (
     BLOCK,
-    awaited,
+    evaluated,
     milliseconds,
     persistent,
+    poll_until,
     translated,
     translated_or_logged,
 )
 from .scripts import BROADCAST, GONE, KEEP
-from .servers import Place
+from .servers import Servers
 
 logger = logging.getLogger(__name__)
 
@@ -44,10 +46,14 @@ def reply_key(reply_to: str) -> str:
     return f"rpc:re:{reply_to}"
 
 
-def entries(read: Any) -> Iterator[tuple[str, Any, dict[bytes, bytes]]]:
-    """Key, id and fields of what XREAD or XREADGROUP returned: a list of pairs, in RESP3 a dict."""
-    for key, entries in read.items() if isinstance(read, dict) else read or ():
-        for id, fields in entries[0] if isinstance(read, dict) else entries:
+def entries(read: Any) -> Iterator[tuple[str, bytes, dict[bytes, bytes]]]:
+    """Key, id and fields of what XREAD or XREADGROUP answered: in RESP2 a list of pairs, in RESP3 a dict. The
+    fields are a flat list, as the server sends them, or a dict, as redis-py's client returns them."""
+    for key, several in read.items() if isinstance(read, dict) else read or ():
+        nested = several and len(several) == 1 and several[0] and isinstance(several[0][0], list | tuple)
+        for id, fields in several[0] if nested else several:
+            if not isinstance(fields, dict):
+                fields = dict(zip(fields[::2], fields[1::2], strict=True))
             yield key.decode(), id, fields
 
 
@@ -65,14 +71,15 @@ class RedisReplies:
         withdraw: Callable[[], object] = lambda: None,
         finished: Callable[[str], object] = lambda key: None,
     ) -> None:
-        self._client, self._key, self._last = client, reply_key(reply_to), START
+        self._client, self._key = client, reply_key(reply_to)
+        self._last: str | bytes = START
         self._id = id
         self._lost, self._withdraw, self._finished = lost, withdraw, finished
         self._ended = self._closed = self._unreachable = False
 
     def receive(self, timeout: float | None) -> Message:
         try:
-            reply = awaited(self._next, timeout)
+            reply = poll_until(self._next, timeout)
         except BackendUnavailable:
             self._unreachable = True
             raise
@@ -105,8 +112,8 @@ class RedisReplies:
     def _read(self, seconds: float) -> Message | None:
         block = milliseconds(seconds) if seconds > 0 else None
         read = self._client.xread({self._key: self._last}, count=1, block=block)
-        for _, entry, fields in entries(read):
-            self._last = entry
+        for _, id, fields in entries(read):
+            self._last = id
             return unpacked(fields[b"m"])
         return None
 
@@ -116,11 +123,19 @@ class RedisReplies:
         return self._lost()
 
 
-class Channels:
-    """Topics and inboxes."""
+Run = Callable[..., list[Any]]
+"""Carries out commands on a key, the first argument; the text of a script stands for running it."""
 
-    def __init__(self, place: Place) -> None:
-        self._place = place
+
+class Topics:
+    """Publishes to topics, and to inboxes; keeps account of durable subscriptions."""
+
+    def __init__(self, servers: Servers, run: Run | None = None) -> None:
+        self._servers, self._run = servers, run or partial(run_on_client, servers)
+
+    def running(self, run: Run) -> Topics:
+        """Those of a server, which has connections of its own."""
+        return Topics(self._servers, run)
 
     def send(self, to: Address, message: Message) -> None:
         """To an inbox."""
@@ -138,46 +153,58 @@ class Channels:
             nonlocal again
             looked_through, again = again, milliseconds(2 * RETRY_FOR)
             arguments = frame, TOPIC_LENGTH, milliseconds(KEEP_TOPIC), int(is_kept), looked_through
-            return self._run(BROADCAST, channel_key(to), *arguments, more=[_subscriptions(to)])
+            key = channel_key(to)
+            return self._run(key, (BROADCAST, 2, key, _subscriptions(to), *arguments))[0]
 
         kept, gone = persistent(publish, RETRY_FOR)
         return _durable(to, kept), _durable(to, gone)
 
     def request(self, to: Address, message: Message) -> RedisReplies:
+        """Publish it, with a way back."""
         opened = reply_key(message.reply_to or "")
         with translated():  # on a cluster, it may be on another node than the topic
-            pipe = self._place.client(opened).pipeline(transaction=True)
-            pipe.xadd(opened, {"m": b""}, id=START)
-            pipe.pexpire(opened, milliseconds(KEEP_REPLY + (message.ttl or 0)))
-            pipe.execute()
+            lifetime = milliseconds(KEEP_REPLY + (message.ttl or 0))
+            self._run(opened, ("XADD", opened, START, "m", b""), ("PEXPIRE", opened, lifetime))
             self._put(to, message)
-        return RedisReplies(self._place.client(opened), message.reply_to or "")
+        return RedisReplies(self._servers.client(opened), message.reply_to or "")
 
     def keep(self, to: Address) -> None:
         """Have what comes to a topic kept for a durable subscription, for a long time from now on."""
         for key, member in (_subscriptions(to), to.group), (SUBSCRIPTIONS, f"{to.name} {to.group}"):
-            self._run(KEEP, key, member, milliseconds(KEEP_SUBSCRIPTION))
+            self._run(key, (KEEP, 1, key, member, milliseconds(KEEP_SUBSCRIPTION)))
 
     def forget(self, to: Address) -> None:
+        """Have it kept no more."""
         for key, member in (_subscriptions(to), to.group or ""), (SUBSCRIPTIONS, f"{to.name} {to.group}"):
-            self._place.client(key).zrem(key, member)
+            self._run(key, ("ZREM", key, member))
 
     def subscribed(self) -> list[Address]:
         """All durable subscriptions."""
-        return _subscribed(self._place.client(SUBSCRIPTIONS).zrange(SUBSCRIPTIONS, 0, -1))
+        return _subscribed(self._run(SUBSCRIPTIONS, ("ZRANGE", SUBSCRIPTIONS, 0, -1))[0])
 
     def gone(self) -> list[Address]:
         """Those that have just been forgotten, because nobody served them for long."""
-        return _subscribed(self._run(GONE, SUBSCRIPTIONS))
-
-    def _run(self, script: str, key: str, *arguments: Any, more: Sequence[str] = ()) -> Any:
-        return self._place.client(key).register_script(script)([key, *more], arguments)
+        return _subscribed(self._run(SUBSCRIPTIONS, (GONE, 1, SUBSCRIPTIONS))[0])
 
     def _put(self, to: Address, message: Message) -> None:
-        pipe = self._place.client(channel_key(to)).pipeline(transaction=True)
-        pipe.xadd(channel_key(to), {"m": packed(message)}, maxlen=TOPIC_LENGTH, approximate=True)
-        pipe.pexpire(channel_key(to), milliseconds(KEEP_TOPIC))
-        pipe.execute()
+        key = channel_key(to)
+        self._run(
+            key,
+            ("XADD", key, "MAXLEN", "~", TOPIC_LENGTH, "*", "m", packed(message)),
+            ("PEXPIRE", key, milliseconds(KEEP_TOPIC)),
+        )
+
+
+def run_on_client(servers: Servers, key: str, *commands: Sequence[Any]) -> list[Any]:
+    """What these come to, on redis-py's client."""
+    client, answers = servers.client(key), []
+    for command in commands:
+        if "redis.call" in str(command[0]):
+            keys = command[2 : 2 + command[1]]
+            answers.append(evaluated(client, command[0], keys, *command[2 + command[1] :]))
+        else:
+            answers.append(client.execute_command(*command))
+    return answers
 
 
 def channel_key(address: Address) -> str:

@@ -129,7 +129,7 @@ class PythonRqBackend(Serving):
     def _keep(self, subscription: Address, message: Message) -> None:
         """With an id of its own: rq's jobs are known by it, whatever queue they are in."""
         own = digest(f"{message.id} {subscription.group}")[:32]
-        self._enqueue(subscription.shelf, message.replace(id=own))
+        self._enqueue(subscription.subscription_queue, message.replace(id=own))
 
     def _discard(self, queue: str) -> None:
         self._records.queue(queue).delete(delete_jobs=True)

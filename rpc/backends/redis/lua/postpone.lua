@@ -1,8 +1,6 @@
 #!lua flags=allow-oom
--- include take
--- include now
--- KEYS slot delayed   ARGV id record delay_ms channel   -> 1 put among the delayed, 0 it was not held
-if not take(KEYS[1], ARGV[1]) then return 0 end
-redis.call('ZADD', KEYS[2], now + 1 + ARGV[3], ARGV[2])
-redis.call('PUBLISH', ARGV[4], '')
+-- include later
+-- KEYS page delayed control   ARGV record later delay_ms   -> 1 put among the delayed, 0 it was not held
+if redis.call('LREM', KEYS[1], 1, ARGV[1]) == 0 then return 0 end
+later(KEYS[2], KEYS[3], ARGV[2], ARGV[3])
 return 1

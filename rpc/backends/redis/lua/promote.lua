@@ -1,12 +1,12 @@
 #!lua flags=allow-oom
--- include wakeup
 -- include now
--- KEYS delayed queue bell   What is due moves to its queue.   -> ms until more is due, -1 if nothing is
+-- include wake
+-- KEYS delayed queue wakeup   What is due moves to its queue.   -> ms until more is due, -1 if nothing is
 local due = redis.call('ZRANGEBYSCORE', KEYS[1], '-inf', now, 'LIMIT', 0, 100)
 for _, record in ipairs(due) do
   redis.call('RPUSH', KEYS[2], record)
   redis.call('ZREM', KEYS[1], record)
 end
-if #due > 0 then ring(KEYS[3]) end
+if #due > 0 then wake(KEYS[3]) end
 local next = redis.call('ZRANGE', KEYS[1], 0, 0, 'WITHSCORES')
 return next[2] and math.max(0, next[2] - now) or -1

@@ -1,12 +1,13 @@
--- include wakeup
+-- include now
 -- include body
--- KEYS dead queue bell   ARGV letter [record: back into the queue with it]   -> 1 done, 0 it is not there
+-- include wake
+-- KEYS dead queue wakeup   ARGV letter [record: back into the queue with it]   -> 1 done, 0 it is not there
 if redis.call('LREM', KEYS[1], 1, ARGV[1]) == 0 then return 0 end
 if ARGV[2] then
   keep(KEYS[2], ARGV[2])
-  redis.call('RPUSH', KEYS[2], ARGV[2])
-  ring(KEYS[3])
+  redis.call('RPUSH', KEYS[2], now .. ' ' .. ARGV[2])
+  wake(KEYS[3])
 else
-  forget(KEYS[2], string.match(ARGV[1], '^[^\n]*\n[^\n]*\n(.*)'))
+  forget(KEYS[2], string.match(ARGV[1], '^[^\n]*\n[^\n]*\n%d+ (.*)') or '')
 end
 return 1

@@ -1,6 +1,7 @@
 -- include enqueue
--- include full
--- KEYS queue bell token [inbox]   ARGV id record token_ms max_length sweep again -> 1 sent, 0 known, -1 full
+-- include refuse
+-- KEYS queue wakeup token [inbox]   ARGV id record token_ms max_length sweep again
+-- -> 1 sent, 0 known, -1 full
 local inbox = KEYS[4]
 if ARGV[6] == '1' and is_answered(inbox, ARGV[1]) then return 0 end
 if not has_room(KEYS[1], ARGV[4], ARGV[5], 0) then

@@ -1,6 +1,6 @@
 -- include enqueue
--- include full
--- KEYS queue bell [shared inbox]   ARGV read last max_length sweep (id record token_ms)...
+-- include refuse
+-- KEYS queue wakeup [shared inbox]   ARGV read last max_length sweep (id record token_ms)...
 -- -> {as SEND, ...}   So many entries of the inbox were read, the last of which begins so: they are removed.
 local queue, inbox, outcomes, records = KEYS[1], KEYS[3], {}, {}
 if ARGV[1] ~= '0' then
@@ -14,7 +14,7 @@ for n = 5, #ARGV, 3 do
     if redis.call('EXISTS', token) == 1 then
       outcome = 0
     else
-      local way_back = string.find(record, '^%a%d*\n[^\n]*\n[^\n]') and inbox
+      local way_back = string.find(record, '^%a\n[^\n]*\n[^\n]') and inbox
       outcome = full(queue, record, id, way_back, '1')
       if way_back then redis.call('SET', token, '', 'PX', '10000') end  -- a late copy is refused, too
     end

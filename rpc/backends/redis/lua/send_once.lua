@@ -1,6 +1,6 @@
 -- include enqueue
--- include full
--- KEYS queue bell token once [inbox]   ARGV id record token_ms max_length sweep shared window_ms
+-- include refuse
+-- KEYS queue wakeup token once [inbox]   ARGV id record token_ms max_length sweep shared window_ms
 -- once: q<id> it was sent, r<id> it runs, d<frame> it was answered   -> as SEND
 local id, token, once, inbox, shared = ARGV[1], KEYS[3], KEYS[4], KEYS[5], ARGV[6]
 if is_answered(inbox, id) then return 0 end

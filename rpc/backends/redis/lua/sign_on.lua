@@ -1,6 +1,4 @@
 #!lua flags=allow-oom
--- KEYS (alive workers)...   ARGV worker lease_ms
-for n = 1, #KEYS, 2 do
-  redis.call('SADD', KEYS[n + 1], ARGV[1])
-  redis.call('SET', KEYS[n], '1', 'PX', ARGV[2])
-end
+-- KEYS alive workers...   ARGV worker lease_ms pages...
+for n = 2, #KEYS do redis.call('HSET', KEYS[n], ARGV[1], ARGV[n + 1]) end
+redis.call('SET', KEYS[1], '1', 'PX', ARGV[2])

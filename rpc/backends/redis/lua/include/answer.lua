@@ -1,8 +1,8 @@
 -- include record
 -- include reply
 local function answer(queue, record, number, frame)  -- the last reply, to whoever waits for it
-  local kind, _, id, lane, once = string.match(record, RECORD)
-  if lane ~= '' and frame ~= '' then reply_to(lane, number, id, frame) end
+  local _, _, _, id, inbox, once = string.match(record, RECORD)
+  if inbox ~= '' and frame ~= '' then reply_to(inbox, number, id, frame) end
   local key = queue .. ':o:' .. once
   local state = once ~= '' and redis.call('GET', key)
   if once ~= '' and (not state or state == 'q' .. id or state == 'r' .. id) then
@@ -16,8 +16,5 @@ local function answer(queue, record, number, frame)  -- the last reply, to whoev
     else
       redis.call('SET', key, 'd' .. frame, 'XX', 'KEEPTTL')
     end
-  end
-  if kind == 'w' or kind == 'W' then  -- a late copy may come
-    redis.call('PEXPIRE', queue .. ':t:' .. id, '10000')
   end
 end

@@ -1,7 +1,7 @@
 -- include now
 local function bury(queue, dead, why, record)
-  redis.call('LPUSH', dead, string.format('%d', now) .. '\n' .. why .. '\n' .. record)
+  redis.call('LPUSH', dead, now .. '\n' .. why .. '\n' .. record)
   redis.call('LTRIM', dead, 0, 9999)
-  local id = string.match(record, '^%u%d*\n([^\n]*)')
+  local id = string.match(record, '^%d+ %u%d*\n([^\n]*)')
   if id then redis.call('PEXPIRE', queue .. ':b:' .. id, '604800000') end
 end

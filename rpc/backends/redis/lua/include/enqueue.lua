@@ -1,11 +1,13 @@
+-- include now
 -- include record
--- include wakeup
 -- include body
-local function sweep(queue, most)  -- the unwanted leave, even if nobody serves the queue
+-- include wake
+local function sweep(queue, most)  -- the expired leave, even if nobody serves the queue
   for _ = 1, most do
     local head = redis.call('LINDEX', queue, 0)
-    local kind, _, id, _, once = string.match(head or '', RECORD)
-    if not kind or string.lower(kind) == 'k' or redis.call('EXISTS', queue ..':t:'.. id) == 1 then return end
+    local sent, _, _, id, _, once, ttl = string.match(head or '', RECORD)
+    if not sent or ttl == '' or now < sent + ttl then return end
+    if once ~= '' and redis.call('EXISTS', queue .. ':t:' .. id) == 1 then return end
     forget(queue, redis.call('LPOP', queue))
     once = queue .. ':o:' .. once
     if redis.call('GET', once) == 'r' .. id then redis.call('DEL', once, once .. ':w') end
@@ -16,6 +18,6 @@ local function has_room(queue, most, looks, coming)
   sweep(queue, looks)
   return redis.call('LLEN', queue) + coming < tonumber(most)
 end
-local function enqueue(queue, bell, looks, ...)
-  if redis.call('RPUSH', queue, ...) == select('#', ...) then ring(bell) else sweep(queue, looks) end
+local function enqueue(queue, wakeup, looks, ...)
+  if redis.call('RPUSH', queue, ...) == select('#', ...) then wake(wakeup) else sweep(queue, looks) end
 end

@@ -1,1 +1,2 @@
-local RECORD = '^(%a)(%d*)\n([^\n]*)\n([^\n]*)\n([^\n]*)\n'  -- kind, deaths, id, inbox, once; the frame follows
+-- sent kind deaths id inbox once ttl; the frame follows
+local RECORD = '^(%d+) (%a)(%d*)\n([^\n]*)\n([^\n]*)\n([^\n]*)\n(%d*)\n'

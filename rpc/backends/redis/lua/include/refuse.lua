@@ -1,5 +1,5 @@
--- include reply
 -- include body
+-- include reply
 local function is_answered(inbox, id)
   for _, entry in ipairs(inbox and redis.call('LRANGE', inbox, 0, -1) or {}) do
     if string.find(entry, '\n' .. id .. '\n', 1, true) then return true end

@@ -1,0 +1,173 @@
+"""Messages in the hands of handlers. The last reply, the acknowledgement and what else is to be said leave in
+one write."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from hashlib import sha256
+from threading import get_ident
+from typing import Any, Protocol
+
+from ...errors import BackendUnavailable, SerializationError
+from ...transport import STREAM, Address, Message
+from .._serving import BaseDelivery, lost
+from .connection import Connection
+from .messages import COPY, can_be_answered, message_of, properties_of
+from .wire import Arrival, Queue, ack, frames, published
+
+logger = logging.getLogger(__name__)
+
+JOBS, SAFE, PROBES, EVENTS = 1, 2, 3, 4
+"""The channels of a server: of queues and all replies; of what must be confirmed; of questions whose answer may
+close it; of topics, inboxes, subscriptions and what is said about requests."""
+COUNTED = "x-delivery-count"
+"""Header of quorum queues, which count by themselves."""
+
+
+class Owner(Protocol):
+    """What a delivery needs of its server."""
+
+    def reply(self, delivery: QueueDelivery, way: str, message: Message) -> None: ...
+
+    def mark(self, delivery: QueueDelivery, mark: str, seconds: float) -> None: ...
+
+    def bury(self, delivery: QueueDelivery, why: str) -> None: ...
+
+    def settle(self, delivery: QueueDelivery, last: Message | None) -> None: ...
+
+
+class QueueDelivery(BaseDelivery):
+    """A message from a queue. If it comes again while it is in hand, that delivery joins this one."""
+
+    def __init__(
+        self, owner: Owner, connection: Connection, arrival: Arrival, to: Address, queue: str
+    ) -> None:
+        """`queue` is RabbitMQ's name of the queue."""
+        properties = arrival.properties
+        self._owner, self.to, self.queue = owner, to, queue
+        self.arrivals = [(connection, arrival)]
+        """All that is to be acknowledged for it."""
+        self.message = message_of(properties, arrival.body)
+        self.way: str | None = properties.reply_to
+        if self.way and not can_be_answered(self.way):
+            self.way = None
+        copy = (properties.headers or {}).get(COPY, "")
+        self.key = f"{self.message.id}{copy}" or f"-{id(self)}"
+        if to.durable:  # each group has its own copy of an event, under one id
+            self.key = f"{queue}:{self.key}"
+        self.last: Message | None = None
+        """The last reply, if it was sent before the end."""
+        self.thread = 0
+        """Which one is in its handler."""
+        self.is_unsettled = False
+        """Whether it could not be buried."""
+        self.marks: list[str] = []
+        """Names of queues whose presence says something of this message."""
+
+    @property
+    def connection(self) -> Connection:
+        return self.arrivals[0][0]
+
+    @property
+    def arrival(self) -> Arrival:
+        return self.arrivals[0][1]
+
+    def join(self, other: QueueDelivery) -> None:
+        """Another delivery of this message: its caller may have another way back by now."""
+        self.arrivals += other.arrivals
+        self.way = other.way or self.way
+
+    def reply(self, message: Message) -> bool:
+        if STREAM not in message.headers:
+            self.last = message
+        if self.way is None or self.cancelled:
+            return False
+        self._owner.reply(self, self.way, message)
+        return True
+
+    def forbid_redelivery(self) -> None:
+        if self.once not in self.marks:
+            self._owner.mark(self, self.once, self.message.ttl or 86400.0)
+
+    def bury(self, why: str, last: Message | None) -> None:
+        try:
+            self._owner.bury(self, why)
+        except BackendUnavailable:
+            self.is_unsettled = True
+            raise
+        self.finish(last)
+
+    def _finish(self, last: Message | None) -> None:
+        self._owner.settle(self, last)
+
+    @property
+    def is_foreign(self) -> bool:
+        """Whether another thread than that of its handler is at it."""
+        return get_ident() != self.thread
+
+    @property
+    def once(self) -> str:
+        """The mark that nobody may get it again."""
+        return self._mark("once")
+
+    @property
+    def begun(self) -> str:
+        """The mark that this copy of it was begun."""
+        return self._mark(f"begun:{self.message.deliveries}")
+
+    def _mark(self, kind: str) -> str:
+        return f"rpc:{kind}:{sha256(self.key.encode('utf-8', 'surrogatepass')).hexdigest()}"
+
+    @property
+    def counts_itself(self) -> bool:
+        """Anybody may have written anything there."""
+        return isinstance((self.arrival.properties.headers or {}).get(COUNTED), int)
+
+    def ending(self, connection: Connection, last: Message | None) -> bytes:
+        """What is said on this connection at its end. What says that it may not be done again is deleted
+        after the acknowledgement, on the channel of that: a worker that dies between them has done it."""
+        said = b""
+        if last is not None and self.way is not None and not self.cancelled:
+            said = reply_bytes(connection, self.way, last)
+        for on, arrival in self.arrivals:
+            if on is connection:
+                said += ack(arrival.method.delivery_tag, arrival.channel)
+        if self.marks:
+            gone = [Queue.Delete(queue=mark, nowait=True) for mark in self.marks]
+            said += frames(self.arrival.channel, *gone)
+        return said
+
+
+class ChannelDelivery(BaseDelivery):
+    """A message from a topic or an inbox: any number of receivers may reply to it."""
+
+    def __init__(
+        self, connection: Connection, arrival: Arrival, to: Address, done: Callable[[Arrival], object]
+    ) -> None:
+        self._connection, self._arrival, self.to, self._done = connection, arrival, to, done
+        self._way = arrival.properties.reply_to
+        self.message = message_of(arrival.properties, arrival.body)
+
+    def reply(self, message: Message) -> bool:
+        if self._way is None or not can_be_answered(self._way):
+            return False
+        self._connection.put(reply_bytes(self._connection, self._way, message))
+        self._connection.flush_soon()
+        return True
+
+    def _finish(self, last: Message | None) -> None:
+        if last is not None:
+            self.reply(last)
+        self._done(self._arrival)
+
+
+def reply_bytes(connection: Connection, way: str, message: Message) -> bytes:
+    """What publishes a reply."""
+    room: Any = connection.dialogue.terms.room
+    try:
+        return published(JOBS, way, properties_of(message), message.body, room)
+    except SerializationError as error:
+        logger.error("a reply cannot be sent: %s", error)
+        message = lost(message, "its reply has headers that cannot be sent")
+        return published(JOBS, way, properties_of(message), b"", room)

@@ -1,0 +1,180 @@
+"""Messages in AMQP's terms: names of queues, routes, properties.
+
+What AMQP has a property for travels in it, so that management tools show it; the other headers are in the
+table of headers. How much time is left is told by `expiration` and the table's `timestamp_in_ms`, which
+RabbitMQ's message interceptors overwrite with the broker's own clock, where they are turned on.
+"""
+
+from __future__ import annotations
+
+import time
+from base64 import b64decode
+from hashlib import blake2b
+from typing import Any
+
+from ...errors import NoReceivers, QueueFull, RpcError, SerializationError
+from ...transport import MAX_HEADER_BYTES, MAX_HEADERS, NAME, Address, Message
+from .wire import Arrival, Basic, Exchange, Queue
+
+EXCHANGE = "rpc"
+"""A direct exchange: the messages of topics, and what workers are told about requests."""
+OWN_EXCHANGE = Exchange.Declare(exchange=EXCHANGE, durable=True, nowait=True)
+CANCEL = "rpc-cancel"
+"""Type of a message to those who serve a queue: nobody waits for this request any more."""
+PRESENT = "rpc-present"
+"""Type of a message to a reply queue that asks nothing: it comes back if the queue is gone."""
+STAMP = "timestamp_in_ms"
+COPY = "rpc-copy"
+"""Header: tells a message that was sent anew on purpose from a repetition."""
+WAY = "rpc-reply-to"
+"""Header: the caller's own name for its way back, if that is not the id."""
+KEEP_INBOX = 3600.0
+"""Seconds that an inbox outlives its last use."""
+LONGEST_TTL = 2**32 - 1
+"""Milliseconds."""
+_DIRECT = "amq.rabbitmq.reply-to."
+_OWN = {STAMP, COPY, WAY}
+_PROPERTIES = {"id": "correlation_id", "content-type": "content_type", NAME: "message_type"}
+_FROM_PROPERTIES = [(attribute, name) for name, attribute in _PROPERTIES.items()]
+
+
+def queue_name(to: Address) -> str:
+    """What RabbitMQ calls a queue or an inbox."""
+    return f"rpc:{to.kind}:{to.name}"
+
+
+def dead_name(name: str) -> str:
+    """What RabbitMQ calls the queue of the dead letters of a queue."""
+    return f"rpc:dead:{name}"
+
+
+def group_name(to: Address) -> str:
+    """What RabbitMQ calls the queue of a group; names of more than 255 bytes it does not take."""
+    name = f"rpc:topic:{to.name}:{to.group}"
+    return name if len(name) < 255 else f"rpc:topic:{blake2b(name.encode(), digest_size=16).hexdigest()}"
+
+
+def route(to: Address) -> tuple[str, str]:
+    """The exchange and the routing key of an address."""
+    return (EXCHANGE, f"topic:{to.name}") if to.kind == "topic" else ("", queue_name(to))
+
+
+def control_key(queue: str) -> str:
+    """The routing key by which those who serve a queue are told about its requests."""
+    return f"control:{queue}"
+
+
+def cancel_of(id: str) -> Any:
+    """The properties of a message that says that nobody waits for a request."""
+    return Basic.Properties(message_type=CANCEL, correlation_id=id, delivery_mode=1)
+
+
+def refused(to: Address, arrival: Arrival) -> RpcError:
+    """What it means that a message came back."""
+    if isinstance(arrival.method, Basic.Return) and arrival.method.reply_code == 312:
+        return NoReceivers(f"nobody has ever served {to}")
+    return QueueFull(f"{to} has no room: raise its limit, or start more workers")
+
+
+class Probe(Queue.Declare):
+    """Is there such a queue? For names that RabbitMQ gave, too, which pamqp finds no names."""
+
+    def __init__(self, queue: str) -> None:
+        super().__init__(queue=queue, passive=True)
+
+    def validate(self) -> None:
+        """All names are."""
+
+
+def can_be_answered(reply_to: str) -> bool:
+    """Whether a reply may be published there. RabbitMQ closes the connection of whoever publishes to a name of
+    its direct reply-to that it never gave: it holds a process id (https://www.erlang.org/doc/apps/erts/
+    erl_ext_dist.html), in base64."""
+    if not reply_to.startswith(_DIRECT):
+        return True
+    parts = reply_to[len(_DIRECT) :].split(".")
+    if len(parts) != 2:
+        return False
+    try:
+        pid = b64decode(parts[0], validate=True)
+        b64decode(parts[1], validate=True)
+    except ValueError:
+        return False
+    name = 4 + pid[3] if pid[2:3] == b"w" else 5 + int.from_bytes(pid[3:5], "big")
+    return pid[:3] in (b"\x83Xw", b"\x83gw", b"\x83Xd", b"\x83gd") and len(pid) == name + (
+        12 if pid[1:2] == b"X" else 9
+    )
+
+
+def properties_of(
+    message: Message, reply_to: str | None = None, durable: bool = False, copy: str | None = None
+) -> Any:
+    """The message's headers, as they travel."""
+    table: dict[str, Any] = {}
+    properties: dict[str, Any] = {}
+    for name, value in message.headers.items():
+        if (own := _PROPERTIES.get(name)) and value and len(value) < 64:
+            properties[own] = value
+        elif name not in ("ttl", "reply-to"):
+            table[name] = value
+    if table and (len(table) > MAX_HEADERS or sum(map(len, [*table, *table.values()])) > MAX_HEADER_BYTES):
+        raise SerializationError(f"at most {MAX_HEADERS} headers, of {MAX_HEADER_BYTES} bytes, are carried")
+    if message.reply_to not in (None, message.id):
+        table[WAY] = message.reply_to
+    ttl = message.ttl
+    if ttl is not None:
+        properties["expiration"] = str(min(LONGEST_TTL, max(0, round(ttl * 1000))))
+    if ttl is not None or reply_to:
+        table[STAMP] = int(time.time() * 1000)
+    if copy:
+        table[COPY] = copy
+    mode = 2 if durable else 1
+    return Basic.Properties(headers=table or None, reply_to=reply_to, delivery_mode=mode, **properties)
+
+
+def age_of(properties: Any) -> float | None:
+    """Seconds since the message was sent, by the clocks of both sides; None if it does not say."""
+    stamp = (properties.headers or {}).get(STAMP)
+    return time.time() - stamp / 1000 if isinstance(stamp, int) else None
+
+
+def again(properties: Any) -> Any:
+    """The properties of a copy: with the time that is left, and without what RabbitMQ would act on once
+    more, or refuse."""
+    properties.user_id = None
+    if properties.headers:
+        properties.headers = {
+            name: each for name, each in properties.headers.items() if name not in ("CC", "BCC")
+        }
+    age = age_of(properties)
+    if properties.expiration and age is not None and 0 < age < int(properties.expiration) / 1000:
+        properties.expiration = str(int(properties.expiration) - round(age * 1000))
+        properties.headers = {**properties.headers, STAMP: round(time.time() * 1000)}
+    return properties
+
+
+def message_of(properties: Any, payload: bytes) -> Message:
+    """The message, with the time that is left to it."""
+    headers: dict[str, str] = {}
+    for attribute, name in _FROM_PROPERTIES:
+        value = getattr(properties, attribute)
+        if isinstance(value, str) and value:
+            headers[name] = value
+    table = properties.headers
+    if table:
+        for name, value in table.items():
+            if isinstance(value, str) and name not in _OWN:
+                headers[name] = value
+    if properties.reply_to:
+        headers["reply-to"] = (table or {}).get(WAY) or headers.get("id", "")
+    if properties.expiration and str(properties.expiration).isdecimal():
+        headers["ttl"] = f"{_left(properties):.3f}"
+    return Message(payload, headers)
+
+
+def _left(properties: Any) -> float:
+    """RabbitMQ drops what has expired, by its own clock. If the sender's and ours do not agree, it is they
+    who are wrong."""
+    ttl = int(properties.expiration) / 1000
+    age = age_of(properties)
+    return ttl if age is None or not 0 <= age < ttl else ttl - age

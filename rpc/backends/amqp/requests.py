@@ -1,0 +1,121 @@
+"""What a caller knows of his request, without I/O: for those that block and for event loops.
+
+A request is not kept on disk: its caller is there, and sends it again, with the same id, if a connection broke.
+Workers that know the id do not do it twice, and reply to where the last copy says.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from os import urandom
+from typing import Any
+
+from ...errors import RpcError, RpcTimeout
+from ...transport import STREAM, Address, Message
+from .messages import (
+    EXCHANGE,
+    OWN_EXCHANGE,
+    cancel_of,
+    control_key,
+    message_of,
+    properties_of,
+    refused,
+    route,
+)
+from .servers import unavailable
+from .wire import Arrival, Basic, Broken, Queue
+
+CHANNEL = 1
+"""Of requests and their replies."""
+
+
+class PendingRequest:
+    """A request, and what came for it."""
+
+    def __init__(self, to: Address, message: Message, wake: Callable[[], object] = lambda: None) -> None:
+        self.to, self.message, self._wake = to, message, wake
+        self.arrived: deque[Message] = deque()
+        self.failure: RpcError | None = None
+        """Why there will be no reply."""
+        self.is_ended = False
+        """Whether the last reply came."""
+        self.properties = properties_of(message, "")
+
+    @property
+    def is_over(self) -> bool:
+        return self.is_ended or self.failure is not None
+
+    def hear(self, arrival: Arrival) -> None:
+        """A reply, to this request or to another one."""
+        if arrival.properties.correlation_id == self.message.id and not self.is_ended:
+            reply = message_of(arrival.properties, arrival.body)
+            self.is_ended = STREAM not in reply.headers
+            self.arrived.append(reply)
+            self._wake()
+
+    def fail(self, error: RpcError) -> None:
+        if not self.is_over:
+            self.failure = error
+            self._wake()
+
+    def next(self) -> Message | None:
+        """The next reply; None if none came yet. Raises why there will be none."""
+        if self.arrived:
+            return self.arrived.popleft()
+        if self.failure:
+            raise self.failure
+        return None
+
+    # As the future of its confirm.
+
+    def done(self) -> bool:
+        return self.is_over
+
+    def set_result(self, back: Arrival | None) -> None:
+        if back:
+            self.fail(refused(self.to, back))
+
+    def set_exception(self, error: Any) -> None:
+        """Nothing is lost: it is sent again."""
+
+
+class ReplyQueue:
+    """A queue for replies, which belongs to a connection and goes with it."""
+
+    def __init__(self, connection: Any) -> None:
+        """The connection is one for threads, or one of an event loop."""
+        self._connection = connection
+        self.name = f"rpc:reply:{urandom(12).hex()}"
+        connection.tell(
+            CHANNEL,
+            Queue.Declare(queue=self.name, exclusive=True, auto_delete=True, nowait=True),
+            Basic.Consume(queue=self.name, consumer_tag=self.name, no_ack=True, nowait=True),
+        )
+
+    def send(self, request: PendingRequest) -> None:
+        """Publish a request whose replies come here."""
+        exchange, key = route(request.to)
+        if request.to.kind == "topic":
+            self._connection.tell(CHANNEL, OWN_EXCHANGE)
+        request.properties.reply_to = self.name
+        self._connection.publish_safely(
+            CHANNEL, key, request.properties, request.message.body, request, exchange=exchange
+        )
+
+    def withdraw(self, request: PendingRequest) -> None:
+        """Tell those who may have it that nobody waits for it any more."""
+        self._connection.tell(CHANNEL, OWN_EXCHANGE)
+        said = control_key(request.to.name), cancel_of(request.message.id), b""
+        self._connection.publish(CHANNEL, *said, exchange=EXCHANGE)
+
+    def delete(self) -> None:
+        """Who looks for it finds nobody waiting: what was withdrawn is not begun."""
+        self._connection.tell(CHANNEL, Queue.Delete(queue=self.name, nowait=True))
+
+
+def too_late(failure: Broken | None, blocked: str) -> RpcError:
+    """What it means that no reply came in time."""
+    if failure:
+        return unavailable(failure)
+    return RpcTimeout(f"RabbitMQ: {blocked}" if blocked else "")

@@ -1,0 +1,370 @@
+"""A server: threads that take turns at reading one connection, and handle what comes.
+
+One more reads than may handle: while all handlers are busy, it goes on to hear of topics, of callers that leave
+and of RabbitMQ itself, but asks for no jobs.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from threading import get_ident
+
+from ...errors import BackendUnavailable
+from ...loops import run_together
+from ...transport import Address, Handler, Message
+from .._retry import backoff
+from .._serving import Connections, OnChange, Plan, Serially, Slots, Turns, guarded, lost
+from .connection import BLOCK, Connection, Wakeup
+from .deliveries import COUNTED, ChannelDelivery, QueueDelivery, reply_bytes
+from .messages import CANCEL
+from .recent import RecentRequests
+from .servers import Servers, unavailable
+from .session import Session
+from .wire import Arrival, Broken
+
+logger = logging.getLogger(__name__)
+
+LASTED = 0.2
+"""Seconds after which a connection that broke had worked."""
+RELIEF = 0.02
+"""Seconds that a handler may keep others waiting, if they might run elsewhere."""
+RETRY = 0.5
+"""Seconds between two attempts to hear a topic whose queue somebody else has."""
+
+
+class AmqpServer:
+    """Serves on one connection at a time, through whatever happens to RabbitMQ meanwhile."""
+
+    def __init__(
+        self,
+        servers: Servers,
+        connect: Callable[[Wakeup], Connection],
+        plan: Plan,
+        handler: Handler,
+        *,
+        threads: int,
+        coroutines: int,
+        max_deliveries: int,
+        on_change: OnChange,
+    ) -> None:
+        self._servers, self._connect, self._plan, self._handler = servers, connect, plan, guarded(handler)
+        self._threads, self._max_deliveries = threads if plan.queues else 0, max_deliveries
+        self._slots, self._connections = Slots(coroutines), Connections(on_change)
+        self._recent: RecentRequests[QueueDelivery] = RecentRequests()
+        self._turns = Turns(self._fetch, self._handle, lambda: self._is_over)
+        self._serially = Serially(len(plan.channels) + len(plan.durable))
+        self._busy: set[QueueDelivery] = set()
+        """What handlers have not returned from."""
+        self._unsent: deque[tuple[str, Message]] = deque()
+        """Replies, and where they go, that wait for a connection."""
+        self._session: Session | None = None
+        self._wakeup: Wakeup | None = None
+        self._attempt = 0
+        self._taken = self._retried = 0.0
+        """When something was taken last, and when topics were tried again."""
+        self._is_stopping = self._has_stopped = self._is_over = False
+        """Asked to; nothing new comes; nothing is in hand."""
+
+    def run(self) -> None:
+        self._wakeup = Wakeup()
+        try:
+            run_together([self._turns.work] * (self._threads + 1), self.stop)
+            self._serially.end()
+            if session := self._session:
+                with suppress(Broken):
+                    session.leave()
+        finally:
+            if session := self._session:
+                session.connection.drop(Broken("the server has stopped"))
+            self._session = None
+            self._connections.notify(False)
+            wakeup, self._wakeup = self._wakeup, None
+            wakeup.close()
+
+    def stop(self) -> None:
+        self._is_stopping = True
+        self._wake()
+
+    def _wake(self) -> None:
+        if wakeup := self._wakeup:
+            wakeup.ring()
+
+    def hand_back(self) -> None:
+        self.stop()
+        session = self._session
+        if session is None:
+            return
+        left = [each for each in [*self._busy, *self._slots.in_hand()] if isinstance(each, QueueDelivery)]
+        try:
+            session.stop()
+            back = [each for each in left if not each.finished and each.once not in each.marks]
+            for each in back:
+                each.finished = True
+            ours = [each.arrivals[-1] for each in back if each.arrivals[-1][0] is session.connection]
+            session.put_back([arrival for _, arrival in ours])
+            session.leave()
+        except Broken as error:
+            logger.warning("RabbitMQ: %s", error)  # what is not acknowledged counts as delivered, then
+        finally:
+            session.connection.drop(Broken("what was in hand was handed back"))
+            for each in self._slots.in_hand():
+                self._slots.done(each)
+            self._wake()
+
+    # Reading.
+
+    def _fetch(self) -> QueueDelivery | None:
+        try:
+            session = self._session or self._begun()
+            if session is None:
+                return None
+            if not (delivery := self._take(session)):
+                self._read(session)
+                delivery = self._take(session)
+            return delivery
+        except Broken as error:
+            self._break(error)
+            return None
+
+    def _take(self, session: Session) -> QueueDelivery | None:
+        if not self._may_take(session):
+            return None
+        arrival = session.ready.popleft()
+        delivery = QueueDelivery(self, session.connection, arrival, *session.address_of(arrival))
+        self._busy.add(delivery)
+        self._taken = time.monotonic()
+        return delivery
+
+    def _may_take(self, session: Session) -> bool:
+        return bool(
+            session.ready
+            and len(self._busy) < self._threads
+            and self._slots.room > 0
+            and not self._is_stopping
+        )
+
+    def _read(self, session: Session) -> None:
+        now, seconds = time.monotonic(), BLOCK
+        if self._is_stopping:
+            self._wind_up(session)
+        elif session.intake:
+            if session.ready and now - self._taken > RELIEF:
+                session.intake.narrow()
+                left = [*session.ready]
+                session.ready.clear()
+                session.put_back(left)
+            session.intake.demand(len(self._busy), self._slots.room)
+            if session.ready or session.intake.is_wide:
+                seconds = RELIEF
+        if session.unheard and not self._is_stopping:
+            seconds = min(seconds, RETRY)
+            if now - self._retried > RETRY:
+                self._retried = now
+                session.hear_more()
+                self._connections.notify(not session.unheard)
+        if not self._is_over:
+            session.connection.read(seconds, partial(self._may_take, session))
+
+    def _wind_up(self, session: Session) -> None:
+        if not self._has_stopped:
+            self._has_stopped = True
+            session.stop()
+        self._is_over = not self._busy and not self._slots.in_hand()
+
+    def _begun(self) -> Session | None:
+        """A session, if there can be one now."""
+        wakeup = self._wakeup
+        if self._is_stopping or wakeup is None:
+            self._is_over = not self._busy and not self._slots.in_hand()
+            if wakeup and not self._is_over:
+                wakeup.wait(BLOCK)
+            return None
+        connection = self._connect(wakeup)
+        session = self._session = Session(connection, self._servers, self._plan, self._threads, self._hear)
+        session.begin()
+        while self._unsent:
+            connection.put(reply_bytes(connection, *self._unsent[0]))
+            connection.flush()
+            self._unsent.popleft()
+        self._connections.notify(not session.unheard)
+        return session
+
+    def _break(self, error: Broken) -> None:
+        session, self._session = self._session, None
+        self._connections.notify(False)
+        if session:
+            session.connection.drop(error)
+            if time.monotonic() - session.began > LASTED:  # maybe for hours
+                self._attempt = 0
+        if self._is_stopping:
+            return
+        if self._attempt % 10 == 0:
+            logger.warning("RabbitMQ: %s; trying again", error)
+        if self._wakeup:
+            self._wakeup.wait(backoff(self._attempt))
+        self._attempt += 1
+
+    def _hear(self, to: Address | None, arrival: Arrival) -> None:
+        session = self._session
+        if session is None:
+            return
+        if to is None:
+            if arrival.properties.message_type == CANCEL and (id := arrival.properties.correlation_id):
+                self._recent.withdraw(id)
+                if delivery := self._recent.in_hand(id):
+                    delivery.cancel()
+        elif to.durable:
+            queued = QueueDelivery(self, session.connection, arrival, *session.address_of(arrival))
+            self._serially.run(to, partial(self._handle, queued))
+        elif to.group is not None and arrival.method.redelivered:
+            logger.warning("%s: a message whose receiver was lost is not handled again", to)
+            session.acknowledge(arrival)
+        else:
+            heard = ChannelDelivery(session.connection, arrival, to, partial(self._end_of, session))
+            self._serially.run(to, partial(self._handler, heard))
+
+    def _end_of(self, session: Session, arrival: Arrival) -> None:
+        session.acknowledge(arrival)
+        session.connection.flush_soon()
+
+    # Handling.
+
+    def _handle(self, delivery: QueueDelivery) -> None:
+        session, began = self._session, time.monotonic()
+        try:
+            if session and session.connection is delivery.connection:
+                self._begin(session, delivery)
+        except Broken:  # whoever reads finds out; it comes again
+            self._recent.forget(delivery.key)
+        finally:
+            delivery.thread = 0
+            is_job = delivery in self._busy
+            self._busy.discard(delivery)
+            if session:
+                if session.intake and is_job:
+                    session.intake.handled(began, not delivery.finished)
+                self._flush(session, is_job)
+
+    def _flush(self, session: Session, is_job: bool) -> None:
+        """Others wait for what was said just now, unless this thread reads next."""
+        if session.connection.is_waiting:
+            if is_job and (self._is_stopping or session.ready or len(self._plan.queues) > 1):
+                self._wake()
+            else:
+                with suppress(Broken):
+                    session.connection.flush()
+
+    def _begin(self, session: Session, delivery: QueueDelivery) -> None:
+        recent = self._recent
+        if recent.is_done(delivery.key):
+            delivery.finished = True
+            session.connection.put(self._ending(session, delivery, recent.reply(delivery.key)))
+        elif recent.is_unwanted(delivery.message.id) or session.is_forsaken(delivery):
+            delivery.finished = True
+            session.connection.put(self._ending(session, delivery, None))
+        elif recent.begin(delivery.key, delivery):
+            if self._may_not_start(session, delivery):
+                recent.forget(delivery.key)
+                delivery.finished = True
+                session.connection.put(self._ending(session, delivery, delivery.last))
+                return
+            if delivery.message.deliveries > 1:  # it may kill this worker, and must not drag others along
+                self._share(session)
+                if not delivery.counts_itself:
+                    session.mark(delivery, delivery.begun)
+            delivery.thread = get_ident()
+            self._slots.call(self._handler, delivery)
+
+    def _share(self, session: Session) -> None:
+        if session.intake:
+            session.intake.narrow()
+        left = []
+        while session.ready:
+            left.append(session.ready.popleft())
+        session.put_back(left)
+
+    def _may_not_start(self, session: Session, delivery: QueueDelivery) -> bool:
+        """What was delivered before is counted first, and comes again then, or is given up."""
+        arrival, counts_itself = delivery.arrival, delivery.counts_itself
+        if not arrival.method.redelivered and not counts_itself:
+            return False
+        if session.is_marked(delivery.once):
+            delivery.marks.append(delivery.once)
+            self._give_up(session, delivery, "its worker died, and it may not be done twice")
+            return True
+        if not counts_itself and not session.may_have_begun(delivery):
+            return False
+        table = arrival.properties.headers or {}
+        count = (table[COUNTED] if counts_itself else delivery.message.deliveries) + 1
+        delivery.message = delivery.message.replace(deliveries=count)
+        if count > self._max_deliveries:
+            self._give_up(session, delivery, f"{count - 1} workers died of it")
+        elif counts_itself:
+            return False
+        else:
+            session.replace(delivery)
+        return True
+
+    def _give_up(self, session: Session, delivery: QueueDelivery, why: str) -> None:
+        session.bury(delivery, why)
+        delivery.last = lost(delivery.message, why)
+
+    # What deliveries need.
+
+    def reply(self, delivery: QueueDelivery, way: str, message: Message) -> None:
+        session = self._session
+        if session is None or not session.connection.is_open:
+            self._unsent.append((way, message))
+            return
+        session.connection.put(reply_bytes(session.connection, way, message))
+        if delivery.is_foreign:
+            session.connection.flush_soon()
+        else:
+            with suppress(Broken):
+                session.connection.flush()
+
+    def mark(self, delivery: QueueDelivery, mark: str, seconds: float) -> None:
+        self._safely(lambda session: session.mark(delivery, mark, seconds))
+
+    def bury(self, delivery: QueueDelivery, why: str) -> None:
+        self._safely(lambda session: session.bury(delivery, why))
+
+    def _safely(self, action: Callable[[Session], object]) -> None:
+        session = self._session
+        if session is None:
+            raise BackendUnavailable("RabbitMQ: there is no connection at present")
+        try:
+            action(session)
+        except Broken as error:
+            raise unavailable(error) from error
+
+    def settle(self, delivery: QueueDelivery, last: Message | None) -> None:
+        session = self._session
+        if delivery.is_unsettled and (last is None or delivery.way is None):
+            self._recent.forget(delivery.key)
+            self._release(session, delivery)
+        else:
+            self._recent.end(delivery.key, last or delivery.last)
+            if session and session.connection.is_open:
+                session.connection.put(self._ending(session, delivery, last))
+            elif last is not None and delivery.way is not None and not delivery.cancelled:
+                self._unsent.append((delivery.way, last))
+        self._slots.done(delivery)
+        if session and delivery.is_foreign:
+            session.connection.flush_soon()
+
+    def _release(self, session: Session | None, delivery: QueueDelivery) -> None:
+        """It could not be buried: let it come again."""
+        if session and any(connection is session.connection for connection, _ in delivery.arrivals):
+            session.connection.drop(Broken(f"{delivery.message.id} could not be buried"))
+
+    def _ending(self, session: Session, delivery: QueueDelivery, last: Message | None) -> bytes:
+        for connection, arrival in delivery.arrivals:
+            if connection is session.connection:
+                session.done(arrival)
+        return delivery.ending(session.connection, last)

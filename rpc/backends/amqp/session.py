@@ -1,0 +1,263 @@
+"""A server's connection, from connecting to its next break: what is declared and consumed on it, and what must be
+safe before anything else is said.
+
+RabbitMQ says of a message that it was delivered before, not how often, nor whether a worker died of it: it
+says so of all that was in its queues when it was killed. So whoever gets one again first puts a copy with a
+higher count into its place, and acknowledges the other when the copy is safe. Whoever begins a copy marks it
+as begun, and one that comes again without that mark is not counted. Quorum queues count by themselves.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from typing import Any
+
+from pamqp import base
+
+from ...transport import KEEP_SUBSCRIPTION, Address
+from .._serving import Plan
+from .connection import Connection
+from .dead_letters import bury
+from .deliveries import EVENTS, JOBS, PROBES, SAFE, QueueDelivery
+from .messages import (
+    EXCHANGE,
+    KEEP_INBOX,
+    OWN_EXCHANGE,
+    PRESENT,
+    Probe,
+    again,
+    age_of,
+    control_key,
+    group_name,
+    queue_name,
+    route,
+)
+from .prefetch import InOrder, OneQueue
+from .servers import Servers
+from .wire import Arrival, Basic, Broken, Queue, ack
+
+logger = logging.getLogger(__name__)
+
+CONTROL = "control"
+"""The consumer of what is said about requests."""
+REPLIES = "rpc:reply:"
+FRESH = 1.0
+"""Seconds of age from which on a caller may have died. One that leaves says so. And how long it is believed
+that one is there."""
+KEEP_GROUP = 60.0
+"""Seconds that a group outlives a restart of RabbitMQ from which no member comes back."""
+KEEP_MARK = 86400.0
+"""Seconds."""
+MOST_WAITING = 10_000
+"""Messages that wait for a listener who is too slow; of more, the oldest are dropped."""
+AHEAD = 32
+"""Messages that a listener is given at once."""
+AT_ONCE = 500
+"""Copies that are confirmed together."""
+
+
+class Session:
+    """`begin` it; `connection.read` feeds `ready` with messages of queues, and `heard` with all others."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        servers: Servers,
+        plan: Plan,
+        threads: int,
+        heard: Callable[[Address | None, Arrival], object],
+    ) -> None:
+        """`heard` is told what was said about a request with None."""
+        self.connection, self._servers, self._plan, self._heard = connection, servers, plan, heard
+        self.began = time.monotonic()
+        self.ready: deque[Arrival] = deque()
+        """Messages of queues that can be begun."""
+        names = [queue_name(each) for each in plan.queues]
+        self._at = dict(zip(names, plan.queues, strict=True))
+        self.intake: OneQueue | InOrder | None = None
+        if len(names) == 1:
+            self.intake = OneQueue(connection, names, threads, self.ready)
+        elif names:
+            self.intake = InOrder(connection, names, threads, self.ready, self.put_back)
+        self.unheard = plan.durable + plan.channels
+        """Topics, inboxes and subscriptions that could not be consumed yet."""
+        self._consumed: dict[str, tuple[Address, str]] = {}
+        """Of each consumer, the address and the queue."""
+        self._unfinished: dict[int, Arrival] = {}
+        """Of those that others may get."""
+        self._callers: dict[str, tuple[float, bool]] = {}
+        """When we asked for each reply queue, and whether it was there."""
+
+    def begin(self) -> None:
+        """Declare everything, and consume all but the queues."""
+        connection = self.connection
+        if self.intake:
+            connection.dialogue.listeners[JOBS] = self.intake.hear
+        connection.dialogue.listeners[EVENTS] = self._hear
+        connection.tell(JOBS, OWN_EXCHANGE)
+        for name in self._at:
+            connection.ask(JOBS, self._servers.queue(name), Queue.DeclareOk)
+        declared = connection.ask(EVENTS, Queue.Declare(exclusive=True, auto_delete=True), Queue.DeclareOk)
+        own = declared.method.queue
+        served = [each.name for each in self._plan.queues]
+        served += [each.subscription_queue.name for each in self._plan.durable]
+        binds: list[base.Frame] = [
+            Queue.Bind(queue=own, exchange=EXCHANGE, routing_key=control_key(name), nowait=True)
+            for name in served
+        ]
+        connection.tell(EVENTS, *binds)
+        consume = Basic.Consume(queue=own, no_ack=True, consumer_tag=CONTROL)
+        connection.ask(EVENTS, consume, Basic.ConsumeOk)
+        self.attentive = time.monotonic()
+        self.hear_more()
+
+    def hear_more(self) -> None:
+        """Consume what could not be consumed yet: another connection may have had the queue for itself."""
+        self.unheard = [each for each in self.unheard if not self._consume(each)]
+
+    def _consume(self, to: Address) -> bool:
+        declare, connection = self._queue(to), self.connection
+        try:
+            name = connection.probe(PROBES, declare, Queue.DeclareOk).method.queue
+        except Broken as error:
+            if error.code != 405 or not connection.is_open:
+                raise
+            logger.warning("%s: %s", to, error)
+            return False
+        if to.kind == "topic":
+            bind = Queue.Bind(queue=name, exchange=EXCHANGE, routing_key=route(to)[1])
+            connection.ask(EVENTS, bind, Queue.BindOk)
+        tag, one = f"heard{len(self._consumed)}", to.kind == "inbox" or to.group is not None
+        self._consumed[tag] = to, name
+        connection.tell(EVENTS, Basic.Qos(prefetch_count=1 if one else AHEAD))
+        connection.ask(EVENTS, Basic.Consume(queue=name, consumer_tag=tag), Basic.ConsumeOk)
+        return True
+
+    def _queue(self, to: Address) -> Queue.Declare:
+        if to.kind == "inbox":
+            return self._servers.queue(queue_name(to), KEEP_INBOX)
+        if to.durable:
+            return self._servers.queue(queue_name(to.subscription_queue), KEEP_SUBSCRIPTION)
+        if to.group is not None:
+            lifetime: dict[str, Any] = {"x-queue-type": "classic", "x-expires": round(KEEP_GROUP * 1000)}
+            return Queue.Declare(queue=group_name(to), durable=True, auto_delete=True, arguments=lifetime)
+        return Queue.Declare(exclusive=True, auto_delete=True, arguments={"x-max-length": MOST_WAITING})
+
+    def _hear(self, arrival: Arrival) -> None:
+        if not isinstance(arrival.method, Basic.Deliver):
+            return
+        if arrival.method.consumer_tag == CONTROL:
+            self._heard(None, arrival)
+        elif consumed := self._consumed.get(arrival.method.consumer_tag):
+            to = consumed[0]
+            if to.group is not None:
+                self._unfinished[arrival.method.delivery_tag] = arrival
+            self._heard(to, arrival)
+
+    # What is in hand.
+
+    def address_of(self, arrival: Arrival) -> tuple[Address, str]:
+        """Where it came to, and RabbitMQ's name of the queue."""
+        if arrival.channel == EVENTS:
+            return self._consumed[arrival.method.consumer_tag]
+        name = self.intake.name_of(arrival) if self.intake else ""
+        return self._at[name], name
+
+    def done(self, arrival: Arrival) -> None:
+        """It is about to be acknowledged. Any thread."""
+        if arrival.channel == EVENTS:
+            self._unfinished.pop(arrival.method.delivery_tag, None)
+        elif self.intake:
+            self.intake.done(arrival.method.delivery_tag)
+
+    def acknowledge(self, arrival: Arrival) -> None:
+        """Any thread; does not block."""
+        self.done(arrival)
+        self.connection.put(ack(arrival.method.delivery_tag, arrival.channel))
+
+    # What must be safe.
+
+    def put_back(self, arrivals: Sequence[Arrival]) -> None:
+        """Others may be free to do these. As copies at the end of their queues: what was given back would
+        count as delivered."""
+        for at in range(0, len(arrivals), AT_ONCE):
+            part = arrivals[at : at + AT_ONCE]
+            copies = [self._copied(each, again(each.properties)) for each in part]
+            for arrival, copy in zip(part, copies, strict=True):
+                if self.connection.wait_for(copy):
+                    raise Broken(f"{self.address_of(arrival)[1]} took no copy of a message")
+                self.acknowledge(arrival)
+
+    def replace(self, delivery: QueueDelivery) -> None:
+        """Put a copy that says how often it was delivered at the end of its queue."""
+        properties = again(delivery.arrival.properties)
+        count = {"deliveries": str(delivery.message.deliveries)}
+        properties.headers = {**(properties.headers or {}), **count}
+        if self.connection.wait_for(self._copied(delivery.arrival, properties)):
+            raise Broken(f"{delivery.queue} took no copy of a message")
+
+    def _copied(self, arrival: Arrival, properties: Any) -> Future[Arrival | None]:
+        copy: Future[Arrival | None] = Future()
+        name = self.address_of(arrival)[1]
+        self.connection.publish_safely(SAFE, name, properties, arrival.body, copy)
+        return copy
+
+    def may_have_begun(self, delivery: QueueDelivery) -> bool:
+        """Whether a worker may have died of it. Nobody marks the first one, nor what cannot be recognized."""
+        if delivery.message.deliveries == 1 or not delivery.message.id:
+            return True
+        if is_marked := self.is_marked(delivery.begun):
+            delivery.marks.append(delivery.begun)  # it has said what it had to say
+        return is_marked
+
+    def is_marked(self, mark: str) -> bool:
+        return self.connection.succeeds(PROBES, Probe(mark), Queue.DeclareOk, 404)
+
+    def mark(self, delivery: QueueDelivery, mark: str, seconds: float = KEEP_MARK) -> None:
+        """Write it down until it is done; for so many seconds if that is never said."""
+        queue = self._servers.queue(mark, max(1.0, seconds) + 60)
+        self.connection.ask(SAFE, queue, Queue.DeclareOk)
+        delivery.marks.append(mark)
+
+    def bury(self, delivery: QueueDelivery, why: str) -> None:
+        """Make it a dead letter."""
+        queue = delivery.to.subscription_queue.name if delivery.to.durable else delivery.to.name
+        bury(self.connection, self._servers, queue, delivery.message, why, SAFE)
+
+    def is_forsaken(self, delivery: QueueDelivery) -> bool:
+        """Whether its caller is gone. We need not ask if we have heard what he had to say since he sent it."""
+        way, now = delivery.way, time.monotonic()
+        if not way or not way.startswith(REPLIES):
+            return False
+        age = age_of(delivery.arrival.properties)
+        is_fresh = age is not None and 0 <= age < min(FRESH, now - self.attentive)
+        if is_fresh and not delivery.arrival.method.redelivered:
+            return False
+        asked, is_there = self._callers.get(way, (0.0, False))
+        if not asked or (is_there and now - asked > FRESH):
+            asking = Basic.Properties(message_type=PRESENT, delivery_mode=1)
+            is_there = self.connection.confirmed(SAFE, way, asking, b"") is None
+            if len(self._callers) > 1000:
+                self._callers.clear()
+            self._callers[way] = now, is_there
+        return not is_there
+
+    # The end.
+
+    def stop(self) -> None:
+        """Take nothing any more."""
+        if self.intake:
+            self.intake.stop()
+        for tag in self._consumed:
+            self.connection.ask(EVENTS, Basic.Cancel(consumer_tag=tag), Basic.CancelOk)
+
+    def leave(self) -> None:
+        """Give to others what was not begun, and say goodbye."""
+        left = [*self.ready, *self._unfinished.values()]
+        self.ready.clear()
+        self.put_back(left)
+        self.connection.close()

@@ -1,0 +1,61 @@
+"""What both backends on Redis do besides queues: they publish, keep durable subscriptions, and lock."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ...transport import Address, Message
+from .connection import BLOCK, milliseconds, persistent, translated
+from .scripts import LOCK, UNLOCK
+from .servers import Servers
+from .topics import Topics
+
+
+class RedisBase:
+    """The base of both. A lock is safe as long as Redis is: one that fails over may forget who had it."""
+
+    servers: Servers
+    topics: Topics
+
+    def unsubscribe(self, to: Address) -> None:
+        with translated():
+            self.topics.forget(to)
+            self.discard(to.subscription_queue.name)
+
+    def subscribed(self) -> list[Address]:
+        with translated():
+            return self.topics.subscribed()
+
+    def acquire(self, name: str, owner: str, lease: float) -> bool:
+        return bool(self._of_lock(LOCK, name, owner, milliseconds(lease)))
+
+    def release(self, name: str, owner: str) -> None:
+        self._of_lock(UNLOCK, name, owner)
+
+    def _of_lock(self, script: str, name: str, *arguments: Any) -> Any:
+        key = f"rpc:lock:{name}"
+        run = self.servers.client(key).register_script(script)
+        return persistent(lambda: run([key], arguments), BLOCK)
+
+    def _publish(self, to: Address, message: Message) -> None:
+        """Send to a topic or an inbox; what subscriptions keep, goes to their queues. If that fails, nobody
+        else has heard of it: who publishes it again, tells only them twice."""
+        if to.kind == "inbox":
+            return self.topics.send(to, message)
+        kept, gone = self.topics.publish(to, message)
+        if not kept and not gone:
+            return
+        with translated():
+            for each in gone:
+                self.discard(each.subscription_queue.name)
+        for each in kept:
+            self._keep(each, message)
+        self.topics.publish(to, message, is_kept=True)
+
+    def _keep(self, subscription: Address, message: Message) -> None:
+        """Put it into the queue of a durable subscription, however much is there."""
+        raise NotImplementedError
+
+    def discard(self, queue: str) -> None:
+        """Delete a queue, with what is in it."""
+        raise NotImplementedError

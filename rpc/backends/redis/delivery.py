@@ -1,0 +1,164 @@
+"""A message of a queue in the hands of a handler."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+from msgspec.structs import replace
+
+from ...errors import BackendUnavailable, SerializationError, WorkerLost
+from ...transport import STREAM, Message, packed
+from .._serving import BaseDelivery, lost
+from . import scripts
+from .acks import Ack, Page
+from .connection import Command, milliseconds
+from .keys import Record, entry
+
+logger = logging.getLogger(__name__)
+
+KEEP_STREAM = 600.0
+"""Seconds that an inbox outlives a reply after which more will come, if its owner gives no sign."""
+
+
+class Holder(Protocol):
+    """What a delivery needs of its server."""
+
+    def carry_out(self, *command: Any) -> Any:
+        """The answer to a command or a script. Raises BackendUnavailable."""
+
+    def say(self, *commands: Command) -> None:
+        """Have these carried out, without waiting for it. Raises BackendUnavailable."""
+
+    def is_riding(self, delivery: RedisDelivery) -> bool:
+        """Whether its acknowledgement will leave soon, with the wait for more."""
+
+    def waits(self) -> None:
+        """A reply waits for the end of its handler: somebody must say it if that takes long."""
+
+    def changed(self, before: bytes, after: bytes) -> None:
+        """A record in hand is another one."""
+
+    def finished(self, delivery: RedisDelivery, ack: Ack | None) -> None:
+        """It ended; `ack` is what is owed for it: None if it is to be delivered again, one without a record
+        if nothing is."""
+
+
+class RedisDelivery(BaseDelivery):
+    """Made by a server from what lies in one of its pages."""
+
+    def __init__(self, server: Holder, page: Page, raw: bytes, record: Record, message: Message) -> None:
+        self._server, self.page, self.raw, self.record, self.message = server, page, raw, record, message
+        self.to = page.queue.address
+        self.unsaid: Message | None = None
+        """The last reply, if it waits to be sent with the acknowledgement."""
+        self.is_apart = False
+        """Whether its replies have left on the connection of acknowledgements: the last one must follow."""
+        self._number = 1
+        self._is_final = self._answered = False
+
+    def reply(self, message: Message) -> bool:
+        """Send a reply at once; the last one while handlers are fast with the acknowledgement, unless the
+        handler takes long all the same. False if it is known that nobody listens."""
+        if not self.record.inbox or self.cancelled:
+            return False
+        if STREAM in message.headers:
+            self._send(packed(message), KEEP_STREAM)
+            self._number += 1
+            return True
+        self._answered, self.unsaid = True, message
+        packed(message)  # raises SerializationError here
+        if self._is_final or not self._server.is_riding(self):
+            self.say()
+        else:
+            self._server.waits()
+        return True
+
+    def say(self) -> None:
+        """Send the last reply now, if it waits for that. Any thread: to send it twice does no harm."""
+        message = self.unsaid
+        if message is None or self.finished:
+            return
+        self._send(packed(message), 60.0)
+        if not self.record.once:
+            self.unsaid = None
+            self._change(replace(self.record, inbox=""))  # whoever gets it next has nobody to answer
+
+    def _send(self, frame: bytes, keep: float) -> None:
+        inbox = self.record.inbox
+        self.is_apart = True
+        reply = entry(self._number, self.record.id, frame)
+        self._server.say(("RPUSH", inbox, reply), ("PEXPIRE", inbox, milliseconds(keep)))
+
+    def _change(self, record: Record) -> bool:
+        changed = record.packed()
+        if not self._server.carry_out(scripts.CHANGE, 1, self.page.key, self.raw, changed):
+            return False
+        self._server.changed(self.raw, changed)
+        self.raw, self.record = changed, record
+        return True
+
+    def forbid_redelivery(self) -> None:
+        """Make the next death of a worker that holds this message its last."""
+        if not self._change(replace(self.record, deaths=scripts.FORBIDDEN)):
+            raise WorkerLost("it was given to another worker meanwhile")
+        self._is_final = True
+
+    def _finish(self, last: Message | None) -> None:
+        last = last or self.unsaid
+        record, special, reply = self.record, None, b""
+        if last is not None and (record.inbox or record.once):
+            reply = self._frame(last)
+        if record.once or record.is_large:
+            special = (self._number, reply)
+        inbox = record.inbox if reply and not special else ""
+        last_entry = entry(self._number, record.id, reply) if inbox else b""
+        self._server.finished(self, Ack(self.page, self.raw, inbox, last_entry, special))
+
+    def _frame(self, last: Message) -> bytes:
+        try:
+            return packed(last)
+        except SerializationError as error:
+            logger.error("the last reply to %s cannot be sent: %s", self.record.id, error)
+            return packed(lost(self.message, "its reply cannot be sent"))
+
+    def postpone(self, seconds: float, message: Message) -> None:
+        """Instead of finishing it: have it delivered again, as this message, after so many seconds."""
+        record, keys, ttl = self.record, self.page.queue, message.ttl
+        frame = packed(message)
+        later = replace(
+            record,
+            deaths=0,
+            ttl=0 if ttl is None else milliseconds(ttl),
+            frame=b"" if record.is_large else frame,
+        )
+        with self._settling():
+            if record.is_large:
+                self._server.carry_out("SET", keys.body(record.id), frame, "XX", "KEEPTTL")
+            places = (self.page.key, keys.delayed, keys.control)
+            arguments = (self.raw, later.unsent(), milliseconds(seconds))
+            self._server.carry_out(scripts.POSTPONE, 3, *places, *arguments)
+
+    def bury(self, why: str, last: Message | None) -> None:
+        """Instead of finishing it: send the last reply, and put it among the dead letters."""
+        places = (self.page.key, self.page.queue.queue, self.page.queue.dead)
+        frame = b"" if last is None else packed(last)
+        with self._settling():
+            arguments = (self.raw, why.replace("\n", " "), self._number, frame)
+            self._server.carry_out(scripts.BURY, 3, *places, *arguments)
+
+    @contextmanager
+    def _settling(self) -> Iterator[None]:
+        """If it fails, a caller is told, and that was it. What nobody waits for stays where it is, and is
+        delivered again."""
+        try:
+            yield
+        except BackendUnavailable:
+            if self.to.durable or not self.record.inbox:
+                self.finished = True
+                self._server.finished(self, None)
+            raise
+        self.finished = True
+        self._server.finished(self, Ack(self.page, b"", "", b""))

@@ -1,0 +1,117 @@
+"""How a message is written down in Redis, and the commands that send it and take it back."""
+
+from __future__ import annotations
+
+from ...transport import DELAY, IDEMPOTENCY_KEY, Message, packed
+from . import scripts
+from .connection import Command, milliseconds, translated_or_logged
+from .keys import LARGE, Keys, Record, digest
+from .servers import Servers
+
+REMEMBERED = 10.0
+"""Seconds that the sending of a message is remembered: longer than it is repeated."""
+UNATTENDED = 3600.0
+"""Seconds that a message is wanted whose caller waits without end, after its last sign of life."""
+KEEP_BODY = 60.0
+"""Seconds that the body of a large message outlives it."""
+KEEP_CONTROL = 3600.0
+CONTROL_LENGTH = 10_000
+"""Entries of a control stream, about, that are kept."""
+
+
+class Sender:
+    """What all callers of one backend send by. `max_length` is the most messages that a queue takes (0: no
+    bound), `window` the seconds that an idempotency key is remembered."""
+
+    def __init__(self, servers: Servers, max_length: int, window: float) -> None:
+        self.servers, self.max_length, self._window = servers, max_length, window
+        self.sweep = 0 if servers.is_cluster else 2
+        """How many of the oldest messages a sender looks at, to drop those that have expired. On a cluster it
+        cannot tell."""
+
+    def encode(
+        self, keys: Keys, message: Message, id: str, inbox: str, sent: int
+    ) -> tuple[list[Command], Record, int]:
+        """What must be said first, the record, and the milliseconds that its token lives; `sent` is the time
+        in milliseconds of the server's clock."""
+        frame, once, ttl = packed(message), "", message.ttl
+        kind, seconds = ("k" if ttl is None else "w"), REMEMBERED
+        if ttl is None and inbox:
+            kind, seconds = "a", UNATTENDED
+        if IDEMPOTENCY_KEY in message.headers:
+            once, kind = digest(message.headers[IDEMPOTENCY_KEY]), "a"
+            seconds = ttl if ttl is not None else UNATTENDED if inbox else self._window
+        before: list[Command] = []
+        if len(frame) > LARGE:
+            kind = kind.upper()  # if it is sent, the script lets the body of a message that is kept live on
+            lifetime = milliseconds((seconds if ttl is None else ttl) + KEEP_BODY)
+            before = [("SET", keys.body(id), frame, "NX", "PX", lifetime)]
+            frame = b""
+        record = Record(kind, id, inbox, once, 0 if ttl is None else milliseconds(ttl), frame, sent)
+        return before, record, milliseconds(seconds)
+
+    def at_once(self, keys: Keys, message: Message, id: str, inbox: str, sent: int) -> list[Command] | None:
+        """Plain commands that send a call for the first time, of which no answer is wanted; they cost Redis
+        less than a script. None if they will not do."""
+        if self.max_length or DELAY in message.headers or IDEMPOTENCY_KEY in message.headers:
+            return None
+        before, record, lifetime = self.encode(keys, message, id, inbox, sent)
+        return [
+            *before,
+            ("DEL", inbox),
+            ("RPUSH", keys.queue, record.packed()),
+            ("SET", keys.token(id), "", "PX", lifetime),
+            ("ZADD", keys.wakeup, 0, "1"),
+        ]
+
+    def sending(
+        self,
+        keys: Keys,
+        message: Message,
+        id: str,
+        inbox: str,
+        sent: int,
+        *,
+        again: bool = False,
+        max_length: int | None = None,
+        shared: bool = False,
+    ) -> list[Command]:
+        """Commands that send a message, also if it may have been sent before; the answer to the last one is
+        that of the script. `max_length` stands for this backend's; `shared`: into an inbox of many."""
+        before, record, lifetime = self.encode(keys, message, id, inbox, sent)
+        way_back = (inbox,) if inbox else ()
+        most = self.max_length if max_length is None else max_length
+        token = keys.token(id)
+        if DELAY in message.headers:
+            places: tuple[str, ...] = (keys.queue, keys.delayed, token, keys.control, *way_back)
+            delay = milliseconds(float(message.headers[DELAY]))
+            special = (id, record.unsent(), lifetime, most, self.sweep, int(shared))
+            return [*before, (scripts.SEND_LATER, len(places), *places, *special, delay)]
+        if record.once:
+            places = (keys.queue, keys.wakeup, token, keys.once(record.once), *way_back)
+            special = (id, record.packed(), lifetime, most, self.sweep, int(shared))
+            window = milliseconds(self._window)
+            return [*before, (scripts.SEND_ONCE, len(places), *places, *special, window)]
+        places = (keys.queue, keys.wakeup, token, *way_back)
+        usual = (id, record.packed(), lifetime, most, self.sweep, int(again))
+        return [*before, (scripts.SEND, len(places), *places, *usual)]
+
+    def withdrawal(self, keys: Keys, id: str) -> list[Command]:
+        """What was not started is not, what runs is told."""
+        return [
+            ("DEL", keys.token(id)),
+            ("XADD", keys.control, "MAXLEN", "~", CONTROL_LENGTH, "*", "left", id),
+            ("PEXPIRE", keys.control, milliseconds(KEEP_CONTROL)),
+        ]
+
+    def withdraw(self, keys: Keys, id: str) -> None:
+        """Say so; if Redis can be had."""
+        with translated_or_logged():
+            pipe = self.servers.client(keys.queue).pipeline(transaction=False)
+            for command in self.withdrawal(keys, id):
+                pipe.execute_command(*command)
+            pipe.execute()
+
+    def attend(self, keys: Keys, id: str) -> list[Command]:
+        """A caller without a time limit still waits."""
+        return [("PEXPIRE", key, milliseconds(UNATTENDED)) for key in (keys.token(id), keys.body(id))]

@@ -1,0 +1,362 @@
+"""One running serve of the native Redis backend, on three connections: one that waits for work, one on which
+everything else is said, one that hears what is published and which callers have left."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+from uuid import uuid4
+
+import redis
+
+from ...errors import SerializationError
+from ...loops import Alarm, run_together
+from ...transport import Address, Handler, Message, packed, unpacked
+from .._retry import Backoff
+from .._serving import Connections, OnChange, Plan, Slots, Turns, guarded, lost
+from . import scripts
+from .acks import Ack, AckBuffer, Page
+from .connection import Command, persistent, translated_or_logged, unavailable
+from .delivery import RedisDelivery
+from .fetch import Fetcher, Pages, Taken
+from .keys import Keys, Record, entry, keys_of
+from .maintenance import TOO_LONG, Maintenance, Options
+from .servers import Servers
+from .subscriber import Subscriber
+from .subscriptions import SubscriptionQueue
+from .topics import run_on_client
+
+logger = logging.getLogger(__name__)
+
+FLUSH_AFTER = 0.002
+"""Seconds that an acknowledgement may wait for others to go with, while handlers are fast."""
+REMEMBERED = 10_000
+"""Ids of messages whose callers have left."""
+
+
+class RedisServer:
+    """Made by `RedisBackend.server`."""
+
+    def __init__(
+        self,
+        servers: Servers,
+        addresses: Sequence[Address],
+        handler: Handler,
+        options: Options,
+        *,
+        threads: int,
+        coroutines: int,
+        on_change: OnChange,
+        discard: Callable[[str], object],
+    ) -> None:
+        """`discard` deletes a queue, with what is in it."""
+        plan = Plan(addresses)
+        self.name, self.options = uuid4().hex, options
+        self.handler, self._threads = guarded(handler), threads
+        self.queues = [keys_of(each.name) for each in plan.queues]
+        self.slots, self._room = Slots(coroutines), threading.Event()
+        self._turns = Turns(self._fetch, self.handle, self.is_stopped)
+        self._connections, self._backoff = Connections(on_change), Backoff()
+        self._stopped = self._ended = False
+        self.alarm = Alarm()
+        """Wakes up maintenance. Rung by a signal handler, too."""
+        self._deliveries: dict[str, RedisDelivery] = {}
+        """What is in the hands of handlers, by its id."""
+        self._in_hand: set[bytes] = set()
+        """The records that are begun, and are not known to be acknowledged."""
+        self._left: dict[str, None] = {}
+        """Ids of the last messages whose callers left."""
+        self._flushing: set[asyncio.AbstractEventLoop] = set()
+        """Event loops that will write what is owed, in their next turn."""
+        self._handled, self._since = 0, time.perf_counter()
+        """How many messages were begun since something was received last, and when that was."""
+        self._looked = self._since
+        """When somebody looked last for something to do."""
+        durable = {keys_of(each.subscription_queue.name): each for each in plan.durable}
+        self.keys = [*self.queues, *durable]
+        home = (self.keys or [keys_of("default")])[0].queue
+        self._servers = servers
+        self.acks = AckBuffer(servers, home, self._confirmed, self.alarm.ring)
+        self.pages: Mapping[Keys, Pages] = {each: Pages(each, self.name) for each in self.keys}
+        self.maintenance = Maintenance(self)
+        pages = [self.pages[each] for each in self.queues]
+        sign_on = self.maintenance.sign_on
+        self.fetcher = (
+            Fetcher(servers, pages, self.acks, knows=self.knows, sign_on=sign_on) if pages else None
+        )
+        self._subscriptions = {
+            keys: SubscriptionQueue(self, to, keys, self.pages[keys]) for keys, to in durable.items()
+        }
+        self.subscriber = Subscriber(
+            servers,
+            channels=plan.channels,
+            durable={to: self._subscriptions[keys].work_off for keys, to in durable.items()},
+            watched={each.control: self._told for each in self.keys},
+            handler=self.handler,
+            run=self._run,
+            discard=discard,
+            stopped=self.is_stopped,
+            ended=self.has_ended,
+            on_change=self._connections.notify if not pages else lambda connected: None,
+        )
+
+    # Running.
+
+    def run(self) -> None:
+        """Serve until stopped; what was begun is waited for."""
+        beside = [threading.Thread(target=self.maintenance.run, name="rpc-maintenance", daemon=True)]
+        beside += [
+            threading.Thread(target=loop, name="rpc-topics", daemon=True) for loop in self.subscriber.loops()
+        ]
+        try:
+            self.maintenance.begin()
+            self.subscriber.begin()
+            for thread in beside:
+                thread.start()
+            if self.fetcher:
+                run_together([self._turns.work] * self._threads, self.stop)
+            else:
+                self.subscriber.wait()
+            self.subscriber.end()
+            self.slots.wait()
+        finally:
+            self._stopped = self._ended = True
+            self._connections.notify(False)
+            self._end([thread for thread in beside if thread.ident])
+
+    def stop(self) -> None:
+        self._stopped = True
+        self.alarm.ring()
+
+    def hand_back(self) -> None:
+        self.maintenance.hand_back()
+
+    def is_stopped(self) -> bool:
+        """Whether nothing new is to be taken."""
+        return self._stopped
+
+    def has_ended(self) -> bool:
+        """Whether nothing is in hand any more, either."""
+        return self._ended
+
+    def _end(self, beside: Sequence[threading.Thread]) -> None:
+        """Wait for these threads, and give up the connections."""
+        for thread in beside:
+            while thread.is_alive():
+                self.alarm.ring()
+                with translated_or_logged():
+                    self.maintenance.wake_up(*self.subscriber.connections())
+                thread.join(0.05)
+        if self.fetcher:
+            self.fetcher.drop()
+        self.acks.drop()
+        self.subscriber.drop()
+        self.alarm.close()
+
+    # Fetching and handling.
+
+    def _fetch(self) -> RedisDelivery | None:
+        if (fetcher := self.fetcher) is None:
+            return None
+        self._looked = time.perf_counter()
+        try:
+            if (taken := fetcher.pop()) is None:
+                if not self._has_room():
+                    return None
+                now = time.perf_counter()
+                fetcher.paced(self._handled, now - self._since)
+                fetcher.receive(self.slots.room)
+                self._handled, self._since = 0, time.perf_counter()
+                self._backoff.reset()
+                self._connections.notify(True)
+                if len(fetcher.backlog) > 1:
+                    self.alarm.ring()
+                taken = fetcher.pop()
+            elif time.perf_counter() - self._since > FLUSH_AFTER:
+                self.acks.flush()
+            return self.begun(taken) if taken else None
+        except redis.RedisError as error:
+            self._connections.notify(False)
+            self._backoff.wait("Redis: %s; trying again", error)
+            return None
+
+    def _has_room(self) -> bool:
+        """Whether a coroutine more may run; waits for that a while."""
+        self._room.clear()
+        if self.slots.room > 0:
+            return True
+        self.acks.flush()
+        self._room.wait(0.5)
+        return False
+
+    def handle(self, delivery: RedisDelivery) -> None:
+        """Call the handler. It may return before the delivery is finished."""
+        self.slots.call(self.handler, delivery)
+
+    def begun(self, taken: Taken, to: Address | None = None) -> RedisDelivery | None:
+        """What is to be handled; None if nobody wants it any more, or it cannot be read. It came to the queue
+        of its page, or to `to`. Raises redis.RedisError."""
+        page, raw = taken
+        self._handled += 1
+        self._in_hand.add(raw)
+        try:
+            record = Record.unpacked(raw)
+            frame = record.frame if not record.is_large else self._fetched(page.queue, record.id)
+            message = unpacked(frame)
+        except (SerializationError, ValueError) as error:
+            self._refuse(page, raw, error)
+            return None
+        left = self._left_of(page.queue, record)
+        if left is not None and left <= 0:
+            self.acks.owe(Ack(page, raw, "", b""))
+            return None
+        headers: Any = message.headers  # just made, and nobody else's
+        if left is not None and "ttl" in headers:
+            headers["ttl"] = f"{left:.3f}"
+        if record.deaths:
+            headers["deliveries"] = str(record.deaths + 1)
+        delivery = RedisDelivery(self, page, raw, record, message)
+        delivery.to = to or delivery.to
+        if record.deaths >= scripts.FORBIDDEN:  # it was begun here, and could not be buried
+            delivery.bury("it was begun, and may not be done twice", None)
+            return None
+        self._deliveries[record.id] = delivery
+        return delivery
+
+    def _left_of(self, queue: Keys, record: Record) -> float | None:
+        """Seconds that somebody still wants it; None: without end."""
+        if record.id in self._left and not record.once:
+            return 0.0
+        if record.is_attended:
+            once = (queue.once(record.once),) if record.once else ()
+            places = (queue.token(record.id), *once)
+            left = self.acks.ask((scripts.BEGIN, len(places), *places, record.id))[0]
+            return float(left) / 1000 if left != -1 else None
+        if not record.ttl:
+            return None
+        return (record.sent + record.ttl) / 1000 - time.monotonic() - self.maintenance.clock_offset
+
+    def _fetched(self, queue: Keys, id: str) -> bytes:
+        frame = self.acks.ask(("GET", queue.body(id)))[0]
+        if frame is None:
+            raise ValueError("its body has expired")
+        return bytes(frame)
+
+    def _refuse(self, page: Page, raw: bytes, error: Exception) -> None:
+        logger.error("refused a record in queue %r: %s", page.queue.name, error)
+        id, inbox = [*raw.decode(errors="replace").split("\n", 3), "", "", ""][1:3]
+        told = packed(lost(Message(headers={"id": id[:128]}), "it could not be read"))
+        self.acks.owe(Ack(page, raw, inbox, entry(1, id, told) if inbox else b""))
+
+    # What deliveries need.
+
+    def carry_out(self, *command: Any) -> Any:
+        """The answer to a command or a script; it is repeated while Redis cannot be had. Raises
+        BackendUnavailable."""
+        return persistent(lambda: self.acks.ask(command)[0], self.options.lease)
+
+    def say(self, *commands: Command) -> None:
+        """Have these carried out, without waiting for it. Raises BackendUnavailable."""
+        try:
+            self.acks.say(*commands)
+        except redis.RedisError as error:
+            raise unavailable(error) from error
+
+    def is_riding(self, delivery: RedisDelivery) -> bool:
+        """Whether its acknowledgement will leave soon, with the wait for more."""
+        return self._turns.leads_here() and not delivery.is_apart
+
+    def waits(self) -> None:
+        """A reply waits for the end of its handler: somebody must say it if that takes long."""
+        self.alarm.ring()
+
+    def changed(self, before: bytes, after: bytes) -> None:
+        """A record in hand is another one."""
+        self._in_hand.add(after)
+        self._in_hand.discard(before)
+
+    def finished(self, delivery: RedisDelivery, ack: Ack | None) -> None:
+        """It ended: this is owed for it. None: nothing, it is to be delivered again."""
+        if self._deliveries.get(delivery.record.id) is delivery:
+            del self._deliveries[delivery.record.id]
+        if ack is None:
+            self._in_hand.discard(delivery.raw)
+            self.doubt(delivery.page)
+        elif not ack.record:
+            self._in_hand.discard(delivery.raw)
+            delivery.page.change(-1)
+        else:
+            self.acks.owe(ack)
+            self._write_soon(delivery)
+        if self.slots.done(delivery):
+            self._room.set()
+
+    def doubt(self, page: Page) -> None:
+        """What is in this page must be compared with what is in hand."""
+        if page.queue in self._subscriptions:
+            self._subscriptions[page.queue].doubtful = True
+        elif self.fetcher:
+            self.fetcher.doubtful = True
+
+    def _write_soon(self, delivery: RedisDelivery) -> None:
+        if self.is_riding(delivery):
+            return
+        loop = asyncio._get_running_loop()
+        if loop is None:
+            self.acks.flush()
+        elif loop not in self._flushing:  # what ends in one turn of the loop leaves in one write
+            self._flushing.add(loop)
+            loop.call_soon(self._flush_in_loop, loop)
+
+    def _flush_in_loop(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._flushing.discard(loop)
+        self.acks.flush(in_loop=True)
+
+    def _confirmed(self, ack: Ack) -> None:
+        ack.page.change(-1)
+        self._in_hand.discard(ack.record)
+
+    def _run(self, key: str, *commands: Command) -> list[Any]:
+        """Carries out commands on a key, which on a cluster may be anywhere."""
+        if self._servers.is_cluster:
+            return run_on_client(self._servers, key, *commands)
+        return self.acks.ask(*commands)
+
+    # What is in hand.
+
+    def knows(self, raw: bytes) -> bool:
+        """Whether this record is in hand."""
+        return raw in self._in_hand
+
+    def _told(self, fields: dict[bytes, bytes]) -> None:
+        """What a control stream says: something was delayed, or nobody waits for a message any more: whoever
+        has it is told, who comes to it does not begin."""
+        if (name := fields.get(b"left")) is None:
+            self.maintenance.look_for_due()
+            return
+        id = name.decode(errors="replace")
+        self._left[id] = None
+        if len(self._left) > REMEMBERED:
+            del self._left[next(iter(self._left))]
+        if (delivery := self._deliveries.get(id)) and not delivery.record.once:
+            delivery.cancel()
+
+    def relieve(self) -> None:
+        """If handlers take long, say what was replied, acknowledge what is done, and give back what waits
+        behind them. Raises redis.RedisError."""
+        self.acks.flush()
+        for delivery in [*self._deliveries.values()]:
+            delivery.say()
+        is_stuck = time.perf_counter() - self._looked > TOO_LONG
+        if is_stuck and self.fetcher and (unbegun := self.fetcher.emptied()):
+            self.maintenance.release(unbegun)
+
+    def is_laden(self) -> bool:
+        """Whether anything waits for a handler that may take long."""
+        if not self.acks.is_empty or (self.fetcher and self.fetcher.backlog):
+            return True
+        return any(each.unsaid for each in [*self._deliveries.values()])

@@ -1,0 +1,74 @@
+"""The queues of durable subscriptions: each is worked off by one thread at a time, when there is news of its
+topic, and now and then."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from typing import Protocol
+
+import redis
+
+from ...transport import Address
+from .acks import AckBuffer, Page
+from .delivery import RedisDelivery
+from .fetch import Pages, Taken
+from .keys import Keys
+
+logger = logging.getLogger(__name__)
+
+
+class Holder(Protocol):
+    """What is needed of the server."""
+
+    acks: AckBuffer
+
+    def begun(self, taken: Taken, to: Address | None = None) -> RedisDelivery | None: ...
+    def handle(self, delivery: RedisDelivery) -> None: ...
+    def knows(self, raw: bytes) -> bool: ...
+    def is_stopped(self) -> bool: ...
+
+
+class SubscriptionQueue:
+    """What is kept for one durable subscription."""
+
+    def __init__(self, server: Holder, to: Address, keys: Keys, pages: Pages) -> None:
+        self._server, self._to, self._keys, self._pages = server, to, keys, pages
+        self._found: deque[Taken] = deque()
+        self.doubtful = False
+        """Whether what is in hand must be compared with what Redis has."""
+
+    def work_off(self) -> None:
+        """Handle one message after the other, until there is none."""
+        server = self._server
+        try:
+            while not server.is_stopped() and (taken := self._next()):
+                if delivery := server.begun(taken, self._to):
+                    server.handle(delivery)
+        except redis.RedisError as error:
+            self.doubtful = True
+            logger.warning("Redis: %s; %s is looked at again", error, self._to)
+
+    def _next(self) -> Taken | None:
+        if self.doubtful:
+            self._take_stock()
+        if self._found:
+            return self._found.popleft()
+        page = self._pages.roomy()
+        move = ("LMOVE", self._keys.queue, page.key, "LEFT", "RIGHT")
+        raw = self._server.acks.ask(move)[0]
+        if raw is None:
+            return None
+        page.change(1)
+        return Taken(page, raw)
+
+    def _take_stock(self) -> None:
+        """What lies in the pages and is not in hand was taken with an answer that was lost, or is to be
+        delivered again."""
+        pages: list[Page] = self._pages.all
+        lists = self._server.acks.ask(*(("LRANGE", page.key, 0, -1) for page in pages))
+        self._found.clear()
+        for page, records in zip(pages, lists, strict=True):
+            page.count = len(records)
+            self._found += [Taken(page, raw) for raw in records if not self._server.knows(raw)]
+        self.doubtful = False

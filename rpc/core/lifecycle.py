@@ -1,0 +1,27 @@
+"""What becomes of a job that failed: decided here, with the same words on every backend."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from .jobs import FINAL, JobOptions
+
+
+def after_failure(
+    error: BaseException,
+    options: JobOptions,
+    *,
+    attempt: int,
+    left: float | None,
+    wanted: bool,
+    chance: float,
+) -> float | Literal["answer", "bury"]:
+    """What to do with a job whose handler raised: "answer" its caller; "bury" it, since it failed each time
+    that it was to be tried; or the seconds to wait before it is tried again. `attempt` is the one that
+    failed, the first being 1; `left` the seconds that its caller waits (None: without end); `wanted` says
+    whether anybody still wants it; `chance`, from 0 to 1, spreads the pauses."""
+    if not options.retries or not isinstance(error, options.retry_on) or isinstance(error, FINAL):
+        return "answer"
+    pause = options.pause(attempt, chance)
+    in_time = left is None or pause < left
+    return pause if attempt <= options.retries and in_time and wanted else "bury"
