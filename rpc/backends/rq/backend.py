@@ -9,7 +9,7 @@ inboxes and the way back are those of every backend on Redis.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -21,14 +21,15 @@ from rq.job import JobStatus
 from ...errors import Unsupported
 from ...transport import Address, Handler, Message
 from .._retry import patience
+from .._serving import OnChange
+from ..redis.base import RedisBase
 from ..redis.connection import milliseconds, persistent, translated, translated_or_logged
 from ..redis.keys import digest
-from ..redis.servers import place
-from ..redis.serving import Serving
-from ..redis.topics import KEEP_REPLY, Channels, RedisReplies, reply_key
+from ..redis.servers import servers_of
+from ..redis.topics import KEEP_REPLY, RedisReplies, Topics, reply_key
 from . import scripts
 from .records import Records, RqOptions, job_for, job_key
-from .worker import RqWorker
+from .server import RqServer
 
 NO_ANSWER_FROM = {
     JobStatus.FAILED.value: "its worker died; it is not delivered again",
@@ -42,7 +43,7 @@ def perform(*_: Any) -> None:
     raise RuntimeError("this job is for `rpc worker`, not for a plain `rq worker`")
 
 
-class PythonRqBackend(Serving):
+class PythonRqBackend(RedisBase):
     """rq ≥ 2.9, and before 3, on Redis.
 
     `source` is a `redis.Redis`, of which only the address and the credentials are used, or a URL:
@@ -73,12 +74,12 @@ class PythonRqBackend(Serving):
     ) -> None:
         if lease < 1 or max_deliveries < 1 or result_ttl < 0 or failure_ttl < 1:
             raise ValueError("lease, max_deliveries and failure_ttl are at least 1, result_ttl is at least 0")
-        here = place(source.removeprefix("rq+") if isinstance(source, str) else source)
+        here = servers_of(source.removeprefix("rq+") if isinstance(source, str) else source)
         if isinstance(source, redis.RedisCluster):
             raise Unsupported("rq needs a single Redis server, not a cluster")
-        self.place, self._client = here, here.client("")
+        self.servers, self._client = here, here.client("")
         self._options = RqOptions(lease, max_deliveries, fork, job_timeout, result_ttl, failure_ttl)
-        self.channels = Channels(here)
+        self.topics = Topics(here)
         self._records = Records(self._client)
         self._read: deque[str] = deque()
 
@@ -94,7 +95,7 @@ class PythonRqBackend(Serving):
 
     def request(self, to: Address, message: Message) -> RedisReplies:
         if to.kind != "queue":
-            return self.channels.request(to, message)
+            return self.topics.request(to, message)
         self._enqueue(to, message)
         return RedisReplies(
             self._client,
@@ -106,32 +107,40 @@ class PythonRqBackend(Serving):
         )
 
     def close(self) -> None:
-        self._hand_back()
         if self._read:
             with translated_or_logged():
                 self._client.unlink(*self._read)
             self._read.clear()
-        self.place.close()
+        self.servers.close()
 
-    def _queue_loops(
-        self, queues: Sequence[str], handler: Handler, concurrency: int
-    ) -> list[Callable[[], None]]:
-        if self._options.fork and concurrency > 1:
+    def server(
+        self,
+        addresses: Sequence[Address],
+        handler: Handler,
+        *,
+        threads: int = 1,
+        coroutines: int = 1,
+        on_change: OnChange = lambda connected: None,
+    ) -> RqServer:
+        if self._options.fork and threads > 1:
             raise Unsupported("rq with fork=True runs one job at a time: start more workers instead")
-        workers = [
-            RqWorker(self._records, queues, handler, self._options, self._is_stopped, self._tell)
-            for _ in range(concurrency)
-        ]
-        self._ending = [*self._ending, *workers]
-        loops: list[Callable[[], None]] = [worker.work for worker in workers]
-        return loops if self._options.fork else [*loops, partial(RqWorker.keep_alive, workers)]
+        return RqServer(
+            self.servers,
+            self._records,
+            addresses,
+            handler,
+            self._options,
+            threads=threads,
+            on_change=on_change,
+            discard=self.discard,
+        )
 
     def _keep(self, subscription: Address, message: Message) -> None:
         """With an id of its own: rq's jobs are known by it, whatever queue they are in."""
         own = digest(f"{message.id} {subscription.group}")[:32]
         self._enqueue(subscription.subscription_queue, message.replace(id=own))
 
-    def _discard(self, queue: str) -> None:
+    def discard(self, queue: str) -> None:
         self._records.queue(queue).delete(delete_jobs=True)
 
     def _enqueue(self, to: Address, message: Message) -> None:

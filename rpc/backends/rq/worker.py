@@ -24,16 +24,11 @@ from rq.serializers import JSONSerializer
 from rq.utils import now, utcformat
 
 from ...errors import Interrupted, SerializationError, WorkerLost
-from ...transport import FAILED, LOST, STREAM, Handler, Message, packed
+from ...transport import FAILED, STREAM, Handler, Message, packed
 from ...transport import queue as address
-from .._serving import Cancellable
-from ..redis.connection import (
-    BLOCK,
-    Absences,
-    persistent,
-    steadily,
-    translated_or_logged,
-)
+from .._serving import BaseDelivery, lost
+from ..redis.connection import BLOCK, persistent, run_with_reconnect, translated_or_logged
+from ..redis.maintenance import Absences
 from ..redis.topics import reply_key
 from . import scripts
 from .child import Child, interrupted_after
@@ -58,7 +53,9 @@ class Claimed:
     reply_to: str | None = None
 
 
-class RqDelivery(Cancellable):
+class RqDelivery(BaseDelivery):
+    """A job in the hands of a handler, which finishes it before it returns."""
+
     def __init__(self, worker: RqWorker, claimed: Claimed, message: Message) -> None:
         self._worker, self.claimed, self.message = worker, claimed, message
         self.to = address(claimed.queue)
@@ -67,6 +64,9 @@ class RqDelivery(Cancellable):
         self.failed = ""
         """Why it failed, if it was buried."""
         self.last: Message | None = None
+
+    def _finish(self, last: Message | None) -> None:
+        self.last = last
 
     def reply(self, message: Message) -> bool:
         if self.claimed.reply_to is None:
@@ -80,7 +80,7 @@ class RqDelivery(Cancellable):
 
     def bury(self, why: str, last: Message | None) -> None:
         """It will be one of rq's failed jobs."""
-        self.failed, self.last = why, last
+        self.failed, self.last, self.finished = why, last, True
 
 
 class RqWorker:
@@ -93,9 +93,9 @@ class RqWorker:
         handler: Handler,
         options: RqOptions,
         stopped: Callable[[], bool],
-        told: Callable[[bool], None],
+        notify: Callable[[bool], None],
     ) -> None:
-        self._records, self._queues, self._handler, self._told = records, queues, handler, told
+        self._records, self._queues, self._handler, self._notify = records, queues, handler, notify
         self._options, self._stopped = options, stopped
         self._client = records.client
         self.name = WORKER_PREFIX + uuid4().hex
@@ -116,7 +116,7 @@ class RqWorker:
     def work(self) -> None:
         """Claim and perform until stopped, through whatever happens to Redis meanwhile."""
         try:
-            steadily(self._step, self._stopped, lost=lambda: self._told(False))
+            run_with_reconnect(self._step, self._stopped, lost=lambda: self._notify(False))
         finally:
             with self._signing:
                 self._done = True
@@ -130,7 +130,7 @@ class RqWorker:
         if self._forgot:
             self._remember()
         claim = self._records.run(scripts.CLAIM, self._keys, [self.name, HORIZON, utcformat(now())])
-        self._told(True)
+        self._notify(True)
         if claim == 0:
             self._register()
         elif claim is None:
@@ -162,14 +162,12 @@ class RqWorker:
     def _perform(self, delivery: RqDelivery) -> None:
         try:
             with interrupted_after(self._options.job_timeout):
-                last = self._handler(delivery) or delivery.last
-            if last is not None:
+                self._handler(delivery)
+            if (last := delivery.last) is not None:
                 packed(last)
         except (Exception, Interrupted):
             logger.exception("a handler raised: %r", delivery.message)
-            last = Message(
-                headers={"id": delivery.message.id[:128], LOST: "its handler failed", FAILED: "Exception"}
-            )
+            last = lost(delivery.message, "its handler failed")
         failed = delivery.failed or ("" if last is None else last.headers.get(FAILED, ""))
         self._finish(delivery.claimed, last, delivery.number, failed)
 
@@ -254,7 +252,7 @@ class RqWorker:
                 if cancelled and delivery and delivery.claimed.id == text(cancelled[1]):
                     delivery.cancel()
 
-        steadily(step, lambda: all(worker._done for worker in workers))
+        run_with_reconnect(step, lambda: all(worker._done for worker in workers))
 
     def beat_if_due(self) -> None:
         if time.monotonic() - self._last_beat < self._options.beat:
@@ -352,7 +350,7 @@ class RqWorker:
             options.max_deliveries,
             options.failure_ttl,
             zlib.compress(why.encode()),
-            packed(Message(headers={"id": _shown(id), LOST: why, FAILED: "WorkerLost"})),
+            packed(lost(Message(headers={"id": _shown(id)}), why)),
         ]
         outcome = persistent(lambda: records.run(scripts.RECOVER, keys, arguments), options.lease)
         if outcome:

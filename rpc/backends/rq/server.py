@@ -1,0 +1,93 @@
+"""One running serve of the rq backend: a worker of rq's for each thread, and what hears topics."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+from ...loops import run_together
+from ...transport import Address, Handler
+from .._serving import Connections, OnChange, Plan, arriving, guarded
+from ..redis.servers import Servers
+from ..redis.subscriber import Subscriber
+from ..redis.topics import run_on_client
+from .records import Records, RqOptions
+from .worker import RqWorker
+
+
+class RqServer:
+    """Made by `PythonRqBackend.server`. A coroutine holds a thread here, as a plain function does."""
+
+    def __init__(
+        self,
+        servers: Servers,
+        records: Records,
+        addresses: Sequence[Address],
+        handler: Handler,
+        options: RqOptions,
+        *,
+        threads: int,
+        on_change: OnChange,
+        discard: Callable[[str], object],
+    ) -> None:
+        plan, self._connections = Plan(addresses), Connections(on_change)
+        self._stopped = self._ended = False
+        common: dict[str, Any] = {"stopped": self.is_stopped, "notify": self._connections.notify}
+        queues = [each.name for each in plan.queues]
+        of_queues = [
+            RqWorker(records, queues, handler, options, **common) for _ in range(threads if queues else 0)
+        ]
+        of_each = [
+            RqWorker(records, [to.subscription_queue.name], arriving(to, handler), options, **common)
+            for to in plan.durable
+        ]
+        self._workers = [*of_queues, *of_each]
+        self._keepers = [partial(RqWorker.keep_alive, some) for some in (of_queues, of_each) if some]
+        self._forks = options.fork
+        self._subscriber = Subscriber(
+            servers,
+            channels=plan.channels,
+            durable=dict.fromkeys(plan.durable, lambda: None),
+            watched={},
+            handler=guarded(handler),
+            run=partial(run_on_client, servers),
+            discard=discard,
+            stopped=self.is_stopped,
+            ended=lambda: self._ended,
+            on_change=self._connections.notify if not self._workers else lambda connected: None,
+        )
+
+    def run(self) -> None:
+        """Serve until stopped; what was begun is waited for."""
+        loops: list[Callable[[], None]] = [worker.work for worker in self._workers]
+        if not self._forks:
+            loops += self._keepers
+        beside = [
+            threading.Thread(target=loop, name="rpc-topics", daemon=True) for loop in self._subscriber.loops()
+        ]
+        try:
+            self._subscriber.begin()
+            for thread in beside:
+                thread.start()
+            run_together(loops or [self._subscriber.wait], self.stop)
+            self._subscriber.end()
+        finally:
+            self._stopped = self._ended = True
+            self._connections.notify(False)
+            for thread in beside:
+                if thread.ident:
+                    thread.join()
+            self._subscriber.drop()
+
+    def stop(self) -> None:
+        self._stopped = True
+
+    def hand_back(self) -> None:
+        for worker in self._workers:
+            worker.hand_back()
+
+    def is_stopped(self) -> bool:
+        """Whether nothing new is to be taken."""
+        return self._stopped
