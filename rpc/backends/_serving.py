@@ -235,6 +235,10 @@ class Turns(Generic[T]):
         """Whether this thread is the leader, which fetches next."""
         return self._leader == threading.get_ident()
 
+    def is_fetching(self) -> bool:
+        """Whether a thread waits for something, or is about to."""
+        return self._fetching.locked()
+
     def work(self) -> None:
         """Fetch and handle until stopped. Each thread runs this."""
         me = threading.get_ident()

@@ -28,11 +28,12 @@ from ..backends import backend_from_url
 from ..errors import BackendUnavailable, RpcTimeout
 from ..transport import LOST, Delivery, Message, Replies
 from ._channels import Channels
+from ._detached import Detached
 from ._features import Features
 from .site import Site, answering, eventually, request
 
 
-class Conformance(Features, Channels):
+class Conformance(Features, Channels, Detached):
     """One test for each rule that a backend keeps."""
 
     # Requests and replies.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -135,6 +136,16 @@ class Toy:
         delivery.bury(f"why {argument.decode()}", self._reply(delivery, b"buried"))
         return None
 
+    def odd(self, delivery: Delivery, argument: bytes) -> Message:
+        self._log.write(f"{'odd' if int(argument) % 2 else 'even'} {argument.decode()}")
+        return self._reply(delivery, argument)
+
+    def finish_odd(self, delivery: Delivery) -> None:
+        """A handler that keeps what is even, and finishes what is odd after it has returned."""
+        last = self(delivery)
+        if last and int(last.body) % 2:
+            threading.Timer(random.uniform(0.01, 0.1), delivery.finish, [last]).start()
+
     def _reply(self, delivery: Delivery, body: bytes, **headers: str) -> Message:
         return Message(body, {"id": delivery.message.id, **headers})
 
@@ -238,9 +249,9 @@ class Site:
         for toy in self._toys:
             toy.released.set()
 
-    def spawn(self) -> subprocess.Popen[bytes]:
-        """A process that serves a toy on the queue."""
-        command = [sys.executable, "-m", __name__, self.url, self.name(), str(self.log.path)]
+    def spawn(self, kind: str = "toy") -> subprocess.Popen[bytes]:
+        """A process that serves a toy on the queue; a "detached" one finishes only what is odd."""
+        command = [sys.executable, "-m", __name__, self.url, self.name(), str(self.log.path), kind]
         process = subprocess.Popen(command)
 
         def end() -> None:
@@ -274,11 +285,12 @@ def eventually(check: Callable[[], Any], what: str = "it never happened") -> Any
     return result
 
 
-def main(url: str, name: str, path: str) -> None:
+def main(url: str, name: str, path: str, kind: str) -> None:
     """Serve a toy on a queue, in a process of its own."""
     toy = Toy(Log(Path(path)))
     toy.released.set()
-    backend_from_url(url).server([queue(name)], answering(toy)).run()
+    handler = toy.finish_odd if kind == "detached" else answering(toy)
+    backend_from_url(url).server([queue(name)], handler, coroutines=1000).run()
 
 
 if __name__ == "__main__":

@@ -201,7 +201,7 @@ class AckBuffer:
         for _ in range(count):
             group = self._unread[0]
             if lost := len(group) - self._connection.read():
-                logger.warning("%d messages are not held any more: others may have them", lost)
+                logger.info("%d messages are not held any more: others may have them", lost)
             self._unread.popleft()
             self.confirm([group])
 

@@ -133,6 +133,11 @@ class RedisServer:
         self.alarm.ring()
 
     def hand_back(self) -> None:
+        self._stopped = True
+        with translated_or_logged():
+            while self.fetcher and self._turns.is_fetching():  # what is given back must not be taken again
+                self.maintenance.wake_up(self.fetcher.connection)
+                time.sleep(0.01)
         self.maintenance.hand_back()
 
     def is_stopped(self) -> bool:
@@ -160,7 +165,7 @@ class RedisServer:
     # Fetching and handling.
 
     def _fetch(self) -> RedisDelivery | None:
-        if (fetcher := self.fetcher) is None:
+        if (fetcher := self.fetcher) is None or self._stopped:
             return None
         self._looked = time.perf_counter()
         try:

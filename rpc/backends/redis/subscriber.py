@@ -244,12 +244,18 @@ class _Reader:
         return self._connection.number if self._connection.connected else 0
 
     def begin(self) -> None:
-        """Settle from where on each is heard, if that is not settled."""
-        subscriber = self._subscriber
+        """Settle from where on each is heard, if that is not settled; what is heard from its beginning, such
+        as which callers have left, is known after that."""
+        subscriber, ask = self._subscriber, self._connection.ask
         for key in [key for key, last in self._cursors.items() if last is None]:
-            is_whole = subscriber.watches(key) or key.startswith("rpc:in:")
-            newest = [] if is_whole else self._connection.ask(("XREVRANGE", key, "+", "-", "COUNT", 1))
-            self._cursors[key] = newest[0][0] if newest else "0-0"
+            past: list[Any] = []
+            if subscriber.watches(key):
+                past = ask(("XRANGE", key, "-", "+"))
+                for _, id, fields in entries([[key.encode(), past]]):
+                    subscriber.heard(key, id, fields)
+            elif not key.startswith("rpc:in:"):
+                past = ask(("XREVRANGE", key, "+", "-", "COUNT", 1))
+            self._cursors[key] = past[-1][0] if past else "0-0"
 
     def run(self) -> None:
         """Until it has ended."""
