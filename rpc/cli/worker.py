@@ -36,7 +36,12 @@ LEVELS = {True: logging.DEBUG, None: logging.INFO, False: logging.WARNING}
     callback=queue_names,
     help="Serve this queue; may be repeated, the most urgent one first. By default RPC_QUEUES.",
 )
-@click.option("--concurrency", metavar="N", type=click.IntRange(min=1), help="How many jobs run at a time.")
+@click.option(
+    "--concurrency", metavar="N", type=click.IntRange(min=1), help="How many plain functions run at a time."
+)
+@click.option(
+    "--coroutines", metavar="N", type=click.IntRange(min=1), help="How many coroutines, which hold no thread."
+)
 @click.option(
     "--processes",
     metavar="P",
@@ -58,6 +63,7 @@ def command(
     backend: str | None,
     queues: tuple[str, ...],
     concurrency: int | None,
+    coroutines: int | None,
     processes: int,
     grace: float | None,
     reload: bool,
@@ -81,6 +87,7 @@ def command(
         backend=backend,
         queues=queues or None,
         concurrency=concurrency,
+        coroutines=coroutines,
         grace=grace,
     )
 

@@ -160,6 +160,10 @@ class AckBuffer:
             if self._connection.connected:
                 self._read(len(self._unread))
 
+    def how(self) -> dict[str, Any]:
+        """How the connection was made."""
+        return self._connection.how()
+
     def drop(self) -> None:
         """Give the connection up."""
         with self._lock:

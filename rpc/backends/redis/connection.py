@@ -268,6 +268,12 @@ class Connection:
     def _read_clock(self) -> None:
         self._clock_offset, self._clock_read = clock_offset_of(self._connection), time.monotonic()
 
+    def how(self) -> dict[str, Any]:
+        """How it was made: the arguments of redis-py's connections, with the server that it led to."""
+        made = self._servers.client(self._key).connection_pool.connection_kwargs
+        where = {name: getattr(self._connection, name, None) for name in ("host", "port")}
+        return {**made, **{name: value for name, value in where.items() if value}}
+
     def drop(self) -> None:
         """Give the connection up, and whatever answers were still to come."""
         connection, self._connection = self._connection, None

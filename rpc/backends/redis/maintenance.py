@@ -14,6 +14,7 @@ import redis
 
 from ...loops import Alarm
 from ...transport import Message, packed
+from .._lease import LeaseKeeper
 from .._retry import Backoff
 from .._serving import lost
 from . import scripts
@@ -117,9 +118,13 @@ class Maintenance:
         """When the next delayed message is due, in seconds of the monotonic clock."""
         self.clock_offset = 0.0
         """What to add to `time.monotonic()` for the clock of the server, in seconds."""
+        self._keeper = LeaseKeeper(self._lease)
 
     def begin(self) -> None:
-        """Sign on, through whatever happens to Redis meanwhile, unless it is stopped."""
+        """Sign on, through whatever happens to Redis meanwhile, unless it is stopped. In the thread that runs
+        the server."""
+        if self._server.keys:
+            self._keeper.start()
         backoff = Backoff(BLOCK)
         while self._server.keys and not self._server.is_stopped():
             try:
@@ -144,6 +149,7 @@ class Maintenance:
                 backoff.reset()
             except redis.RedisError as error:
                 backoff.wait("Redis: %s; trying again", error)
+        self._keeper.end()
         with translated_or_logged():
             self._leave()
 
@@ -217,6 +223,7 @@ class Maintenance:
         (seconds, microseconds), answer = self._server.acks.ask(("TIME",), command)
         self.clock_offset = int(seconds) + int(microseconds) / 1e6 - (before + time.monotonic()) / 2
         self._last_beat = before
+        self._keeper.beat([self._server.keys[0].alive(self._server.name)], self._server.acks.how())
         return answer
 
     def _promote(self, keys: Keys) -> float:

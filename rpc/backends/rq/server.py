@@ -9,6 +9,7 @@ from typing import Any
 
 from ...loops import run_together
 from ...transport import Address, Handler
+from .._lease import LeaseKeeper
 from .._serving import Connections, OnChange, Plan, arriving, guarded
 from ..redis.servers import Servers
 from ..redis.subscriber import Subscriber
@@ -44,7 +45,10 @@ class RqServer:
             for to in plan.durable
         ]
         self._workers = [*of_queues, *of_each]
-        self._keepers = [partial(RqWorker.keep_alive, some) for some in (of_queues, of_each) if some]
+        self._lease = LeaseKeeper(options.lease)
+        self._how = records.client.connection_pool.connection_kwargs
+        parts = [some for some in (of_queues, of_each) if some]
+        self._keepers = [partial(RqWorker.keep_alive, some, self._beaten) for some in parts]
         self._forks = options.fork
         self._subscriber = Subscriber(
             servers,
@@ -68,6 +72,8 @@ class RqServer:
             threading.Thread(target=loop, name="rpc-topics", daemon=True) for loop in self._subscriber.loops()
         ]
         try:
+            if self._workers and not self._forks:
+                self._lease.start()
             self._subscriber.begin()
             for thread in beside:
                 thread.start()
@@ -75,6 +81,7 @@ class RqServer:
             self._subscriber.end()
         finally:
             self._stopped = self._ended = True
+            self._lease.end()
             self._connections.notify(False)
             for thread in beside:
                 if thread.ident:
@@ -87,6 +94,10 @@ class RqServer:
     def hand_back(self) -> None:
         for worker in self._workers:
             worker.hand_back()
+
+    def _beaten(self) -> None:
+        """The workers have given signs of life."""
+        self._lease.beat([worker.key for worker in self._workers], self._how)
 
     def is_stopped(self) -> bool:
         """Whether nothing new is to be taken."""

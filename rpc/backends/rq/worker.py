@@ -236,15 +236,22 @@ class RqWorker:
         self.beat_if_due()
         self.mind_others()
 
+    @property
+    def key(self) -> str:
+        """Of its record, whose presence says that it lives."""
+        return self._keys[0]
+
     @staticmethod
-    def keep_alive(workers: Sequence[RqWorker]) -> None:
-        """Beat for all workers of this process, and pass on cancellations, until all of them are done."""
+    def keep_alive(workers: Sequence[RqWorker], beaten: Callable[[], object] = lambda: None) -> None:
+        """Beat for all these workers, and pass on cancellations, until all of them are done; `beaten` hears
+        of each beat."""
         options, client = workers[0]._options, workers[0]._client
         inboxes = [f"rpc:cancel:{worker.name}" for worker in workers]
 
         def step() -> None:
             for worker in workers:
                 worker.beat_if_due()
+            beaten()
             workers[0].mind_others()
             cancelled = client.blpop(inboxes, timeout=min(options.beat, BLOCK))
             for worker in workers:

@@ -64,7 +64,8 @@ class Command(BaseCommand):
             type=queue_name,
             help="Serve this queue; may be repeated, the most urgent one first. By default QUEUES in RPC.",
         )
-        add("--concurrency", metavar="N", type=positive, help="How many jobs run at a time.")
+        add("--concurrency", metavar="N", type=positive, help="How many plain functions run at a time.")
+        add("--coroutines", metavar="N", type=positive, help="How many coroutines, which hold no thread.")
         add(
             "--processes",
             metavar="P",
@@ -97,6 +98,7 @@ class Command(BaseCommand):
                 backend=options["backend"],
                 queues=options["queues"],
                 concurrency=options["concurrency"],
+                coroutines=options["coroutines"],
                 grace=options["grace"],
                 context=connections_kept,
             )

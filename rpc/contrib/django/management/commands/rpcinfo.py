@@ -69,6 +69,7 @@ def _listener(listener: ListenerInfo) -> str:
 
 def _worker(worker: WorkerInfo) -> str:
     return (
-        f"{worker.host} {worker.pid}: {', '.join(worker.queues)}; {worker.concurrency} at a time; "
+        f"{worker.host} {worker.pid}: {', '.join(worker.queues)}; "
+        f"{worker.concurrency} at a time, {worker.coroutines} coroutines; "
         f"{len(worker.jobs)} jobs, {len(worker.listeners)} listeners, {len(worker.timers)} timers"
     )

@@ -1,0 +1,59 @@
+"""A small process that renews a lease in Redis while its parent lives but gives no sign: a handler may hold
+the interpreter, or compute in C, for longer than the lease."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+_PROGRAM = Path(__file__).with_name("_lease_child.py")
+_HOW = ("host", "port", "path", "db", "username", "password")
+
+
+class LeaseKeeper:
+    """Of one server, whose lease lasts so many seconds. Only for a server that runs in the main thread of its
+    process, as that of `rpc worker` does: others may be many. It connects to Redis only when it must."""
+
+    def __init__(self, lease: float) -> None:
+        self._lease = lease
+        self._child: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """In the thread that runs the server."""
+        if threading.current_thread() is not threading.main_thread() or not os.path.exists("/proc/self/stat"):
+            return
+        command = [sys.executable, "-I", "-S", str(_PROGRAM), str(os.getpid()), f"{self._lease / 2:.3f}"]
+        self._child = subprocess.Popen(  # noqa: S603 - a program of ours
+            command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, bufsize=0
+        )
+
+    def beat(self, keys: Sequence[str], how: dict[str, Any]) -> None:
+        """The process lives, and has just renewed these keys; it connects so. Does not raise."""
+        if self._child is None or self._child.stdin is None:
+            return
+        tls = {name: value for name, value in how.items() if name.startswith("ssl")}
+        what = {
+            "keys": [*keys],
+            "ms": round(self._lease * 1000),
+            "path": sys.path,
+            "kind": "unix" if how.get("path") else "tls" if tls else "tcp",
+            "how": {**{name: how[name] for name in _HOW if how.get(name) is not None}, **tls},
+        }
+        with suppress(OSError, TypeError):  # it ended, or how to connect cannot be told: then without it
+            self._child.stdin.write(json.dumps(what).encode() + b"\n")
+
+    def end(self) -> None:
+        """There is nothing to renew any more."""
+        child, self._child = self._child, None
+        if child is not None and child.stdin is not None:
+            with suppress(OSError):
+                child.stdin.close()
+            child.kill()
+            child.wait()
