@@ -6,9 +6,10 @@ several are taken at a time: the more of them, the faster the last ones were han
 
 from __future__ import annotations
 
-from collections import deque
+import time
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from . import scripts
 from .acks import SCRIPTS, AckBuffer, Group, Page
@@ -23,6 +24,10 @@ AHEAD = 0.002
 idle, cannot have, and how much is done again if this process dies."""
 PAGE = 64
 """Messages of a page, about: as many are looked at to acknowledge one of them."""
+
+
+UNCHECKED, CHECK = 16, 0.05
+"""Acknowledgements, and seconds, after which it is checked whether what was said has arrived."""
 
 
 class Taken(NamedTuple):
@@ -63,15 +68,24 @@ class Fetcher:
     ) -> None:
         self.pages, self._acks, self._knows, self._sign_on = pages, acks, knows, sign_on
         self._connection = Connection(servers, pages[0].queue.queue, SCRIPTS)
+        self._queues = [each.queue.queue for each in pages]
         self._wakeups = [each.queue.wakeup for each in pages]
         self.backlog: deque[Taken] = deque()
         """Taken and not begun. Whoever pops one from it has it."""
         self._most = 1
         self._crowded = True
         """Whether more is likely to be there: then it looks before it waits."""
+        self.may_be_crowded = False
+        """Whether to look how long the queues are, with the next wait."""
         self._known_pages = len(pages)
         self.doubtful = True
         """Whether what is in hand must be compared with what Redis has."""
+        self._unchecked: list[Group] = []
+        """Acknowledgements that were said without an answer: the lengths of the pages tell that of them."""
+        self._checked = 0.0
+        self._waits: dict[tuple[tuple[Page, ...], int], bytes] = {}
+        """How a wait is written on this connection."""
+        self._epoch = 0
 
     @property
     def connection(self) -> int:
@@ -80,7 +94,7 @@ class Fetcher:
 
     def pop(self) -> Taken | None:
         """What is to be begun next, of what was taken. Any thread."""
-        taken: Taken | None = pop_or_none(self.backlog)
+        taken: Taken | None = pop_or_none(self.backlog) if self.backlog else None
         return taken
 
     def paced(self, handled: int, seconds: float) -> None:
@@ -97,75 +111,103 @@ class Fetcher:
         if self.doubtful or not self._connection.connected:
             self._take_stock()
             return
-        pages = [each.roomy() for each in self.pages]
-        if sum(len(each.all) for each in self.pages) != self._known_pages:
-            self._known_pages = sum(len(each.all) for each in self.pages)
+        pages = tuple([each.roomy() for each in self.pages])
+        if sum([len(each.all) for each in self.pages]) != self._known_pages:
+            self._known_pages = sum([len(each.all) for each in self.pages])
             self._sign_on()  # whoever recovers what we have must know of all pages
-        groups, before = self._acks.take(), [page.count for page in pages]
+        groups = self._acks.take()
         try:
-            held, taken = (
+            if self._crowded:
                 self._receive_some(pages, groups, min(self._most, room))
-                if self._crowded
-                else (self._receive_one(pages, groups))
-            )
+            else:
+                self._wait(pages, groups, min(self._most, room))
         except BaseException:
-            self._acks.owe_again(groups)
+            self._acks.owe_again([*self._unchecked, *groups])
+            self._unchecked = []
             raise
-        said = {id(page): 0 for page in pages}
-        for group in groups:
-            said[id(group[0].page)] = said.get(id(group[0].page), 0) + len(group)
-        most = (count + more - said[id(page)] for page, count, more in zip(pages, before, taken, strict=True))
-        if any(has > may_have for has, may_have in zip(held, most, strict=True)):
-            self._acks.owe_again(groups)  # not all of them have arrived
-            self.doubtful = True
-        else:
-            self._acks.confirm(groups)
 
     def drop(self) -> None:
         """Give the connection up."""
         self._connection.drop()
 
-    def _receive_one(self, pages: list[Page], groups: list[Group]) -> tuple[list[int], list[int]]:
-        """Wait for a message, and take one of each queue; how many each page has then, and how many were
-        added. Plain commands, of which a lone call needs few, cost Redis less than a script."""
-        connection, queues = self._connection, [page.queue.queue for page in pages]
-        if len(pages) == 1:
-            takes: list[Command] = [("BLMOVE", queues[0], pages[0].key, "LEFT", "RIGHT", BLOCK)]
-        else:
-            moves = zip(queues, pages, strict=True)
-            takes = [("LMOVE", queue, page.key, "LEFT", "RIGHT") for queue, page in moves]
-            takes.insert(0, ("BZPOPMIN", *self._wakeups, BLOCK))
-        connection.write(
-            *(part for group in groups for part in (Connection.NO_ANSWER, self._acks.commands(group))),
-            *takes,
-            *(("LLEN", page.key) for page in pages),
-            *(("LLEN", queue) for queue in queues),
-        )
-        taken = [connection.read() for _ in takes][-len(pages) :]
-        for page, record in zip(pages, taken, strict=True):
-            if record is not None:
-                self._add(page, record)
-        held = [connection.read() for _ in pages]
-        self._crowded = sum([connection.read() for _ in queues]) > 0
-        return held, [int(record is not None) for record in taken]
-
-    def _receive_some(self, pages: list[Page], groups: list[Group], most: int) -> tuple[list[int], list[int]]:
-        """Take what is there, without waiting; how many each page has then, and how many were added."""
+    def _wait(self, pages: tuple[Page, ...], groups: list[Group], most: int) -> None:
+        """Wait for messages, and take them. For one queue that is a plain command, which costs Redis less
+        than a script; and each answer that is not needed would cost it a write."""
         connection = self._connection
-        places = [key for page in pages for key in (page.queue.queue, page.key, page.queue.wakeup)]
-        # The answers to acknowledgements cost nothing here: they come with that to the last command.
+        quiet = [part for group in groups for part in (Connection.NO_ANSWER, self._acks.commands(group))]
+        self._unchecked += groups
+        checks = self._due_checks()
+        looks = self._queues if self.may_be_crowded and len(pages) == 1 else ()
+        more = [("LLEN", key) for key in (*looks, *(page.key for page in checks))]
+        wait = self._packed_wait(pages, most)
+        connection.write_packed(b"".join((connection.packed(*quiet), wait, connection.packed(*more))))
+        answer = connection.read()
+        if len(pages) > 1:
+            self._take(pages, connection.read() or ())
+        elif answer is not None:
+            self._add(pages[0], answer)
+        if looks:
+            self._crowded, self.may_be_crowded = connection.read() > 0, False
+        self._check(checks)
+
+    def _receive_some(self, pages: tuple[Page, ...], groups: list[Group], most: int) -> None:
+        """Take what is there, without waiting. The answers to acknowledgements cost nothing here: they come
+        with that to the last command."""
+        connection = self._connection
         acks = [self._acks.commands(group) for group in groups]
-        connection.write(*acks, (scripts.NEXT, len(places), *places, most))
+        connection.write(*acks, self._next(pages, most))
         for _ in acks:
             connection.read()
-        answer = connection.read()
-        held, taken = answer[: len(pages)], answer[len(pages) :]
-        added = [0] * len(pages)
+        taken = connection.read() or ()
+        self._acks.confirm(groups)
+        self._crowded, self.may_be_crowded = len(taken) >= 2 * most, True
+        self._take(pages, taken)
+
+    def _next(self, pages: tuple[Page, ...], most: int) -> Command:
+        places = [key for page in pages for key in (page.queue.queue, page.key, page.queue.wakeup)]
+        return (scripts.NEXT, len(places), *places, most)
+
+    def _take(self, pages: tuple[Page, ...], taken: Sequence[Any]) -> None:
         for number, record in zip(taken[::2], taken[1::2], strict=True):
             self._add(pages[number], record)
-            added[number] += 1
-        self._crowded = len(taken) >= 2 * most
-        return list(held), added
+
+    def _packed_wait(self, pages: tuple[Page, ...], most: int) -> bytes:
+        if self._epoch != self._connection.epoch or len(self._waits) > MOST:
+            self._epoch = self._connection.epoch
+            self._waits.clear()
+        if (known := self._waits.get((pages, most))) is not None:
+            return known
+        if len(pages) == 1:
+            move = (self._queues[0], pages[0].key, "LEFT", "RIGHT", BLOCK)
+            wait = self._connection.packed(("BLMOVE", *move))
+        else:
+            wait = self._connection.packed(("BZPOPMIN", *self._wakeups, BLOCK), self._next(pages, most))
+        self._waits[pages, most] = wait
+        return wait
+
+    def _due_checks(self) -> dict[Page, int]:
+        """The pages that are to be looked at, and how long each is at most if all has arrived."""
+        now = time.monotonic()
+        if not self._unchecked or (len(self._unchecked) < UNCHECKED and now - self._checked < CHECK):
+            return {}
+        self._checked = now
+        checks: dict[Page, int] = {}
+        for group in self._unchecked:
+            page = group[0].page
+            checks[page] = checks.get(page, page.count) - len(group)
+        return checks
+
+    def _check(self, checks: dict[Page, int]) -> None:
+        if not checks:
+            return
+        has = [self._connection.read() for _ in checks]
+        unchecked, self._unchecked = self._unchecked, []
+        taken = Counter(each.page for each in [*self.backlog])  # with this very wait
+        if any(count > most + taken[page] for count, (page, most) in zip(has, checks.items(), strict=True)):
+            self._acks.owe_again(unchecked)  # not all of them have arrived
+            self.doubtful = True
+        else:
+            self._acks.confirm(unchecked)
 
     def _add(self, page: Page, record: bytes) -> None:
         page.change(1)
@@ -175,6 +217,8 @@ class Fetcher:
         """What lies in the pages and is not in hand was taken with an answer that was lost; what is in hand
         and not there was given to others, and is not begun."""
         pages = [page for each in self.pages for page in each.all]
+        self._acks.owe_again(self._unchecked)
+        self._unchecked = []
         self._acks.read_answers()
         connection = self._connection
         connection.write(*(("LRANGE", page.key, 0, -1) for page in pages))

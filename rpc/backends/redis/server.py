@@ -34,6 +34,8 @@ logger = logging.getLogger(__name__)
 
 FLUSH_AFTER = 0.002
 """Seconds that an acknowledgement may wait for others to go with, while handlers are fast."""
+WAITED = 0.001
+"""Seconds after which a message was not taken at once: others may wait."""
 REMEMBERED = 10_000
 """Ids of messages whose callers have left."""
 
@@ -173,7 +175,8 @@ class RedisServer:
                 if not self._has_room():
                     return None
                 now = time.perf_counter()
-                fetcher.paced(self._handled, now - self._since)
+                if self.options.max_deliveries > 1:
+                    fetcher.paced(self._handled, now - self._since)
                 fetcher.receive(self.slots.room)
                 self._handled, self._since = 0, time.perf_counter()
                 self._backoff.reset()
@@ -191,6 +194,8 @@ class RedisServer:
 
     def _has_room(self) -> bool:
         """Whether a coroutine more may run; waits for that a while."""
+        if self.slots.room > 0:
+            return True
         self._room.clear()
         if self.slots.room > 0:
             return True
@@ -241,9 +246,10 @@ class RedisServer:
             places = (queue.token(record.id), *once)
             left = self.acks.ask((scripts.BEGIN, len(places), *places, record.id))[0]
             return float(left) / 1000 if left != -1 else None
-        if not record.ttl:
-            return None
-        return (record.sent + record.ttl) / 1000 - time.monotonic() - self.maintenance.clock_offset
+        age = time.monotonic() + self.maintenance.clock_offset - record.sent / 1000
+        if age > WAITED and self.fetcher:
+            self.fetcher.may_be_crowded = True
+        return record.ttl / 1000 - age if record.ttl else None
 
     def _fetched(self, queue: Keys, id: str) -> bytes:
         frame = self.acks.ask(("GET", queue.body(id)))[0]

@@ -1,8 +1,8 @@
 #!lua flags=allow-oom
 -- include wake
 -- KEYS (queue page wakeup)...   ARGV most
--- -> {how many each page has, ..., number of the queue, record, ...}   The first queue that has some goes first.
-local most, taken, held = 0 + ARGV[1], {}, {}
+-- -> {number of the queue, record, ...}   The first queue that has some goes first.
+local most, taken = 0 + ARGV[1], {}
 for n = 1, #KEYS, 3 do
   while most > 0 do
     local record = redis.call('LMOVE', KEYS[n], KEYS[n + 1], 'LEFT', 'RIGHT')
@@ -17,7 +17,5 @@ for n = 1, #KEYS, 3 do
     end
   end
   if most == 0 and redis.call('EXISTS', KEYS[n]) == 1 then wake(KEYS[n + 2]) end
-  held[#held + 1] = redis.call('LLEN', KEYS[n + 1])
 end
-for n = 1, #taken do held[#held + 1] = taken[n] end
-return held
+return taken
