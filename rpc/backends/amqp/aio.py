@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from ...errors import Cancelled, NoReceivers, QueueFull, RpcError
+from ...errors import Cancelled, RpcError
 from ...loops import PerLoop
 from ...transport import Address, Message
 from .._retry import backoff, patience
 from .aio_connection import AsyncConnection
-from .messages import KEEP_INBOX, OWN_EXCHANGE, Probe, properties_of, queue_name, refused, route
-from .requests import CHANNEL, PendingRequest, ReplyQueue, too_late
+from .messages import OWN_EXCHANGE
+from .requests import REQUESTS, SEND, PendingRequest, ReplyQueue, Steps, checking_room, sending, too_late
 from .servers import Servers, unavailable
-from .wire import Arrival, Broken, Queue
+from .wire import Arrival, Broken
 
 T = TypeVar("T")
-SEND, PROBE = 2, 3
-"""Channels: what is confirmed, and questions whose answer may close it."""
 
 
 class AsyncAmqp:
@@ -71,7 +70,7 @@ class LoopConnection:
 
     @property
     def blocked(self) -> str:
-        return self._connection.dialogue.blocked if self._connection else ""
+        return self._connection.blocked if self._connection else ""
 
     async def connection(self) -> AsyncConnection:
         """Connected. Raises Broken."""
@@ -86,18 +85,18 @@ class LoopConnection:
                     raise
                 self.failure, self._replies = None, None
                 self._used_by.clear()
-                self._connection.dialogue.listeners[CHANNEL] = self._hear
+                self._connection.listeners[REQUESTS] = self._hear
+                self._connection.tell(SEND, OWN_EXCHANGE)
             return self._connection
 
     def _hear(self, arrival: Arrival) -> None:
-        id = arrival.properties.correlation_id if arrival.properties else None
-        if replies := self._waiting.get(id or ""):
+        if replies := self._waiting.get(arrival.properties.correlation_id or ""):
             replies.request.hear(arrival)
 
     async def request(self, replies: AsyncReplies) -> ReplyQueue:
         """Send it, and say where its replies come."""
         connection = await self.connection()
-        await self.check_room(connection, replies.request.to)
+        await self._perform(checking_room(self._most, replies.request.to), connection)
         queue = self._replies = self._replies or ReplyQueue(connection)
         self._used_by[queue] = self._used_by.get(queue, 0) + 1
         self._waiting[replies.request.message.id] = replies
@@ -105,52 +104,40 @@ class LoopConnection:
         return queue
 
     def leave(self, request: PendingRequest, queue: ReplyQueue | None) -> None:
-        """Nobody waits for it any more, whether it is answered or not. The queue of one that was given up is
-        not used for others, and deleted with the last of its requests."""
+        """Nobody waits for it any more, whether it is answered or not. The queue of one that was given up in
+        time is not used for others, and deleted with the last of its requests."""
         self._waiting.pop(request.message.id, None)
         if queue is None or queue not in self._used_by:
             return  # its connection is gone
         self._used_by[queue] -= 1
         if not request.is_over:
             queue.withdraw(request)
-            if queue is self._replies:
+            if queue is self._replies and time.monotonic() < request.expires:
                 self._replies = None
         if queue is not self._replies and not self._used_by[queue]:
             del self._used_by[queue]
             queue.delete()
 
     async def send(self, to: Address, message: Message) -> None:
-        properties = properties_of(message, durable=True)
-        exchange, key = route(to)
+        """Raises NoReceivers, QueueFull, BackendUnavailable."""
 
-        async def attempt() -> Arrival | None:
-            connection = await self.connection()
-            if to.kind == "topic":
-                connection.tell(SEND, OWN_EXCHANGE)
-            await self.check_room(connection, to)
-            said = SEND, key, properties, message.body
-            came_back = await connection.confirmed(*said, exchange=exchange)
-            if came_back and to.kind == "inbox":  # it is made by whoever comes first
-                await connection.ask(SEND, self._servers.queue(key, KEEP_INBOX), Queue.DeclareOk)
-                came_back = await connection.confirmed(*said, exchange=exchange)
-            return came_back
+        async def send() -> None:
+            await self._perform(sending(self._servers, self._most, to, message), await self.connection())
 
-        came_back = await self.persistently(attempt, patience(message.ttl))
-        if came_back and to.kind != "topic":
-            raise refused(to, came_back)
+        await self.persistently(send, patience(message.ttl))
 
-    async def check_room(self, connection: AsyncConnection, to: Address) -> None:
-        """Raises QueueFull, NoReceivers if it finds the queue full, or none. Only for what has a bound."""
-        if not self._most or to.kind != "queue":
-            return
-        try:
-            found = (await connection.ask(PROBE, Probe(queue_name(to)), Queue.DeclareOk)).method
-        except Broken as error:
-            if error.code == 404:
-                raise NoReceivers(f"nobody has ever served {to}") from None
-            raise
-        if found.message_count >= self._most:
-            raise QueueFull(f"{to} has no room: raise max_length, or start more workers")
+    async def _perform(self, steps: Steps, connection: AsyncConnection) -> None:
+        answer: Any = None
+        failure: Broken | None = None
+        while True:
+            try:
+                step = steps.throw(failure) if failure else steps.send(answer)
+            except StopIteration:
+                return
+            try:
+                answer, failure = await step(connection), None
+            except Broken as error:
+                failure = error
 
     async def persistently(self, action: Callable[[], Awaitable[T]], seconds: float) -> T:
         """What the action returns; while RabbitMQ cannot be had it is tried again for so many seconds. Then
@@ -215,7 +202,7 @@ class AsyncReplies:
 
     def __init__(self, here: LoopConnection, to: Address, message: Message) -> None:
         self._here = here
-        self.request = PendingRequest(to, message, self._wake)
+        self.request = PendingRequest(to, message, time.monotonic(), self._wake)
         self.queue: ReplyQueue | None = None
         """Where the replies come; None if it has not been sent yet."""
         self._waiter: asyncio.Future[None] | None = None

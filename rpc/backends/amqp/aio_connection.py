@@ -9,19 +9,17 @@ from typing import Any
 
 from pamqp import base
 
-from .dialogue import Answer, Dialogue
+from .dialogue import Dialogue
 from .servers import SOCKET_TIMEOUT, Servers
 from .wire import HEARTBEAT, Arrival, Broken, Connection
 
 
-class AsyncConnection(asyncio.Protocol):
+class AsyncConnection(Dialogue, asyncio.Protocol):
     """Make it with `connect`."""
 
-    def __init__(self, lost: Callable[[AsyncConnection], object]) -> None:
-        self.failure: Broken | None = None
-        """Why it is of no use any more."""
-        self.dialogue = Dialogue(self.put)
-        self._lost = lost
+    def __init__(self) -> None:
+        super().__init__()
+        self._lost: Callable[[AsyncConnection], object] = lambda connection: None
         self._loop = asyncio.get_running_loop()
         self._transport: Any = None
         self._unsent: list[bytes] = []
@@ -35,39 +33,28 @@ class AsyncConnection(asyncio.Protocol):
     @classmethod
     async def connect(cls, servers: Servers, lost: Callable[[AsyncConnection], object]) -> AsyncConnection:
         """`lost` hears when it breaks later on."""
-        made: list[AsyncConnection] = []
-        try:
-            await asyncio.wait_for(cls._connect(servers, lost, made), SOCKET_TIMEOUT)
-        except BaseException as error:
-            for each in made:
-                each._lost = lambda connection: None
-                each.drop(error)
-            if isinstance(error, OSError | asyncio.TimeoutError):
-                raise Broken(str(error) or "no connection") from error
-            raise
-        return made[-1]
-
-    @classmethod
-    async def _connect(
-        cls, servers: Servers, lost: Callable[[AsyncConnection], object], made: list[AsyncConnection]
-    ) -> None:
-        loop, failure = asyncio.get_running_loop(), OSError("no server is given")
-        for host, port in servers.in_any_order():
-            name, connection = host if servers.context else None, cls(lost)
+        failure = Broken("no server is given")
+        for server in servers.in_any_order():
+            connection = cls()
             try:
-                await loop.create_connection(
-                    lambda connection=connection: connection,  # type: ignore[misc]
-                    *(host, port),
-                    ssl=servers.context,
-                    server_hostname=name,
-                )
-            except OSError as error:
-                failure = error
-                continue
-            made.append(connection)
-            await connection._introduce(servers)
-            return
+                await asyncio.wait_for(connection._open(servers, *server), SOCKET_TIMEOUT)
+            except (OSError, asyncio.TimeoutError) as error:
+                failure = Broken(str(error) or "no connection")
+                connection.drop(failure)
+            except BaseException as error:
+                connection.drop(error)
+                raise
+            else:
+                connection._lost = lost
+                return connection
         raise failure
+
+    async def _open(self, servers: Servers, host: str, port: int) -> None:
+        name = host if servers.context else None
+        await self._loop.create_connection(
+            lambda: self, host, port, ssl=servers.context, server_hostname=name
+        )
+        await self._introduce(servers)
 
     async def _introduce(self, servers: Servers) -> None:
         opening, answer = servers.opening(), None
@@ -75,19 +62,19 @@ class AsyncConnection(asyncio.Protocol):
             try:
                 said, expected = opening.send(answer)
             except StopIteration as end:
-                self.dialogue.terms = end.value
+                self.terms = end.value
                 break
             future = self._future()
-            self.dialogue.expect(0, (expected,), future)
+            self.expect(0, (expected,), future)
             self.put(said)
             answer = (await future).method
-        if self.dialogue.terms.heartbeat:
+        if self.terms.heartbeat:
             self._beat()
 
     # What is said.
 
     def put(self, data: bytes) -> None:
-        """It leaves with all that is put until the loop gets to it."""
+        """Let it leave with all that is put until the loop gets to it."""
         if not self._unsent:
             self._loop.call_soon(self._flush)
         self._unsent.append(data)
@@ -97,24 +84,11 @@ class AsyncConnection(asyncio.Protocol):
         if self._transport and not self._transport.is_closing():
             self._transport.write(b"".join(unsent))
 
-    def tell(self, channel: int, *methods: base.Frame) -> None:
-        self.dialogue.tell(channel, *methods)
-
-    def publish(self, channel: int, key: str, properties: Any, body: bytes, **how: Any) -> None:
-        self.dialogue.publish(channel, key, properties, body, **how)
-
-    def publish_safely(
-        self, channel: int, key: str, properties: Any, body: bytes, answer: Answer, **how: Any
-    ) -> None:
-        self._check()
-        self.dialogue.publish_safely(channel, key, properties, body, answer, **how)
-
     async def ask(self, channel: int, method: base.Frame, *expected: type[Any]) -> Arrival:
-        """The answer to this. If it is refused the channel alone is closed, and opened again by its next
-        use."""
-        self._check()
+        """The answer to a method. If that is refused, its channel alone is closed, and opened again by its
+        next use."""
         future = self._future()
-        self.dialogue.ask(channel, method, expected, future)
+        self.say(channel, method, expected, future)
         answer: Arrival = await self._within(future)
         return answer
 
@@ -136,16 +110,12 @@ class AsyncConnection(asyncio.Protocol):
         try:
             return await asyncio.wait_for(future, SOCKET_TIMEOUT)
         except asyncio.TimeoutError:
-            failure = Broken(self.dialogue.blocked or f"no answer within {SOCKET_TIMEOUT:g} s")
+            failure = Broken(self.blocked or f"no answer within {SOCKET_TIMEOUT:g} s")
             self.drop(failure)
             raise failure from None
 
-    def _check(self) -> None:
-        if self.failure:
-            raise self.failure
-
     def _beat(self) -> None:
-        silence, interval = self._loop.time() - self._heard, self.dialogue.terms.heartbeat
+        silence, interval = self._loop.time() - self._heard, self.terms.heartbeat
         if silence > 2 * interval:
             self.drop(Broken(f"no sign of life of RabbitMQ for {silence:.0f} s"))
             return
@@ -160,7 +130,7 @@ class AsyncConnection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         self._heard = self._loop.time()
         try:
-            self.dialogue.hear(data)
+            self.hear(data)
         except Broken as error:
             self._flush()
             self.drop(error)
@@ -182,10 +152,9 @@ class AsyncConnection(asyncio.Protocol):
         """Make it of no use, for this reason."""
         if self.failure:
             return
-        self.failure = error if isinstance(error, Broken) else Broken(str(error) or type(error).__name__)
+        self.end(error)
         if self._beats:
             self._beats.cancel()
         if self._transport:
             self._transport.abort()
-        self.dialogue.end(self.failure)
         self._lost(self)

@@ -1,13 +1,13 @@
 """RabbitMQ natively, over AMQP 0-9-1: one write and one read for a call.
 
-Each waiting caller, and each event loop, has a reply queue that goes with its connection. What must not be lost
-is durable, confirmed and acknowledged by hand.
+Each waiting caller, and each event loop, has a reply queue that goes with its connection. What must not be
+lost is durable, confirmed and acknowledged by hand.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 from ...errors import Unsupported
 from ...transport import DELAY, IDEMPOTENCY_KEY, Address, DeadLetter, Handler, Message
@@ -15,11 +15,12 @@ from ...transport import queue as queue_address
 from .._retry import RETRY_FOR
 from .._serving import OnChange, Plan
 from .aio import AsyncAmqp
-from .callers import SEND, BlockingReplies, CallerConnection, Senders, pop_or_none
+from .callers import BlockingReplies, CallerConnection, Senders, pop_or_none
 from .connection import Connection, Heartbeats, Wakeup
 from .dead_letters import DeadLetterStore
 from .locks import Locks
 from .messages import dead_name, queue_name
+from .requests import SEND
 from .server import AmqpServer
 from .servers import Servers
 from .wire import Queue
@@ -62,7 +63,7 @@ class AmqpBackend:
         self._heartbeats = Heartbeats()
         self._callers: list[CallerConnection] = []
         """Those that nobody waits on."""
-        self.senders = Senders(self.connect, self.servers.queue, max_length)
+        self.senders = Senders(self.servers, self.connect, max_length)
         self._dead_letters = DeadLetterStore(self.senders)
         self._locks = Locks(self.connect)
 
@@ -121,23 +122,19 @@ class AmqpBackend:
     def declare(self, *addresses: Address) -> None:
         """Make these queues, so that messages to them are taken before anybody serves them."""
         for to in addresses:
-            made = self.servers.queue(queue_name(to))
-            self.senders.do(
-                lambda connection, made=made: connection.ask(SEND, made, Queue.DeclareOk), RETRY_FOR
-            )
+            self._ask(self.servers.queue(queue_name(to)), Queue.DeclareOk)
 
     def delete(self, *addresses: Address) -> None:
         """Delete these queues, with what is in them and their dead letters."""
         for to in addresses:
             for name in queue_name(to), dead_name(to.name):
-                self._delete(name, RETRY_FOR)
+                self._ask(Queue.Delete(queue=name), Queue.DeleteOk)
 
     def unsubscribe(self, to: Address) -> None:
-        self._delete(queue_name(to.subscription_queue), 1.0)
+        self._ask(Queue.Delete(queue=queue_name(to.subscription_queue)), Queue.DeleteOk)
 
-    def _delete(self, name: str, seconds: float) -> None:
-        gone = Queue.Delete(queue=name)
-        self.senders.do(lambda connection: connection.ask(SEND, gone, Queue.DeleteOk), seconds)
+    def _ask(self, method: Any, expected: type[Any]) -> None:
+        self.senders.do(lambda connection: connection.ask(SEND, method, expected), RETRY_FOR)
 
     # Locks, dead letters.
 

@@ -4,81 +4,56 @@ sends for as long as it sends. They are kept for those that come after them."""
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Callable
 from contextlib import suppress
-from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from ...errors import BackendUnavailable, NoReceivers, QueueFull, RpcTimeout
+from ...errors import BackendUnavailable, RpcTimeout
 from ...transport import Address, Message
 from .._retry import backoff, patience
 from .connection import BLOCK, Connection, persistently
-from .messages import (
-    EXCHANGE,
-    KEEP_INBOX,
-    OWN_EXCHANGE,
-    Probe,
-    cancel_of,
-    control_key,
-    properties_of,
-    queue_name,
-    refused,
-    route,
-)
-from .requests import PendingRequest, ReplyQueue, too_late
-from .wire import Arrival, Broken, Queue
+from .messages import EXCHANGE, OWN_EXCHANGE, cancel_of, control_key
+from .requests import REQUESTS, SEND, PendingRequest, ReplyQueue, Steps, checking_room, sending, too_late
+from .servers import Servers
+from .wire import Arrival, Broken
 
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
-SEND, PROBE = 1, 2
-"""Channels: what is confirmed, and questions whose answer may close it."""
 CONFIRM = 21
 """Bytes of a frame that says that a message is safe."""
+
+
+def perform(steps: Steps, connection: Connection) -> None:
+    answer: Any = None
+    failure: Broken | None = None
+    while True:
+        try:
+            step = steps.throw(failure) if failure else steps.send(answer)
+        except StopIteration:
+            return
+        try:
+            answer, failure = step(connection), None
+        except Broken as error:
+            failure = error
 
 
 class Senders:
     """Connections that send, and wait until RabbitMQ has it; one for each thread that does so at a time."""
 
-    def __init__(self, connect: Callable[[], Connection], queue: Callable[..., Queue.Declare], most: int):
-        """`queue` is how a queue of some name and lifetime is declared; `most` the messages that may wait in
-        one (0: any number)."""
-        self.connect, self.queue, self._most = connect, queue, most
+    def __init__(self, servers: Servers, connect: Callable[[], Connection], most: int) -> None:
+        """`most` messages may wait in a queue (0: any number)."""
+        self.servers, self.connect, self.most = servers, connect, most
         self._idle: list[Connection] = []
 
     def send(self, to: Address, message: Message) -> None:
         """Raises NoReceivers, QueueFull, BackendUnavailable."""
-        publish = partial(self._published, to, message, properties_of(message, durable=True))
-        came_back = self.do(publish, patience(message.ttl))
-        if came_back and to.kind != "topic":
-            raise refused(to, came_back)
 
-    def _published(
-        self, to: Address, message: Message, properties: object, connection: Connection
-    ) -> Arrival | None:
-        self.check_room(connection, to)
-        exchange, key = route(to)
-        publish = partial(connection.confirmed, SEND, key, properties, message.body, exchange=exchange)
-        came_back = publish()
-        if came_back and to.kind == "inbox":  # it is made by whoever comes first
-            connection.ask(SEND, self.queue(key, KEEP_INBOX), Queue.DeclareOk)
-            came_back = publish()
-        return came_back
+        def send(connection: Connection) -> None:
+            perform(sending(self.servers, self.most, to, message), connection)
 
-    def check_room(self, connection: Connection, to: Address) -> None:
-        """Raises QueueFull, NoReceivers if it finds the queue full, or none. Only for what has a bound."""
-        if not self._most or to.kind != "queue":
-            return
-        try:
-            found = connection.ask(PROBE, Probe(queue_name(to)), Queue.DeclareOk).method
-        except Broken as error:
-            if error.code == 404:
-                raise NoReceivers(f"nobody has ever served {to}") from None
-            raise
-        if found.message_count >= self._most:
-            raise QueueFull(f"{to} has no room: raise max_length, or start more workers")
+        self.do(send, patience(message.ttl))
 
     def do(self, action: Callable[[Connection], T], seconds: float = BLOCK) -> T:
         """What the action returns, on a connection with the exchange."""
@@ -107,11 +82,8 @@ class Senders:
         return not self._tell(to, "")
 
     def _tell(self, to: Address, id: str) -> Arrival | None:
-        return self.do(
-            lambda connection: connection.confirmed(
-                SEND, control_key(to.name), cancel_of(id), b"", exchange=EXCHANGE
-            )
-        )
+        said = SEND, control_key(to.name), cancel_of(id), b""
+        return self.do(lambda connection: connection.confirmed(*said, exchange=EXCHANGE))
 
     def close(self) -> None:
         while connection := pop_or_none(self._idle):
@@ -124,7 +96,6 @@ class CallerConnection:
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
         self.replies = ReplyQueue(connection)
-        connection.sleep_through(CONFIRM + 1)
 
     def leave(self, request: PendingRequest, renew: bool) -> None:
         """The request was given up: say so, and take another reply queue."""
@@ -140,8 +111,7 @@ class BlockingReplies:
 
     def __init__(self, senders: Senders, idle: list[CallerConnection], to: Address, message: Message) -> None:
         self._senders, self._idle = senders, idle
-        self._request = PendingRequest(to, message)
-        self._expires = math.inf if message.ttl is None else time.monotonic() + message.ttl
+        self._request = PendingRequest(to, message, time.monotonic())
         self._caller = pop_or_none(idle)
         self._is_closed = self._is_receiving = False
 
@@ -152,11 +122,12 @@ class BlockingReplies:
     def _send(self) -> None:
         caller = self._caller
         if caller and caller.connection.is_open:
-            caller.connection.read(0)  # it may have broken meanwhile
+            caller.connection.look()
         else:
             caller = self._caller = CallerConnection(self._senders.connect())
-        self._senders.check_room(caller.connection, self._request.to)
-        caller.connection.dialogue.listeners[1] = self._request.hear
+        if self._senders.most:
+            perform(checking_room(self._senders.most, self._request.to), caller.connection)
+        caller.connection.listeners[REQUESTS] = self._request.hear
         caller.replies.send(self._request)
         caller.connection.sleep_through(CONFIRM + 1)
         caller.connection.flush()
@@ -191,7 +162,7 @@ class BlockingReplies:
 
     @property
     def _blocked(self) -> str:
-        return self._caller.connection.dialogue.blocked if self._caller else ""
+        return self._caller.connection.blocked if self._caller else ""
 
     def close(self) -> None:
         if self._is_closed:
@@ -201,7 +172,7 @@ class BlockingReplies:
         if caller and caller.connection.is_open and not self._is_receiving:
             with suppress(Broken):  # the reply queue is gone with it
                 if not request.is_over:
-                    caller.leave(request, renew=time.monotonic() < self._expires)
+                    caller.leave(request, renew=time.monotonic() < request.expires)
                 self._idle.append(caller)
             return
         if caller:

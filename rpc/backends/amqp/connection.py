@@ -1,6 +1,6 @@
 """One connection to RabbitMQ, for threads. What is said goes into a buffer, and leaves with the next write;
-one thread at a time reads, and any thread that waits for an answer does so if no other one does. And who sends
-heartbeats: a handler may compute for minutes."""
+one thread at a time reads, and any thread that waits for an answer does so if no other one does. And who
+sends heartbeats: a handler may compute for minutes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from typing import Any, TypeVar
 from weakref import WeakSet
 
@@ -19,7 +19,7 @@ from pamqp import base
 
 from ...loops import Alarm, process
 from .._retry import RETRY_FOR, retried, time_in_the_kernel
-from .dialogue import Answer, Dialogue
+from .dialogue import Dialogue
 from .servers import SOCKET_TIMEOUT, Servers, unavailable
 from .wire import HEARTBEAT, Arrival, Broken, Channel
 from .wire import Connection as Methods
@@ -80,28 +80,23 @@ class Wakeup(Alarm):
         return self._ear.fileno()
 
 
-class Connection:
-    """Connects when it is made. It breaks once, and is of no use then. Everything raises Broken."""
+class Connection(Dialogue):
+    """Connects when it is made. Everything raises Broken."""
 
     def __init__(self, servers: Servers, heartbeats: Heartbeats, wakeup: Wakeup | None = None) -> None:
         """`wakeup` ends a wait of whoever reads."""
-        self.failure: Broken | None = None
-        """Why it is of no use any more."""
-        self.dialogue = Dialogue(self.put)
+        super().__init__()
         self._wakeup, self._pid = wakeup, process.id
         self._unsent: deque[bytes] = deque()
-        self._order = threading.RLock()
-        """Held to say something that will be answered, and to hear."""
         self._writing, self._reading, self._doubtful = (threading.Lock() for _ in range(3))
-        self.is_waiting = False
+        self.is_waiting = self._is_lazy = False
         """Whether somebody waits for what comes, and will not look at what is to be sent until then."""
-        self._is_lazy = False
         try:
             self._socket: Any = servers.connected()
         except OSError as error:
             raise Broken(str(error)) from error
-        self._poll = select.poll()
-        self._fd = self._socket.fileno()
+        self._is_safe = type(self._socket) is not socket.socket
+        self._poll, self._fd = select.poll(), self._socket.fileno()
         for each in (self._fd, *([wakeup.fileno()] if wakeup else [])):
             self._poll.register(each, select.POLLIN)
         self._heard = self._spoke = time.monotonic()
@@ -110,7 +105,7 @@ class Connection:
         except BaseException as error:
             self.drop(error)
             raise
-        if type(self._socket) is socket.socket:
+        if not self._is_safe:
             time_in_the_kernel(self._socket, SOCKET_TIMEOUT, socket.SO_SNDTIMEO)
         heartbeats.add(self)
 
@@ -120,10 +115,10 @@ class Connection:
             try:
                 said, expected = opening.send(answer)
             except StopIteration as end:
-                self.dialogue.terms = end.value
+                self.terms = end.value
                 return
             future: concurrent.futures.Future[Arrival] = concurrent.futures.Future()
-            self.dialogue.expect(0, (expected,), future)
+            self.expect(0, (expected,), future)
             self.put(said)
             answer = self.wait_for(future).method
 
@@ -134,12 +129,12 @@ class Connection:
     @property
     def interval(self) -> float:
         """Seconds in which RabbitMQ expects a sign of life; 0: it does not."""
-        return self.dialogue.terms.heartbeat
+        return self.terms.heartbeat
 
     # What is said.
 
     def put(self, data: bytes) -> None:
-        """It leaves with the next write. Any thread; does not block."""
+        """Let it leave with the next write. Any thread; does not block."""
         self._unsent.append(data)
 
     def flush(self) -> None:
@@ -162,32 +157,15 @@ class Connection:
         if self.is_waiting and self._wakeup:
             self._wakeup.ring()
 
-    def tell(self, channel: int, *methods: base.Frame) -> None:
-        with self._order:
-            self.dialogue.tell(channel, *methods)
-
-    def publish(self, channel: int, key: str, properties: Any, body: bytes, **how: Any) -> None:
-        with self._order:
-            self.dialogue.publish(channel, key, properties, body, **how)
-
-    def publish_safely(
-        self, channel: int, key: str, properties: Any, body: bytes, answer: Answer, **how: Any
-    ) -> None:
-        with self._order:
-            self._check()
-            self.dialogue.publish_safely(channel, key, properties, body, answer, **how)
-
     def ask(self, channel: int, method: base.Frame, *expected: type[Any]) -> Arrival:
-        """The answer to this. If it is refused the channel alone is closed, and opened again by its next
-        use."""
+        """The answer to a method. If that is refused, its channel alone is closed, and opened again by its
+        next use."""
         future: concurrent.futures.Future[Arrival] = concurrent.futures.Future()
-        with self._order:
-            self._check()
-            self.dialogue.ask(channel, method, expected, future)
+        self.say(channel, method, expected, future)
         return self.wait_for(future)
 
     def probe(self, channel: int, method: base.Frame, expected: type[Any]) -> Arrival:
-        """As `ask`, on a channel of questions of which any may be refused: one at a time."""
+        """Ask on a channel of questions of which any may be refused: one at a time."""
         with self._doubtful:
             return self.ask(channel, method, expected)
 
@@ -202,9 +180,9 @@ class Connection:
         return True
 
     def close_channel(self, channel: int) -> None:
-        """What was taken on it and not acknowledged goes back."""
+        """Close a channel: what was taken on it and not acknowledged goes back."""
         self.ask(channel, Channel.Close(200, "", 0, 0), Channel.CloseOk)
-        self.dialogue.closed(channel)
+        self.closed(channel)
 
     def confirmed(self, channel: int, key: str, properties: Any, body: bytes, **how: Any) -> Arrival | None:
         """Publish; None once RabbitMQ has it, else what says that it has not."""
@@ -213,12 +191,12 @@ class Connection:
         return self.wait_for(future)
 
     def wait_for(self, answer: concurrent.futures.Future[T]) -> T:
-        """Its result. Reads, if nobody else does."""
+        """The result of a future, which comes from RabbitMQ. Reads, if nobody else does."""
         end, has_read = time.monotonic() + SOCKET_TIMEOUT, False
         while not answer.done():
             self.flush()
             if time.monotonic() > end:
-                raise self.drop(Broken(self.dialogue.blocked or f"no answer within {SOCKET_TIMEOUT:g} s"))
+                raise self.drop(Broken(self.blocked or f"no answer within {SOCKET_TIMEOUT:g} s"))
             if self._reading.acquire(blocking=False):
                 try:
                     has_read = self._fill(0 if answer.done() else BLOCK) or has_read
@@ -246,6 +224,11 @@ class Connection:
         with self._reading:
             return bool(ready()) or self._fill(seconds)
 
+    def look(self) -> None:
+        """Hear what came by now: it may have broken while nobody read."""
+        if self._pending() or self._poll.poll(0):
+            self.read(0)
+
     def _fill(self, seconds: float) -> bool:
         try:
             self.is_waiting = True
@@ -258,11 +241,12 @@ class Connection:
                 if self._wakeup:
                     self._wakeup.wait(0)
                 return True
-            if not (data := self._socket.recv(CHUNK)):
+            with self._writing if self._is_safe else nullcontext():  # TLS is not for two threads at a time
+                data = self._socket.recv(CHUNK)
+            if not data:
                 raise Broken("RabbitMQ closed the connection")  # noqa: TRY301
             self._heard = time.monotonic()
-            with self._order:
-                self.dialogue.hear(data)
+            self.hear(data)
         except BaseException as error:  # a part of what was read may be lost
             raise self.drop(error) from error
         finally:
@@ -280,23 +264,19 @@ class Connection:
     def sleep_through(self, size: int) -> None:
         """Do not wake up for less than so many bytes in the first LAZY seconds of the next waits, until one
         takes longer: what only confirms is not worth it."""
-        if self._is_lazy != (size > 1) and type(self._socket) is socket.socket:
+        if self._is_lazy != (size > 1) and not self._is_safe:
             self._is_lazy = size > 1
             with suppress(OSError, AttributeError):  # it need not be
                 self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, size)
 
     def _pending(self) -> bool:
         """Whether TLS has read what we have not."""
-        return hasattr(self._socket, "pending") and self._socket.pending() > 0
+        return self._is_safe and self._socket.pending() > 0
 
     def _check_life(self) -> None:
         silence = time.monotonic() - self._heard
         if self.interval and silence > 2 * self.interval and not self._poll.poll(0):
             raise ConnectionError(f"no sign of life of RabbitMQ for {silence:.0f} s")
-
-    def _check(self) -> None:
-        if self.failure:
-            raise self.failure
 
     # The end.
 
@@ -310,19 +290,13 @@ class Connection:
 
     def drop(self, error: BaseException) -> BaseException:
         """Make it of no use, for this reason. Any thread. What the reason is to be raised as."""
-        if self._pid != process.id:  # it is a parent's, who goes on with it
-            self.failure = Broken("it is another process's")
-            return self.failure
-        is_failure = isinstance(error, OSError | Broken)
-        failure = error if isinstance(error, Broken) else Broken(str(error) or type(error).__name__)
-        with self._order:
-            self.failure = self.failure or failure
+        failure = self.end(error)
+        if self._pid == process.id:  # else it is a parent's, who goes on with it
             with suppress(OSError):
                 self._socket.shutdown(socket.SHUT_RDWR)
             with suppress(OSError):
                 self._socket.close()
-            self.dialogue.end(failure)
-        return self.failure if is_failure else error
+        return failure if isinstance(error, OSError | Broken) else error
 
 
 def persistently(action: Callable[[], T], seconds: float = RETRY_FOR) -> T:

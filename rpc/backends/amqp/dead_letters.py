@@ -5,18 +5,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import Any
 from uuid import uuid4
 
 from ...errors import SerializationError
 from ...transport import ATTEMPT, DeadLetter, Message, packed, queue, unpacked
-from .callers import PROBE, SEND, Senders
+from .callers import Senders
 from .connection import Connection
 from .messages import Probe, dead_name, properties_of, queue_name, refused
+from .requests import PROBE, SEND
 from .servers import Servers
-from .wire import Arrival, Basic, Broken, Channel, Queue
+from .wire import Arrival, Basic, Broken, Queue, ack
 
 TOKEN, AT, WHY = "rpc-token", "rpc-at", "rpc-why"
-LOOKING = 3
+LOOKING = 4
 """A channel: when it is closed, what was taken and not acknowledged on it is put back."""
 
 
@@ -87,7 +89,8 @@ class DeadLetterStore:
                 while isinstance((arrival := _got(connection, dead_name(name))).method, Basic.GetOk):
                     if is_wanted(arrival):
                         action(connection)
-                        connection.tell(LOOKING, Basic.Ack(delivery_tag=arrival.method.delivery_tag))
+                        taken: Any = arrival.method
+                        connection.put(ack(taken.delivery_tag, LOOKING))
                         return True
                 return False
             finally:

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable
 from hashlib import sha256
 from threading import get_ident
-from typing import Any, Protocol
+from typing import Protocol
 
 from ...errors import BackendUnavailable, SerializationError
 from ...transport import STREAM, Address, Message
@@ -18,9 +18,9 @@ from .wire import Arrival, Queue, ack, frames, published
 
 logger = logging.getLogger(__name__)
 
-JOBS, SAFE, PROBES, EVENTS = 1, 2, 3, 4
-"""The channels of a server: of queues and all replies; of what must be confirmed; of questions whose answer may
-close it; of topics, inboxes, subscriptions and what is said about requests."""
+JOBS, SAFE, PROBES, EVENTS, FIRST_CHANNEL = 1, 2, 3, 4, 5
+"""The channels of a server: of replies; of what must be confirmed; of questions whose answer may close it; of
+topics, inboxes, subscriptions and what is said about requests; and, from there on, of queues."""
 COUNTED = "x-delivery-count"
 """Header of quorum queues, which count by themselves."""
 
@@ -164,10 +164,10 @@ class ChannelDelivery(BaseDelivery):
 
 def reply_bytes(connection: Connection, way: str, message: Message) -> bytes:
     """What publishes a reply."""
-    room: Any = connection.dialogue.terms.room
+    frame_max = connection.terms.frame_max
     try:
-        return published(JOBS, way, properties_of(message), message.body, room)
+        return published(JOBS, way, properties_of(message), message.body, frame_max)
     except SerializationError as error:
         logger.error("a reply cannot be sent: %s", error)
         message = lost(message, "its reply has headers that cannot be sent")
-        return published(JOBS, way, properties_of(message), b"", room)
+        return published(JOBS, way, properties_of(message), b"", frame_max)

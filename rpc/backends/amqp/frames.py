@@ -11,6 +11,7 @@ The layouts are those of AMQP 0-9-1, sections 2.3.5 and 4.2
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 from operator import attrgetter
 from struct import Struct, error, pack
@@ -31,17 +32,14 @@ _TAG, _ANSWER = Struct(">qB"), Struct(">4sqB")
 _ACK_FRAME = Struct(">BHI4sqBB")
 _CONTENT, _CONTENT_FRAME = Struct(">HHQH"), Struct(">BHIHHQH")
 """Class, weight, bytes of the body, and which properties there are."""
-_KIND, _TABLE, _MODE, _ID, _WAY, _TTL, _NAME = 0x8000, 0x2000, 0x1000, 0x400, 0x200, 0x100, 0x20
-_OTHERS = 0xFFFF & ~(_KIND | _TABLE | _MODE | _ID | _WAY | _TTL | _NAME)
+_TABLE, _MODE = 0x2000, 0x1000
+_FLAGS = (0x8000, _TABLE, _MODE, 0x400, 0x200, 0x100, 0x20)
+_OTHERS = 0xFFFF & ~sum(_FLAGS)
 _USUAL = (
-    "content_type",
-    "headers",
-    "delivery_mode",
-    "correlation_id",
-    "reply_to",
-    "expiration",
-    "message_type",
+    *("content_type", "headers", "delivery_mode", "correlation_id"),
+    *("reply_to", "expiration", "message_type"),
 )
+"""The properties with these flags."""
 _usual, _others = attrgetter(*_USUAL), attrgetter(*sorted(set(Basic.Properties.flags) - set(_USUAL)))
 _NONE = _others(Basic.Properties())
 _LONGEST_NAME, _LARGE = 128, 2**32
@@ -102,26 +100,22 @@ def size_of(data: bytes, at: int) -> int:
 
 
 def _properties(data: bytes, at: int, end: int, flags: int) -> Any:
-    kind = table = mode = id = way = ttl = name = None
-    if flags & _KIND:
-        kind = data[at + 1 : (at := at + 1 + data[at])].decode()
-    if flags & _TABLE:
-        start = at + _LONG.size
-        at = start + _LONG.unpack_from(data, at)[0]
-        table = _table(data, start, at)
-    if flags & _MODE:
-        mode = data[at]
-        at += 1
-    if flags & _ID:
-        id = data[at + 1 : (at := at + 1 + data[at])].decode()
-    if flags & _WAY:
-        way = data[at + 1 : (at := at + 1 + data[at])].decode()
-    if flags & _TTL:
-        ttl = data[at + 1 : (at := at + 1 + data[at])].decode()
-    if flags & _NAME:
-        name = data[at + 1 : (at := at + 1 + data[at])].decode()
+    values: list[Any] = [None] * len(_FLAGS)
+    for number, flag in enumerate(_FLAGS):
+        if flags & flag == 0:
+            continue
+        if flag == _TABLE:
+            start = at + _LONG.size
+            at = start + _LONG.unpack_from(data, at)[0]
+            values[number] = _table(data, start, at)
+        elif flag == _MODE:
+            values[number] = data[at]
+            at += 1
+        else:
+            values[number] = data[at + 1 : (at := at + 1 + data[at])].decode()
     if at != end or flags & _OTHERS:
         raise ValueError(flags)
+    kind, table, mode, id, way, ttl, name = values
     return Basic.Properties(kind, None, table, mode, None, id, way, ttl, None, None, name)
 
 
@@ -170,29 +164,11 @@ def body_frame(channel: int, part: bytes) -> bytes:
 
 def _encoded(properties: Any) -> tuple[int, bytes]:
     """Which properties there are, and what they are."""
-    kind, table, mode, id, way, ttl, name = _usual(properties)
     flags, parts = 0, []
-    if kind is not None:
-        flags |= _KIND
-        parts.append(_known(kind))
-    if table is not None:
-        flags |= _TABLE
-        parts.append(_packed(table))
-    if mode is not None:
-        flags |= _MODE
-        parts.append(bytes((mode,)))
-    if id is not None:
-        flags |= _ID
-        parts.append(_text(id))
-    if way is not None:
-        flags |= _WAY
-        parts.append(_known(way))
-    if ttl is not None:
-        flags |= _TTL
-        parts.append(_known(ttl))
-    if name is not None:
-        flags |= _NAME
-        parts.append(_known(name))
+    for value, flag, encode in zip(_usual(properties), _FLAGS, _ENCODERS, strict=True):
+        if value is not None:
+            flags |= flag
+            parts.append(encode(value))
     return flags, b"".join(parts)
 
 
@@ -227,3 +203,10 @@ def _packed(table: dict[str, Any]) -> bytes:
             raise ValueError(value)
     fields = b"".join(parts)
     return _LONG.pack(len(fields)) + fields
+
+
+_ENCODERS: tuple[Callable[[Any], bytes], ...] = (
+    *(_known, _packed, lambda mode: bytes((mode,)), _text),
+    *(_known, _known, _known),
+)
+"""Of the usual properties."""

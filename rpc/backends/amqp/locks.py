@@ -6,6 +6,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 from ...loops import process
 from .connection import BLOCK, Connection, persistently
@@ -40,7 +41,7 @@ class Locks:
                 return False
             if holder != owner or before != lease:
                 self._let_go(connection, name)
-            expires = {"x-expires": max(1, round(lease * 1000))}
+            expires: Any = {"x-expires": max(1, round(lease * 1000))}
             queue = Queue.Declare(queue=_queue(name), exclusive=True, arguments=expires)
             is_mine = connection.succeeds(CHANNEL, queue, Queue.DeclareOk, 405)
             if is_mine:
@@ -67,7 +68,7 @@ class Locks:
     def _connected(self) -> Connection:
         connection = self._connection
         if connection and connection.is_open:
-            connection.read(0)  # it may have broken meanwhile
+            connection.look()
         else:
             self._held.clear()
             connection = self._connection = self._connect()

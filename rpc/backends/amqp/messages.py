@@ -87,9 +87,9 @@ class Probe(Queue.Declare):
 
 
 def can_be_answered(reply_to: str) -> bool:
-    """Whether a reply may be published there. RabbitMQ closes the connection of whoever publishes to a name of
-    its direct reply-to that it never gave: it holds a process id (https://www.erlang.org/doc/apps/erts/
-    erl_ext_dist.html), in base64."""
+    """Whether a reply may be published there. RabbitMQ closes the connection of whoever publishes to a name
+    of its direct reply-to that it never gave: such a name has a process id in base64
+    (https://www.erlang.org/doc/apps/erts/erl_ext_dist.html)."""
     if not reply_to.startswith(_DIRECT):
         return True
     parts = reply_to[len(_DIRECT) :].split(".")
@@ -100,10 +100,11 @@ def can_be_answered(reply_to: str) -> bool:
         b64decode(parts[1], validate=True)
     except ValueError:
         return False
-    name = 4 + pid[3] if pid[2:3] == b"w" else 5 + int.from_bytes(pid[3:5], "big")
-    return pid[:3] in (b"\x83Xw", b"\x83gw", b"\x83Xd", b"\x83gd") and len(pid) == name + (
-        12 if pid[1:2] == b"X" else 9
-    )
+    if pid[:1] != b"\x83" or pid[1:2] not in (b"g", b"X") or pid[2:3] not in (b"w", b"v", b"d"):
+        return False
+    width = 1 if pid[2:3] == b"w" else 2
+    atom = 3 + width + int.from_bytes(pid[3 : 3 + width], "big")
+    return len(pid) == atom + (12 if pid[1:2] == b"X" else 9)
 
 
 def properties_of(
@@ -138,19 +139,25 @@ def age_of(properties: Any) -> float | None:
     return time.time() - stamp / 1000 if isinstance(stamp, int) else None
 
 
-def again(properties: Any) -> Any:
-    """The properties of a copy: with the time that is left, and without what RabbitMQ would act on once
-    more, or refuse."""
-    properties.user_id = None
-    if properties.headers:
-        properties.headers = {
-            name: each for name, each in properties.headers.items() if name not in ("CC", "BCC")
-        }
+_COPIED = [name for name in Basic.Properties.flags if name not in ("headers", "user_id", "cluster_id")]
+
+
+def again(properties: Any, **more: str) -> Any:
+    """The properties of a copy: with the time that is left, and more headers; without what RabbitMQ would act
+    on once more or refuse, and what cannot be written."""
+    table = {
+        name: value
+        for name, value in (properties.headers or {}).items()
+        if isinstance(value, str | int) and name not in ("CC", "BCC")
+    }
+    copy = Basic.Properties(headers={**table, **more})
+    for name in _COPIED:
+        setattr(copy, name, getattr(properties, name))
     age = age_of(properties)
-    if properties.expiration and age is not None and 0 < age < int(properties.expiration) / 1000:
-        properties.expiration = str(int(properties.expiration) - round(age * 1000))
-        properties.headers = {**properties.headers, STAMP: round(time.time() * 1000)}
-    return properties
+    if copy.expiration and age is not None and 0 < age < int(copy.expiration) / 1000:
+        copy.expiration = str(int(copy.expiration) - round(age * 1000))
+        copy.headers = {**(copy.headers or {}), STAMP: round(time.time() * 1000)}
+    return copy
 
 
 def message_of(properties: Any, payload: bytes) -> Message:

@@ -1,6 +1,6 @@
 """How a server gets the messages of its queues. RabbitMQ gives it no more than can start at once, so that a
-busy worker keeps nothing from an idle one: one for each thread; or some more, as long as handlers take no time
-worth mentioning, and these are given back as soon as one does.
+busy worker keeps nothing from an idle one: one for each thread; or some more, as long as handlers take no
+time worth mentioning, and these are given back as soon as one does.
 
 Several queues are served in strict order of priority: while there is work it is fetched from them, one after
 the other; only a worker that has none is given some.
@@ -13,7 +13,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 
 from .connection import Connection
-from .deliveries import JOBS
+from .deliveries import FIRST_CHANNEL, JOBS
 from .wire import Arrival, Basic
 
 AHEAD = 16
@@ -22,8 +22,16 @@ AHEAD_WORK = 8e-3
 """Seconds that these may take together."""
 IDLE = 0.02
 """Seconds of waiting after which there is no hurry."""
+CHANNELS = 64
+"""So many take turns: RabbitMQ looks for what is acknowledged among all that a channel has taken, which takes
+long where thousands of coroutines end in any order."""
 RENEWAL = 0.005
 """Seconds between two windows for the coroutines of a server that has nearly as many as it may."""
+
+
+def channel_of(connection: Connection, turn: int) -> int:
+    """The channel of a consumer."""
+    return FIRST_CHANNEL + turn % max(1, min(CHANNELS, connection.terms.channels - FIRST_CHANNEL))
 
 
 class OneQueue:
@@ -34,7 +42,8 @@ class OneQueue:
         self, connection: Connection, names: Sequence[str], threads: int, ready: deque[Arrival]
     ) -> None:
         self._connection, self._name, self._threads, self._ready = connection, names[0], threads, ready
-        self._consumers = 0
+        self._channel, self._consumers = JOBS, 0
+        """Where the consumer is, and how many there have been."""
         self._window = 0
         """How much the consumer may have that is not acknowledged; 0: there is none."""
         self._held: set[int] = set()
@@ -47,15 +56,15 @@ class OneQueue:
     def is_wide(self) -> bool:
         return self._quick >= AHEAD
 
-    def hear(self, arrival: Arrival) -> None:
-        if isinstance(arrival.method, Basic.Deliver):
-            if arrival.method.consumer_tag == self._tag:
-                self._held.add(arrival.method.delivery_tag)
-            self._ready.append(arrival)
+    def _hear(self, arrival: Arrival) -> None:
+        if arrival.method.consumer_tag == self._tag:
+            self._held.add(arrival.method.delivery_tag)
+        self._ready.append(arrival)
 
-    def done(self, tag: int) -> None:
-        """It is about to be acknowledged. Any thread."""
-        self._held.discard(tag)
+    def done(self, arrival: Arrival) -> None:
+        """A message is about to be acknowledged. Any thread."""
+        if arrival.channel == self._channel:
+            self._held.discard(arrival.method.delivery_tag)
 
     def name_of(self, arrival: Arrival) -> str:
         """The queue it came from."""
@@ -68,7 +77,13 @@ class OneQueue:
         if seconds > AHEAD_WORK:
             self._quick = -4 * AHEAD
         else:
-            self._quick = self._quick + 1 if seconds < AHEAD_WORK / AHEAD and waited < IDLE else 0
+            is_quick = (detached or seconds < AHEAD_WORK / AHEAD) and waited < IDLE
+            self._quick = self._quick + 1 if is_quick else 0
+
+    @property
+    def is_used_up(self) -> bool:
+        """Whether nothing comes before another window is asked for, or something is acknowledged."""
+        return not self._window or (self._detaches and len(self._held) >= self._window)
 
     def demand(self, busy: int, room: int) -> None:
         """Ask for what can be begun: so many threads are busy, and there may be so many coroutines more."""
@@ -79,7 +94,7 @@ class OneQueue:
         wanted = max(0, min(most, room) - in_threads if self._detaches else most - in_threads)
         if room <= 0:
             wanted = 0
-        coming = self._window - len(self._held)
+        coming = max(0, self._window - len(self._held))
         if self._window and coming > wanted:
             self.stop()
             coming = 0
@@ -90,14 +105,16 @@ class OneQueue:
         return not self._detaches or wanted >= self._threads or time.monotonic() - self._renewed > RENEWAL
 
     def _consume(self, window: int) -> None:
-        before, had = self._tag, self._window
+        if self._window:
+            self._connection.tell(self._channel, Basic.Cancel(consumer_tag=self._tag, nowait=True))
         self._consumers += 1
+        self._channel = channel_of(self._connection, self._consumers)
+        self._connection.listeners[self._channel] = self._hear
         self._window, self._held, self._renewed = window, set(), time.monotonic()
         self._connection.tell(
-            JOBS,
-            Basic.Qos(prefetch_count=min(window, 65535)),
+            self._channel,
+            Basic.Qos(prefetch_count=window),
             Basic.Consume(queue=self._name, consumer_tag=self._tag, nowait=True),
-            *([Basic.Cancel(consumer_tag=before, nowait=True)] if had else []),
         )
 
     @property
@@ -108,7 +125,7 @@ class OneQueue:
         """Take nothing any more; what is on its way comes before this returns."""
         if self._window:
             self._window = 0
-            self._connection.ask(JOBS, Basic.Cancel(consumer_tag=self._tag), Basic.CancelOk)
+            self._connection.ask(self._channel, Basic.Cancel(consumer_tag=self._tag), Basic.CancelOk)
 
     def narrow(self) -> None:
         """One for each thread from now on, for a while."""
@@ -119,7 +136,7 @@ class OneQueue:
 class InOrder:
     """Several queues, in order of priority."""
 
-    is_wide = False
+    is_wide, is_used_up = False, True
 
     def __init__(
         self,
@@ -131,14 +148,15 @@ class InOrder:
     ) -> None:
         self._connection, self._names, self._threads, self._ready = connection, names, threads, ready
         self._put_back = put_back
+        self._channel, self._turns = JOBS, 0
+        """Where the consumers are, and how often something was asked for."""
         self._is_consuming = False
         self._came: list[Arrival] = []
 
-    def hear(self, arrival: Arrival) -> None:
-        if isinstance(arrival.method, Basic.Deliver):
-            self._came.append(arrival)
+    def _hear(self, arrival: Arrival) -> None:
+        self._came.append(arrival)
 
-    def done(self, tag: int) -> None:
+    def done(self, arrival: Arrival) -> None:
         """Nothing is counted here."""
 
     def name_of(self, arrival: Arrival) -> str:
@@ -155,14 +173,17 @@ class InOrder:
             self._sort()
         if busy + len(self._ready) >= self._threads or room <= 0 or self._is_consuming:
             return
+        self._turns += 1
+        self._channel = channel_of(self._connection, self._turns)
+        self._connection.listeners[self._channel] = self._hear
         for name in self._names:
-            got = self._connection.ask(JOBS, Basic.Get(queue=name), Basic.GetOk, Basic.GetEmpty)
+            got = self._connection.ask(self._channel, Basic.Get(queue=name), Basic.GetOk, Basic.GetEmpty)
             if isinstance(got.method, Basic.GetOk):
                 self._ready.append(got)
                 return
         self._is_consuming = True
         consumers = [Basic.Consume(queue=name, consumer_tag=name, nowait=True) for name in self._names]
-        self._connection.tell(JOBS, Basic.Qos(prefetch_count=1), *consumers)
+        self._connection.tell(self._channel, Basic.Qos(prefetch_count=1), *consumers)
 
     def _sort(self) -> None:
         """The first of what came to an idle worker is begun; others may be free to do the rest."""
@@ -177,7 +198,8 @@ class InOrder:
         if self._is_consuming:
             self._is_consuming = False
             last, *others = self._names
-            self._connection.tell(JOBS, *[Basic.Cancel(consumer_tag=name, nowait=True) for name in others])
-            self._connection.ask(JOBS, Basic.Cancel(consumer_tag=last), Basic.CancelOk)
+            gone = [Basic.Cancel(consumer_tag=name, nowait=True) for name in others]
+            self._connection.tell(self._channel, *gone)
+            self._connection.ask(self._channel, Basic.Cancel(consumer_tag=last), Basic.CancelOk)
 
     narrow = stop

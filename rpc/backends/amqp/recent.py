@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from typing import Generic, Protocol, TypeVar
+from collections.abc import Callable
+from typing import Generic, TypeVar
 
 from ...transport import Message
 
@@ -15,35 +16,38 @@ MOST_BYTES = 16 * 1024 * 1024
 """Of all replies together."""
 
 
-class Joined(Protocol):
-    """A delivery that another one of the same message may join: it ends with it."""
-
-    def join(self, other: Joined) -> None: ...
-
-
-D = TypeVar("D", bound=Joined)
+D = TypeVar("D")
 
 
 class RecentRequests(Generic[D]):
     """For any thread. A key tells a message, and its deliveries, from others."""
 
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
+    def __init__(self, join: Callable[[D, D], object]) -> None:
+        """`join` lets another delivery of a message that is in hand end with that one."""
+        self._join, self._lock = join, threading.Lock()
         self._in_hand: dict[str, D] = {}
         self._done: OrderedDict[str, Message | None] = OrderedDict()
         self._unwanted: OrderedDict[str, None] = OrderedDict()
         self._size = 0
 
+    def joins(self, key: str, delivery: D) -> bool:
+        """Whether the same message is in hand already. If so, the delivery joins that one."""
+        with self._lock:
+            before = self._in_hand.get(key, delivery)
+            if before is not delivery:
+                self._join(before, delivery)
+            return before is not delivery
+
     def begin(self, key: str, delivery: D) -> bool:
-        """Whether it may be begun. If the same message is in hand already, the delivery joins that one."""
+        """Whether it may be begun: it joins no other one."""
         with self._lock:
             before = self._in_hand.setdefault(key, delivery)
             if before is not delivery:
-                before.join(delivery)
+                self._join(before, delivery)
             return before is delivery
 
     def end(self, key: str, last: Message | None) -> None:
-        """It was done, with this as its last reply."""
+        """A message was done, with this as the last reply."""
         with self._lock:
             self._in_hand.pop(key, None)
             self._size -= _size(self._done.pop(key, None))
@@ -52,10 +56,11 @@ class RecentRequests(Generic[D]):
             while len(self._done) > MOST or (self._size > MOST_BYTES and self._done):
                 self._size -= _size(self._done.popitem(last=False)[1])
 
-    def forget(self, key: str) -> None:
-        """It was not done after all."""
+    def forget(self, key: str, delivery: D) -> None:
+        """A message was not done after all."""
         with self._lock:
-            self._in_hand.pop(key, None)
+            if self._in_hand.get(key) is delivery:
+                del self._in_hand[key]
 
     def is_done(self, key: str) -> bool:
         return key in self._done
@@ -67,8 +72,12 @@ class RecentRequests(Generic[D]):
     def in_hand(self, key: str) -> D | None:
         return self._in_hand.get(key)
 
+    def all_in_hand(self) -> list[D]:
+        with self._lock:
+            return list(self._in_hand.values())
+
     def withdraw(self, id: str) -> None:
-        """Nobody wants it any more."""
+        """Nobody wants this request any more."""
         with self._lock:
             self._unwanted[id] = None
             while len(self._unwanted) > MOST:

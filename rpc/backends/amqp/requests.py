@@ -1,39 +1,79 @@
-"""What a caller knows of his request, without I/O: for those that block and for event loops.
+"""What callers do, without I/O: for those that block and for event loops.
 
-A request is not kept on disk: its caller is there, and sends it again, with the same id, if a connection broke.
-Workers that know the id do not do it twice, and reply to where the last copy says.
+A request is not kept on disk: its caller is there, and sends it again, with the same id, if a connection
+broke. Workers that know the id do not do it twice, and reply to where the last copy says.
 """
 
 from __future__ import annotations
 
+import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from operator import methodcaller
 from os import urandom
 from typing import Any
 
-from ...errors import RpcError, RpcTimeout
+from ...errors import NoReceivers, QueueFull, RpcError, RpcTimeout
 from ...transport import STREAM, Address, Message
 from .messages import (
     EXCHANGE,
+    KEEP_INBOX,
     OWN_EXCHANGE,
+    Probe,
     cancel_of,
     control_key,
     message_of,
     properties_of,
+    queue_name,
     refused,
     route,
 )
-from .servers import unavailable
+from .servers import Servers, unavailable
 from .wire import Arrival, Basic, Broken, Queue
 
-CHANNEL = 1
-"""Of requests and their replies."""
+REQUESTS, SEND, PROBE = 1, 2, 3
+"""The channels of a caller: of requests and their replies; of what must be confirmed; of questions whose
+answer may close it."""
+
+Steps = Generator[Callable[[Any], Any], Any, None]
+"""What to do with a connection, one after the other: each is given what came of the one before."""
+
+
+def sending(servers: Servers, most: int, to: Address, message: Message) -> Steps:
+    """How a message is sent. Raises NoReceivers, QueueFull."""
+    exchange, key = route(to)
+    said = SEND, key, properties_of(message, durable=True), message.body
+    publish = methodcaller("confirmed", *said, exchange=exchange)
+    yield from checking_room(most, to)
+    came_back = yield publish
+    if came_back and to.kind == "inbox":  # it is made by whoever comes first
+        yield methodcaller("ask", SEND, servers.queue(key, KEEP_INBOX), Queue.DeclareOk)
+        came_back = yield publish
+    if came_back and to.kind != "topic":
+        raise refused(to, came_back)
+
+
+def checking_room(most: int, to: Address) -> Steps:
+    """How it is found out whether a queue has so many messages (0: that is not asked). Raises QueueFull, or
+    NoReceivers if there is no queue."""
+    if not most or to.kind != "queue":
+        return
+    try:
+        found = yield methodcaller("ask", PROBE, Probe(queue_name(to)), Queue.DeclareOk)
+    except Broken as error:
+        if error.code == 404:
+            raise NoReceivers(f"nobody has ever served {to}") from None
+        raise
+    if found.method.message_count >= most:
+        raise QueueFull(f"{to} has no room: raise max_length, or start more workers")
 
 
 class PendingRequest:
     """A request, and what came for it."""
 
-    def __init__(self, to: Address, message: Message, wake: Callable[[], object] = lambda: None) -> None:
+    def __init__(
+        self, to: Address, message: Message, now: float, wake: Callable[[], object] = lambda: None
+    ) -> None:
         self.to, self.message, self._wake = to, message, wake
         self.arrived: deque[Message] = deque()
         self.failure: RpcError | None = None
@@ -41,6 +81,8 @@ class PendingRequest:
         self.is_ended = False
         """Whether the last reply came."""
         self.properties = properties_of(message, "")
+        self.expires = math.inf if message.ttl is None else now + message.ttl
+        """When RabbitMQ drops it if nobody began it, in seconds of the monotonic clock."""
 
     @property
     def is_over(self) -> bool:
@@ -48,7 +90,8 @@ class PendingRequest:
 
     def hear(self, arrival: Arrival) -> None:
         """A reply, to this request or to another one."""
-        if arrival.properties.correlation_id == self.message.id and not self.is_ended:
+        is_wanted = not self.is_ended or self.to.kind == "topic"  # of which any number may reply
+        if arrival.properties.correlation_id == self.message.id and is_wanted:
             reply = message_of(arrival.properties, arrival.body)
             self.is_ended = STREAM not in reply.headers
             self.arrived.append(reply)
@@ -88,7 +131,7 @@ class ReplyQueue:
         self._connection = connection
         self.name = f"rpc:reply:{urandom(12).hex()}"
         connection.tell(
-            CHANNEL,
+            REQUESTS,
             Queue.Declare(queue=self.name, exclusive=True, auto_delete=True, nowait=True),
             Basic.Consume(queue=self.name, consumer_tag=self.name, no_ack=True, nowait=True),
         )
@@ -97,21 +140,21 @@ class ReplyQueue:
         """Publish a request whose replies come here."""
         exchange, key = route(request.to)
         if request.to.kind == "topic":
-            self._connection.tell(CHANNEL, OWN_EXCHANGE)
+            self._connection.tell(REQUESTS, OWN_EXCHANGE)
         request.properties.reply_to = self.name
         self._connection.publish_safely(
-            CHANNEL, key, request.properties, request.message.body, request, exchange=exchange
+            REQUESTS, key, request.properties, request.message.body, request, exchange=exchange
         )
 
     def withdraw(self, request: PendingRequest) -> None:
         """Tell those who may have it that nobody waits for it any more."""
-        self._connection.tell(CHANNEL, OWN_EXCHANGE)
+        self._connection.tell(REQUESTS, OWN_EXCHANGE)
         said = control_key(request.to.name), cancel_of(request.message.id), b""
-        self._connection.publish(CHANNEL, *said, exchange=EXCHANGE)
+        self._connection.publish(REQUESTS, *said, exchange=EXCHANGE)
 
     def delete(self) -> None:
         """Who looks for it finds nobody waiting: what was withdrawn is not begun."""
-        self._connection.tell(CHANNEL, Queue.Delete(queue=self.name, nowait=True))
+        self._connection.tell(REQUESTS, Queue.Delete(queue=self.name, nowait=True))
 
 
 def too_late(failure: Broken | None, blocked: str) -> RpcError:

@@ -1,7 +1,7 @@
 """A server: threads that take turns at reading one connection, and handle what comes.
 
-One more reads than may handle: while all handlers are busy, it goes on to hear of topics, of callers that leave
-and of RabbitMQ itself, but asks for no jobs.
+One more reads than may handle: while all handlers are busy, it goes on to hear of topics, of callers that
+leave and of RabbitMQ itself, but asks for no jobs.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class AmqpServer:
         self._servers, self._connect, self._plan, self._handler = servers, connect, plan, guarded(handler)
         self._threads, self._max_deliveries = threads if plan.queues else 0, max_deliveries
         self._slots, self._connections = Slots(coroutines), Connections(on_change)
-        self._recent: RecentRequests[QueueDelivery] = RecentRequests()
+        self._recent = RecentRequests(QueueDelivery.join)
         self._turns = Turns(self._fetch, self._handle, lambda: self._is_over)
         self._serially = Serially(len(plan.channels) + len(plan.durable))
         self._busy: set[QueueDelivery] = set()
@@ -99,21 +99,28 @@ class AmqpServer:
         session = self._session
         if session is None:
             return
-        left = [each for each in [*self._busy, *self._slots.in_hand()] if isinstance(each, QueueDelivery)]
         try:
             session.stop()
-            back = [each for each in left if not each.finished and each.once not in each.marks]
-            for each in back:
-                each.finished = True
-            ours = [each.arrivals[-1] for each in back if each.arrivals[-1][0] is session.connection]
-            session.put_back([arrival for _, arrival in ours])
+            back: list[Arrival] = []
+            for delivery in self._recent.all_in_hand():
+                ours = [each for connection, each in delivery.arrivals if connection is session.connection]
+                if delivery.finished or not ours:
+                    continue
+                if delivery.once in delivery.marks:
+                    session.done(ours[0])  # it must not be done twice
+                    continue
+                delivery.finished = True
+                back.append(ours.pop())
+                for each in ours:
+                    session.acknowledge(each)
+            session.put_back(sorted(back, key=lambda each: (each.channel, each.method.delivery_tag)))
             session.leave()
         except Broken as error:
             logger.warning("RabbitMQ: %s", error)  # what is not acknowledged counts as delivered, then
         finally:
             session.connection.drop(Broken("what was in hand was handed back"))
-            for each in self._slots.in_hand():
-                self._slots.done(each)
+            for detached in self._slots.in_hand():
+                self._slots.done(detached)
             self._wake()
 
     # Reading.
@@ -129,7 +136,10 @@ class AmqpServer:
             return delivery
         except Broken as error:
             self._break(error)
-            return None
+        except Exception as error:
+            logger.exception("the connection to RabbitMQ is given up")
+            self._break(Broken(str(error)))
+        return None
 
     def _take(self, session: Session) -> QueueDelivery | None:
         if not self._may_take(session):
@@ -152,14 +162,14 @@ class AmqpServer:
         now, seconds = time.monotonic(), BLOCK
         if self._is_stopping:
             self._wind_up(session)
-        elif session.intake:
+        elif session.prefetch:
             if session.ready and now - self._taken > RELIEF:
-                session.intake.narrow()
+                session.prefetch.narrow()
                 left = [*session.ready]
                 session.ready.clear()
                 session.put_back(left)
-            session.intake.demand(len(self._busy), self._slots.room)
-            if session.ready or session.intake.is_wide:
+            session.prefetch.demand(len(self._busy), self._slots.room)
+            if session.ready or session.prefetch.is_wide:
                 seconds = RELIEF
         if session.unheard and not self._is_stopping:
             seconds = min(seconds, RETRY)
@@ -239,21 +249,25 @@ class AmqpServer:
         try:
             if session and session.connection is delivery.connection:
                 self._begin(session, delivery)
-        except Broken:  # whoever reads finds out; it comes again
-            self._recent.forget(delivery.key)
+        except Broken as error:
+            self._release(delivery, error)
+        except Exception:  # whatever it is, it costs this message at most
+            logger.exception("it cannot be handled: %r", delivery.message)
+            delivery.finish(lost(delivery.message, "it cannot be handled"))
         finally:
             delivery.thread = 0
             is_job = delivery in self._busy
             self._busy.discard(delivery)
             if session:
-                if session.intake and is_job:
-                    session.intake.handled(began, not delivery.finished)
+                if session.prefetch and is_job:
+                    session.prefetch.handled(began, not delivery.finished)
                 self._flush(session, is_job)
 
     def _flush(self, session: Session, is_job: bool) -> None:
         """Others wait for what was said just now, unless this thread reads next."""
         if session.connection.is_waiting:
-            if is_job and (self._is_stopping or session.ready or len(self._plan.queues) > 1):
+            is_short = session.prefetch and (session.ready or session.prefetch.is_used_up)
+            if is_job and (self._is_stopping or is_short):
                 self._wake()
             else:
                 with suppress(Broken):
@@ -261,18 +275,15 @@ class AmqpServer:
 
     def _begin(self, session: Session, delivery: QueueDelivery) -> None:
         recent = self._recent
+        if recent.joins(delivery.key, delivery):
+            return
         if recent.is_done(delivery.key):
-            delivery.finished = True
-            session.connection.put(self._ending(session, delivery, recent.reply(delivery.key)))
+            self._dispose(session, delivery, recent.reply(delivery.key))
         elif recent.is_unwanted(delivery.message.id) or session.is_forsaken(delivery):
-            delivery.finished = True
-            session.connection.put(self._ending(session, delivery, None))
+            self._dispose(session, delivery, None)
+        elif self._may_not_start(session, delivery):
+            self._dispose(session, delivery, delivery.last)
         elif recent.begin(delivery.key, delivery):
-            if self._may_not_start(session, delivery):
-                recent.forget(delivery.key)
-                delivery.finished = True
-                session.connection.put(self._ending(session, delivery, delivery.last))
-                return
             if delivery.message.deliveries > 1:  # it may kill this worker, and must not drag others along
                 self._share(session)
                 if not delivery.counts_itself:
@@ -280,9 +291,14 @@ class AmqpServer:
             delivery.thread = get_ident()
             self._slots.call(self._handler, delivery)
 
+    def _dispose(self, session: Session, delivery: QueueDelivery, last: Message | None) -> None:
+        """End a delivery that no handler gets."""
+        delivery.finished = True
+        session.connection.put(self._ending(session, delivery, last))
+
     def _share(self, session: Session) -> None:
-        if session.intake:
-            session.intake.narrow()
+        if session.prefetch:
+            session.prefetch.narrow()
         left = []
         while session.ready:
             left.append(session.ready.popleft())
@@ -346,8 +362,7 @@ class AmqpServer:
     def settle(self, delivery: QueueDelivery, last: Message | None) -> None:
         session = self._session
         if delivery.is_unsettled and (last is None or delivery.way is None):
-            self._recent.forget(delivery.key)
-            self._release(session, delivery)
+            self._release(delivery, Broken(f"{delivery.message.id} could not be buried"))
         else:
             self._recent.end(delivery.key, last or delivery.last)
             if session and session.connection.is_open:
@@ -358,10 +373,11 @@ class AmqpServer:
         if session and delivery.is_foreign:
             session.connection.flush_soon()
 
-    def _release(self, session: Session | None, delivery: QueueDelivery) -> None:
-        """It could not be buried: let it come again."""
-        if session and any(connection is session.connection for connection, _ in delivery.arrivals):
-            session.connection.drop(Broken(f"{delivery.message.id} could not be buried"))
+    def _release(self, delivery: QueueDelivery, error: Broken) -> None:
+        """Let a message come again."""
+        self._recent.forget(delivery.key, delivery)
+        for connection, _ in delivery.arrivals:
+            connection.drop(error)
 
     def _ending(self, session: Session, delivery: QueueDelivery, last: Message | None) -> bytes:
         for connection, arrival in delivery.arrivals:

@@ -34,7 +34,7 @@ def unavailable(error: object) -> BackendUnavailable:
 class Terms:
     """What both sides have agreed on."""
 
-    room: int
+    frame_max: int
     """Bytes of the largest frame."""
     channels: int
     heartbeat: float
@@ -108,12 +108,12 @@ class Servers:
             "en_US",
         )
         tune = yield frames(0, start), Connection.Tune
-        room = min(tune.frame_max or LARGEST_FRAME, LARGEST_FRAME)
+        frame_max = min(tune.frame_max or LARGEST_FRAME, LARGEST_FRAME)
         heartbeat = min(filter(None, (tune.heartbeat, int(self._heartbeat))), default=0)
         channels = tune.channel_max or 65535
-        agreed = frames(0, Connection.TuneOk(channels, room, heartbeat), Connection.Open(self.vhost))
+        agreed = frames(0, Connection.TuneOk(channels, frame_max, heartbeat), Connection.Open(self.vhost))
         yield agreed, Connection.OpenOk
-        return Terms(room, channels, heartbeat)
+        return Terms(frame_max, channels, heartbeat)
 
     def queue(self, name: str, expires: float = 0) -> Any:
         """A durable queue, which is forgotten when it was not used for so many seconds (0: never)."""

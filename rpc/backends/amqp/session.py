@@ -1,5 +1,5 @@
-"""A server's connection, from connecting to its next break: what is declared and consumed on it, and what must be
-safe before anything else is said.
+"""A server's connection, from connecting to its next break: what is declared and consumed on it, and what
+must be safe before anything else is said.
 
 RabbitMQ says of a message that it was delivered before, not how often, nor whether a worker died of it: it
 says so of all that was in its queues when it was killed. So whoever gets one again first puts a copy with a
@@ -78,11 +78,11 @@ class Session:
         """Messages of queues that can be begun."""
         names = [queue_name(each) for each in plan.queues]
         self._at = dict(zip(names, plan.queues, strict=True))
-        self.intake: OneQueue | InOrder | None = None
+        self.prefetch: OneQueue | InOrder | None = None
         if len(names) == 1:
-            self.intake = OneQueue(connection, names, threads, self.ready)
+            self.prefetch = OneQueue(connection, names, threads, self.ready)
         elif names:
-            self.intake = InOrder(connection, names, threads, self.ready, self.put_back)
+            self.prefetch = InOrder(connection, names, threads, self.ready, self.put_back)
         self.unheard = plan.durable + plan.channels
         """Topics, inboxes and subscriptions that could not be consumed yet."""
         self._consumed: dict[str, tuple[Address, str]] = {}
@@ -95,9 +95,7 @@ class Session:
     def begin(self) -> None:
         """Declare everything, and consume all but the queues."""
         connection = self.connection
-        if self.intake:
-            connection.dialogue.listeners[JOBS] = self.intake.hear
-        connection.dialogue.listeners[EVENTS] = self._hear
+        connection.listeners[EVENTS] = self._hear
         connection.tell(JOBS, OWN_EXCHANGE)
         for name in self._at:
             connection.ask(JOBS, self._servers.queue(name), Queue.DeclareOk)
@@ -137,7 +135,7 @@ class Session:
         connection.ask(EVENTS, Basic.Consume(queue=name, consumer_tag=tag), Basic.ConsumeOk)
         return True
 
-    def _queue(self, to: Address) -> Queue.Declare:
+    def _queue(self, to: Address) -> Any:
         if to.kind == "inbox":
             return self._servers.queue(queue_name(to), KEEP_INBOX)
         if to.durable:
@@ -148,8 +146,6 @@ class Session:
         return Queue.Declare(exclusive=True, auto_delete=True, arguments={"x-max-length": MOST_WAITING})
 
     def _hear(self, arrival: Arrival) -> None:
-        if not isinstance(arrival.method, Basic.Deliver):
-            return
         if arrival.method.consumer_tag == CONTROL:
             self._heard(None, arrival)
         elif consumed := self._consumed.get(arrival.method.consumer_tag):
@@ -164,18 +160,18 @@ class Session:
         """Where it came to, and RabbitMQ's name of the queue."""
         if arrival.channel == EVENTS:
             return self._consumed[arrival.method.consumer_tag]
-        name = self.intake.name_of(arrival) if self.intake else ""
+        name = self.prefetch.name_of(arrival) if self.prefetch else ""
         return self._at[name], name
 
     def done(self, arrival: Arrival) -> None:
-        """It is about to be acknowledged. Any thread."""
+        """A message is about to be acknowledged. Any thread."""
         if arrival.channel == EVENTS:
             self._unfinished.pop(arrival.method.delivery_tag, None)
-        elif self.intake:
-            self.intake.done(arrival.method.delivery_tag)
+        elif self.prefetch:
+            self.prefetch.done(arrival)
 
     def acknowledge(self, arrival: Arrival) -> None:
-        """Any thread; does not block."""
+        """Acknowledge a message. Any thread; does not block."""
         self.done(arrival)
         self.connection.put(ack(arrival.method.delivery_tag, arrival.channel))
 
@@ -194,9 +190,7 @@ class Session:
 
     def replace(self, delivery: QueueDelivery) -> None:
         """Put a copy that says how often it was delivered at the end of its queue."""
-        properties = again(delivery.arrival.properties)
-        count = {"deliveries": str(delivery.message.deliveries)}
-        properties.headers = {**(properties.headers or {}), **count}
+        properties = again(delivery.arrival.properties, deliveries=str(delivery.message.deliveries))
         if self.connection.wait_for(self._copied(delivery.arrival, properties)):
             raise Broken(f"{delivery.queue} took no copy of a message")
 
@@ -229,7 +223,7 @@ class Session:
         bury(self.connection, self._servers, queue, delivery.message, why, SAFE)
 
     def is_forsaken(self, delivery: QueueDelivery) -> bool:
-        """Whether its caller is gone. We need not ask if we have heard what he had to say since he sent it."""
+        """Whether its caller is gone. We need not ask if we have heard what he said since he sent it."""
         way, now = delivery.way, time.monotonic()
         if not way or not way.startswith(REPLIES):
             return False
@@ -250,8 +244,8 @@ class Session:
 
     def stop(self) -> None:
         """Take nothing any more."""
-        if self.intake:
-            self.intake.stop()
+        if self.prefetch:
+            self.prefetch.stop()
         for tag in self._consumed:
             self.connection.ask(EVENTS, Basic.Cancel(consumer_tag=tag), Basic.CancelOk)
 

@@ -123,7 +123,7 @@ class Wire:
         method = self._open[channel][0]
         try:
             if end - at > LARGEST_HEADER or size_of(data, at) > LARGEST_BODY:
-                raise ValueError("too large")  # noqa: TRY301
+                raise ValueError("too large")
             size, properties = content_of(data, at, end)
         except _FAILURES:  # its sender's fault: what comes after it is still AMQP
             size, properties = size_of(data, at), Unreadable()
@@ -164,12 +164,12 @@ def published(
     key: str,
     content: Any,
     payload: bytes,
-    room: int,
+    frame_max: int,
     *,
     exchange: str = "",
     mandatory: bool = False,
 ) -> bytes:
-    """The frames of one message; `room` is the largest frame that both sides take, in bytes."""
+    """The frames of one message; `frame_max` is the largest that both sides take, in bytes."""
     try:
         parts = [
             _publish(channel, exchange, key, mandatory),
@@ -177,7 +177,7 @@ def published(
         ]
     except _FAILURES as error:
         raise SerializationError(f"a header cannot be sent: {error}") from error
-    step = room - OVERHEAD
+    step = frame_max - OVERHEAD
     for at in range(0, len(payload), step):
         parts.append(body_frame(channel, payload[at : at + step]))
     return b"".join(parts)

@@ -96,7 +96,7 @@ class RedisServer:
         self.subscriber = Subscriber(
             servers,
             channels=plan.channels,
-            durable={to: self._subscriptions[keys].work_off for keys, to in durable.items()},
+            durable={to: self._subscriptions[keys] for keys, to in durable.items()},
             watched={each.control: self._told for each in self.keys},
             handler=self.handler,
             run=self._run,

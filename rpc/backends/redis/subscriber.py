@@ -7,7 +7,7 @@ import logging
 import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import redis
 
@@ -37,6 +37,16 @@ Heard = Callable[[dict[bytes, bytes]], object]
 """Gets the fields of an entry."""
 
 
+class Kept(Protocol):
+    """What is kept for a durable subscription."""
+
+    def has_some(self) -> bool:
+        """Whether there is something to be worked off. Raises redis.RedisError."""
+
+    def work_off(self) -> None:
+        """Handle one message after the other, until there is none."""
+
+
 class Subscriber:
     """What one server hears: `channels` are topics and inboxes, `durable` the subscriptions that it serves,
     with what works off the queue of each, `watched` other streams, from their beginning, with what their
@@ -48,7 +58,7 @@ class Subscriber:
         servers: Servers,
         *,
         channels: Sequence[Address],
-        durable: Mapping[Address, Callable[[], object]],
+        durable: Mapping[Address, Kept],
         watched: Mapping[str, Heard],
         handler: Handler,
         run: Run,
@@ -79,7 +89,7 @@ class Subscriber:
     def begin(self) -> None:
         """Settle from where on each address is heard; through whatever happens to Redis meanwhile, unless it
         is stopped. What is published from then on, is heard."""
-        left = [self._begin, *(reader.begin for reader in self._readers)]
+        left = [*(reader.begin for reader in self._readers), self._begin]
 
         def step() -> None:
             try:
@@ -121,13 +131,13 @@ class Subscriber:
             self._signed = now
             for each in self._groups:
                 self._sign(each)
-                self._look(each)
         if self._durable and not self._stopped():
             if now - self._attended > ATTEND:
                 self._attend()
                 self._attended = now
-            for each in self._durable:
-                self._look(each)
+            for to, queue in self._durable.items():
+                if queue.has_some():
+                    self._look(to)
 
     def again(self) -> None:
         """There is a new connection: Redis may have forgotten what it was told."""
@@ -194,7 +204,8 @@ class Subscriber:
     def _look(self, to: Address) -> None:
         """Have what there is for a group worked off, if that is not under way."""
         if self._serially.waiting(to) < 2:
-            self._serially.run(to, self._durable.get(to) or partial(self._work_off, to))
+            queue = self._durable.get(to)
+            self._serially.run(to, queue.work_off if queue else partial(self._work_off, to))
 
     def _work_off(self, to: Address) -> None:
         key = channel_key(to)

@@ -38,6 +38,10 @@ class SubscriptionQueue:
         self.doubtful = False
         """Whether what is in hand must be compared with what Redis has."""
 
+    def has_some(self) -> bool:
+        """Whether there is something to be worked off. Raises redis.RedisError."""
+        return self.doubtful or self._server.acks.ask(("LLEN", self._keys.queue))[0] > 0
+
     def work_off(self) -> None:
         """Handle one message after the other, until there is none."""
         server = self._server

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgspec
-from rq import Queue, worker_registration
+from rq import Queue, SimpleWorker, executions, worker_registration
 from rq.job import Job, JobStatus
 from rq.registry import FailedJobRegistry, FinishedJobRegistry, StartedJobRegistry
 from rq.serializers import JSONSerializer
@@ -25,9 +25,21 @@ LARGEST_JOB = 128 * 1024 * 1024
 BEATS_PER_LEASE = 3
 
 
+JOBS = Job.redis_job_namespace_prefix
+"""What the keys of jobs start with. rq 3 lets the environment decide, by RQ_KEY_PREFIX."""
+_SINCE_3 = hasattr(executions, "WORKER_EXECUTIONS_KEY_TEMPLATE")
+EXECUTIONS = JOBS.removesuffix("job:") + "execution:" if _SINCE_3 else ""
+"""What the keys of executions start with: there rq 3 looks for what a worker is doing. rq 2 looks into the
+worker's record, and this is empty."""
+
+
 def job_key(id: str) -> str:
     """rq's own `Job.key_for` refuses ids that it would not have given; here any may be found in a queue."""
-    return f"rq:job:{id}"
+    return f"{JOBS}{id}"
+
+
+def worker_key(name: str) -> str:
+    return f"{SimpleWorker.redis_worker_namespace_prefix}{name}"
 
 
 def text(id: bytes) -> str:

@@ -18,6 +18,16 @@ from .records import Records, RqOptions
 from .worker import RqWorker
 
 
+class _WorkedOff:
+    """A durable subscription: its queue has a worker of its own."""
+
+    def has_some(self) -> bool:
+        return False
+
+    def work_off(self) -> None:
+        """Nothing to do."""
+
+
 class RqServer:
     """Made by `PythonRqBackend.server`. A coroutine holds a thread here, as a plain function does."""
 
@@ -53,7 +63,7 @@ class RqServer:
         self._subscriber = Subscriber(
             servers,
             channels=plan.channels,
-            durable=dict.fromkeys(plan.durable, lambda: None),
+            durable=dict.fromkeys(plan.durable, _WorkedOff()),
             watched={},
             handler=guarded(handler),
             run=partial(run_on_client, servers),

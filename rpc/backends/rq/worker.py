@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from functools import partial
 from uuid import uuid4
 
+import redis
 from rq import SimpleWorker, worker_registration
 from rq.job import JobStatus
 from rq.serializers import JSONSerializer
@@ -32,7 +33,7 @@ from ..redis.maintenance import Absences
 from ..redis.topics import reply_key
 from . import scripts
 from .child import Child, interrupted_after
-from .records import Records, RqOptions, job_key, message_in, raw, text
+from .records import EXECUTIONS, JOBS, Records, RqOptions, job_key, message_in, raw, text, worker_key
 
 logger = logging.getLogger(__name__)
 
@@ -109,7 +110,7 @@ class RqWorker:
         self._child: Child | None = None
         self._forgot = False
         """Whether this worker's record expired while it may have held a job that it does not know of."""
-        self._keys = [f"rq:worker:{self.name}"]
+        self._keys = [worker_key(self.name)]
         for name in queues:
             self._keys += (records.queue(name).key, records.started(name), records.bell(name))
 
@@ -129,7 +130,8 @@ class RqWorker:
             self.beat_if_due()
         if self._forgot:
             self._remember()
-        claim = self._records.run(scripts.CLAIM, self._keys, [self.name, HORIZON, utcformat(now())])
+        arguments = [self.name, HORIZON, utcformat(now()), JOBS, EXECUTIONS]
+        claim = self._records.run(scripts.CLAIM, self._keys, arguments)
         self._notify(True)
         if claim == 0:
             self._register()
@@ -190,6 +192,7 @@ class RqWorker:
             zlib.compress(failed.encode()) if failed else b"",
             packed(last) if last is not None and claimed.reply_to else b"",
             number,
+            EXECUTIONS,
         ]
         done = persistent(lambda: records.run(scripts.FINISH, keys, arguments), math.inf)
         self._claimed = self._delivery = None
@@ -273,7 +276,7 @@ class RqWorker:
         arguments = [math.ceil(self._options.lease), utcformat(now()), HORIZON]
         if claimed:
             keys += (self._records.started(claimed.queue), job_key(claimed.id))
-            arguments += [claimed.id, self.name]
+            arguments += [claimed.id, self.name, EXECUTIONS]
         if not self._records.run(scripts.BEAT, keys, arguments):
             self._register()
         self._last_beat = time.monotonic()
@@ -283,7 +286,7 @@ class RqWorker:
         entry = SimpleWorker(
             [self._records.queue(name) for name in self._queues],
             name=self.name,
-            connection=self._client,
+            connection=redis.Redis(),  # never connected: rq changes the time limits of what it is given
             serializer=JSONSerializer,
             prepare_for_work=False,
         )
@@ -313,7 +316,7 @@ class RqWorker:
             pipe.srem(SimpleWorker.redis_workers_keys, self._keys[0])
             for name in self._queues:
                 pipe.srem(worker_registration.WORKERS_BY_QUEUE_KEY % name, self._keys[0])
-            pipe.delete(self._keys[0])
+            pipe.delete(self._keys[0], f"{self._keys[0]}:executions")
             pipe.execute()
 
     # Those that died.
@@ -334,7 +337,7 @@ class RqWorker:
         for queue in self._queues:
             for member in self._client.zrange(self._records.started(queue), 0, -1):
                 id, _, worker = text(member).rpartition(":")
-                if worker.startswith(WORKER_PREFIX) and not self._client.exists(f"rq:worker:{worker}"):
+                if worker.startswith(WORKER_PREFIX) and not self._client.exists(worker_key(worker)):
                     yield queue, id, worker
 
     def _recover(self, queue: str, id: str, worker: str, *, force: bool, died: bool) -> bool:
@@ -343,7 +346,7 @@ class RqWorker:
         why = "its worker died; it is not delivered again" if died else "its worker was stopped"
         keys = [
             records.started(queue),
-            f"rq:worker:{worker}",
+            worker_key(worker),
             job_key(id),
             records.queue(queue).key,
             records.bell(queue),
@@ -358,6 +361,7 @@ class RqWorker:
             options.failure_ttl,
             zlib.compress(why.encode()),
             packed(lost(Message(headers={"id": _shown(id)}), why)),
+            EXECUTIONS,
         ]
         outcome = persistent(lambda: records.run(scripts.RECOVER, keys, arguments), options.lease)
         if outcome:

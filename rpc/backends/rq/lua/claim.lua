@@ -1,5 +1,5 @@
 -- include now
--- KEYS worker [queue started bell] ...   ARGV worker_name horizon_s started_at
+-- KEYS worker [queue started bell] ...   ARGV worker_name horizon_s started_at jobs executions
 -- -> {number of the queue, id, ms left or -1, hash} | nil: nothing to do | 0: this worker is not registered
 if redis.call('EXISTS', KEYS[1]) == 0 then return 0 end
 local id, at
@@ -19,7 +19,7 @@ if not id then
 end
 redis.call('ZADD', KEYS[at + 1], t[1] + ARGV[2], id .. ':' .. ARGV[1])
 redis.call('HSET', KEYS[1], 'current_job', id, 'state', 'busy')
-local job, left, hash = 'rq:job:' .. id, -1, {}
+local job, left, hash = ARGV[4] .. id, -1, {}
 if redis.call('TYPE', job).ok == 'hash' then
   local expires = tonumber(redis.call('HGET', job, 'rpc_expires'))
   local pttl = redis.call('PTTL', job)
@@ -35,6 +35,13 @@ if redis.call('TYPE', job).ok == 'hash' then
   end
   redis.call('HSET', job, 'status', 'started', 'worker_name', ARGV[1],
     'started_at', ARGV[3], 'last_heartbeat', ARGV[3])
+  if ARGV[5] ~= '' and not string.find(id, '[^%w_-]') then  -- rq cannot read others
+    local execution, all = id .. ':' .. ARGV[1], KEYS[1] .. ':executions'
+    redis.call('HSET', ARGV[5] .. execution, 'created_at', t[1], 'last_heartbeat', t[1])
+    redis.call('EXPIRE', ARGV[5] .. execution, ARGV[2])
+    redis.call('SADD', all, execution)
+    redis.call('EXPIRE', all, ARGV[2])
+  end
   hash = redis.call('HGETALL', job)
 end
 return {(at - 2) / 3, id, left, hash}

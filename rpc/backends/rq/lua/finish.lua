@@ -1,8 +1,8 @@
 -- include now
 -- KEYS started worker job registry way_back
--- ARGV id worker_name status ended_at keep_s why frame number
+-- ARGV id worker_name status ended_at keep_s why frame number executions
 -- -> 1 done, 0 it was given to another worker meanwhile
-if redis.call('HGET', KEYS[2], 'current_job') == ARGV[1] then redis.call('HDEL', KEYS[2], 'current_job') end
+-- include let_go
 if redis.call('EXISTS', KEYS[2]) == 1 then redis.call('HSET', KEYS[2], 'state', 'idle') end
 if redis.call('ZREM', KEYS[1], ARGV[1] .. ':' .. ARGV[2]) == 0 then
   if redis.call('TYPE', KEYS[3]).ok ~= 'hash' then return 0 end

@@ -1,10 +1,10 @@
 -- include now
 -- KEYS started worker job queue bell failed
--- ARGV id worker_name force died max_deliveries keep_s why frame
+-- ARGV id worker_name force died max_deliveries keep_s why frame executions
 -- -> 0 nothing to do, 1 back in the queue, 2 given up
 if ARGV[3] == '0' and redis.call('EXISTS', KEYS[2]) == 1 then return 0 end
 if redis.call('ZREM', KEYS[1], ARGV[1] .. ':' .. ARGV[2]) == 0 then return 0 end
-if redis.call('HGET', KEYS[2], 'current_job') == ARGV[1] then redis.call('HDEL', KEYS[2], 'current_job') end
+-- include let_go
 if redis.call('TYPE', KEYS[3]).ok ~= 'hash' then return 0 end
 local lost = (tonumber(redis.call('HGET', KEYS[3], 'rpc_lost')) or 0) + ARGV[4]
 redis.call('HSET', KEYS[3], 'rpc_lost', string.format('%d', lost))

@@ -1,7 +1,8 @@
 -- KEYS job queue queues bell [way back]   ARGV id ttl_ms way_back_ms field value ...
+local jobs = string.sub(KEYS[1], 1, -1 - #ARGV[1])
 for _ = 1, 2 do  -- expired jobs leave their id behind: sweep two for each that comes
   local head = redis.call('LINDEX', KEYS[2], 0)
-  if head and redis.call('EXISTS', 'rq:job:' .. head) == 0 then redis.call('LPOP', KEYS[2]) else break end
+  if head and redis.call('EXISTS', jobs .. head) == 0 then redis.call('LPOP', KEYS[2]) else break end
 end
 if redis.call('EXISTS', KEYS[1]) == 1 then return 0 end
 redis.call('HSET', KEYS[1], unpack(ARGV, 4))
