@@ -32,6 +32,7 @@ from .worker import end_with_stdin
 AT_ONCE = 50
 """Calls that are made before some of them are cancelled; those before may still wait."""
 SHARE = 0.3
+NAP = 0.2
 COUNT = 500_000
 """How far a job counts, which is ten milliseconds of work or so."""
 NONE, TWO = Bound(0), Bound(2)
@@ -112,6 +113,27 @@ def blocking(url: str, amounts: Amounts) -> Iterator[Row]:
         yield Row(title, seconds, "s", 2, Bound(bound * amounts.seconds))
 
 
+def naps(url: str, amounts: Amounts) -> Iterator[Row]:
+    """Coroutines that sleep, a thousand at a time and then ten thousand: what they take, and what they cost
+    the worker; and what becomes of them when it is told to stop."""
+    for at_once, number, bound in (1000, 3000, 1.2), (10_000, 10_000, None):
+        seconds = NAP * number / at_once
+        with serving(url, f"--coroutines {at_once} --grace 5") as worker, closing(Tasks(url)) as callers:
+            before = _resident(worker)
+            callers.finish(callers.start_others("nap", [{"seconds": 0.0}]))
+            begun = time.perf_counter()
+            calls = callers.start_others("nap", [{"seconds": NAP}] * number)
+            callers.pause(NAP)
+            threads, grown = _threads(worker), _resident(worker) - before
+            callers.finish(calls)
+            took = time.perf_counter() - begun
+        what = f"{number:,} coroutines that sleep {NAP:g} s, --coroutines {at_once:,}"
+        yield Row(f"{what} (ideal: {seconds:.1f} s)", took, "s", 2, Bound(bound) if bound else None)
+        yield Row(f"{what}: threads of the worker", threads, bound=Bound(12))
+        if at_once == number:
+            yield Row(f"{what}: memory of each", 1000 * grown / number, "kB", 1, Bound(8))
+
+
 def ticking(url: str, amounts: Amounts) -> Iterator[Row]:
     """A coroutine that ticks beside another handler of the same worker, which blocks."""
     seconds = 2 * amounts.seconds
@@ -148,19 +170,34 @@ CASES: dict[str, Callable[[str, Amounts], Iterator[Row]]] = {
     "cancelled-tasks": partial(cancelled, Tasks),
     "cancelled-futures": partial(cancelled, Futures),
     "blocking": blocking,
+    "naps": naps,
     "ticking": ticking,
     "processes": processes,
 }
 
 
 @contextmanager
-def serving(url: str, options: str = "") -> Iterator[None]:
+def serving(url: str, options: str = "") -> Iterator[Worker]:
     side = Side("worker", "benchmarks.jobs", sys.executable, variant=options)
     with Worker(side, url, Path(os.devnull)) as worker:
         try:
-            yield
+            yield worker
         except (RpcError, SideFailed) as error:
             raise SideFailed(f"{error}; the worker: {worker.last_words()}") from error
+
+
+def _status(worker: Worker, name: str) -> int:
+    lines = Path(f"/proc/{worker.session}/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
+
+
+def _threads(worker: Worker) -> int:
+    return _status(worker, "Threads")
+
+
+def _resident(worker: Worker) -> float:
+    """In MB."""
+    return _status(worker, "VmRSS") / 1000
 
 
 def until(condition: Callable[[], bool], pause: Callable[[float], object]) -> None:

@@ -29,8 +29,11 @@ class Tasks:
         self._client = AsyncRpcClient(backend=url, timeout=PATIENCE)
 
     def start(self, numbers: Iterable[int]) -> list[Any]:
+        return self.start_others("add", ({"a": number, "b": 1} for number in numbers))
+
+    def start_others(self, name: str, several: Iterable[dict[str, Any]]) -> list[Any]:
         call = self._client.call_and_wait
-        return [self._loop.create_task(call("add", {"a": number, "b": 1})) for number in numbers]
+        return [self._loop.create_task(call(name, data)) for data in several]
 
     def pause(self, seconds: float) -> None:
         self._loop.run_until_complete(asyncio.sleep(seconds))

@@ -41,7 +41,12 @@ async def tick(seconds: float) -> float:
     return worst
 
 
-RPC_JOB_MAPPING = {"add": add, "block": block, "spin": spin, "count": count, "tick": tick}
+async def nap(seconds: float) -> None:
+    """What a call to a slow service looks like."""
+    await asyncio.sleep(seconds)
+
+
+RPC_JOB_MAPPING = {"add": add, "block": block, "spin": spin, "count": count, "tick": tick, "nap": nap}
 
 
 def serve() -> None:

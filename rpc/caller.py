@@ -18,12 +18,13 @@ from types import ModuleType
 from typing import Any, Final, Literal, cast
 
 from .backends import backend_from_url
+from .backends.features import unsupported
 from .core.codecs import Codec, codec_named
 from .core.conversation import Conversation, call_message
 from .core.jobs import current_request
 from .core.patterns import matcher
 from .describe import ALL_WORKERS, DESCRIBE
-from .errors import BackendUnavailable, QueueFull, SettingsError, Unsupported
+from .errors import BackendUnavailable, QueueFull, SettingsError
 from .events import event_address
 from .settings import Settings, load_settings
 from .transport import DELAY, IDEMPOTENCY_KEY, OWN, TRACE, Address, Backend, Message, Presence, propagated
@@ -110,7 +111,7 @@ class Caller:
             headers = {**headers, IDEMPOTENCY_KEY: idempotency_key}
         for header in headers:
             if (feature := _FEATURES.get(header, "")) and feature not in self.backend.features:
-                raise Unsupported(f"this backend has no feature {feature!r}; redis: and memory: have it")
+                raise unsupported(feature)
         return call_message(
             _ids.new(),
             name,
@@ -136,7 +137,7 @@ class Caller:
 
     def _need_topics(self) -> None:
         if "topics" not in self.backend.features:
-            raise Unsupported("this backend has no topics; redis:, rq+redis:, amqp: and memory: have them")
+            raise unsupported("topics")
 
     def _to(self, name: str, queue: str | None) -> Address:
         """The queue that was asked for, else that of the first route which the job's name fits."""

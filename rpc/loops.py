@@ -192,6 +192,10 @@ class Alarm:
         with suppress(BlockingIOError):
             self._ear.recv(4096)
 
+    def fileno(self) -> int:
+        """For `select` and `poll`: readable once it is rung."""
+        return self._ear.fileno()
+
     def close(self) -> None:
         self._ear.close()
         self._bell.close()

@@ -10,8 +10,9 @@ from contextlib import nullcontext
 from typing import Any, cast
 from uuid import uuid4
 
+from .backends.features import unsupported
 from .core.middleware import ContextFactory
-from .errors import RpcError, Unsupported
+from .errors import RpcError
 from .timers import Ticking
 from .transport import Backend, Locks
 
@@ -44,9 +45,7 @@ class Ticker:
         self.ticking, self._lease, self._run, self._stopped = ticking, lease, run, stopped
         singletons = [each.name for each in ticking if each.timer.singleton]
         if singletons and "locks" not in backend.features:
-            raise Unsupported(
-                f"the singleton {', '.join(singletons)} needs a backend with locks, such as redis:"
-            )
+            raise unsupported("locks", f"the singleton {', '.join(singletons)} needs locks, but this backend")
         self._locks, self._owner = cast("Locks", backend), uuid4().hex
         self._held: set[str] = set()
         self._changing = threading.Lock()

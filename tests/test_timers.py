@@ -163,7 +163,7 @@ def test_a_singleton_needs_locks() -> None:
     class Bare(MemoryBackend):
         features = frozenset({"topics"})
 
-    with pytest.raises(Unsupported, match="needs a backend with locks"):
+    with pytest.raises(Unsupported, match="needs locks, but this backend has no feature 'locks'"):
         RpcReceiver(services=[every(seconds=1, singleton=True)(lambda: None)], backend=Bare())
 
 

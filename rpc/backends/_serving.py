@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Generic, TypeVar
 
-from ..errors import Unsupported
 from ..transport import FAILED, LOST, Address, Delivery, Handler, Message
+from .features import unsupported
 
 logger = logging.getLogger(__name__)
 
@@ -99,10 +99,10 @@ class BaseDelivery:
         """Nothing to do where nothing is delivered again."""
 
     def postpone(self, seconds: float, message: Message) -> None:
-        raise Unsupported("this backend has no feature 'delay'; redis: and memory: have it")
+        raise unsupported("delay")
 
     def bury(self, why: str, last: Message | None) -> None:
-        raise Unsupported("this backend has no feature 'dead-letters'; redis:, amqp: and memory: have it")
+        raise unsupported("dead-letters")
 
 
 class Slots:

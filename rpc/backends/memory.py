@@ -32,6 +32,7 @@ from ..transport import (
 )
 from ..transport import queue as queue_address
 from ._serving import BaseDelivery, Connections, OnChange, Plan, Serially, Slots, guarded
+from .features import FEATURES
 
 
 class Hub:
@@ -278,12 +279,7 @@ class MemoryDelivery(BaseDelivery):
 class MemoryBackend:
     """`memory://name`: every MemoryBackend of that name in this process is on the same hub."""
 
-    features = frozenset(
-        {
-            *("topics", "groups", "subscriptions", "locks", "presence"),
-            *("priorities", "delay", "idempotency", "dead-letters", "detached"),
-        }
-    )
+    features = FEATURES["memory"]
     max_message: int | None = None
 
     def __init__(self, url: str = "memory://", *, max_length: int = 0) -> None:

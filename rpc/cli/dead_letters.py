@@ -11,9 +11,10 @@ from typing import Any, cast
 import click
 
 from ..backends import redacted
+from ..backends.features import unsupported
 from ..client import RpcClient
 from ..core.codecs import Accepted
-from ..errors import RpcError, SerializationError, Unsupported
+from ..errors import RpcError, SerializationError
 from ..settings import Settings, load_settings
 from ..transport import NAME, DeadLetter, DeadLetters, Message, unpacked
 from .options import backend_option, queue_names, settings_option
@@ -178,7 +179,7 @@ def _shelf(
         if "dead-letters" not in client.backend.features:
             chosen = backend or loaded.for_clients
             shown = redacted(chosen) if isinstance(chosen, str) else str(chosen)
-            raise Unsupported(f"{shown} has no feature 'dead-letters'; redis:, amqp: and memory: have it")
+            raise unsupported("dead-letters", shown)
         shelf = cast("DeadLetters", client.backend)
         yield shelf, [letter for name in queues or loaded.queues for letter in shelf.dead_letters(name)]
 

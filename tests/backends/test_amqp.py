@@ -16,7 +16,7 @@ from uuid import uuid4
 
 import pytest
 
-from rpc import BackendUnavailable, NoReceivers, RpcTimeout, SettingsError
+from rpc import BackendUnavailable, NoReceivers, QueueFull, RpcTimeout, SettingsError
 from rpc.backends import backend_from_url
 from rpc.testing._portal import Portal
 from rpc.testing.site import PATIENCE, Site, eventually, request
@@ -56,8 +56,8 @@ def direct(broker: Rabbit) -> Iterator[Site]:
     ],
 )
 def test_what_a_url_names(url: str, servers: list[tuple[str, int]], vhost: str) -> None:
-    place = cast("Any", backend_from_url(url)).place
-    assert (place.servers, place.vhost) == (servers, vhost)
+    found = cast("Any", backend_from_url(url)).servers
+    assert (found.addresses, found.vhost) == (servers, vhost)
 
 
 @pytest.mark.parametrize("query", ["ssl_keyfile=x", "max_deliveries=0", "heartbeat=1", "queue_type=stream"])
@@ -122,11 +122,11 @@ def test_headers_travel_as_properties_for_clients_of_other_makes(site: Site) -> 
         correlation_id="theirs", reply_to=f"rpc:inbox:{site.name('back')}", expiration="5000"
     )
 
-    def ask(link: Any) -> None:
-        link.ask(backend.place.queue(properties.reply_to, 3600), pamqp.Queue.DeclareOk)
-        assert link.confirmed(link.publish(f"rpc:queue:{site.name()}", properties, b"echo:hello")) is None
+    def ask(connection: Any) -> None:
+        connection.ask(1, backend.servers.queue(properties.reply_to, 3600), pamqp.Queue.DeclareOk)
+        assert connection.confirmed(1, f"rpc:queue:{site.name()}", properties, b"echo:hello") is None
 
-    backend._senders.do(ask)
+    backend.senders.do(ask)
     heard: list[Message] = []
     site.serve(lambda delivery: heard.append(delivery.message), inbox(site.name("back")))
     eventually(lambda: heard)
@@ -148,11 +148,63 @@ def test_headers_that_make_no_sense_keep_nobody_from_what_is_behind_them(
     message = (
         pamqp.frame.marshal(publish, 1) + header + pamqp.frame.marshal(pamqp.body.ContentBody(b"log:x"), 1)
     )
-    backend = cast("Any", site.client)
-    backend._senders.do(lambda link: link.confirmed(message))
+    cast("Any", site.client).senders.do(lambda connection: (connection.put(message), connection.flush()))
     site.serve()
     for _ in range(2):
         assert site.ask(b"echo:x").receive(PATIENCE).body == b"x"
+
+
+@pytest.mark.parametrize(
+    "way", ["its own", "amq.rabbitmq.reply-to.!!!.x", "amq.rabbitmq.reply-to.aGVsbG8=.x"]
+)
+def test_a_reply_to_that_is_somebody_elses_costs_that_message_at_most(site: Site, way: str) -> None:
+    """RabbitMQ closes the connection of who publishes to a name of its own that it never gave."""
+    commands = pytest.importorskip("pamqp.commands")
+    senders = cast("Any", site.client).senders
+    own = f"{site.name()}.own"
+
+    def poison(connection: Any) -> None:
+        connection.ask(9, commands.Queue.Declare(queue=own, exclusive=True), commands.Queue.DeclareOk)
+        properties = commands.Basic.Properties(reply_to=own if way == "its own" else way, correlation_id="x")
+        assert connection.confirmed(1, f"rpc:queue:{site.name()}", properties, b"echo:x") is None
+
+    senders.do(poison)
+    told: list[bool] = []
+    site.serve(on_change=told.append)
+    for _ in range(2):
+        assert site.ask(b"echo:x").receive(PATIENCE).body == b"x"
+    assert told == [True]
+
+
+def test_a_client_of_another_make_may_use_direct_reply_to(site: Site) -> None:
+    commands = pytest.importorskip("pamqp.commands")
+    connection, replies = cast("Any", site.client).connect(), list[bytes]()
+    connection.listeners[1] = lambda arrival: replies.append(arrival.body)
+    site.serve()
+    way = "amq.rabbitmq.reply-to"
+    connection.ask(1, commands.Basic.Consume(queue=way, no_ack=True), commands.Basic.ConsumeOk)
+    properties = commands.Basic.Properties(reply_to=way, correlation_id="x")
+    connection.confirmed(1, f"rpc:queue:{site.name()}", properties, b"echo:hello")
+    eventually(lambda: connection.read(0.1) and replies)
+    assert replies == [b"hello"]
+    connection.close()
+
+
+@pytest.mark.parametrize("wrap", [lambda backend: backend, Portal], ids=["blocking", "in a loop"])
+def test_a_queue_that_refuses_more_by_policy_says_so_at_once(broker: Rabbit, site: Site, wrap: Any) -> None:
+    commands = pytest.importorskip("pamqp.commands")
+    name, limits = f"q{uuid4().hex}", {"x-max-length": 1, "x-overflow": "reject-publish"}
+    made = commands.Queue.Declare(queue=f"rpc:queue:{name}", arguments=limits, auto_delete=True, durable=True)
+    cast("Any", site.client).senders.do(lambda connection: connection.ask(1, made, commands.Queue.DeclareOk))
+    backend: Backend = wrap(backend_from_url(broker.url))
+    backend.send(queue(name), Message(b"", {"id": "x"}))
+    replies, began = backend.request(queue(name), request(b"")), time.monotonic()
+    with pytest.raises(QueueFull):
+        replies.receive(PATIENCE)
+    assert time.monotonic() - began < 1
+    replies.close()
+    cast("Any", site.client).delete(queue(name))
+    backend.close()
 
 
 # Workers.
@@ -222,11 +274,8 @@ def test_a_handler_that_takes_long_keeps_its_connection(site: Site) -> None:
         time.sleep(6.5)  # it is time itself that is tested
         return Message(b"done", {"id": delivery.message.id})
 
-    thread = threading.Thread(target=backend.serve, args=[[site.queue()], slow])
-    thread.start()
+    site.serve(slow, backend=backend)
     assert site.ask(b"").receive(PATIENCE).body == b"done"
-    backend.stop()
-    thread.join(PATIENCE)
     assert site.log.lines() == ["begun 1"]
 
 
@@ -254,18 +303,16 @@ def test_what_a_caller_that_was_killed_had_asked_for_is_not_started(site: Site) 
 
 @pytest.mark.parametrize("wrap", [lambda backend: backend, Portal], ids=["blocking", "in a loop"])
 def test_a_reply_finds_a_caller_whose_connection_broke(broker: Rabbit, direct: Site, wrap: Any) -> None:
-    """The worker's did not, and another worker is idle."""
-    toys = [direct.toy(name) for name in "ab"]
-    for toy in toys:
-        direct.serve(toy)
+    """The worker's did not: it knows the request, which is sent again, and does not do it again."""
+    toy = direct.toy()
+    direct.serve(toy, threads=2)
     caller: Backend = wrap(backend_from_url(broker.url))
     replies = caller.request(direct.queue(), request(b"hold:x"))
     receiving = ThreadPoolExecutor(1).submit(replies.receive, PATIENCE)
     eventually(direct.log.lines)
     broker.proxy.cut()
-    time.sleep(4)  # longer than it waits for somebody to say that he has it
-    for toy in toys:
-        toy.released.set()
+    time.sleep(1)  # it is sent again meanwhile
+    toy.released.set()
     assert receiving.result(PATIENCE).body == b"x"
     assert direct.log.lines() == ["holding x", "held x"]
     replies.close()
@@ -277,7 +324,7 @@ def test_no_call_is_lost_while_connections_are_cut_again_and_again(
     broker: Rabbit, site: Site, wrap: Any
 ) -> None:
     for _ in range(2):
-        site.serve(concurrency=2)
+        site.serve(threads=2)
     caller: Backend = wrap(backend_from_url(broker.url))
     to = site.queue()
 

@@ -17,9 +17,11 @@ from rpc.testing.site import PATIENCE, Site, eventually
 from rpc.transport import DeadLetters, Delivery, Message
 from tests.rabbit import Rabbit, rabbit
 
-from rpc.backends.amqp.recent import Known  # isort: skip - after the skip without the driver
-from rpc.backends.amqp.wire import Basic, Broken, Channel  # isort: skip
-from rpc.backends.amqp.worker import QueueLoop  # isort: skip
+from rpc.backends.amqp.messages import Probe  # isort: skip - after the skip without the driver
+from rpc.backends.amqp.recent import RecentRequests  # isort: skip
+from rpc.backends.amqp.server import AmqpServer  # isort: skip
+from rpc.backends.amqp.session import Session  # isort: skip
+from rpc.backends.amqp.wire import Basic, Broken, Queue, Wire  # isort: skip
 
 
 @pytest.fixture
@@ -38,7 +40,7 @@ def site(broker: Rabbit) -> Iterator[Site]:
 @contextmanager
 def receiving(broker: Rabbit, name: str, **what: Any) -> Iterator[None]:
     receiver = RpcReceiver(backend=broker.url, queues=[name], settings=Settings(), **what)
-    thread = threading.Thread(target=receiver.start)
+    thread = threading.Thread(target=receiver.run)
     thread.start()
     try:
         yield
@@ -116,39 +118,43 @@ def test_an_event_of_a_durable_group_is_heard_again(broker: Rabbit, site: Site) 
         cast("Any", site.client).delete(shelf)
 
 
-def waiting_for_another(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
-    """Is set as soon as one loop waits for another one that has the same message."""
-    begin, waits = Known.begin, threading.Event()
+def joining(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Is set as soon as a message came again while it is in hand."""
+    joins, joined = RecentRequests.joins, threading.Event()
 
-    def noted(known: Known, key: str, delivery: Any) -> Any:
-        before = begin(known, key, delivery)
-        if before:
-            waits.set()
-        return before
+    def noted(recent: Any, key: str, delivery: Any) -> bool:
+        if found := joins(recent, key, delivery):
+            joined.set()
+        return found
 
-    monkeypatch.setattr(Known, "begin", noted)
-    return waits
+    monkeypatch.setattr(RecentRequests, "joins", noted)
+    return joined
 
 
 @pytest.mark.parametrize("moment", ["when it was to be buried", "before it was begun"])
 def test_what_came_again_meanwhile_is_not_taken_for_done(
     broker: Rabbit, site: Site, monkeypatch: pytest.MonkeyPatch, moment: str
 ) -> None:
-    """One loop waits for another one to be through with the same message, and that one's connection broke."""
-    may_not_start, waits = QueueLoop._may_not_start, waiting_for_another(monkeypatch)
+    """The connection broke, and the message came again on the next one while it was in hand."""
+    begin, joined = AmqpServer._begin, joining(monkeypatch)
 
     def break_once() -> None:
-        if not waits.is_set():
+        if not joined.is_set():
             broker.proxy.cut()
-            assert waits.wait(PATIENCE)
+            assert joined.wait(PATIENCE)
 
-    def breaking(loop: QueueLoop, delivery: Any) -> bool:
-        if moment == "before it was begun" and not waits.is_set():
+    def breaking(server: AmqpServer, session: Any, delivery: Any) -> None:
+        if (
+            moment == "before it was begun"
+            and not joined.is_set()
+            and not delivery.arrival.method.redelivered
+        ):
+            assert server._recent.begin(delivery.key, delivery)
             break_once()
             raise Broken("just then")
-        return may_not_start(loop, delivery)
+        begin(server, session, delivery)
 
-    monkeypatch.setattr(QueueLoop, "_may_not_start", breaking)
+    monkeypatch.setattr(AmqpServer, "_begin", breaking)
 
     @job(retries=1, backoff=0.01)
     def fail(request: Request) -> None:
@@ -201,10 +207,10 @@ def test_what_stopped_workers_give_back_is_not_counted(site: Site) -> None:
     site.client.declare(site.queue())  # type: ignore[attr-defined]
     replies = site.ask(b"")
     for _ in range(5):
-        backend, _ = site.serve(hold)
+        server, _ = site.serve(hold)
         assert began.acquire(timeout=PATIENCE)
-        backend.stop()
-        cast("Any", backend).close()
+        server.stop()
+        server.hand_back()
     go_on.set()
     site.serve(hold)
     assert replies.receive(PATIENCE).body == b"1"
@@ -214,30 +220,73 @@ def test_what_stopped_workers_give_back_is_not_counted(site: Site) -> None:
 def test_the_copy_that_is_counted_is_done_though_it_comes_before_the_first_is_through(
     site: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    replace, waits = QueueLoop._replace, waiting_for_another(monkeypatch)
+    replace, began = Session.replace, threading.Event()
 
-    def slow(loop: QueueLoop, *what: Any, **how: Any) -> None:
-        replace(loop, *what, **how)
-        assert waits.wait(PATIENCE)
+    def slow(session: Session, delivery: Any) -> None:
+        replace(session, delivery)
+        assert began.wait(PATIENCE)
 
-    monkeypatch.setattr(QueueLoop, "_replace", slow)
+    def handler(delivery: Delivery) -> Message:
+        began.set()
+        return Message(b"x", {"id": delivery.message.id})
+
+    monkeypatch.setattr(Session, "replace", slow)
     site.client.declare(site.queue())  # type: ignore[attr-defined]
-    replies = site.ask(b"echo:x")
+    replies = site.ask(b"")
     give_back(site)
-    site.serve(concurrency=2)
+    site.serve(handler, threads=2)
     assert replies.receive(PATIENCE).body == b"x"
 
 
 def give_back(site: Site) -> None:
     """Take the first message of the queue, and die."""
 
-    def take(link: Any) -> None:
-        link.ask(Channel.Open(), Channel.OpenOk, channel=9)
-        link.send(Basic.Get(queue=f"rpc:queue:{site.name()}"), channel=9)
-        assert isinstance(link.arrival(Basic.GetOk, Basic.GetEmpty).method, Basic.GetOk)
-        link.ask(Channel.Close(200, "", 0, 0), Channel.CloseOk, channel=9)
+    def take(connection: Any) -> None:
+        get = Basic.Get(queue=f"rpc:queue:{site.name()}")
+        eventually(
+            lambda: isinstance(connection.ask(9, get, Basic.GetOk, Basic.GetEmpty).method, Basic.GetOk)
+        )
+        connection.close_channel(9)
 
-    cast("Any", site.client)._senders.do(take)
+    cast("Any", site.client).senders.do(take)
+
+
+def test_what_says_that_it_may_not_be_done_twice_goes_after_the_acknowledgement(site: Site) -> None:
+    """On one channel, so that RabbitMQ takes them in this order: a worker that dies between them leaves the
+    mark, not the message."""
+    said: list[Any] = []
+
+    def handler(delivery: Delivery) -> None:
+        delivery.forbid_redelivery()
+        ending = cast("Any", delivery).ending(cast("Any", delivery).connection, None)
+        said.extend((arrival.channel, type(arrival.method)) for arrival in Wire().feed(ending))
+
+    site.serve(handler)
+    site.tell(b"x")
+    eventually(lambda: said)
+    channel = said[0][0]
+    assert said == [(channel, Basic.Ack), (channel, Queue.Delete)]
+
+
+def test_what_is_copied_may_have_any_headers(site: Site) -> None:
+    """RabbitMQ would deliver it to the others of CC again, and refuses the name of another user."""
+    commands = pytest.importorskip("pamqp.commands")
+    properties = commands.Basic.Properties(
+        headers={"a": {"b": [1, None, 2.5]}, "CC": [], "c": "kept", "d": None},
+        correlation_id="x",
+        user_id="guest",
+        priority=3,
+    )
+
+    def send(connection: Any) -> None:
+        assert connection.confirmed(1, f"rpc:queue:{site.name()}", properties, b"headers:c") is None
+
+    cast("Any", site.client).senders.do(send)
+    give_back(site)
+    heard: list[Message] = []
+    site.serve(lambda delivery: heard.append(delivery.message))
+    eventually(lambda: heard)
+    assert (heard[0].headers["c"], heard[0].deliveries, heard[0].id) == ("kept", 2, "x")
 
 
 @pytest.mark.parametrize("id", ["with\nlines", "ä" * 100, ""])
@@ -251,10 +300,7 @@ def test_a_message_with_any_id_kills_three_workers_and_no_more(site: Site, id: s
 
 
 def is_there(site: Site, name: str) -> bool:
-    def look(link: Any) -> bool:
-        link.ask(Channel.Open(), Channel.OpenOk, channel=9)
-        found: bool = link.exists(name, 9)
-        link.ask(Channel.Close(200, "", 0, 0), Channel.CloseOk, channel=9)
-        return found
+    def look(connection: Any) -> bool:
+        return bool(connection.succeeds(9, Probe(name), Queue.DeclareOk, 404))
 
-    return bool(cast("Any", site.client)._senders.do(look))
+    return bool(cast("Any", site.client).senders.do(look))

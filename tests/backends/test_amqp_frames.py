@@ -18,7 +18,8 @@ from pamqp.commands import Basic, Channel
 from pamqp.heartbeat import Heartbeat
 
 from rpc.backends.amqp import frames as ours
-from rpc.backends.amqp.wire import Broken, Unreadable, Wire, frames, message_of, properties_of, published
+from rpc.backends.amqp.messages import can_be_answered, message_of, properties_of
+from rpc.backends.amqp.wire import LARGEST_BODY, Broken, Unreadable, Wire, frames, published
 from rpc.transport import Message
 
 END = b"\xce"
@@ -296,6 +297,58 @@ def test_a_message_whose_properties_make_no_sense_is_empty(header: bytes) -> Non
     header = header[:4] + struct.pack(">Q", 5) + header[12:]
     found = Wire().feed(DELIVER + put(2, header) + put(3, b"hello"))
     assert [(type(each.properties), each.body) for each in found] == [(Unreadable, b"")]
+
+
+ANNOUNCED = [LARGEST_BODY + 1, 2**29 + 1, 2**60, 2**64 - 1]
+
+
+@pytest.mark.parametrize("size", ANNOUNCED)
+def test_a_body_that_is_announced_too_large_is_not_kept_and_not_waited_for(size: int) -> None:
+    wire = Wire()
+    header = put(2, b"\0<\0\0" + struct.pack(">QH", size, 0))
+    if size > 2**29:
+        with pytest.raises(Broken, match="no bodies of"):
+            wire.feed(DELIVER + header)
+        return
+    part = put(3, b"x" * 131_000)
+    assert wire.feed(DELIVER + header) == []
+    for _ in range(size // 131_000):
+        assert wire.feed(part) == []
+    (arrival,) = wire.feed(put(3, b"x" * (size % 131_000)))
+    assert (type(arrival.properties), arrival.body) == (Unreadable, b"")
+
+
+@pytest.mark.parametrize("length", [2**17 + 1, 2**32 - 1])
+def test_a_frame_that_is_announced_too_large_is_not_waited_for(length: int) -> None:
+    with pytest.raises(Broken):
+        Wire().feed(struct.pack(">BHIB", 3, 1, length, 0))
+
+
+def test_properties_that_are_too_large_are_not_looked_at() -> None:
+    field = b"\1x" + b"S" + struct.pack(">I", 1) + b"y"
+    many = field * 9000
+    header = put(2, FIELDS_FOLLOW + struct.pack(">I", len(many)) + many)
+    (arrival,) = Wire().feed(DELIVER + header)
+    assert type(arrival.properties) is Unreadable
+
+
+@pytest.mark.parametrize(
+    ("name", "can"),
+    [
+        ("rpc:reply:x", True),
+        ("theirs", True),
+        ("amq.rabbitmq.reply-to.g1h2AA1yZXBseUA5MjQ4ODg0AABDnwAAAAVrCp2F.wEtIo+p0hEhC4kVU1pU2PQ==", True),
+        ("amq.rabbitmq.reply-to.!!!.x", False),
+        ("amq.rabbitmq.reply-to.aGVsbG8=.x", False),
+        ("amq.rabbitmq.reply-to..", False),
+        ("amq.rabbitmq.reply-to.g1g=.eA==", False),
+        ("amq.rabbitmq.reply-to.g1h3.eA==", False),
+        ("amq.rabbitmq.reply-to.g1h3/wA=.eA==", False),
+        ("amq.rabbitmq.reply-to.a.b.c", False),
+    ],
+)
+def test_what_is_no_name_that_rabbitmq_gave_is_not_answered(name: str, can: bool) -> None:
+    assert can_be_answered(name) is can
 
 
 def test_the_frames_of_a_call_need_no_pamqp(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -43,7 +43,7 @@ def test_a_restart_of_rabbitmq_loses_no_call(node: Node, number: int) -> None:
 
     _settled(node, "calls")
     receiver = RpcReceiver(jobs={"add": add}, backend=node.url, queues=["calls"], concurrency=2)
-    serving = threading.Thread(target=receiver.start)
+    serving = threading.Thread(target=receiver.run)
     serving.start()
     try:
         with RpcClient(backend=node.url, queue="calls", timeout=120) as client, ThreadPoolExecutor(8) as pool:
@@ -96,10 +96,12 @@ def test_what_rabbitmq_said_it_has_outlives_its_death(node: Node) -> None:
 
     def handler(delivery: Delivery) -> None:
         came.append(delivery.message.body)
+        delivery.finish(None)
         if len(came) == 100:
-            backend.stop()
+            server.stop()
 
-    backend.serve([queue("kept")], handler)
+    server = backend.server([queue("kept")], handler)
+    server.run()
     assert came == [b"%d" % number for number in range(100)]
     backend.close()
 
@@ -115,9 +117,11 @@ def test_what_lay_there_while_rabbitmq_was_killed_three_times_is_not_given_up(no
         came.append((delivery.message.body, delivery.message.deliveries))
         if delivery.message.body != b"x":
             assert go_on.acquire(timeout=240)
+        delivery.finish(None)
 
     backend.send(to, Message(b"0", {"id": "hold-0"}))
-    serving = threading.Thread(target=backend.serve, args=[[to], handler])
+    server = backend.server([to], handler)
+    serving = threading.Thread(target=server.run)
     serving.start()
     try:
         eventually(lambda: came)
@@ -132,7 +136,7 @@ def test_what_lay_there_while_rabbitmq_was_killed_three_times_is_not_given_up(no
         assert [each for each in came if each[0] == b"x"] == [(b"x", 2)]
         assert backend.dead_letters(to.name) == []
     finally:
-        backend.stop()
+        server.stop()
         go_on.release()
         serving.join(PATIENCE)
         backend.close()
@@ -148,21 +152,22 @@ def test_what_a_durable_group_has_not_heard_outlives_a_restart(node: Node, wrap:
 
     def handler(delivery: Delivery) -> None:
         came.append(delivery.message.body)
+        delivery.finish(None)
 
-    backend.on_change = lambda connected: backend.stop() if connected else None
-    backend.serve([team], handler)  # it is known from then on
-    backend.on_change = None
+    first: Any = backend.server([team], handler, on_change=lambda connected: connected and first.stop())
+    first.run()  # it is known from then on
     publisher = wrap(backend_from_url(node.url))
     publisher.send(topic("news"), Message(b"kept", {"id": "x"}))
     publisher.close()
     node.stop()
     node.start()
-    serving = threading.Thread(target=backend.serve, args=[[team], handler])
+    server = backend.server([team], handler)
+    serving = threading.Thread(target=server.run)
     serving.start()
     try:
         eventually(lambda: came == [b"kept"])
     finally:
-        backend.stop()
+        server.stop()
         serving.join(PATIENCE)
         backend.close()
 

@@ -84,7 +84,7 @@ def everything(rabbit_node: Node) -> Iterator[Everything]:
     everything, ready = Everything(), threading.Event()
     receiver = RpcReceiver(services=[everything], backend=url(rabbit_node, "worker"), concurrency=3)
     receiver.hook("on_connect")(ready.set)
-    serving = threading.Thread(target=receiver.start)
+    serving = threading.Thread(target=receiver.run)
     serving.start()
     try:
         assert ready.wait(PATIENCE)
@@ -131,6 +131,7 @@ def test_in_a_loop_too(rabbit_node: Node, everything: Everything) -> None:
 def test_what_they_need_not_do_is_refused(rabbit_node: Node, user: str, name: str) -> None:
     commands = pytest.importorskip("pamqp.commands")
     backend = AmqpBackend(url(rabbit_node, user))
+    made = backend.servers.queue(name)
     with pytest.raises(BackendUnavailable, match=f"ACCESS_REFUSED.*'{name}'"):
-        backend._senders.do(lambda link: link.ask(link.place.queue(name), commands.Queue.DeclareOk))
+        backend.senders.do(lambda connection: connection.ask(1, made, commands.Queue.DeclareOk))
     backend.close()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Iterator
 from typing import Any, cast
 
@@ -25,24 +24,18 @@ def site() -> Iterator[Site]:
 
 def test_whoever_says_that_he_is_connected_misses_nothing(site: Site) -> None:
     to, told = topic(site.name(), group="some"), list[bool]()
-    in_the_way = cast("Any", site.client).link()
-    in_the_way.open()
-    in_the_way.ask(Queue.Declare(queue=f"rpc:topic:{to.name}:some", exclusive=True), Queue.DeclareOk)
-    backend = site.backend()
-    backend.on_change = told.append
-    serving = threading.Thread(target=backend.serve, args=[[site.queue(), to], site.toy()])
-    serving.start()
+    in_the_way = cast("Any", site.client).connect()
+    in_the_way.ask(1, Queue.Declare(queue=f"rpc:topic:{to.name}:some", exclusive=True), Queue.DeclareOk)
+    site.serve(None, site.queue(), to, on_change=told.append)
     try:
         assert site.ask(b"echo:x").receive(PATIENCE).body == b"x"
-        assert not told, "its queue is served, but the topic is not heard"
-        in_the_way.hang_up()
+        assert told != [True], "its queue is served, but the topic is not heard"
+        in_the_way.close()
         eventually(lambda: told == [True])
         site.tell(b"log:news", topic(site.name()))
         eventually(lambda: site.log.lines() == ["toy news"])
     finally:
-        in_the_way.hang_up()
-        backend.stop()
-        serving.join(PATIENCE)
+        in_the_way.close()
 
 
 def test_a_member_that_stops_leaves_to_the_others_of_its_group_what_it_did_not_begin(site: Site) -> None:
@@ -57,8 +50,8 @@ def test_a_member_that_stops_leaves_to_the_others_of_its_group_what_it_did_not_b
     eventually(both_hold)
     for number in range(3):
         site.tell(b"log:%d" % number, news)
-    backend, serving = served["a"]
-    backend.stop()
+    server, serving = served["a"]
+    server.stop()
     toys["a"].released.set()
     serving.join(PATIENCE)
     toys["b"].released.set()

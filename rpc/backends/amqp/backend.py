@@ -9,14 +9,15 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from ...errors import Unsupported
+from ...loops import Alarm
 from ...transport import DELAY, IDEMPOTENCY_KEY, Address, DeadLetter, Handler, Message
 from ...transport import queue as queue_address
 from .._retry import RETRY_FOR
 from .._serving import OnChange, Plan
+from ..features import FEATURES, unsupported
 from .aio import AsyncAmqp
 from .callers import BlockingReplies, CallerConnection, Senders, pop_or_none
-from .connection import Connection, Heartbeats, Wakeup
+from .connection import Connection, Heartbeats
 from .dead_letters import DeadLetterStore
 from .locks import Locks
 from .messages import dead_name, queue_name
@@ -36,12 +37,7 @@ class AmqpBackend:
     it does not). Connects at first use.
     """
 
-    features = frozenset(
-        {
-            *("durable", "redelivers", "topics", "groups", "subscriptions", "locks"),
-            *("priorities", "processes", "presence", "dead-letters", "detached"),
-        }
-    )
+    features = FEATURES["amqp"]
     max_message: int | None = 16 * 1024 * 1024
 
     def __init__(
@@ -67,7 +63,7 @@ class AmqpBackend:
         self._dead_letters = DeadLetterStore(self.senders)
         self._locks = Locks(self.connect)
 
-    def connect(self, wakeup: Wakeup | None = None) -> Connection:
+    def connect(self, wakeup: Alarm | None = None) -> Connection:
         return Connection(self.servers, self._heartbeats, wakeup)
 
     def send(self, to: Address, message: Message) -> None:
@@ -157,4 +153,4 @@ class AmqpBackend:
 def _check(message: Message) -> None:
     for header, feature in (DELAY, "delay"), (IDEMPOTENCY_KEY, "idempotency"):
         if header in message.headers:
-            raise Unsupported(f"this backend has no feature {feature!r}; redis: and memory: have it")
+            raise unsupported(feature)

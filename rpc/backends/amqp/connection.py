@@ -73,17 +73,10 @@ class Heartbeats:
                 self._changed.wait(pause)
 
 
-class Wakeup(Alarm):
-    """An alarm that can be waited for together with a connection."""
-
-    def fileno(self) -> int:
-        return self._ear.fileno()
-
-
 class Connection(Dialogue):
     """Connects when it is made. Everything raises Broken."""
 
-    def __init__(self, servers: Servers, heartbeats: Heartbeats, wakeup: Wakeup | None = None) -> None:
+    def __init__(self, servers: Servers, heartbeats: Heartbeats, wakeup: Alarm | None = None) -> None:
         """`wakeup` ends a wait of whoever reads."""
         super().__init__()
         self._wakeup, self._pid = wakeup, process.id

@@ -15,11 +15,11 @@ from functools import partial
 from threading import get_ident
 
 from ...errors import BackendUnavailable
-from ...loops import run_together
+from ...loops import Alarm, run_together
 from ...transport import Address, Handler, Message
 from .._retry import backoff
 from .._serving import Connections, OnChange, Plan, Serially, Slots, Turns, guarded, lost
-from .connection import BLOCK, Connection, Wakeup
+from .connection import BLOCK, Connection
 from .deliveries import COUNTED, ChannelDelivery, QueueDelivery, reply_bytes
 from .messages import CANCEL
 from .recent import RecentRequests
@@ -43,7 +43,7 @@ class AmqpServer:
     def __init__(
         self,
         servers: Servers,
-        connect: Callable[[Wakeup], Connection],
+        connect: Callable[[Alarm], Connection],
         plan: Plan,
         handler: Handler,
         *,
@@ -63,7 +63,7 @@ class AmqpServer:
         self._unsent: deque[tuple[str, Message]] = deque()
         """Replies, and where they go, that wait for a connection."""
         self._session: Session | None = None
-        self._wakeup: Wakeup | None = None
+        self._wakeup: Alarm | None = None
         self._attempt = 0
         self._taken = self._retried = 0.0
         """When something was taken last, and when topics were tried again."""
@@ -71,7 +71,7 @@ class AmqpServer:
         """Asked to; nothing new comes; nothing is in hand."""
 
     def run(self) -> None:
-        self._wakeup = Wakeup()
+        self._wakeup = Alarm()
         try:
             run_together([self._turns.work] * (self._threads + 1), self.stop)
             self._serially.end()

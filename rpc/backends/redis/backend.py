@@ -28,6 +28,7 @@ from ...transport import (
 from .._in_threads import InThreads
 from .._retry import patience
 from .._serving import OnChange
+from ..features import FEATURES
 from . import scripts
 from .base import RedisBase
 from .calls import SCRIPTS, CallerConnections, CallReplies, full
@@ -51,10 +52,7 @@ class RedisBackend(RedisBase):
     is remembered for `idempotency_window` seconds. Connects at first use.
     """
 
-    features = frozenset(
-        {"durable", "redelivers", "topics", "groups", "subscriptions", "locks", "priorities", "processes"}
-        | {"presence", "delay", "idempotency", "dead-letters", "detached"}
-    )
+    features = FEATURES["redis"]
     max_message: int | None = 64 * 1024 * 1024
 
     def __init__(

@@ -133,7 +133,7 @@ class CallReplies:
             return
         self._closed = True
         if not self._ended and not self._failed and IDEMPOTENCY_KEY not in self._message.headers:
-            self._sender.withdraw(self._keys, self._id)
+            self._sender.withdraw(self._keys, self._id, self._message.ttl)
         self._give_back()
 
     def _give_back(self) -> None:

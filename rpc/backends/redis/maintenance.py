@@ -31,6 +31,8 @@ TOO_LONG = 0.05
 """Seconds after which a handler is not fast: what was taken with its message goes back."""
 DIED = "its worker died; it is not delivered again"
 STOPPED = "its worker was stopped"
+KEEP_WAKEUP = 60.0
+"""Seconds that a queue which nobody serves any more can wake somebody up."""
 MOST_PAGES = 100_000
 """Of one worker: what says that it has more is not true."""
 
@@ -242,7 +244,8 @@ class Maintenance:
         server = self._server
         if server.keys:
             self.hand_back()
-            server.acks.ask(("DEL", server.keys[0].alive(server.name)))
+            forgotten = [("PEXPIRE", keys.wakeup, milliseconds(KEEP_WAKEUP)) for keys in server.keys]
+            server.acks.ask(*forgotten, ("DEL", server.keys[0].alive(server.name)))
 
     def _bring_back(self, keys: Keys, name: bytes, pages: int, *, force: bool, died: bool) -> None:
         ask, options = self._server.acks.ask, self._server.options

@@ -87,12 +87,11 @@ class Waiting(Protocol):
 class AsyncRedisReplies(PendingSend):
     """A request, and the way back."""
 
-    __slots__ = ("_arrived", "_is_kept", "_number", "_session", "_waiter", "deadline", "ended", "expires")
+    __slots__ = ("_arrived", "_is_kept", "_number", "_session", "_waiter", "deadline", "ended", "ttl")
 
     def __init__(self, session: Waiting, sender: Sender, keys: Keys, message: Message) -> None:
-        ttl = message.ttl
-        super().__init__(sender, keys, message, session.inbox, ttl, session.loop.time())
-        self.expires = ttl is not None
+        self.ttl = message.ttl
+        super().__init__(sender, keys, message, session.inbox, self.ttl, session.loop.time())
         self._session, self._is_kept = session, IDEMPOTENCY_KEY in message.headers
         self._arrived: list[Message | RpcError] = []  # a deque is 600 bytes, and there is mostly one
         self._waiter: asyncio.Future[Any] | None = None

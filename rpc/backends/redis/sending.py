@@ -39,8 +39,8 @@ class Sender:
         if ttl is None and inbox:
             kind, seconds = "a", UNATTENDED
         if IDEMPOTENCY_KEY in message.headers:
-            once, kind = digest(message.headers[IDEMPOTENCY_KEY]), "a"
-            seconds = ttl if ttl is not None else UNATTENDED if inbox else self._window
+            once = digest(message.headers[IDEMPOTENCY_KEY])
+            kind, seconds = ("k", self._window) if kind == "k" else ("a", seconds if ttl is None else ttl)
         before: list[Command] = []
         if len(frame) > LARGE:
             kind = kind.upper()  # if it is sent, the script lets the body of a message that is kept live on
@@ -96,19 +96,21 @@ class Sender:
         usual = (id, record.packed(), lifetime, most, self.sweep, int(again))
         return [*before, (scripts.SEND, len(places), *places, *usual)]
 
-    def withdrawal(self, keys: Keys, id: str) -> list[Command]:
-        """What was not started is not, what runs is told."""
+    def withdrawal(self, keys: Keys, id: str, ttl: float | None) -> list[Command]:
+        """What was not started is not, what runs is told, and what nobody comes to takes no room; `ttl` is
+        the message's."""
+        token = keys.token(id)
         return [
-            ("DEL", keys.token(id)),
+            ("DEL", token) if ttl is None else ("SET", token, "left", "PX", milliseconds(ttl)),
             ("XADD", keys.control, "MAXLEN", "~", CONTROL_LENGTH, "*", "left", id),
             ("PEXPIRE", keys.control, milliseconds(KEEP_CONTROL)),
         ]
 
-    def withdraw(self, keys: Keys, id: str) -> None:
+    def withdraw(self, keys: Keys, id: str, ttl: float | None) -> None:
         """Say so; if Redis can be had."""
         with translated_or_logged():
             pipe = self.servers.client(keys.queue).pipeline(transaction=False)
-            for command in self.withdrawal(keys, id):
+            for command in self.withdrawal(keys, id, ttl):
                 pipe.execute_command(*command)
             pipe.execute()
 

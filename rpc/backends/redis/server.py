@@ -222,7 +222,8 @@ class RedisServer:
             return None
         left = self._left_of(page.queue, record)
         if left is not None and left <= 0:
-            self.acks.owe(Ack(page, raw, "", b""))
+            special = (0, b"") if record.once or record.is_large else None
+            self.acks.owe(Ack(page, raw, "", b"", special))
             return None
         headers: Any = message.headers  # just made, and nobody else's
         if left is not None and "ttl" in headers:
@@ -241,11 +242,11 @@ class RedisServer:
         """Seconds that somebody still wants it; None: without end."""
         if record.id in self._left and not record.once:
             return 0.0
-        if record.is_attended:
+        if record.is_attended or record.once:
             once = (queue.once(record.once),) if record.once else ()
             places = (queue.token(record.id), *once)
             left = self.acks.ask((scripts.BEGIN, len(places), *places, record.id))[0]
-            return float(left) / 1000 if left != -1 else None
+            return float(left) / 1000 if left != -1 and record.is_attended else None
         age = time.monotonic() + self.maintenance.clock_offset - record.sent / 1000
         if age > WAITED and self.fetcher:
             self.fetcher.may_be_crowded = True

@@ -85,7 +85,7 @@ class Session:
         each = self._underway.pop(replies.id, None)
         self._outbox.pop(replies.id, None)
         if each is None or each.written is not None:
-            self._say(self._sender.withdrawal(replies.keys, replies.id), SOON if each else 0.0)
+            self._say(self._sender.withdrawal(replies.keys, replies.id, replies.ttl), SOON if each else 0.0)
 
     def _say(self, commands: Sequence[Command], later: float = 0.0) -> None:
         due = self.loop.time() + later
@@ -376,5 +376,5 @@ class Session:
     def _attend(self) -> None:
         """A caller without a time limit says that it still waits."""
         for replies in self.pending.values():
-            if not replies.expires:
+            if replies.ttl is None:
                 self._say(self._sender.attend(replies.keys, replies.id))

@@ -22,6 +22,7 @@ from ...errors import Unsupported
 from ...transport import Address, Handler, Message
 from .._retry import patience
 from .._serving import OnChange
+from ..features import FEATURES
 from ..redis.base import RedisBase
 from ..redis.connection import milliseconds, persistent, translated, translated_or_logged
 from ..redis.keys import digest
@@ -44,7 +45,7 @@ def perform(*_: Any) -> None:
 
 
 class PythonRqBackend(RedisBase):
-    """rq ≥ 2.9, and before 3, on Redis.
+    """rq 2 (from 2.9 on) or 3, on Redis.
 
     `source` is a `redis.Redis`, of which only the address and the credentials are used, or a URL:
     `rq+redis://`, `rq+rediss://` (TLS), `rq+unix://`. A worker that gives no sign of life for `lease` seconds
@@ -55,10 +56,7 @@ class PythonRqBackend(RedisBase):
     Connects at first use.
     """
 
-    features = frozenset(
-        {"durable", "redelivers", "topics", "groups", "subscriptions", "locks", "priorities", "processes"}
-        | {"presence"}
-    )
+    features = FEATURES["rq+redis"]
     max_message = 64 * 1024 * 1024
 
     def __init__(

@@ -14,7 +14,7 @@ for n = 5, #ARGV, 3 do
     if redis.call('EXISTS', token) == 1 then
       outcome = 0
     else
-      local way_back = string.find(record, '^%a\n[^\n]*\n[^\n]') and inbox
+      local way_back = string.find(record, '^%d+ %a\n[^\n]*\n[^\n]') and inbox
       outcome = full(queue, record, id, way_back, '1')
       if way_back then redis.call('SET', token, '', 'PX', '10000') end  -- a late copy is refused, too
     end

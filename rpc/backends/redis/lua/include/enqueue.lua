@@ -2,12 +2,17 @@
 -- include record
 -- include body
 -- include wake
-local function sweep(queue, most)  -- the expired leave, even if nobody serves the queue
+local function sweep(queue, most)  -- the unwanted leave, even if nobody serves the queue
   for _ = 1, most do
     local head = redis.call('LINDEX', queue, 0)
-    local sent, _, _, id, _, once, ttl = string.match(head or '', RECORD)
-    if not sent or ttl == '' or now < sent + ttl then return end
-    if once ~= '' and redis.call('EXISTS', queue .. ':t:' .. id) == 1 then return end
+    local sent, kind, _, id, _, once, ttl = string.match(head or '', RECORD)
+    if not sent then return end
+    local token = redis.call('GET', queue .. ':t:' .. id)
+    if kind == 'a' or kind == 'A' then
+      if token then return end
+    elseif token ~= 'left' and (ttl == '' or now < sent + ttl) then
+      return
+    end
     forget(queue, redis.call('LPOP', queue))
     once = queue .. ':o:' .. once
     if redis.call('GET', once) == 'r' .. id then redis.call('DEL', once, once .. ':w') end

@@ -1,1 +1,4 @@
-local function wake(wakeup) redis.call('ZADD', wakeup, 0, '1') end  -- of those that wait for several queues, one
+local function wake(wakeup)  -- of those that wait for several queues, one
+  redis.call('ZADD', wakeup, 0, '1')
+  redis.call('PEXPIRE', wakeup, '60000')
+end

@@ -1,0 +1,34 @@
+"""What each of our backends can do, known without its driver; and the words for what one cannot."""
+
+from __future__ import annotations
+
+from ..errors import Unsupported
+
+_ON_A_BROKER = frozenset(
+    {
+        "durable",
+        "redelivers",
+        "topics",
+        "groups",
+        "subscriptions",
+        "locks",
+        "priorities",
+        "processes",
+        "presence",
+    }
+)
+FEATURES = {
+    "redis": _ON_A_BROKER | {"delay", "idempotency", "dead-letters", "detached"},
+    "rq+redis": _ON_A_BROKER,
+    "amqp": _ON_A_BROKER | {"dead-letters", "detached"},
+    "memory": _ON_A_BROKER - {"durable", "redelivers", "processes"}
+    | {"delay", "idempotency", "dead-letters", "detached"},
+}
+"""URL scheme -> the features of its backend: see `transport.Backend`."""
+
+
+def unsupported(feature: str, who: str = "this backend") -> Unsupported:
+    """The error that says so, and which backends have the feature."""
+    able = [f"{scheme}:" for scheme, features in FEATURES.items() if feature in features]
+    named = " and ".join(filter(None, (", ".join(able[:-1]), able[-1])))
+    return Unsupported(f"{who} has no feature {feature!r}; {named} have it")
