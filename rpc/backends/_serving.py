@@ -124,6 +124,8 @@ class Slots:
 
     def done(self, delivery: BaseDelivery) -> bool:
         """It was finished. Whether there was no room before that."""
+        if delivery not in self._detached:  # nor will it be: `call` looks once more
+            return False
         with self._changed:
             was_full = len(self._detached) >= self._most
             self._detached.discard(delivery)

@@ -374,6 +374,7 @@ class MemoryServer:
         self._work_came: SimpleQueue[None] = SimpleQueue()
         self._news_came: SimpleQueue[None] = SimpleQueue()
         """What waits here looks again for each entry; a signal handler may put one, too."""
+        self._kept = {each.subscription_queue for each in plan.durable}
         self._serially = Serially(len(plan.channels) + len(plan.durable))
         self._stopped = False
 
@@ -406,7 +407,10 @@ class MemoryServer:
 
     def wake(self, to: Address) -> None:
         """Something may have come to this address."""
-        (self._work_came if to.kind == "queue" else self._news_came).put(None)
+        if to.kind == "queue" and to not in self._kept:
+            self._work_came.put(None)
+        else:
+            self._news_came.put(None)
 
     def hand_back(self) -> None:
         """Nothing outlives this process."""

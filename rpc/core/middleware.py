@@ -54,7 +54,7 @@ class EitherContext(Protocol):
 
 ContextFactory = Callable[[], EitherContext]
 """Makes that in which all code of the user runs: handlers and their middleware, listeners, what ticks, and
-hooks. It is entered in the thread that calls, and for a coroutine in its event loop, too."""
+hooks. It is entered in the thread that calls, if there is one, and for a coroutine in its event loop."""
 
 
 class Hooks:

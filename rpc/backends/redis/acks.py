@@ -29,6 +29,8 @@ SCRIPTS = (
     *(scripts.SIGN_ON, scripts.NEXT, scripts.RECOVER, scripts.RELEASE, scripts.PROMOTE),
     *(scripts.JOIN, scripts.KEEP, scripts.GONE),
 )
+KEEP_REPLY = 60_000
+"""Milliseconds that an inbox outlives a reply."""
 UNREAD = 64
 """Answers to acknowledgements that may be outstanding before somebody waits for them."""
 TOGETHER = 1024 * 1024
@@ -65,6 +67,8 @@ class Ack(msgspec.Struct, eq=False):
     """Where the last reply goes; "" for none."""
     entry: bytes
     """It, as it lies there."""
+    keep: int = KEEP_REPLY
+    """Milliseconds that the inbox outlives the reply."""
     special: tuple[int, bytes] | None = None
     """Number and frame of the reply to a message with an idempotency key, or whose body lies elsewhere."""
 
@@ -81,7 +85,7 @@ class AckBuffer:
         self,
         servers: Servers,
         key: str,
-        confirmed: Callable[[Ack], object],
+        confirmed: Callable[[Group], object],
         late: Callable[[], object],
     ) -> None:
         self._connection = Connection(servers, key, SCRIPTS)
@@ -90,7 +94,9 @@ class AckBuffer:
         """Whether an acknowledgement names each key: if some have moved, all of it must be refused."""
         self._lock = threading.RLock()
         """Held to use the connection."""
-        self._owed: deque[Ack] = deque()
+        self._owed: list[Ack] = []
+        self._owing = threading.Lock()
+        """Held to change what is owed."""
         self._unread: deque[Group] = deque()
         """What was written, and is not known to have arrived."""
         self._epoch = 0
@@ -102,27 +108,25 @@ class AckBuffer:
 
     def owe(self, ack: Ack) -> None:
         """Acknowledge a message with what is written next."""
-        self._owed.append(ack)
+        with self._owing:
+            self._owed.append(ack)
 
     def take(self) -> list[Group]:
         """All that is owed, for another connection to write: it is owed again if that fails."""
-        acks: list[Ack] = []
-        while self._owed:
-            try:
-                acks.append(self._owed.popleft())
-            except IndexError:  # another thread was faster
-                break
+        with self._owing:
+            acks, self._owed = self._owed, []
         return _grouped(acks)
 
     def owe_again(self, groups: Sequence[Group]) -> None:
         """These have not arrived, or it is not known."""
-        self._owed.extendleft(reversed([ack for group in groups for ack in group]))
+        with self._owing:
+            self._owed[:0] = [ack for group in groups for ack in group]
 
     def confirm(self, groups: Sequence[Group]) -> None:
         """These have arrived."""
         for group in groups:
-            for ack in group:
-                self._confirmed(ack)
+            group[0].page.change(-len(group))
+            self._confirmed(group)
 
     def flush(self, *, in_loop: bool = False) -> None:
         """Acknowledge what is owed now, without waiting for answers. Whoever uses the connection just then
@@ -176,7 +180,7 @@ class AckBuffer:
             return (scripts.FINISH, 2, first.page.key, first.page.queue.queue, first.record, *first.special)
         inboxes = dict.fromkeys(each.inbox for each in group if each.inbox) if self._names_all else ()
         arguments = chain.from_iterable((each.record, each.inbox, each.entry) for each in group)
-        return (scripts.ACK, 1 + len(inboxes), first.page.key, *inboxes, *arguments)
+        return (scripts.ACK, 1 + len(inboxes), first.page.key, *inboxes, first.keep, *arguments)
 
     def _may_write(self) -> bool:
         size = sum(len(ack.record) + len(ack.entry) for ack in [*self._owed])
@@ -211,16 +215,17 @@ class AckBuffer:
 
 
 def _grouped(acks: Sequence[Ack]) -> list[Group]:
-    by_page: dict[Page, Group] = {}
-    sizes: dict[Page, int] = {}
+    unfinished: dict[tuple[Page, int], Group] = {}
+    sizes: dict[tuple[Page, int], int] = {}
     groups: list[Group] = []
     for ack in acks:
         if ack.special:
             groups.append([ack])
             continue
-        if ack.page not in by_page or sizes[ack.page] > TOGETHER:
-            by_page[ack.page], sizes[ack.page] = [], 0
-            groups.append(by_page[ack.page])
-        by_page[ack.page].append(ack)
-        sizes[ack.page] += len(ack.entry)
+        kind = ack.page, ack.keep
+        if kind not in unfinished or sizes[kind] > TOGETHER:
+            unfinished[kind], sizes[kind] = [], 0
+            groups.append(unfinished[kind])
+        unfinished[kind].append(ack)
+        sizes[kind] += len(ack.entry)
     return groups

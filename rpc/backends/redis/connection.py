@@ -266,7 +266,11 @@ class Connection:
         return int((time.monotonic() + self._clock_offset) * 1000)
 
     def _read_clock(self) -> None:
-        self._clock_offset, self._clock_read = clock_offset_of(self._connection), time.monotonic()
+        try:
+            self._clock_offset, self._clock_read = clock_offset_of(self._connection), time.monotonic()
+        except BaseException as error:
+            self._failed(error)
+            raise
 
     def how(self) -> dict[str, Any]:
         """How it was made: the arguments of redis-py's connections, with the server that it led to."""

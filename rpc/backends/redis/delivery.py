@@ -13,7 +13,7 @@ from ...errors import BackendUnavailable, SerializationError, WorkerLost
 from ...transport import STREAM, Message, packed
 from .._serving import BaseDelivery, lost
 from . import scripts
-from .acks import Ack, Page
+from .acks import KEEP_REPLY, Ack, Page
 from .connection import Command, milliseconds
 from .keys import Record, entry
 
@@ -65,7 +65,7 @@ class RedisDelivery(BaseDelivery):
         if not self.record.inbox or self.cancelled:
             return False
         if STREAM in message.headers:
-            self._send(packed(message), KEEP_STREAM)
+            self._send(packed(message), milliseconds(KEEP_STREAM))
             self._number += 1
             return True
         self._answered, self.unsaid = True, message
@@ -81,16 +81,16 @@ class RedisDelivery(BaseDelivery):
         message = self.unsaid
         if message is None or self.finished:
             return
-        self._send(packed(message), 60.0)
+        self._send(packed(message), KEEP_REPLY)
         if not self.record.once:
             self.unsaid = None
             self._change(replace(self.record, inbox=""))  # whoever gets it next has nobody to answer
 
-    def _send(self, frame: bytes, keep: float) -> None:
+    def _send(self, frame: bytes, keep: int) -> None:
         inbox = self.record.inbox
         self.is_apart = True
         reply = entry(self._number, self.record.id, frame)
-        self._server.say(("RPUSH", inbox, reply), ("PEXPIRE", inbox, milliseconds(keep)))
+        self._server.say(("RPUSH", inbox, reply), ("PEXPIRE", inbox, keep))
 
     def _change(self, record: Record) -> bool:
         changed = record.packed()
@@ -115,7 +115,8 @@ class RedisDelivery(BaseDelivery):
             special = (self._number, reply)
         inbox = record.inbox if reply and not special else ""
         last_entry = entry(self._number, record.id, reply) if inbox else b""
-        self._server.finished(self, Ack(self.page, self.raw, inbox, last_entry, special))
+        keep = milliseconds(KEEP_STREAM) if self._number > 1 else KEEP_REPLY
+        self._server.finished(self, Ack(self.page, self.raw, inbox, last_entry, keep, special))
 
     def _frame(self, last: Message) -> bytes:
         try:

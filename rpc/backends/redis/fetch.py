@@ -68,7 +68,6 @@ class Fetcher:
     ) -> None:
         self.pages, self._acks, self._knows, self._sign_on = pages, acks, knows, sign_on
         self._connection = Connection(servers, pages[0].queue.queue, SCRIPTS)
-        self._queues = [each.queue.queue for each in pages]
         self._wakeups = [each.queue.wakeup for each in pages]
         self.backlog: deque[Taken] = deque()
         """Taken and not begun. Whoever pops one from it has it."""
@@ -76,14 +75,14 @@ class Fetcher:
         self._crowded = True
         """Whether more is likely to be there: then it looks before it waits."""
         self.may_be_crowded = False
-        """Whether to look how long the queues are, with the next wait."""
+        """Whether to take what else is there, with the next wait."""
         self._known_pages = len(pages)
         self.doubtful = True
         """Whether what is in hand must be compared with what Redis has."""
         self._unchecked: list[Group] = []
         """Acknowledgements that were said without an answer: the lengths of the pages tell that of them."""
         self._checked = 0.0
-        self._waits: dict[tuple[tuple[Page, ...], int], bytes] = {}
+        self._waits: dict[tuple[Page, ...], bytes] = {}
         """How a wait is written on this connection."""
         self._epoch = 0
 
@@ -137,17 +136,20 @@ class Fetcher:
         quiet = [part for group in groups for part in (Connection.NO_ANSWER, self._acks.commands(group))]
         self._unchecked += groups
         checks = self._due_checks()
-        looks = self._queues if self.may_be_crowded and len(pages) == 1 else ()
-        more = [("LLEN", key) for key in (*looks, *(page.key for page in checks))]
-        wait = self._packed_wait(pages, most)
+        more: list[Command] = [("LLEN", page.key) for page in checks]
+        if len(pages) == 1:
+            most = most - 1 if self.may_be_crowded else 0  # the wait itself takes one
+        if most:
+            more.insert(0, self._next(pages, most, also=len(pages) == 1))
+        wait = self._packed_wait(pages)
         connection.write_packed(b"".join((connection.packed(*quiet), wait, connection.packed(*more))))
         answer = connection.read()
-        if len(pages) > 1:
-            self._take(pages, connection.read() or ())
-        elif answer is not None:
+        if len(pages) == 1 and answer is not None:
             self._add(pages[0], answer)
-        if looks:
-            self._crowded, self.may_be_crowded = connection.read() > 0, False
+        if most:
+            taken = connection.read() or ()
+            self._crowded, self.may_be_crowded = len(taken) >= 2 * most, len(taken) > 0
+            self._take(pages, taken)
         self._check(checks)
 
     def _receive_some(self, pages: tuple[Page, ...], groups: list[Group], most: int) -> None:
@@ -155,7 +157,7 @@ class Fetcher:
         with that to the last command."""
         connection = self._connection
         acks = [self._acks.commands(group) for group in groups]
-        connection.write(*acks, self._next(pages, most))
+        connection.write(*acks, self._next(pages, most, also=False))
         for _ in acks:
             connection.read()
         taken = connection.read() or ()
@@ -163,27 +165,28 @@ class Fetcher:
         self._crowded, self.may_be_crowded = len(taken) >= 2 * most, True
         self._take(pages, taken)
 
-    def _next(self, pages: tuple[Page, ...], most: int) -> Command:
+    def _next(self, pages: tuple[Page, ...], most: int, *, also: bool) -> Command:
+        """What takes so many; `also`: beside one that was just taken."""
         places = [key for page in pages for key in (page.queue.queue, page.key, page.queue.wakeup)]
-        return (scripts.NEXT, len(places), *places, most)
+        return (scripts.NEXT, len(places), *places, most, int(also))
 
     def _take(self, pages: tuple[Page, ...], taken: Sequence[Any]) -> None:
-        for number, record in zip(taken[::2], taken[1::2], strict=True):
-            self._add(pages[number], record)
+        several = [Taken(pages[taken[n]], taken[n + 1]) for n in range(0, len(taken), 2)]
+        for page, added in Counter([each.page for each in several]).items():
+            page.change(added)
+        self.backlog.extend(several)
 
-    def _packed_wait(self, pages: tuple[Page, ...], most: int) -> bytes:
+    def _packed_wait(self, pages: tuple[Page, ...]) -> bytes:
         if self._epoch != self._connection.epoch or len(self._waits) > MOST:
             self._epoch = self._connection.epoch
             self._waits.clear()
-        if (known := self._waits.get((pages, most))) is not None:
+        if (known := self._waits.get(pages)) is not None:
             return known
+        wait: Command = ("BZPOPMIN", *self._wakeups, BLOCK)
         if len(pages) == 1:
-            move = (self._queues[0], pages[0].key, "LEFT", "RIGHT", BLOCK)
-            wait = self._connection.packed(("BLMOVE", *move))
-        else:
-            wait = self._connection.packed(("BZPOPMIN", *self._wakeups, BLOCK), self._next(pages, most))
-        self._waits[pages, most] = wait
-        return wait
+            wait = ("BLMOVE", pages[0].queue.queue, pages[0].key, "LEFT", "RIGHT", BLOCK)
+        packed = self._waits[pages] = self._connection.packed(wait)
+        return packed
 
     def _due_checks(self) -> dict[Page, int]:
         """The pages that are to be looked at, and how long each is at most if all has arrived."""

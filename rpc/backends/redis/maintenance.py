@@ -140,9 +140,13 @@ class Maintenance:
         """Until the server has ended."""
         backoff = Backoff(self._beat / 4)
         while not self._server.has_ended():
-            laden = self._server.is_laden()
-            pause = min(self._beat, self._due - time.monotonic())
-            self._server.alarm.wait(TOO_LONG if laden or self._server.is_stopped() else max(0.0, pause))
+            if laden := self._server.is_laden():
+                time.sleep(TOO_LONG)  # the alarm is rung for each message meanwhile
+            else:
+                pause = (
+                    TOO_LONG if self._server.is_stopped() else min(self._beat, self._due - time.monotonic())
+                )
+                self._server.alarm.wait(max(0.0, pause))
             try:
                 if laden and self._server.is_laden():
                     self._server.relieve()

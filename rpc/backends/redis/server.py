@@ -19,7 +19,7 @@ from ...transport import Address, Handler, Message, packed, unpacked
 from .._retry import Backoff
 from .._serving import Connections, OnChange, Plan, Slots, Turns, guarded, lost
 from . import scripts
-from .acks import Ack, AckBuffer, Page
+from .acks import Ack, AckBuffer, Group, Page
 from .connection import Command, persistent, translated_or_logged, unavailable
 from .delivery import RedisDelivery
 from .fetch import Fetcher, Pages, Taken
@@ -76,8 +76,8 @@ class RedisServer:
         """Event loops that will write what is owed, in their next turn."""
         self._handled, self._since = 0, time.perf_counter()
         """How many messages were begun since something was received last, and when that was."""
-        self._looked = self._since
-        """When somebody looked last for something to do."""
+        self._looked = self._flushed = self._since
+        """When somebody looked last for something to do, and when all that was owed was written."""
         durable = {keys_of(each.subscription_queue.name): each for each in plan.durable}
         self.keys = [*self.queues, *durable]
         home = (self.keys or [keys_of("default")])[0].queue
@@ -179,12 +179,14 @@ class RedisServer:
                     fetcher.paced(self._handled, now - self._since)
                 fetcher.receive(self.slots.room)
                 self._handled, self._since = 0, time.perf_counter()
+                self._flushed = self._since
                 self._backoff.reset()
                 self._connections.notify(True)
                 if len(fetcher.backlog) > 1:
                     self.alarm.ring()
                 taken = fetcher.pop()
-            elif time.perf_counter() - self._since > FLUSH_AFTER:
+            elif self._looked - self._flushed > FLUSH_AFTER:
+                self._flushed = self._looked
                 self.acks.flush()
             return self.begun(taken) if taken else None
         except redis.RedisError as error:
@@ -223,7 +225,7 @@ class RedisServer:
         left = self._left_of(page.queue, record)
         if left is not None and left <= 0:
             special = (0, b"") if record.once or record.is_large else None
-            self.acks.owe(Ack(page, raw, "", b"", special))
+            self.acks.owe(Ack(page, raw, "", b"", special=special))
             return None
         headers: Any = message.headers  # just made, and nobody else's
         if left is not None and "ttl" in headers:
@@ -328,9 +330,8 @@ class RedisServer:
         self._flushing.discard(loop)
         self.acks.flush(in_loop=True)
 
-    def _confirmed(self, ack: Ack) -> None:
-        ack.page.change(-1)
-        self._in_hand.discard(ack.record)
+    def _confirmed(self, group: Group) -> None:
+        self._in_hand.difference_update([ack.record for ack in group])
 
     def _run(self, key: str, *commands: Command) -> list[Any]:
         """Carries out commands on a key, which on a cluster may be anywhere."""

@@ -73,6 +73,8 @@ class Subscriber:
         self._serially = Serially(len(channels) + len(durable))
         self._groups = [each for each in channels if each.group]
         self._joined: set[Address] = set()
+        self._unread: set[Address] = set()
+        """Groups whose stream must be looked at again, though there is no news of it."""
         self._signed = self._attended = 0.0
         keys = [*dict.fromkeys(channel_key(each) for each in (*channels, *durable))]
         self._at = {key: [to for to in (*channels, *durable) if channel_key(to) == key] for key in keys}
@@ -131,6 +133,9 @@ class Subscriber:
             self._signed = now
             for each in self._groups:
                 self._sign(each)
+                if each in self._unread:
+                    self._unread.discard(each)
+                    self._look(each)
         if self._durable and not self._stopped():
             if now - self._attended > ATTEND:
                 self._attend()
@@ -215,6 +220,7 @@ class Subscriber:
                 for _, _, fields in read:
                     self._handle(to, fields)
         except redis.RedisError as error:
+            self._unread.add(to)
             if "NOGROUP" in str(error):
                 self._joined.add(to)
                 self._signed = 0.0  # it is made again

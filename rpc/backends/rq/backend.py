@@ -139,6 +139,7 @@ class PythonRqBackend(RedisBase):
         self._enqueue(subscription.subscription_queue, message.replace(id=own))
 
     def discard(self, queue: str) -> None:
+        """Delete a queue, with what is in it."""
         self._records.queue(queue).delete(delete_jobs=True)
 
     def _enqueue(self, to: Address, message: Message) -> None:

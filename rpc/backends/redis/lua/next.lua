@@ -1,8 +1,10 @@
 #!lua flags=allow-oom
 -- include wake
--- KEYS (queue page wakeup)...   ARGV most
+-- KEYS (queue page wakeup)...   ARGV most also: one was just taken into the page
 -- -> {number of the queue, record, ...}   The first queue that has some goes first.
 local most, taken = 0 + ARGV[1], {}
+local before = ARGV[2] == '1' and redis.call('LINDEX', KEYS[2], -1)
+if before and string.find(before, '^%d+ %a%d') then return taken end  -- it may have killed: it is handled alone
 for n = 1, #KEYS, 3 do
   while most > 0 do
     local record = redis.call('LMOVE', KEYS[n], KEYS[n + 1], 'LEFT', 'RIGHT')

@@ -1,4 +1,3 @@
--- include now
 -- include record
 -- include body
 -- include wake
@@ -7,10 +6,10 @@ local function sweep(queue, most)  -- the unwanted leave, even if nobody serves 
     local head = redis.call('LINDEX', queue, 0)
     local sent, kind, _, id, _, once, ttl = string.match(head or '', RECORD)
     if not sent then return end
-    local token = redis.call('GET', queue .. ':t:' .. id)
+    local token, time = redis.call('GET', queue .. ':t:' .. id), redis.call('TIME')
     if kind == 'a' or kind == 'A' then
       if token then return end
-    elseif token ~= 'left' and (ttl == '' or now < sent + ttl) then
+    elseif token ~= 'left' and (ttl == '' or time[1] * 1000 < sent + ttl) then
       return
     end
     forget(queue, redis.call('LPOP', queue))
@@ -24,5 +23,6 @@ local function has_room(queue, most, looks, coming)
   return redis.call('LLEN', queue) + coming < tonumber(most)
 end
 local function enqueue(queue, wakeup, looks, ...)
-  if redis.call('RPUSH', queue, ...) == select('#', ...) then wake(wakeup) else sweep(queue, looks) end
+  local length = redis.call('RPUSH', queue, ...)
+  if length == select('#', ...) then wake(wakeup) elseif length % 8 == 0 then sweep(queue, 8 * looks) end
 end
