@@ -12,9 +12,10 @@ from uuid import uuid4
 
 from rpc import Request, RpcClient, RpcReceiver, job
 from rpc.backends import backend_from_url
-from rpc.backends._serving import Cancellable
+from rpc.backends._serving import BaseDelivery
 from rpc.backends.memory import MemoryBackend
-from rpc.transport import Address, DeadLetters, Handler, Message
+from rpc.backends.memory.server import MemoryServer
+from rpc.transport import Address, DeadLetters, Handler
 
 LONG = 10.0
 """Seconds: far longer than anything here takes."""
@@ -25,12 +26,12 @@ class WithoutDelays(MemoryBackend):
 
     features = MemoryBackend.features - {"delay"}
 
-    def serve(self, addresses: Sequence[Address], handler: Handler, concurrency: int = 1) -> None:
-        def handle(delivery: Any) -> Message | None:
-            delivery.postpone = partial(Cancellable.postpone, delivery)
-            return handler(delivery)
+    def server(self, addresses: Sequence[Address], handler: Handler, **options: Any) -> MemoryServer:
+        def handle(delivery: Any) -> None:
+            delivery.postpone = partial(BaseDelivery.postpone, delivery)
+            handler(delivery)
 
-        super().serve(addresses, handle, concurrency)
+        return super().server(addresses, handle, **options)
 
 
 class Site:

@@ -14,7 +14,8 @@ import pytest
 from async_calls import Calls, SpecialCalls, Stage, double, refuse_what_rq_cannot_do, run, signatures, until
 
 from rpc import AsyncRpcClient, BackendUnavailable, RpcClient, RpcTimeout, SettingsError
-from rpc.backends.memory import HUBS, MemoryBackend
+from rpc.backends.memory import MemoryBackend
+from rpc.backends.memory.hub import HUBS
 from rpc.transport import queue
 
 
@@ -137,14 +138,15 @@ def test_what_one_receive_did_not_wait_for_the_next_one_gets(kind: Any) -> None:
             for each in receiving:
                 each.cancel()
             await asyncio.wait(receiving)
-        thread = Thread(target=backend.serve, args=[[queue("q")], lambda delivery: delivery.message])
+        server = backend.server([queue("q")], lambda delivery: delivery.finish(delivery.message))
+        thread = Thread(target=server.run)
         thread.start()
         try:
             for number, replies in enumerate(asked):
                 assert (await replies.receive(PATIENCE)).body == b"%d" % number
                 replies.close()
         finally:
-            backend.stop()
+            server.stop()
             await until(lambda: not thread.is_alive())
             await asynchronously.close()
 

@@ -28,7 +28,8 @@ from rpc import (
     RpcTimeout,
     SerializationError,
 )
-from rpc.backends.memory import MemoryBackend, MemoryDelivery, MemoryReplies
+from rpc.backends.memory import MemoryBackend
+from rpc.backends.memory.hub import MemoryDelivery, MemoryReplies
 from rpc.testing.site import eventually
 from rpc.transport import Message, queue
 

@@ -28,7 +28,7 @@ from rpc import (
     expose,
     service,
 )
-from rpc.backends.memory import HUBS
+from rpc.backends.memory.hub import HUBS
 from rpc.transport import queue
 
 

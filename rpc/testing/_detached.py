@@ -68,6 +68,18 @@ class Detached:
             assert replies.receive(site.patience).body == b"x"
             finishing.join()
 
+    def test_only_the_first_end_counts(self, site: Site) -> None:
+        with held(site) as handler:
+            site.serve(handler=handler, coroutines=10)
+            replies = site.ask(b"x")
+            eventually(lambda: handler.has(b"x"))
+            delivery = handler.deliveries.pop(b"x")
+            for body in b"first", b"second":
+                delivery.finish(Message(body, {"id": delivery.message.id}))
+            assert replies.receive(site.patience).body == b"first"
+            with pytest.raises(RpcTimeout):
+                replies.receive(0.3)
+
     def test_what_is_in_hand_is_finished_in_any_order(self, site: Site) -> None:
         with held(site) as handler:
             site.serve(handler=handler, coroutines=200)

@@ -1,0 +1,255 @@
+"""What a broker would hold, in this process."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable
+from heapq import heappop, heappush
+from itertools import count
+from threading import Condition, RLock
+
+from ...errors import QueueFull, RpcTimeout
+from ...transport import DELAY, IDEMPOTENCY_KEY, STREAM, Address, DeadLetter, Message, packed
+from .._serving import BaseDelivery
+
+
+class Hub:
+    """What a broker would hold: a list of waiting deliveries for each queue and inbox, and one for each
+    subscriber, or group of subscribers, of a topic."""
+
+    def __init__(self) -> None:
+        self.lock = RLock()
+        self.waiting: defaultdict[Address, deque[MemoryDelivery]] = defaultdict(deque)
+        self.delayed: list[tuple[float, int, MemoryDelivery]] = []
+        """A heap: when each is due, in seconds of the monotonic clock."""
+        self.subscribers: defaultdict[str, dict[object, Subscriber]] = defaultdict(dict)
+        self.kept: defaultdict[str, set[Address]] = defaultdict(set)
+        """The durable subscriptions of each topic."""
+        self.locks: dict[str, tuple[str, float]] = {}
+        """Who has each, and until when."""
+        self.firsts: dict[tuple[Address, str], First] = {}
+        """What was sent with an idempotency key. It is forgotten with the process."""
+        self.dead: defaultdict[str, list[DeadLetter]] = defaultdict(list)
+        self.listening: list[Callable[[Address], None]] = []
+        """What servers want called whenever something may have come to an address."""
+        self.served: Counter[str] = Counter()
+        """How many serve each queue."""
+        self._count = count()
+
+    def put(self, to: Address, message: Message, replies: MemoryReplies | None, most: int = 0) -> None:
+        key = message.headers.get(IDEMPOTENCY_KEY)
+        with self.lock:
+            first = self.firsts.get((to, key)) if key is not None else None
+            if first and not first.is_void():
+                first.join(message, replies)
+                return
+            lists = self._lists(to)
+            waiting = self.waiting[to]
+            if to.kind == "queue" and most and len(waiting) + self._delayed_to(waiting, message) >= most:
+                raise QueueFull(f"{to} has no room: raise max_length, or start more workers")
+            for arrival, waiting in lists:
+                delivery = MemoryDelivery(self, arrival, message, replies, waiting)
+                if key is not None:
+                    self.firsts[to, key] = delivery.first = First(delivery)
+                if replies:
+                    replies.deliveries.append(delivery)
+                if DELAY in message.headers:
+                    self.put_later(float(message.headers[DELAY]), delivery)
+                else:
+                    waiting.append(delivery)
+            self.wake(to)
+
+    def wake(self, to: Address) -> None:
+        """Something may have come to this address."""
+        for wake in self.listening:
+            wake(to)
+
+    def _lists(self, to: Address) -> list[tuple[Address, deque[MemoryDelivery]]]:
+        """Where what is sent to an address will wait: at which address it arrives."""
+        if to.kind != "topic":
+            return [(to, self.waiting[to])]
+        heard = [(each.address, each.waiting) for each in self.subscribers[to.name].values()]
+        return heard + [(each, self.waiting[each.subscription_queue]) for each in self.kept[to.name]]
+
+    def _delayed_to(self, waiting: deque[MemoryDelivery], message: Message) -> int:
+        """How many will come to this queue. They take no room away but from their like."""
+        if DELAY not in message.headers:
+            return 0
+        return sum(delivery.waiting is waiting for _, _, delivery in self.delayed)
+
+    def put_later(self, seconds: float, delivery: MemoryDelivery) -> None:
+        with self.lock:
+            heappush(self.delayed, (time.monotonic() + seconds, next(self._count), delivery))
+            self.wake(delivery.to)
+
+    def promote(self) -> float | None:
+        """Put what is due where it waits; seconds until more is, None if nothing is delayed. The lock is
+        held."""
+        while self.delayed:
+            left = self.delayed[0][0] - time.monotonic()
+            if left > 0:
+                return left
+            delivery = heappop(self.delayed)[2]
+            if not delivery.cancelled:
+                delivery.waiting.append(delivery)
+                self.wake(delivery.to)
+        return None
+
+    def subscribe(self, to: Address) -> tuple[deque[MemoryDelivery], Callable[[], None]]:
+        """Where what is sent to a topic or an inbox will wait, and how to leave it."""
+        if to.kind == "inbox":
+            return self.waiting[to], lambda: None
+        if to.durable:
+            self.kept[to.name].add(to)
+            return self.waiting[to.subscription_queue], lambda: None
+        key = to.group or object()
+        with self.lock:
+            subscriber = self.subscribers[to.name].setdefault(key, Subscriber(to))
+            subscriber.members += 1
+
+        def leave() -> None:
+            with self.lock:
+                subscriber.members -= 1
+                if not subscriber.members:
+                    del self.subscribers[to.name][key]
+
+        return subscriber.waiting, leave
+
+
+class Subscriber:
+    """One that hears a topic by itself, or the members of a group."""
+
+    def __init__(self, address: Address) -> None:
+        self.address = address
+        self.waiting: deque[MemoryDelivery] = deque()
+        self.members = 0
+
+
+HUBS: defaultdict[str, Hub] = defaultdict(Hub)
+"""A URL names the same hub everywhere in the process, as it names the same broker elsewhere."""
+
+
+class First:
+    """The first message with an idempotency key, and who else waits for its last reply."""
+
+    def __init__(self, delivery: MemoryDelivery) -> None:
+        self._delivery = delivery
+        self._waiting: list[MemoryReplies] = []
+        self._last: Message | None = None
+
+    def is_void(self) -> bool:
+        """Whether it will never be answered: it expired before anybody began."""
+        return self._last is None and self._delivery.has_expired()
+
+    def join(self, message: Message, replies: MemoryReplies | None) -> None:
+        """It is wanted until the last one that asked for it has left."""
+        self._delivery.extend(message.ttl)
+        if replies and self._last is None:
+            self._waiting.append(replies)
+        elif replies and self._last:
+            replies.put(self._last)
+
+    def answer(self, last: Message) -> None:
+        self._last = last
+        for replies in self._waiting:
+            replies.put(last)
+
+
+class MemoryReplies:
+    """The way back of one request."""
+
+    def __init__(self, hub: Hub, wake: Callable[[], object] = lambda: None) -> None:
+        self.hub, self._wake = hub, wake
+        self._come = Condition(hub.lock)
+        self._arrived: deque[Message] = deque()
+        self._closed = self._ended = False
+        self.deliveries: list[MemoryDelivery] = []
+
+    def put(self, message: Message) -> bool:
+        with self.hub.lock:
+            if not self._closed:
+                self._arrived.append(message)
+                self._come.notify_all()
+                self._wake()
+            return not self._closed
+
+    def receive(self, timeout: float | None) -> Message:
+        with self.hub.lock:
+            if not self._come.wait_for(lambda: self._arrived, timeout):
+                raise RpcTimeout
+            reply = self._arrived.popleft()
+            self._ended = STREAM not in reply.headers
+            return reply
+
+    def close(self) -> None:
+        with self.hub.lock:
+            self._closed = True
+            left = [] if self._ended else [each for each in self.deliveries if not each.first]
+            for delivery in left:
+                if delivery in delivery.waiting:
+                    delivery.waiting.remove(delivery)
+        for delivery in left:
+            delivery.cancel()
+
+
+class MemoryDelivery(BaseDelivery):
+    """A message, waiting or in the hands of a handler."""
+
+    def __init__(
+        self,
+        hub: Hub,
+        to: Address,
+        message: Message,
+        replies: MemoryReplies | None,
+        waiting: deque[MemoryDelivery],
+    ) -> None:
+        ttl = message.ttl
+        self._expires = None if ttl is None else time.monotonic() + ttl
+        self.hub, self.to = hub, to
+        self.message, self.replies, self.waiting = message, replies, waiting
+        self.first: First | None = None
+        self._on_finished: Callable[[MemoryDelivery], None] = lambda delivery: None
+        self._begun = False
+
+    def start(self, on_finished: Callable[[MemoryDelivery], None]) -> None:
+        """Tell the handler how much time is left."""
+        self._on_finished, self.finished = on_finished, False
+        self._begun = not self.has_expired()
+        if self._expires is not None:
+            self.message = self.message.replace(ttl=self._expires - time.monotonic())
+
+    def has_expired(self) -> bool:
+        """Before anybody began."""
+        return not self._begun and self._expires is not None and self._expires <= time.monotonic()
+
+    def extend(self, ttl: float | None) -> None:
+        """Somebody else wants it, for so many seconds."""
+        if self._expires is not None:
+            self._expires = None if ttl is None else max(self._expires, time.monotonic() + ttl)
+
+    def _finish(self, last: Message | None) -> None:
+        if last is not None:
+            self.reply(last)
+            if self.first and self._begun:
+                with self.hub.lock:
+                    self.first.answer(last)
+        self._end()
+
+    def _end(self) -> None:
+        self.finished = True
+        self._on_finished(self)
+
+    def postpone(self, seconds: float, message: Message) -> None:
+        self.message = message
+        self._end()
+        self.hub.put_later(seconds, self)
+
+    def bury(self, why: str, last: Message | None) -> None:
+        self.finish(last)
+        queue = self.to.subscription_queue.name if self.to.durable else self.to.name
+        letter = DeadLetter(self.message.id, queue, time.time(), why, packed(self.message), self)
+        self.hub.dead[queue].insert(0, letter)
+
+    def reply(self, message: Message) -> bool:
+        return self.replies is not None and self.replies.put(message)
