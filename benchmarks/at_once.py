@@ -115,7 +115,7 @@ def blocking(url: str, amounts: Amounts) -> Iterator[Row]:
 
 def naps(url: str, amounts: Amounts) -> Iterator[Row]:
     """Coroutines that sleep, a thousand at a time and then ten thousand: what they take, and what they cost
-    the worker; and what becomes of them when it is told to stop."""
+    the worker."""
     for at_once, number, bound in (1000, 3000, 1.2), (10_000, 10_000, None):
         seconds = NAP * number / at_once
         with serving(url, f"--coroutines {at_once} --grace 5") as worker, closing(Tasks(url)) as callers:

@@ -1,4 +1,4 @@
-"""`RpcReceiver(context=…)`: all code of the user runs in it, coroutines in both of its colours."""
+"""`RpcReceiver(context=…)`: all code of the user runs in it, coroutines in its asynchronous colour."""
 
 from __future__ import annotations
 
@@ -7,8 +7,9 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
+from in_memory import until
 
-from rpc import RemoteError, RpcClient, RpcReceiver, every, expose, on
+from rpc import RemoteError, Request, RpcClient, RpcReceiver, every, expose, on
 
 SECONDS = 30
 
@@ -90,16 +91,26 @@ def test_jobs_listeners_ticks_and_hooks_run_in_it(rpc_worker: Start) -> None:
     assert hooked == [True, True]
 
 
-def test_a_coroutine_runs_in_both_colours_of_it(rpc_worker: Start) -> None:
+def passed_through(request: Request, call_next: Callable[[Request], Any]) -> Any:
+    return call_next(request)
+
+
+@pytest.mark.parametrize(
+    ("middleware", "colours"),
+    [([], ["aenter", "aexit"]), ([passed_through], ["enter", "aenter", "aexit", "exit"])],
+    ids=["holds no thread", "a thread waits for it"],
+)
+def test_a_coroutine_runs_in_it(rpc_worker: Start, middleware: Any, colours: list[str]) -> None:
+    """In its event loop, and in the thread that waits for it, if there is one."""
     context = Surroundings()
 
     async def soon() -> list[str]:
         return list(context.noted)
 
-    client = rpc_worker({"soon": soon}, context=context)
+    client = rpc_worker({"soon": soon}, context=context, middleware=middleware)
     before = len(context.noted)  # of the hooks of the connection
-    assert client.call_and_wait("soon").data[before:] == ["enter", "aenter"]
-    assert context.noted[before:] == ["enter", "aenter", "aexit", "exit"]
+    assert client.call_and_wait("soon").data[before:] == colours[: len(colours) // 2]
+    until(lambda: context.noted[before:] == colours)
 
 
 def test_it_is_left_when_a_handler_raises(rpc_worker: Start) -> None:

@@ -182,7 +182,9 @@ def test_a_durable_listener_that_fails_is_tried_again_and_ends_as_a_dead_letter(
         crew.publish(n)
     until(lambda: len(crew.lines("tries 1", "tries 3")) == 6)
     shelf = cast("DeadLetters", crew.client.backend)
-    letters = until(lambda: [found for found in [shelf.dead_letters(FLAKY.subscription_queue.name)] if len(found) == 2])[0]
+    dead = FLAKY.subscription_queue.name
+    until(lambda: len(shelf.dead_letters(dead)) == 2)
+    letters = shelf.dead_letters(dead)
     assert {letter.why for letter in letters} == {"ConnectionError: each time"}
     assert len(crew.lines("tries 2")) == 1
     assert shelf.revive(letters[0])

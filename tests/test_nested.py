@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -30,6 +31,10 @@ def site() -> Iterator[Site]:
 def what_arrives(request: Request) -> dict[str, Any]:
     left = None if request.deadline is None else request.deadline - time.monotonic()
     return {"data": request.data, "headers": dict(request.headers), "left": left}
+
+
+async def what_arrives_later(request: AsyncRequest) -> dict[str, Any]:
+    return what_arrives(request)
 
 
 def by_request(request: Request) -> Any:
@@ -108,9 +113,16 @@ def test_a_call_to_a_queue_that_this_worker_does_not_serve_says_so(
 
 @pytest.mark.parametrize("outer", WAYS[:2])
 def test_without_a_free_slot_it_fails_in_time_and_says_why(site: Site, outer: Callable[..., Any]) -> None:
-    site.serve({"outer": outer, "inner": what_arrives}, concurrency=1)
-    with pytest.raises(RpcTimeout, match=r"no free slot for it \(concurrency=1\).*RPC_CONCURRENCY"):
+    inner = what_arrives_later if inspect.iscoroutinefunction(outer) else what_arrives
+    site.serve({"outer": outer, "inner": inner}, concurrency=1, coroutines=1)
+    what = "coroutines" if inspect.iscoroutinefunction(outer) else "concurrency"
+    with pytest.raises(RpcTimeout, match=rf"no free slot for it \({what}=1\).*RPC_{what.upper()}"):
         site.client().call_and_wait("outer", timeout=1)
+
+
+def test_a_coroutine_that_waits_takes_no_slot_of_the_functions_that_it_calls(site: Site) -> None:
+    site.serve({"outer": by_async_request, "inner": what_arrives}, concurrency=1, coroutines=2)
+    assert site.client().call_and_wait("outer").data["data"] == {"a": 1}
 
 
 def test_a_client_that_a_handler_has_inherits_as_well(site: Site) -> None:

@@ -124,9 +124,9 @@ class Slots:
 
     def done(self, delivery: BaseDelivery) -> bool:
         """It was finished. Whether there was no room before that."""
-        if delivery not in self._detached:  # nor will it be: `call` looks once more
-            return False
         with self._changed:
+            if delivery not in self._detached:  # nor will it be: `call` looks once more
+                return False
             was_full = len(self._detached) >= self._most
             self._detached.discard(delivery)
             if not self._detached:
@@ -250,11 +250,8 @@ class Turns(Generic[T]):
                     fetched = self._fetch()
                 if fetched is None:
                     continue
-                if self._followers:
-                    if self._average > FAST:
-                        self._hand_over(me)
-                    elif not self._watched:
-                        self._have_watched()
+                if self._followers and self._average > FAST:
+                    self._hand_over(me)
                 self._call(me, fetched)
             self._hand_over(me)
 
@@ -262,6 +259,9 @@ class Turns(Generic[T]):
         began = time.perf_counter()
         if self._leader == me:
             self._since = began
+            # Only then: whoever comes to wait meanwhile sees that the handler runs, or is seen here.
+            if self._followers and not self._watched:
+                self._have_watched()
         self._handle(fetched)
         if self._leader == me:
             self._since = None
@@ -291,7 +291,7 @@ class Turns(Generic[T]):
                     idle = idle + 1 if since is None else 0
                     if idle > 4:
                         self._watched = False
-                    self._turn.wait(STUCK if self._watched else None)
+                    self._turn.wait(STUCK if self._watched or self._since is not None else None)
                 self._turn.notify_all()
                 return False
             finally:

@@ -131,6 +131,8 @@ class Detached:
                 site.ask(body)
             eventually(lambda: handler.has(b"1", b"2"))
             asked = [site.ask(b"echo:%d" % number) for number in range(3)]
+            with pytest.raises(RpcTimeout):
+                asked[0].receive(0.3)
             site.serve()
             assert [replies.receive(site.patience).body for replies in asked] == [b"0", b"1", b"2"]
 

@@ -139,11 +139,11 @@ class Bench:
 
     def spawn(self, *services: str) -> subprocess.Popen[bytes]:
         """A worker process; of these services, too."""
-        before = self.admin.scard(WORKERS)
+        before = self.admin.hlen(WORKERS)
         command = [sys.executable, "-m", __name__, self.url, str(self.log), *services]
         process = subprocess.Popen(command, cwd=ROOT)
         self._stack.callback(end, process)
-        eventually(lambda: self.admin.scard(WORKERS) > before, "the worker did not start")
+        eventually(lambda: self.admin.hlen(WORKERS) > before, "the worker did not start")
         return process
 
     def lines(self) -> list[str]:

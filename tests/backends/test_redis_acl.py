@@ -23,18 +23,18 @@ pytestmark = [pytest.mark.redis, pytest.mark.real_redis]
 
 PAGE = (Path(__file__).parents[2] / "docs" / "redis.md").read_text()
 LINES = dict(re.findall(r"^user (rpc-\w+) (.*)$", PAGE, re.MULTILINE))
-CONNECTING = "client|setname client|id client|reply script|load evalsha"
+CONNECTING = "client|setname client|id client|reply script|load evalsha time"
 SAID = {
-    "rpc-client": f"{CONNECTING} blmove lrem ltrim pexpire set get del publish lrange "
-    "multi exec xadd xread unlink lpop zrange zrem smembers exists",
-    "rpc-worker": f"{CONNECTING} client|unblock blpop lrange pttl get set rpush pexpire publish sadd exists "
-    "smembers subscribe del ping multi exec xadd xread xrevrange xreadgroup xdel unlink lpop",
+    "rpc-client": f"{CONNECTING} blmove lrange lrem rpush set get del zadd pexpire exists hgetall "
+    "xadd xread unlink lpop zrange zrem",
+    "rpc-worker": f"{CONNECTING} client|unblock blmove bzpopmin lmove llen lrange lpop rpush set get del "
+    "pexpire exists hgetall hdel xadd xread xrange xrevrange xreadgroup xdel unlink",
 }
 """What each says itself."""
 RUN = {
     "rpc-client": ("SEND", "SEND_MANY", "SEND_ONCE", "SEND_LATER", "REVIVE", "BROADCAST"),
     "rpc-worker": (
-        *("NEXT", "ACK", "REPLY", "FORBID", "POSTPONE", "BURY", "RECOVER", "PROMOTE", "RELEASE"),
+        *("NEXT", "BEGIN", "ACK", "FINISH", "CHANGE", "POSTPONE", "BURY", "RECOVER", "PROMOTE", "RELEASE"),
         *("SIGN_ON", "JOIN", "KEEP", "GONE", "LOCK", "UNLOCK"),
     ),
 }

@@ -17,6 +17,7 @@ import redis
 from async_calls import Calls, SpecialCalls, Stage, double, echo, run, until
 
 from rpc import AsyncRpcClient, BackendUnavailable, QueueFull, RpcClient, RpcTimeout
+from rpc.backends.redis.keys import Record
 from rpc.testing import RedisServer
 from rpc.testing.site import PATIENCE, eventually
 
@@ -32,8 +33,13 @@ class RedisStage(Stage):
         self.admin.flushall()
 
     def waiting(self) -> int:
-        ids = [record.split(b"\n")[1].decode() for record in self.admin.lrange(QUEUE, 0, -1)]
-        return sum(self.admin.exists(f"{QUEUE}:t:{id}") for id in ids)
+        left = {fields.get(b"left") for _, fields in self.admin.xrange(f"{QUEUE}:control")}
+        records = [Record.unpacked(record) for record in self.admin.lrange(QUEUE, 0, -1)]
+        return sum(
+            not each.is_attended or self.admin.exists(f"{QUEUE}:t:{each.id}")
+            for each in records
+            if each.id.encode() not in left
+        )
 
     def connections(self) -> int:
         """Of clients, but those of this stage itself."""

@@ -81,14 +81,14 @@ def test_a_batch_keeps_the_order_of_priority(bench: Bench) -> None:
     assert bench.lines() == [str(n) for n in [*range(100, 200), *range(100)]]
 
 
-def test_bells_do_not_pile_up(bench: Bench) -> None:
+def test_wakeups_do_not_pile_up(bench: Bench) -> None:
     for n in range(1000):
         bench.client.call("fast", [n], queue="high")
         bench.client.call("fast", [n], queue="low")
     bench.serve(queues=["high", "default", "low"])
     while len(bench.lines()) < 2000:
-        assert bench.admin.llen("rpc:{default}:low:bell") <= 1
-    assert bench.admin.llen("rpc:{default}:high:bell") <= 1
+        assert bench.admin.zcard("rpc:{default}:low:wakeup") <= 1
+    assert bench.admin.zcard("rpc:{default}:high:wakeup") <= 1
 
 
 # Workers that die.

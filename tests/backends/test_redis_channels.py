@@ -8,16 +8,17 @@ import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
 import redis
 
 from rpc import PythonRqBackend, RpcError, RpcTimeout
-from rpc.backends.redis.servers import place
-from rpc.backends.redis.topics import RedisReplies
+from rpc.backends.redis.servers import servers_of
+from rpc.backends.redis.topics import RedisReplies, channel_key
 from rpc.testing import RedisServer
-from rpc.transport import LOST, Delivery, Message, inbox, packed, queue, topic
+from rpc.transport import LOST, Address, Delivery, Handler, Message, inbox, packed, queue, topic
 
 from .rq_jobs import PATIENCE, Bench, eventually, later, timed, without_end
 
@@ -26,7 +27,7 @@ pytestmark = pytest.mark.redis
 
 @pytest.fixture
 def client(bench: Bench) -> Iterator[Any]:
-    here = place(bench.url)
+    here = servers_of(bench.url)
     yield here.client("")
     here.close()
 
@@ -104,14 +105,15 @@ def test_an_open_way_back_lives_as_long_as_its_reader_and_a_minute_more(client: 
 def test_nobody_replies_to_a_caller_who_left(bench: Bench) -> None:
     backend, sent = PythonRqBackend(bench.url), []
 
-    def handler(delivery: Delivery) -> Message | None:
+    def handler(delivery: Delivery) -> None:
         replies.close()
         sent.append(delivery.reply(Message(b"x", {"id": delivery.message.id})))
-        backend.stop()
-        return Message(b"y", {"id": delivery.message.id})
+        server.stop()
+        delivery.finish(Message(b"y", {"id": delivery.message.id}))
 
     replies = backend.request(queue(bench.queue), Message(b"", {"id": "a", "reply-to": "a", "ttl": "9"}))
-    backend.serve([queue(bench.queue)], handler)
+    server = backend.server([queue(bench.queue)], handler)
+    server.run()
     backend.close()
     assert sent == [False]
     assert not bench.redis.exists("rpc:re:a")
@@ -142,17 +144,28 @@ def test_many_threads_may_finish_their_calls_at_the_same_moment(bench: Bench) ->
 # Topics and inboxes.
 
 
+@contextmanager
+def hearing(backend: PythonRqBackend, to: Address, handler: Handler) -> Iterator[threading.Thread]:
+    """A server of this address, in a thread; both end with the body, and the backend is closed."""
+    server = backend.server([to], handler)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        yield thread
+    finally:
+        server.stop()
+        thread.join(PATIENCE)
+        backend.close()
+    assert not thread.is_alive()
+
+
 def test_an_inbox_is_emptied_as_it_is_read(bench: Bench) -> None:
-    backend, seen = PythonRqBackend(bench.url), []
-    thread = threading.Thread(target=backend.serve, args=[[inbox("me")], seen.append])
+    backend, seen = PythonRqBackend(bench.url), list[Delivery]()
     for number in range(3):
         backend.send(inbox("me"), Message(b"%d" % number, {"id": "x"}))
-    thread.start()
-    eventually(lambda: len(seen) == 3)
-    eventually(lambda: bench.redis.xlen("rpc:in:me") == 0)
-    backend.stop()
-    thread.join(PATIENCE)
-    backend.close()
+    with hearing(backend, inbox("me"), seen.append):
+        eventually(lambda: len(seen) == 3)
+        eventually(lambda: bench.redis.xlen("rpc:in:me") == 0)
     assert [delivery.message.body for delivery in seen] == [b"0", b"1", b"2"]
 
 
@@ -164,19 +177,14 @@ def test_a_listener_hears_what_comes_after_redis_was_emptied(bench: Bench, group
     def handler(delivery: Delivery) -> None:
         seen.append(delivery.message.body)
 
-    thread = threading.Thread(target=backend.serve, args=[[to], handler])
-    thread.start()
-
     def heard(body: bytes) -> bool:
         backend.send(topic("news"), Message(body, {"id": "x"}))
         return body in seen
 
-    eventually(lambda: heard(b"before"))
-    bench.redis.flushall()
-    eventually(lambda: heard(b"after"))
-    backend.stop()
-    thread.join(PATIENCE)
-    backend.close()
+    with hearing(backend, to, handler):
+        eventually(lambda: heard(b"before"))
+        bench.redis.flushall()
+        eventually(lambda: heard(b"after"))
     assert without_end(bench.redis) == []
 
 
@@ -188,9 +196,7 @@ def test_garbage_in_a_stream_does_not_stop_its_listeners(bench: Bench, to: Any) 
         seen.append(delivery.message.body)
         raise ValueError
 
-    thread = threading.Thread(target=backend.serve, args=[[to], handler])
-    thread.start()
-    key = "rpc:in:i" if to.kind == "inbox" else "rpc:topic:t"
+    key = channel_key(to)
 
     def heard() -> bool:
         for entry in ({"m": b"\xff\xff"}, {"other": b"x"}):
@@ -199,11 +205,9 @@ def test_garbage_in_a_stream_does_not_stop_its_listeners(bench: Bench, to: Any) 
         time.sleep(0.02)
         return len(seen) > 2 or not thread.is_alive()
 
-    eventually(heard)
-    assert thread.is_alive()
-    backend.stop()
-    thread.join(PATIENCE)
-    backend.close()
+    with hearing(backend, to, handler) as thread:
+        eventually(heard)
+        assert thread.is_alive()
 
 
 # Connections.
@@ -211,7 +215,7 @@ def test_garbage_in_a_stream_does_not_stop_its_listeners(bench: Bench, to: Any) 
 
 def test_a_clients_own_time_limits_are_not_taken_over(rpc_redis: RedisServer) -> None:
     with redis.Redis.from_url(rpc_redis.url, socket_timeout=0.05, decode_responses=True) as given:
-        here = place(given)
+        here = servers_of(given)
         ours = here.client("")
         assert ours.blpop(["nothing"], timeout=0.3) is None
         assert isinstance(ours.client_id(), int)

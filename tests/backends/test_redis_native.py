@@ -9,6 +9,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from uuid import uuid4
 
@@ -16,14 +17,15 @@ import pytest
 import redis
 
 from rpc import QueueFull, Request, RpcClient, RpcReceiver
-from rpc.backends.redis import worker as _redis_worker
-from rpc.backends.redis.acks import Ack, Outbox
+from rpc.backends import backend_from_url
+from rpc.backends.redis import fetch
+from rpc.backends.redis.acks import Ack, AckBuffer, Group, Page
 from rpc.backends.redis.keys import keys_of
-from rpc.backends.redis.maintenance import Minder
-from rpc.backends.redis.scripts import REPLY
-from rpc.backends.redis.servers import place
+from rpc.backends.redis.servers import servers_of
 from rpc.testing import RedisServer, start_redis
 from rpc.testing.site import eventually
+from rpc.transport import Message, queue
+from tests.faults.proxy import Proxy
 
 pytestmark = pytest.mark.redis
 
@@ -104,11 +106,9 @@ def test_what_the_dead_leave_in_the_queue_is_not_forgotten(server: RedisServer, 
 
 
 def test_an_id_of_any_text_is_answered(server: RedisServer) -> None:
-    from rpc.backends import backend_from_url
-    from rpc.transport import Message, queue
-
     backend = backend_from_url(server.url)
-    thread = threading.Thread(target=backend.serve, args=[[queue("q")], lambda delivery: delivery.message])
+    serving = backend.server([queue("q")], lambda delivery: delivery.finish(delivery.message))
+    thread = threading.Thread(target=serving.run)
     thread.start()
     try:
         for id in "with\nlines", "ä" * 200, uuid4().hex:
@@ -116,19 +116,20 @@ def test_an_id_of_any_text_is_answered(server: RedisServer) -> None:
             assert replies.receive(10).id == id
             replies.close()
     finally:
-        backend.stop()
+        serving.stop()
         thread.join()
         backend.close()
 
 
 ANSWERS_FIRST = """
-import os, signal, sys
+import os, signal, sys, time
 from rpc import RpcReceiver
 log = os.open(sys.argv[2], os.O_APPEND | os.O_WRONLY | os.O_CREAT)
 def work(request):
     told = request.respond(request.attempt if request.redelivered else "first")
     os.write(log, f"{request.redelivered} {told}\\n".encode())
     if not request.redelivered:
+        time.sleep(0.5)  # a response may wait for a tenth of a second
         os.kill(os.getpid(), signal.SIGKILL)
 RpcReceiver(jobs={"work": work}, backend=sys.argv[1], queues=["default"]).start()
 """
@@ -181,7 +182,7 @@ def test_a_response_that_was_lost_with_its_connection_goes_with_the_acknowledgem
 def test_a_response_leaves_though_its_handler_goes_on_and_others_wait_behind_it(
     server: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(_redis_worker, "AHEAD", 10.0)
+    monkeypatch.setattr(fetch, "AHEAD", 10.0)
     taken, begin, go_on = threading.Event(), threading.Event(), threading.Event()
 
     def hold() -> None:
@@ -217,24 +218,28 @@ def test_a_response_leaves_though_its_handler_goes_on_and_others_wait_behind_it(
 def test_what_was_acknowledged_on_a_connection_that_broke_is_not_answered_on_the_next(
     server: RedisServer,
 ) -> None:
-    keys = keys_of(uuid4().hex)
-    outbox = Outbox(place(server.url), [keys], "worker", is_lone=False)
+    keys, confirmed = keys_of(uuid4().hex), list[Group]()
+    page, servers = Page(keys, "worker", 0), servers_of(server.url)
+    acks = AckBuffer(servers, keys.queue, confirmed.append, lambda: None)
     with redis.Redis.from_url(server.url) as admin:
-        outbox.owe(Ack(keys, "first", "", b""))
-        outbox.flush()
-        admin.client_kill_filter(_id=str(outbox.connection))
-        while outbox.connection:  # the first write to a broken connection may succeed
-            outbox.say(REPLY, keys, 3, keys.slot("worker"), keys.token("x"), keys.inbox("x"), "x", 1, b"")
-        outbox.say(REPLY, keys, 3, keys.slot("worker"), keys.token("x"), keys.inbox("x"), "x", 1, b"")
-        assert outbox.connection
-        assert outbox.ask(("PING",)) == [b"PONG"]
-    outbox.drop()
+        admin.rpush(page.key, b"first")
+        ack = Ack(page, b"first", "", b"")
+        (connection,) = acks.ask(("CLIENT", "ID"))
+        acks.owe(ack)
+        acks.flush()
+        admin.client_kill_filter(_id=str(connection))
+        with suppress(redis.RedisError):
+            while True:  # the first write to a broken connection may succeed
+                acks.say(("SET", "x", "1"))
+        acks.say(("SET", "x", "2"))
+        assert acks.ask(("PING",)) == [b"PONG"]
+        assert acks.ask(("CLIENT", "ID")) != [connection]
+        assert (confirmed, admin.llen(page.key), admin.get("x")) == ([[ack]], 0, b"2")
+    acks.drop()
+    servers.close()
 
 
-def test_a_caller_who_left_unheard_is_missed_unless_it_was_answered(
-    server: RedisServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(Minder, "_pass_on", lambda minder, id: None)
+def test_a_caller_who_left_unheard_is_missed_unless_it_was_answered(server: RedisServer) -> None:
     begun, told, answered = threading.Semaphore(0), threading.Semaphore(0), list[Request]()
 
     def work(request: Request) -> None:
@@ -247,20 +252,25 @@ def test_a_caller_who_left_unheard_is_missed_unless_it_was_answered(
         request.respond(1)
         assert release.wait(60)
 
-    release = threading.Event()
-    jobs = {"work": work, "answer": answer}
-    receiver = RpcReceiver(jobs=jobs, backend=server.url, queues=["default"], concurrency=2)
+    release, proxy = threading.Event(), Proxy(server.port, random.Random(0))
+    url, jobs = f"redis://127.0.0.1:{proxy.port}", {"work": work, "answer": answer}
+    receiver = RpcReceiver(jobs=jobs, backend=url, queues=["default"], concurrency=2)
     thread = threading.Thread(target=receiver.start, daemon=True)
     thread.start()
-    with redis.Redis.from_url(server.url) as admin, RpcClient(backend=server.url, timeout=60) as client:
+    with RpcClient(backend=server.url, timeout=60) as client:
         assert client.call_and_wait("answer").data == 1
-        assert admin.delete(keys_of("default").token(answered[0].id))
-        for _ in range(2):  # there is a whole look between the first and the second
+        for _ in range(2):
             future = client.submit("work")
             assert begun.acquire(timeout=20)
+            proxy.refusing = True
+            proxy.cut()
             assert future.cancel()
+            assert not told.acquire(timeout=0.5)
+            proxy.heal()
             assert told.acquire(timeout=20)
         assert not answered[0].cancelled
         release.set()
     receiver.stop()
     thread.join(20)
+    assert not thread.is_alive()
+    proxy.close()

@@ -200,13 +200,13 @@ def test_a_key_is_free_after_its_message_was_handed_back_and_has_expired(bench: 
     worker = bench.spawn()
     lost = bench.client.submit("slow", [1], timeout=1.5, idempotency_key="k")
     eventually(lambda: "slow 1" in bench.lines())
-    (dead,) = bench.admin.smembers(WORKERS)
+    (dead,) = bench.admin.hkeys(WORKERS)
     worker.kill()
     with pytest.raises(TimeoutError):
         lost.result(PATIENCE)
     bench.release()
     bench.serve()
-    eventually(lambda: not bench.admin.sismember(WORKERS, dead), "the dead worker was not noticed")
+    eventually(lambda: not bench.admin.hexists(WORKERS, dead), "the dead worker was not noticed")
     assert bench.client.call_and_wait("echo", ["it comes after what was held"]).data
     assert bench.client.call_and_wait("fast", [2], timeout=10, idempotency_key="k").data == 2
 
@@ -255,7 +255,7 @@ def test_what_nobody_wants_any_more_takes_no_room_at_the_head_of_a_queue(bench: 
             unwanted = bounded.submit("fast", [LARGE])
             eventually(lambda: bench.admin.llen(QUEUE))
             unwanted.cancel()
-    time.sleep(0.1)  # it is time itself that is tested
+    time.sleep(1)  # it is time itself that is tested; the clock of a busy server is known roughly
     for _ in range(2):
         bounded.call("fast", ["wanted"])
     with pytest.raises(QueueFull):

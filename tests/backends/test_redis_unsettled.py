@@ -13,7 +13,7 @@ import pytest
 
 from rpc import BackendUnavailable, Event, RemoteError, Request, RpcClient, RpcReceiver, job, on
 from rpc.backends.redis import scripts
-from rpc.backends.redis.worker import RedisWorker
+from rpc.backends.redis.server import RedisServer as Serving
 from rpc.events import listeners_in
 from rpc.settings import Settings
 from rpc.testing import RedisServer
@@ -95,15 +95,15 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     """Has a script fail, once."""
 
     def fail(script: str) -> None:
-        carry_out, failures = RedisWorker.carry_out, iter([BackendUnavailable("away")])
+        carry_out, failures = Serving.carry_out, iter([BackendUnavailable("away")])
 
-        def fragile(worker: RedisWorker, command: str, *arguments: Any) -> Any:
-            if command == script:
+        def fragile(server: Serving, *command: Any) -> Any:
+            if command[0] == script:
                 for failure in failures:
                     raise failure
-            return carry_out(worker, command, *arguments)
+            return carry_out(server, *command)
 
-        monkeypatch.setattr(RedisWorker, "carry_out", fragile)
+        monkeypatch.setattr(Serving, "carry_out", fragile)
 
     return fail
 

@@ -71,7 +71,7 @@ def test_rqs_records_tell_what_is_queued_runs_and_ended(bench: Bench, serve: Ser
     assert StartedJobRegistry(queue=there).count == 0
     assert job.get_status() == "finished"
     assert Job.fetch(failing, connection=bench.redis, serializer=JSONSerializer).get_status() == "failed"
-    worker.refresh()
+    [worker] = rq.Worker.all(connection=bench.redis, serializer=JSONSerializer)
     assert (worker.get_state(), worker.get_current_job_id()) == ("idle", None)
     assert (worker.successful_job_count, worker.failed_job_count) == (2, 1)
     assert all(0 < bench.redis.ttl(f"rq:job:{id}") <= 60 for id in (running, waiting, failing))
@@ -168,10 +168,11 @@ def test_after_any_mix_every_key_but_rqs_own_lists_has_an_end(bench: Bench, serv
 @pytest.mark.real_redis
 def test_a_worker_that_stops_while_a_job_arrives_leaves_nothing_without_an_end(bench: Bench) -> None:
     backend = PythonRqBackend(bench.url, lease=2)
-    thread = threading.Thread(target=backend.serve, args=[[queue(bench.queue)], lambda delivery: None])
+    server = backend.server([queue(bench.queue)], lambda delivery: delivery.finish(None))
+    thread = threading.Thread(target=server.run)
     thread.start()
     eventually(lambda: bench.redis.info("clients")["blocked_clients"] >= 2, "it does not wait")
-    backend.stop()
+    server.stop()
     bench.client.call("add", {"a": 1, "b": 1}, ttl=60)
     thread.join(PATIENCE)
     backend.close()
@@ -193,14 +194,14 @@ def test_nothing_grows_with_the_number_of_calls(bench: Bench, serve: Serve) -> N
 def test_forbidding_redelivery_after_the_records_were_lost_writes_nothing_that_stays(bench: Bench) -> None:
     backend = PythonRqBackend(bench.url, lease=2)
 
-    def handler(delivery: Delivery) -> Message | None:
+    def handler(delivery: Delivery) -> None:
         bench.redis.flushall()
-        backend.stop()
+        server.stop()
         delivery.forbid_redelivery()
-        return None
 
     bench.client.call("add", {"a": 1, "b": 1})
-    backend.serve([queue(bench.queue)], handler)
+    server = backend.server([queue(bench.queue)], handler)
+    server.run()
     backend.close()
     assert without_end(bench.redis) == []
 
@@ -291,4 +292,4 @@ def test_password_and_database_are_kept(rpc_redis: RedisServer) -> None:
 def test_fork_goes_with_one_job_at_a_time(bench: Bench) -> None:
     backend = PythonRqBackend(bench.url, fork=True)
     with pytest.raises(Unsupported, match="one job at a time"):
-        backend.serve([queue(bench.queue)], lambda delivery: None, concurrency=2)
+        backend.server([queue(bench.queue)], lambda delivery: delivery.finish(None), threads=2)

@@ -33,11 +33,12 @@ class Office:
     def bury(self, body: bytes, to: str = "default", why: str = "ValueError: no", **headers: str) -> None:
         def handler(delivery: Delivery) -> None:
             delivery.bury(why, None)
-            self.backend.stop()
+            server.stop()
 
         message = Message(body, {"id": ID, "name": "add", **headers})
         self.backend.send(queue(to), message)
-        self.backend.serve([queue(to)], handler)
+        server = self.backend.server([queue(to)], handler)
+        server.run()
 
     def waiting(self, name: str = "default") -> list[bytes]:
         """What was put back into the queue."""

@@ -118,6 +118,7 @@ def test_as_json_it_is_one_object(services: Invoke, serve: Callable[..., None]) 
         "pid": os.getpid(),
         "queues": ["high"],
         "concurrency": 1,
+        "coroutines": 100,
         "jobs": {"example.foo": "(number: int, *, key: str = 'k') -> list[int]"},
         "listeners": [
             {

@@ -1,439 +1,799 @@
-"""Ways to break the memory backend, by the class that each is patched into."""
+"""Ways to break a backend: each is a backend around another one, whose promises it does not keep.
+
+They know nothing of what they are around but the interface (`rpc.transport`), so that the authors of other
+backends can use them, too: with a `BrokenSite` of their URL, a mutant, and the test that is to fail.
+"""
 
 from __future__ import annotations
 
-import time
-from collections import defaultdict
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import pytest
-
-from rpc.backends import memory
-from rpc.backends.memory import First, Hub, MemoryBackend, MemoryDelivery, MemoryReplies
 from rpc.errors import BackendUnavailable, QueueFull, RpcTimeout
-from rpc.transport import DELAY, IDEMPOTENCY_KEY, Address, DeadLetter, Handler, Message, queue, unpacked
+from rpc.testing.site import Site
+from rpc.transport import (
+    DELAY,
+    IDEMPOTENCY_KEY,
+    Address,
+    DeadLetter,
+    Delivery,
+    Handler,
+    Message,
+    Replies,
+    Server,
+    queue,
+    topic,
+    unpacked,
+)
+
+A_WHILE = 0.3
+"""Seconds in which what is waiting comes."""
+
+
+class Shared:
+    """What the mutants of one site know in common."""
+
+    def __init__(self) -> None:
+        self.sent = 0
+        self.firsts: dict[str, Any] = {}
+        """What is known of the first message with an idempotency key."""
+        self.in_hand: dict[str, GivenDelivery] = {}
+        self.owners: dict[str, str] = {}
+        """Of locks."""
+        self.queues: set[str] = set()
+        self.is_busy = self.is_full = False
+        self.failures = iter([BackendUnavailable("away")])
+
+
+class GivenReplies:
+    """What comes back for one request, as it is."""
 
-Patch = pytest.MonkeyPatch
+    def __init__(self, backend: Mutant, inner: Replies, message: Message) -> None:
+        self.backend, self.inner, self.message = backend, inner, message
 
+    def receive(self, timeout: float | None) -> Message:
+        return self.inner.receive(timeout)
 
-def loses_every_third(patch: Patch) -> None:
-    put, count = Hub.put, iter(range(10**6))
-    patch.setattr(Hub, "put", lambda *args: None if next(count) % 3 == 2 else put(*args))
+    def close(self) -> None:
+        self.inner.close()
 
 
-def sends_twice(patch: Patch) -> None:
-    put = Hub.put
-    patch.setattr(Hub, "put", lambda *args: (put(*args), put(*args))[0])
+class GivenDelivery:
+    """A delivery, as it is."""
 
+    def __init__(self, server: GivenServer, inner: Delivery) -> None:
+        self.server, self.inner = server, inner
+        self.message, self.to = inner.message, inner.to
+        self.has_ended = False
 
-def is_last_in_first_out(patch: Patch) -> None:
-    def newest(self: MemoryBackend, lists: list[Any]) -> MemoryDelivery | None:
-        with self.hub.changed:
-            while not self._stopped:
-                for deliveries in lists:
-                    if deliveries:
-                        return deliveries.pop()  # type: ignore[no-any-return]
-                self.hub.changed.wait(0.01)
-            return None
+    @property
+    def cancelled(self) -> bool:
+        return self.inner.cancelled
 
-    patch.setattr(MemoryBackend, "_next", newest)
+    @cancelled.setter
+    def cancelled(self, cancelled: bool) -> None:
+        self.inner.cancelled = cancelled
 
+    @property
+    def on_cancel(self) -> Callable[[], object] | None:
+        return self.inner.on_cancel
 
-def ignores_priority(patch: Patch) -> None:
-    following = MemoryBackend._next
-    patch.setattr(MemoryBackend, "_next", lambda self, lists: following(self, lists[::-1]))
+    @on_cancel.setter
+    def on_cancel(self, action: Callable[[], object] | None) -> None:
+        self.inner.on_cancel = action
 
+    def reply(self, message: Message) -> bool:
+        return self.inner.reply(message)
 
-def decodes_bodies(patch: Patch) -> None:
-    put = Hub.put
+    def finish(self, last: Message | None) -> None:
+        if not self.has_ended:
+            self.end()
+            self.inner.finish(last)
 
-    def text(self: Hub, to: Address, message: Message, *rest: Any) -> None:
-        put(self, to, Message(message.body.decode("utf-8", "replace").encode(), message.headers), *rest)
+    def forbid_redelivery(self) -> None:
+        self.inner.forbid_redelivery()
 
-    patch.setattr(Hub, "put", text)
+    def postpone(self, seconds: float, message: Message) -> None:
+        self.end()
+        self.inner.postpone(seconds, message)
 
+    def bury(self, why: str, last: Message | None) -> None:
+        self.end()
+        self.inner.bury(why, last)
 
-def drops_headers(patch: Patch) -> None:
-    put, known = Hub.put, {"id", "ttl", "reply-to"}
+    def end(self) -> None:
+        """It is not in hand any more."""
+        self.has_ended = True
+        self.server.backend.shared.in_hand.pop(self.message.id, None)
 
-    def few(self: Hub, to: Address, message: Message, *rest: Any) -> None:
-        kept = {name: value for name, value in message.headers.items() if name in known}
-        put(self, to, Message(message.body, kept), *rest)
 
-    patch.setattr(Hub, "put", few)
+class GivenServer:
+    """A server, as it is."""
 
+    delivery: type[GivenDelivery] = GivenDelivery
 
-def mixes_up_replies(patch: Patch) -> None:
-    shared: list[MemoryReplies] = []
-    put = MemoryReplies.put
+    def __init__(
+        self, backend: Mutant, addresses: Sequence[Address], handler: Handler, **options: Any
+    ) -> None:
+        self.backend, self.addresses, self.handler, self.options = backend, addresses, handler, options
+        self.inner: Server = self.made()
 
-    def anybody(self: MemoryReplies, message: Message) -> bool:
-        shared.append(self)
-        return put(shared[len(shared) // 2], message)
+    def made(self) -> Server:
+        """Another one that does what this does."""
+        return self.backend.inner.server(self.addresses, self.handle, **self.options)
 
-    patch.setattr(MemoryReplies, "put", anybody)
+    def handle(self, inner: Delivery) -> None:
+        delivery = self.delivery(self, inner)
+        self.backend.shared.in_hand[delivery.message.id] = delivery
+        self.call(delivery)
 
+    def call(self, delivery: GivenDelivery) -> None:
+        self.handler(delivery)
 
-def reorders_replies(patch: Patch) -> None:
-    receive = MemoryReplies.receive
+    def run(self) -> None:
+        self.inner.run()
 
-    def newest(self: MemoryReplies, timeout: float | None) -> Message:
-        time.sleep(0.05)
-        with self.hub.changed:
-            self._arrived.reverse()
-        return receive(self, timeout)
+    def stop(self) -> None:
+        self.inner.stop()
 
-    patch.setattr(MemoryReplies, "receive", newest)
+    def hand_back(self) -> None:
+        self.inner.hand_back()
 
+    def run_for_a_while(self) -> None:
+        """Another one takes what is there."""
+        another = self.made()
+        threading.Timer(A_WHILE, another.stop).start()
+        another.run()
 
-def holds_replies_until_the_end(patch: Patch) -> None:
-    loop = MemoryBackend._loop
 
-    def late(self: MemoryBackend, lists: list[Any], handler: Handler) -> None:
-        def buffered(delivery: Any) -> Message | None:
-            early, reply = [], delivery.reply
-            delivery.reply = lambda message: early.append(message) or delivery.replies is not None
-            last = handler(delivery)
-            delivery.reply = reply
-            for message in early:
-                reply(message)
-            return last
+class Mutant:
+    """A backend, as it is: each mutant changes one thing."""
 
-        loop(self, lists, buffered)
+    replies: type[GivenReplies] = GivenReplies
+    served: type[GivenServer] = GivenServer
 
-    patch.setattr(MemoryBackend, "_loop", late)
+    def __init__(self, backend: Any, shared: Shared) -> None:
+        self.inner, self.shared = backend, shared
 
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.inner, name)
 
-def rounds_timeouts_to_seconds(patch: Patch) -> None:
-    receive = MemoryReplies.receive
-    patch.setattr(
-        MemoryReplies, "receive", lambda self, timeout: receive(self, timeout and float(int(timeout)))
-    )
+    def changed(self, message: Message) -> Message:
+        """What is sent in place of a message."""
+        return message
 
+    def send(self, to: Address, message: Message) -> None:
+        if to.kind == "queue":
+            self.shared.queues.add(to.name)
+        self.inner.send(to, self.changed(message))
 
-def dies_of_a_timeout(patch: Patch) -> None:
-    receive = MemoryReplies.receive
+    def request(self, to: Address, message: Message) -> Replies:
+        return self.replies(self, self.inner.request(to, self.changed(message)), message)
 
-    def once(self: MemoryReplies, timeout: float | None) -> Message:
-        try:
-            return receive(self, timeout)
-        except RpcTimeout:
-            self.close()
-            raise
+    def in_vain(self, message: Message) -> Replies:
+        """The way back of a request that nobody gets."""
+        return self.replies(self, self.inner.request(queue("nowhere"), message), message)
 
-    patch.setattr(MemoryReplies, "receive", once)
+    def server(self, addresses: Sequence[Address], handler: Handler, **options: Any) -> Server:
+        return self.served(self, addresses, handler, **options)
 
 
-def never_updates_ttl(patch: Patch) -> None:
-    patch.setattr(MemoryDelivery, "start", lambda self: None)
+class BrokenSite(Site):
+    """A site whose backends are broken in the same way."""
 
+    def __init__(self, url: str, mutant: type[Mutant], **options: Any) -> None:
+        super().__init__(url, **options)
+        self._mutant, self._shared = mutant, Shared()
 
-def dies_of_a_handler_that_raises(patch: Patch) -> None:
-    def fragile(self: MemoryBackend, lists: list[Any], handler: Handler) -> None:
-        while (delivery := self._next(lists)) is not None:
-            if last := handler(delivery):
-                delivery.reply(last)
+    def backend(self, **options: Any) -> Any:
+        return self._mutant(super().backend(**options), self._shared)
 
-    patch.setattr(MemoryBackend, "_loop", fragile)
 
+# Requests and replies.
 
-def runs_one_at_a_time(patch: Patch) -> None:
-    serve = MemoryBackend.serve
 
-    def single(self: Any, addresses: Sequence[Address], handler: Handler, concurrency: int = 1) -> None:
-        serve(self, addresses, handler, 1)
+class LosesEveryThird(Mutant):
+    def request(self, to: Address, message: Message) -> Replies:
+        self.shared.sent += 1
+        return self.in_vain(message) if self.shared.sent % 3 == 0 else super().request(to, message)
 
-    patch.setattr(MemoryBackend, "serve", single)
 
+class SendsTwice(Mutant):
+    def send(self, to: Address, message: Message) -> None:
+        for number in range(2):
+            super().send(to, message.replace(id=f"{message.id}-{number}"))
 
-def runs_more_than_it_may(patch: Patch) -> None:
-    serve = MemoryBackend.serve
 
-    def many(self: Any, addresses: Sequence[Address], handler: Handler, concurrency: int = 1) -> None:
-        serve(self, addresses, handler, concurrency + 1)
+class DecodesBodies(Mutant):
+    def changed(self, message: Message) -> Message:
+        return Message(message.body.decode("utf-8", "replace").encode(), message.headers)
 
-    patch.setattr(MemoryBackend, "serve", many)
 
+class DropsHeaders(Mutant):
+    def changed(self, message: Message) -> Message:
+        known = {"id", "ttl", "reply-to"}
+        return Message(message.body, {name: text for name, text in message.headers.items() if name in known})
 
-def never_withdraws(patch: Patch) -> None:
-    def close(self: MemoryReplies) -> None:
-        self._closed = True
 
-    patch.setattr(MemoryReplies, "close", close)
+class MixesUpReplies(Mutant):
+    class replies(GivenReplies):
+        last: Replies | None = None
 
+        def receive(self, timeout: float | None) -> Message:
+            theirs, type(self).last = type(self).last or self.inner, self.inner
+            return theirs.receive(timeout)
 
-def cancels_what_was_answered(patch: Patch) -> None:
-    close = MemoryReplies.close
 
-    def always(self: MemoryReplies) -> None:
-        self._ended = False
-        close(self)
+class ReordersReplies(Mutant):
+    class replies(GivenReplies):
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args)
+            self.come: list[Message] = []
 
-    patch.setattr(MemoryReplies, "close", always)
+        def receive(self, timeout: float | None) -> Message:
+            while True:
+                try:
+                    self.come.append(self.inner.receive(0.05 if self.come else timeout))
+                except RpcTimeout:
+                    if not self.come:
+                        raise
+                    return self.come.pop()
 
 
-def forgets_what_was_sent_when_it_stops(patch: Patch) -> None:
-    def stop(self: MemoryBackend) -> None:
-        self._stopped = True
-        for waiting in self.hub.waiting.values():
-            waiting.clear()
+class HoldsRepliesUntilTheEnd(Mutant):
+    class served(GivenServer):
+        class delivery(GivenDelivery):
+            def __init__(self, *args: Any) -> None:
+                super().__init__(*args)
+                self.early: list[Message] = []
 
-    patch.setattr(MemoryBackend, "stop", stop)
+            def reply(self, message: Message) -> bool:
+                self.early.append(message)
+                return self.message.reply_to is not None
 
+            def finish(self, last: Message | None) -> None:
+                for message in self.early:
+                    super().reply(message)
+                super().finish(last)
 
-def takes_one_more_after_stop(patch: Patch) -> None:
-    following = MemoryBackend._next
 
-    def late(self: MemoryBackend, lists: list[Any]) -> MemoryDelivery | None:
-        for deliveries in lists if self._stopped else ():
-            if deliveries:
-                return deliveries.popleft()  # type: ignore[no-any-return]
-        return following(self, lists)
+# Time.
 
-    patch.setattr(MemoryBackend, "_next", late)
 
+class RoundsTimeoutsToSeconds(Mutant):
+    class replies(GivenReplies):
+        def receive(self, timeout: float | None) -> Message:
+            return self.inner.receive(timeout and float(int(timeout)))
 
-def splits_topics(patch: Patch) -> None:
-    subscribe = Hub.subscribe
-    patch.setattr(Hub, "subscribe", lambda self, to: subscribe(self, Address(to.kind, to.name, "all")))
 
+class DiesOfATimeout(Mutant):
+    class replies(GivenReplies):
+        def receive(self, timeout: float | None) -> Message:
+            try:
+                return self.inner.receive(timeout)
+            except RpcTimeout:
+                self.close()
+                raise
 
-def copies_for_every_member_of_a_group(patch: Patch) -> None:
-    subscribe = Hub.subscribe
-    patch.setattr(Hub, "subscribe", lambda self, to: subscribe(self, Address(to.kind, to.name)))
 
+class NeverUpdatesTtl(Mutant):
+    def changed(self, message: Message) -> Message:
+        return message.replace(**{"x-ttl": message.headers.get("ttl")})
 
-def without(header: str) -> Callable[[Patch], None]:
+    class served(GivenServer):
+        def call(self, delivery: GivenDelivery) -> None:
+            delivery.message = delivery.message.replace(ttl=delivery.message.headers.get("x-ttl"))
+            super().call(delivery)
+
+
+# Queues.
+
+
+class IsLastInFirstOut(Mutant):
+    class served(GivenServer):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            self.come: list[GivenDelivery] = []
+            super().__init__(*args, **{**options, "coroutines": 1000})
+
+        def call(self, delivery: GivenDelivery) -> None:
+            self.come.append(delivery)
+            threading.Timer(A_WHILE, self.call_the_newest).start()
+
+        def call_the_newest(self) -> None:
+            super().call(self.come.pop())
+
+
+class IgnoresPriority(Mutant):
+    def server(self, addresses: Sequence[Address], handler: Handler, **options: Any) -> Server:
+        return super().server(addresses[::-1], handler, **options)
+
+
+class RunsOneAtATime(Mutant):
+    def server(self, addresses: Sequence[Address], handler: Handler, **options: Any) -> Server:
+        return super().server(addresses, handler, **{**options, "threads": 1})
+
+
+class RunsMoreThanItMay(Mutant):
+    def server(self, addresses: Sequence[Address], handler: Handler, **options: Any) -> Server:
+        return super().server(addresses, handler, **{**options, "threads": options.get("threads", 1) + 1})
+
+
+class DiesOfAHandlerThatRaises(Mutant):
+    class served(GivenServer):
+        def call(self, delivery: GivenDelivery) -> None:
+            try:
+                super().call(delivery)
+            except ValueError:
+                delivery.finish(None)
+                self.stop()
+
+
+# Ends.
+
+
+class NeverWithdraws(Mutant):
+    class replies(GivenReplies):
+        def close(self) -> None:
+            pass
+
+
+class CancelsWhatWasAnswered(Mutant):
+    class replies(GivenReplies):
+        def close(self) -> None:
+            super().close()
+            if (delivery := self.backend.shared.in_hand.get(self.message.id)) and delivery.on_cancel:
+                delivery.on_cancel()
+
+
+class CancelsEverybody(Mutant):
+    class replies(GivenReplies):
+        def close(self) -> None:
+            super().close()
+            for delivery in [*self.backend.shared.in_hand.values()]:
+                delivery.cancelled = True
+                if delivery.on_cancel:
+                    delivery.on_cancel()
+
+
+class ForgetsWhatWasSentWhenItStops(Mutant):
+    class served(GivenServer):
+        def run(self) -> None:
+            super().run()
+            self.handler = lambda delivery: delivery.finish(None)
+            self.run_for_a_while()
+
+
+class TakesOneMoreAfterStop(Mutant):
+    class served(GivenServer):
+        def run(self) -> None:
+            super().run()
+            self.run_for_a_while()
+
+
+class NeverSaysThatItHasEnded(Mutant):
+    def server(self, addresses: Sequence[Address], handler: Handler, **options: Any) -> Server:
+        told = options.pop("on_change", lambda connected: None)
+        return super().server(addresses, handler, **options, on_change=lambda connected: told(True))
+
+
+# Handlers that return before they have finished.
+
+
+class FinishesNothingLater(Mutant):
+    class served(GivenServer):
+        def call(self, delivery: GivenDelivery) -> None:
+            super().call(delivery)
+            delivery.finish(None)
+
+
+class FinishesOnlyInItsThread(Mutant):
+    class served(GivenServer):
+        class delivery(GivenDelivery):
+            def __init__(self, *args: Any) -> None:
+                super().__init__(*args)
+                self.thread = threading.get_ident()
+
+            def finish(self, last: Message | None) -> None:
+                super().finish(last if threading.get_ident() == self.thread else None)
+
+
+class FinishesTwice(Mutant):
+    class served(GivenServer):
+        class delivery(GivenDelivery):
+            def finish(self, last: Message | None) -> None:
+                if last:
+                    self.reply(last)
+                super().finish(last)
+
+
+class FinishesOnlyInOrder(Mutant):
+    """What was taken later is finished when all that was taken before it is."""
+
+    class served(GivenServer):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            self.taken: list[Any] = []
+            self.lasts: dict[int, Message | None] = {}
+            super().__init__(*args, **options)
+
+        class delivery(GivenDelivery):
+            def __init__(self, server: Any, inner: Delivery) -> None:
+                super().__init__(server, inner)
+                server.taken.append(self)
+
+            def finish(self, last: Message | None) -> None:
+                server: Any = self.server
+                server.lasts.setdefault(id(self), last)
+                while server.taken and id(server.taken[0]) in server.lasts:
+                    first = server.taken.pop(0)
+                    GivenDelivery.finish(first, server.lasts[id(first)])
+
+
+class FinishesTheOldest(Mutant):
+    """Whatever is finished, it is the oldest that is acknowledged."""
+
+    class served(GivenServer):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            self.taken: list[GivenDelivery] = []
+            super().__init__(*args, **options)
+
+        class delivery(GivenDelivery):
+            def __init__(self, server: Any, inner: Delivery) -> None:
+                super().__init__(server, inner)
+                server.taken.append(self)
+
+            def finish(self, last: Message | None) -> None:
+                server: Any = self.server
+                if server.taken:
+                    GivenDelivery.finish(server.taken.pop(0), last)
+
+
+class HasAlwaysRoomInHand(Mutant):
+    def server(self, addresses: Sequence[Address], handler: Handler, **options: Any) -> Server:
+        return super().server(addresses, handler, **{**options, "coroutines": 10**6})
+
+
+class ForgetsThatThereIsRoom(Mutant):
+    """What was finished keeps its place."""
+
+    class served(GivenServer):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            self.left = options.get("coroutines", 1)
+            super().__init__(*args, **options)
+
+        def call(self, delivery: GivenDelivery) -> None:
+            self.left -= 1
+            if self.left <= 0:
+                self.stop()
+            super().call(delivery)
+
+
+class StartsAThreadForEach(Mutant):
+    class served(GivenServer):
+        class delivery(GivenDelivery):
+            def __init__(self, *args: Any) -> None:
+                super().__init__(*args)
+                self.over = threading.Event()
+
+            def end(self) -> None:
+                super().end()
+                self.over.set()
+
+        def call(self, delivery: GivenDelivery) -> None:
+            def hold() -> None:
+                GivenServer.call(self, delivery)
+                over: threading.Event = delivery.over  # type: ignore[attr-defined]
+                over.wait()
+
+            threading.Thread(target=hold, daemon=True).start()
+
+
+class EndsBeforeWhatIsInHand(Mutant):
+    class served(GivenServer):
+        def __init__(self, *args: Any, **options: Any) -> None:
+            self.stopped = threading.Event()
+            super().__init__(*args, **options)
+
+        def run(self) -> None:
+            threading.Thread(target=super().run, daemon=True).start()
+            self.stopped.wait()
+
+        def stop(self) -> None:
+            super().stop()
+            self.stopped.set()
+
+
+class HandsBack(Mutant):
+    """None of them: it gives the feature `redelivers` to a backend that has `delay`, but for deaths."""
+
+    deaths = 0
+
+    def __init__(self, backend: Any, shared: Shared) -> None:
+        super().__init__(backend, shared)
+        self.features = backend.features | {"redelivers"}
+
+    class served(GivenServer):
+        def hand_back(self) -> None:
+            backend: Any = self.backend
+            for delivery in [*backend.shared.in_hand.values()]:
+                message = delivery.message
+                if backend.deaths:
+                    message = message.replace(deliveries=max(1, message.deliveries) + backend.deaths)
+                delivery.postpone(0.01, message)
+
+
+class CountsWhatIsHandedBackAsADeath(HandsBack):
+    deaths = 1
+
+
+class KeepsWhatItShouldHandBack(HandsBack):
+    class served(GivenServer):
+        def hand_back(self) -> None:
+            pass
+
+
+# Topics, locks, presence.
+
+
+class SplitsTopics(Mutant):
+    def server(self, addresses: Sequence[Address], handler: Handler, **options: Any) -> Server:
+        return super().server([topic(each.name, "all") for each in addresses], handler, **options)
+
+
+class CopiesForEveryMemberOfAGroup(Mutant):
+    def server(self, addresses: Sequence[Address], handler: Handler, **options: Any) -> Server:
+        return super().server([topic(each.name) for each in addresses], handler, **options)
+
+
+class ForgetsASubscriptionThatNobodyServes(Mutant):
+    class served(GivenServer):
+        def run(self) -> None:
+            super().run()
+            for each in self.addresses:
+                self.backend.inner.unsubscribe(each)
+
+
+class KeepsWhatNobodySubscribesTo(Mutant):
+    def unsubscribe(self, to: Address) -> None:
+        pass
+
+
+class SaysThatItArrivedWhereItWasSent(Mutant):
+    class served(GivenServer):
+        class delivery(GivenDelivery):
+            def __init__(self, *args: Any) -> None:
+                super().__init__(*args)
+                self.to = Address(self.to.kind, self.to.name)
+
+
+class GivesALockToEverybody(Mutant):
+    def acquire(self, name: str, owner: str, lease: float) -> bool:
+        return True
+
+
+class LetsOthersReleaseALock(Mutant):
+    def acquire(self, name: str, owner: str, lease: float) -> bool:
+        has = bool(self.inner.acquire(name, owner, lease))
+        if has:
+            self.shared.owners[name] = owner
+        return has
+
+    def release(self, name: str, owner: str) -> None:
+        self.inner.release(name, self.shared.owners.get(name, owner))
+
+
+class NeverEndsALease(Mutant):
+    def acquire(self, name: str, owner: str, lease: float) -> bool:
+        return bool(self.inner.acquire(name, owner, lease + 1000))
+
+
+class SaysThatEveryQueueIsServed(Mutant):
+    def is_served(self, queue: str) -> bool:
+        return True
+
+
+class ForgetsWhomItServesWhileBusy(Mutant):
+    def is_served(self, queue: str) -> bool:
+        return not self.shared.in_hand and bool(self.inner.is_served(queue))
+
+
+# Delays, and other attempts.
+
+
+def without(header: str) -> type[Mutant]:
     """Senders lose a header."""
 
-    def mutate(patch: Patch) -> None:
-        put = Hub.put
+    class Lossy(Mutant):
+        def changed(self, message: Message) -> Message:
+            return message.replace(**{header: None})
 
-        def lossy(self: Hub, to: Address, message: Message, *rest: Any) -> None:
-            put(self, to, message.replace(**{header: None}), *rest)
-
-        patch.setattr(Hub, "put", lossy)
-
-    return mutate
+    return Lossy
 
 
-def delays_nothing(patch: Patch) -> None:
-    without(DELAY)(patch)
+class DelaysNothing(without(DELAY)):  # type: ignore[misc]
+    pass
 
 
-def delivers_first_what_is_due_last(patch: Patch) -> None:
-    later = Hub.put_later
-    patch.setattr(Hub, "put_later", lambda self, seconds, delivery: later(self, 1 - seconds, delivery))
+class DeliversFirstWhatIsDueLast(Mutant):
+    def changed(self, message: Message) -> Message:
+        delay = message.headers.get(DELAY)
+        return message.replace(**{DELAY: delay and str(1 - float(delay))})
 
 
-def loses_what_is_delayed(patch: Patch) -> None:
-    patch.setattr(Hub, "put_later", lambda *args: None)
+class LosesWhatIsDelayed(Mutant):
+    def send(self, to: Address, message: Message) -> None:
+        if DELAY not in message.headers:
+            super().send(to, message)
+
+    class served(GivenServer):
+        class delivery(GivenDelivery):
+            def postpone(self, seconds: float, message: Message) -> None:
+                self.finish(None)
 
 
-def delivers_what_was_withdrawn_meanwhile(patch: Patch) -> None:
-    patch.setattr(MemoryDelivery, "cancel", lambda self: None)
+class DeliversAgainWhatItWas(Mutant):
+    class served(GivenServer):
+        class delivery(GivenDelivery):
+            def postpone(self, seconds: float, message: Message) -> None:
+                super().postpone(seconds, self.message)
 
 
-def delivers_again_what_it_was(patch: Patch) -> None:
-    postpone = MemoryDelivery.postpone
-    patch.setattr(
-        MemoryDelivery, "postpone", lambda self, seconds, message: postpone(self, seconds, self.message)
-    )
+class PostponesNothing(Mutant):
+    class served(GivenServer):
+        class delivery(GivenDelivery):
+            def postpone(self, seconds: float, message: Message) -> None:
+                super().postpone(0.001, message)
 
 
-def postpones_nothing(patch: Patch) -> None:
-    patch.setattr(MemoryDelivery, "postpone", lambda self, seconds, message: self.hub.put_later(0, self))
+# Dead letters.
 
 
-def buries_without_an_answer(patch: Patch) -> None:
-    bury = MemoryDelivery.bury
-    patch.setattr(MemoryDelivery, "bury", lambda self, why, last: bury(self, why, None))
+class BuriesWithoutAnAnswer(Mutant):
+    class served(GivenServer):
+        class delivery(GivenDelivery):
+            def bury(self, why: str, last: Message | None) -> None:
+                super().bury(why, None)
 
 
-def acknowledges_what_it_could_not_bury(patch: Patch) -> None:
-    bury, failures = MemoryDelivery.bury, iter([BackendUnavailable("away")])
-
-    def fragile(self: MemoryDelivery, why: str, last: Message | None) -> None:
-        for failure in failures:
-            raise failure
-        bury(self, why, last)
-
-    patch.setattr(MemoryDelivery, "bury", fragile)
-
-
-def shows_the_oldest_letter_first(patch: Patch) -> None:
-    shown = MemoryBackend.dead_letters
-    patch.setattr(MemoryBackend, "dead_letters", lambda self, queue: shown(self, queue)[::-1])
+class AcknowledgesWhatItCouldNotBury(Mutant):
+    class served(GivenServer):
+        class delivery(GivenDelivery):
+            def bury(self, why: str, last: Message | None) -> None:
+                for failure in self.server.backend.shared.failures:
+                    self.finish(None)
+                    raise failure
+                super().bury(why, last)
 
 
-def shows_the_letters_of_all_queues(patch: Patch) -> None:
-    patch.setattr(
-        MemoryBackend,
-        "dead_letters",
-        lambda self, queue: [letter for letters in self.hub.dead.values() for letter in letters],
-    )
+class ShowsTheOldestLetterFirst(Mutant):
+    def dead_letters(self, queue: str) -> list[DeadLetter]:
+        return list(self.inner.dead_letters(queue))[::-1]
 
 
-def revives_and_keeps(patch: Patch) -> None:
-    drop = MemoryBackend.drop
+class ShowsTheLettersOfAllQueues(Mutant):
+    def request(self, to: Address, message: Message) -> Replies:
+        self.shared.queues.add(to.name)
+        return super().request(to, message)
 
-    def keep(self: MemoryBackend, letter: DeadLetter) -> bool:
-        found = drop(self, letter)
-        self.hub.dead[letter.queue].append(letter)
-        return found
-
-    patch.setattr(MemoryBackend, "drop", keep)
+    def dead_letters(self, queue: str) -> list[DeadLetter]:
+        return [letter for name in self.shared.queues for letter in self.inner.dead_letters(name)]
 
 
-def says_that_it_did(patch: Patch) -> None:
-    drop = MemoryBackend.drop
-    patch.setattr(MemoryBackend, "drop", lambda self, letter: drop(self, letter) or True)
+class RevivesAndKeeps(Mutant):
+    def revive(self, letter: DeadLetter) -> bool:
+        unwanted = dict.fromkeys(("ttl", "reply-to", IDEMPOTENCY_KEY))
+        self.inner.send(queue(letter.queue), unpacked(letter.frame).replace(**unwanted))
+        return True
 
 
-def revives_the_key_too(patch: Patch) -> None:
-    def revive(self: MemoryBackend, letter: DeadLetter) -> bool:
-        found = self.drop(letter)
+class SaysThatItDid(Mutant):
+    def drop(self, letter: DeadLetter) -> bool:
+        return bool(self.inner.drop(letter)) or True
+
+
+class RevivesTheKeyToo(Mutant):
+    def revive(self, letter: DeadLetter) -> bool:
+        found = bool(self.inner.drop(letter))
         if found:
-            self.send(queue(letter.queue), unpacked(letter.frame))
+            self.inner.send(queue(letter.queue), unpacked(letter.frame))
         return found
 
-    patch.setattr(MemoryBackend, "revive", revive)
+
+# Idempotency keys.
 
 
-def does_all_with_a_key(patch: Patch) -> None:
-    without(IDEMPOTENCY_KEY)(patch)
+class DoesAllWithAKey(without(IDEMPOTENCY_KEY)):  # type: ignore[misc]
+    pass
 
 
-def answers_only_the_first(patch: Patch) -> None:
-    patch.setattr(First, "join", lambda self, message, replies: None)
+class ConcernsTheSecond(Mutant):
+    """The base of mutants that do something to a request with a key which is known."""
+
+    def request(self, to: Address, message: Message) -> Replies:
+        key = message.headers.get(IDEMPOTENCY_KEY)
+        if key is None:
+            return super().request(to, message)
+        if (first := self.shared.firsts.get(key)) is not None:
+            return self.second(first, to, message)
+        return self.first(key, to, message)
+
+    def first(self, key: str, to: Address, message: Message) -> Replies:
+        self.shared.firsts[key] = to, message
+        return super().request(to, message)
+
+    def second(self, first: Any, to: Address, message: Message) -> Replies:
+        return Mutant.request(self, to, message)
 
 
-def shares_keys_among_queues(patch: Patch) -> None:
-    class Firsts(dict):  # type: ignore[type-arg]
-        def get(self, place: Any, default: Any = None) -> Any:
-            return super().get(place[1], default)
-
-        def __setitem__(self, place: Any, first: Any) -> None:
-            super().__setitem__(place[1], first)
-
-    made = Hub.__init__
-
-    def make(self: Hub) -> None:
-        made(self)
-        self.firsts = Firsts()
-
-    patch.setattr(Hub, "__init__", make)
-    patch.setattr(memory, "HUBS", defaultdict(Hub))
+class AnswersOnlyTheFirst(ConcernsTheSecond):
+    def second(self, first: Any, to: Address, message: Message) -> Replies:
+        self.inner.send(to, message.replace(reply_to=None))
+        return self.in_vain(message)
 
 
-def lets_the_expired_keep_their_key(patch: Patch) -> None:
-    patch.setattr(First, "is_void", lambda self: False)
+class SharesKeysAmongQueues(ConcernsTheSecond):
+    def second(self, first: Any, to: Address, message: Message) -> Replies:
+        return Mutant.request(self, first[0], message)
 
 
-def remembers_that_the_first_was_refused(patch: Patch) -> None:
-    start = MemoryDelivery.start
+class LetsTheExpiredKeepTheirKey(ConcernsTheSecond):
+    def second(self, first: Any, to: Address, message: Message) -> Replies:
+        is_void = self.shared.sent == 0
+        return self.in_vain(message) if is_void else Mutant.request(self, to, message)
 
-    def begun(self: MemoryDelivery) -> None:
-        start(self)
-        self._begun = True
-
-    patch.setattr(MemoryDelivery, "start", begun)
-
-
-def listens_to_the_first_alone_for_how_long(patch: Patch) -> None:
-    patch.setattr(MemoryDelivery, "extend", lambda self, ttl: None)
+    class served(GivenServer):
+        def call(self, delivery: GivenDelivery) -> None:
+            self.backend.shared.sent += IDEMPOTENCY_KEY in delivery.message.headers
+            super().call(delivery)
 
 
-def withdraws_what_others_wait_for(patch: Patch) -> None:
-    def close(self: MemoryReplies) -> None:
-        for delivery in self.deliveries:
-            if delivery in delivery.waiting:
-                delivery.waiting.remove(delivery)
+class RemembersThatTheFirstWasRefused(ConcernsTheSecond):
+    """What was found to have expired is the answer to all that come later."""
 
-    patch.setattr(MemoryReplies, "close", close)
+    def second(self, first: Any, to: Address, message: Message) -> Replies:
+        return self.in_vain(message) if self.shared.is_busy else Mutant.request(self, to, message)
 
-
-def has_always_room(patch: Patch) -> None:
-    put = Hub.put
-    patch.setattr(Hub, "put", lambda self, to, message, replies, most=0: put(self, to, message, replies))
+    class served(GivenServer):
+        def run(self) -> None:
+            self.backend.shared.is_busy = True
+            super().run()
 
 
-def counts_all_queues_as_one(patch: Patch) -> None:
-    put = Hub.put
-
-    def crowded(self: Hub, to: Address, message: Message, replies: Any, most: int = 0) -> None:
-        if most and sum(map(len, self.waiting.values())) >= most:
-            raise QueueFull
-        put(self, to, message, replies)
-
-    patch.setattr(Hub, "put", crowded)
+class ListensToTheFirstAloneForHowLong(ConcernsTheSecond):
+    def second(self, first: Any, to: Address, message: Message) -> Replies:
+        return Mutant.request(self, to, message.replace(ttl=first[1].headers.get("ttl")))
 
 
-def forgets_a_subscription_that_nobody_serves(patch: Patch) -> None:
-    put = Hub.put
+class WithdrawsWhatOthersWaitFor(ConcernsTheSecond):
+    """All that have a key share the way back of the first one."""
 
-    def live(self: Hub, to: Address, *rest: Any) -> None:
-        kept, self.kept = self.kept, defaultdict(set)
+    def first(self, key: str, to: Address, message: Message) -> Replies:
+        replies = Mutant.request(self, to, message.replace(**{IDEMPOTENCY_KEY: None}))
+        self.shared.firsts[key] = replies
+        return replies
+
+    def second(self, first: Any, to: Address, message: Message) -> Replies:
+        replies: Replies = first
+        return replies
+
+
+# Bounds.
+
+
+class HasAlwaysRoom(Mutant):
+    def send(self, to: Address, message: Message) -> None:
         try:
-            put(self, to, *rest)
-        finally:
-            self.kept = kept
-
-    stopped = MemoryBackend.stop
-
-    def stop(self: MemoryBackend) -> None:
-        patch.setattr(Hub, "put", live)
-        stopped(self)
-
-    patch.setattr(MemoryBackend, "stop", stop)
+            super().send(to, message)
+        except QueueFull:
+            self.shared.is_full = True
 
 
-def keeps_what_nobody_subscribes_to(patch: Patch) -> None:
-    patch.setattr(MemoryBackend, "unsubscribe", lambda self, to: None)
-
-
-def says_that_it_arrived_where_it_was_sent(patch: Patch) -> None:
-    lists = Hub._lists
-    patch.setattr(Hub, "_lists", lambda self, to: [(to, waiting) for _, waiting in lists(self, to)])
-    patch.setattr(memory, "arriving", lambda to, handler: handler)
-
-
-def gives_a_lock_to_everybody(patch: Patch) -> None:
-    patch.setattr(MemoryBackend, "acquire", lambda self, name, owner, lease: True)
-
-
-def lets_others_release_a_lock(patch: Patch) -> None:
-    patch.setattr(MemoryBackend, "release", lambda self, name, owner: self.hub.locks.pop(name, None))
-
-
-def never_ends_a_lease(patch: Patch) -> None:
-    acquire = MemoryBackend.acquire
-    patch.setattr(
-        MemoryBackend, "acquire", lambda self, name, owner, lease: acquire(self, name, owner, 1000 + lease)
-    )
-
-
-def says_that_every_queue_is_served(patch: Patch) -> None:
-    patch.setattr(MemoryBackend, "is_served", lambda self, queue: True)
-
-
-def forgets_whom_it_serves_while_busy(patch: Patch) -> None:
-    start = MemoryDelivery.start
-
-    def starting(delivery: MemoryDelivery) -> None:
-        delivery.hub.served.clear()
-        start(delivery)
-
-    patch.setattr(MemoryDelivery, "start", starting)
-
-
-def never_says_that_it_has_ended(patch: Patch) -> None:
-    serve = MemoryBackend.serve
-
-    def silent(self: MemoryBackend, *args: Any) -> None:
-        told = self.on_change
-        self.on_change = told and (lambda connected: told(True))
-        serve(self, *args)
-
-    patch.setattr(MemoryBackend, "serve", silent)
+class CountsAllQueuesAsOne(Mutant):
+    def send(self, to: Address, message: Message) -> None:
+        try:
+            super().send(to, message)
+        except QueueFull:
+            self.shared.is_full = True
+            raise
+        if self.shared.is_full:
+            raise QueueFull

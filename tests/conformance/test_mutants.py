@@ -10,124 +10,144 @@ import pytest
 
 from rpc.errors import QueueFull, RpcTimeout
 from rpc.testing import site as site_module
-from rpc.testing.conformance import Conformance, Site
+from rpc.testing.conformance import Conformance
 
 from . import mutants as m
-from .mutants import Patch
+from .mutants import BrokenSite, HandsBack, Mutant
 
 C = Conformance
-MUTANTS: list[tuple[Callable[[Patch], None], Callable[..., None], tuple[Any, ...]]] = [
-    (m.loses_every_third, C.test_each_request_gets_its_own_replies, ()),
-    (m.sends_twice, C.test_one_of_the_receivers_gets_each_message, ()),
-    (m.is_last_in_first_out, C.test_first_in_first_out, ()),
-    (m.ignores_priority, C.test_queues_are_served_in_order_of_priority, ()),
-    (m.decodes_bodies, C.test_bodies_are_opaque, (bytes(range(256)),)),
-    (m.drops_headers, C.test_headers_are_carried, ()),
-    (m.mixes_up_replies, C.test_each_request_gets_its_own_replies, ()),
-    (m.reorders_replies, C.test_replies_come_in_order, ()),
-    (m.holds_replies_until_the_end, C.test_a_reply_can_leave_before_the_handler_is_done, ()),
-    (m.rounds_timeouts_to_seconds, C.test_receive_times_out_and_stays_usable, (0.3,)),
-    (m.dies_of_a_timeout, C.test_receive_times_out_and_stays_usable, (0.05,)),
-    (m.never_updates_ttl, C.test_the_receiver_is_told_how_much_time_is_left, ()),
+MUTANTS: list[tuple[type[Mutant], Callable[..., None], tuple[Any, ...]]] = [
+    (m.LosesEveryThird, C.test_each_request_gets_its_own_replies, ()),
+    (m.SendsTwice, C.test_one_of_the_receivers_gets_each_message, ()),
+    (m.IsLastInFirstOut, C.test_first_in_first_out, ()),
+    (m.IgnoresPriority, C.test_queues_are_served_in_order_of_priority, ()),
+    (m.DecodesBodies, C.test_bodies_are_opaque, (bytes(range(256)),)),
+    (m.DropsHeaders, C.test_headers_are_carried, ()),
+    (m.MixesUpReplies, C.test_each_request_gets_its_own_replies, ()),
+    (m.ReordersReplies, C.test_replies_come_in_order, ()),
+    (m.HoldsRepliesUntilTheEnd, C.test_a_reply_can_leave_before_the_handler_is_done, ()),
+    (m.RoundsTimeoutsToSeconds, C.test_receive_times_out_and_stays_usable, (0.3,)),
+    (m.DiesOfATimeout, C.test_receive_times_out_and_stays_usable, (0.05,)),
+    (m.NeverUpdatesTtl, C.test_the_receiver_is_told_how_much_time_is_left, ()),
     (
-        m.dies_of_a_handler_that_raises,
+        m.DiesOfAHandlerThatRaises,
         C.test_the_loop_survives_a_handler_that_raises_and_the_caller_is_told,
         (),
     ),
-    (m.runs_one_at_a_time, C.test_so_many_run_at_a_time_and_no_more, ()),
-    (m.runs_more_than_it_may, C.test_so_many_run_at_a_time_and_no_more, ()),
-    (m.never_withdraws, C.test_what_nobody_waits_for_any_more_is_not_started, ()),
-    (m.never_withdraws, C.test_a_running_handler_is_told_that_nobody_waits_any_more, ()),
-    (m.cancels_what_was_answered, C.test_a_handler_that_was_answered_is_not_cancelled, ()),
-    (m.forgets_what_was_sent_when_it_stops, C.test_stop_finishes_what_it_started_and_takes_nothing_new, ()),
-    (m.takes_one_more_after_stop, C.test_stop_finishes_what_it_started_and_takes_nothing_new, ()),
-    (m.splits_topics, C.test_every_receiver_of_a_topic_gets_each_message, ()),
-    (m.copies_for_every_member_of_a_group, C.test_a_group_shares_one_copy, ()),
+    (m.RunsOneAtATime, C.test_so_many_run_at_a_time_and_no_more, ()),
+    (m.RunsMoreThanItMay, C.test_so_many_run_at_a_time_and_no_more, ()),
+    (m.NeverWithdraws, C.test_what_nobody_waits_for_any_more_is_not_started, ()),
+    (m.NeverWithdraws, C.test_a_running_handler_is_told_that_nobody_waits_any_more, ()),
+    (m.CancelsWhatWasAnswered, C.test_a_handler_that_was_answered_is_not_cancelled, ()),
+    (m.ForgetsWhatWasSentWhenItStops, C.test_stop_finishes_what_it_started_and_takes_nothing_new, ()),
+    (m.TakesOneMoreAfterStop, C.test_stop_finishes_what_it_started_and_takes_nothing_new, ()),
+    (m.SplitsTopics, C.test_every_receiver_of_a_topic_gets_each_message, ()),
+    (m.CopiesForEveryMemberOfAGroup, C.test_a_group_shares_one_copy, ()),
     (
-        m.forgets_a_subscription_that_nobody_serves,
+        m.ForgetsASubscriptionThatNobodyServes,
         C.test_a_durable_subscription_keeps_what_comes_while_nobody_serves_it,
         (),
     ),
-    (m.keeps_what_nobody_subscribes_to, C.test_what_nobody_subscribes_to_any_more_is_not_kept, ()),
-    (m.says_that_it_arrived_where_it_was_sent, C.test_a_handler_knows_where_its_message_arrived, ()),
-    (m.gives_a_lock_to_everybody, C.test_a_lock_has_one_owner_until_it_is_given_back, ()),
-    (m.lets_others_release_a_lock, C.test_a_lock_has_one_owner_until_it_is_given_back, ()),
-    (m.never_ends_a_lease, C.test_a_lock_is_lost_with_its_owner, ()),
-    (m.never_says_that_it_has_ended, C.test_it_tells_whether_it_is_connected, ()),
-    (m.delays_nothing, C.test_a_delayed_message_comes_when_it_is_due_and_not_before, ()),
-    (m.delays_nothing, C.test_a_request_may_be_delayed, ()),
-    (m.delivers_first_what_is_due_last, C.test_delayed_messages_come_in_the_order_in_which_they_are_due, ()),
-    (m.loses_what_is_delayed, C.test_a_delay_passes_while_nobody_serves, ()),
-    (m.loses_what_is_delayed, C.test_a_postponed_message_that_nobody_waits_for_comes_again_too, ()),
-    (m.delivers_what_was_withdrawn_meanwhile, C.test_what_is_withdrawn_while_it_is_delayed_does_not_come, ()),
+    (m.KeepsWhatNobodySubscribesTo, C.test_what_nobody_subscribes_to_any_more_is_not_kept, ()),
+    (m.SaysThatItArrivedWhereItWasSent, C.test_a_handler_knows_where_its_message_arrived, ()),
+    (m.GivesALockToEverybody, C.test_a_lock_has_one_owner_until_it_is_given_back, ()),
+    (m.LetsOthersReleaseALock, C.test_a_lock_has_one_owner_until_it_is_given_back, ()),
+    (m.NeverEndsALease, C.test_a_lock_is_lost_with_its_owner, ()),
+    (m.NeverSaysThatItHasEnded, C.test_it_tells_whether_it_is_connected, ()),
+    (m.DelaysNothing, C.test_a_delayed_message_comes_when_it_is_due_and_not_before, ()),
+    (m.DelaysNothing, C.test_a_request_may_be_delayed, ()),
+    (m.DeliversFirstWhatIsDueLast, C.test_delayed_messages_come_in_the_order_in_which_they_are_due, ()),
+    (m.LosesWhatIsDelayed, C.test_a_delay_passes_while_nobody_serves, ()),
+    (m.LosesWhatIsDelayed, C.test_a_postponed_message_that_nobody_waits_for_comes_again_too, ()),
+    (m.NeverWithdraws, C.test_what_is_withdrawn_while_it_is_delayed_does_not_come, ()),
     (
-        m.delivers_what_was_withdrawn_meanwhile,
+        m.NeverWithdraws,
         C.test_what_is_withdrawn_between_two_attempts_does_not_come_again,
         (),
     ),
-    (m.delivers_again_what_it_was, C.test_a_postponed_message_comes_again_as_it_was_changed, ()),
-    (m.postpones_nothing, C.test_a_postponed_message_comes_again_as_it_was_changed, ()),
-    (m.buries_without_an_answer, C.test_a_buried_message_is_answered_and_kept, ()),
-    (m.acknowledges_what_it_could_not_bury, C.test_what_could_not_be_buried_is_delivered_again, ()),
+    (m.DeliversAgainWhatItWas, C.test_a_postponed_message_comes_again_as_it_was_changed, ()),
+    (m.PostponesNothing, C.test_a_postponed_message_comes_again_as_it_was_changed, ()),
+    (m.BuriesWithoutAnAnswer, C.test_a_buried_message_is_answered_and_kept, ()),
+    (m.AcknowledgesWhatItCouldNotBury, C.test_what_could_not_be_buried_is_delivered_again, ()),
     (
-        m.acknowledges_what_it_could_not_bury,
+        m.AcknowledgesWhatItCouldNotBury,
         C.test_what_a_durable_subscription_could_not_bury_is_delivered_again,
         (),
     ),
-    (m.shows_the_letters_of_all_queues, C.test_a_buried_message_is_answered_and_kept, ()),
-    (m.shows_the_oldest_letter_first, C.test_the_last_dead_letter_comes_first, ()),
-    (m.revives_and_keeps, C.test_a_revived_letter_is_delivered_again_and_is_gone, ()),
-    (m.revives_the_key_too, C.test_a_revived_letter_is_delivered_again_and_is_gone, ()),
-    (m.says_that_it_did, C.test_a_dropped_letter_is_forgotten, ()),
-    (m.does_all_with_a_key, C.test_a_second_request_with_a_key_gets_the_reply_of_the_first, ("is done",)),
-    (m.answers_only_the_first, C.test_a_second_request_with_a_key_gets_the_reply_of_the_first, ("runs",)),
-    (m.shares_keys_among_queues, C.test_a_key_belongs_to_its_queue, ()),
-    (m.lets_the_expired_keep_their_key, C.test_a_first_that_has_expired_does_not_block_a_second, (False,)),
+    (m.ShowsTheLettersOfAllQueues, C.test_a_buried_message_is_answered_and_kept, ()),
+    (m.ShowsTheOldestLetterFirst, C.test_the_last_dead_letter_comes_first, ()),
+    (m.RevivesAndKeeps, C.test_a_revived_letter_is_delivered_again_and_is_gone, ()),
+    (m.RevivesTheKeyToo, C.test_a_revived_letter_is_delivered_again_and_is_gone, ()),
+    (m.SaysThatItDid, C.test_a_dropped_letter_is_forgotten, ()),
+    (m.DoesAllWithAKey, C.test_a_second_request_with_a_key_gets_the_reply_of_the_first, ("is done",)),
+    (m.AnswersOnlyTheFirst, C.test_a_second_request_with_a_key_gets_the_reply_of_the_first, ("runs",)),
+    (m.SharesKeysAmongQueues, C.test_a_key_belongs_to_its_queue, ()),
+    (m.LetsTheExpiredKeepTheirKey, C.test_a_first_that_has_expired_does_not_block_a_second, (False,)),
     (
-        m.remembers_that_the_first_was_refused,
+        m.RemembersThatTheFirstWasRefused,
         C.test_a_first_that_has_expired_does_not_block_a_second,
         (True,),
     ),
-    (m.listens_to_the_first_alone_for_how_long, C.test_whoever_waits_longest_decides_when_it_expires, ()),
-    (m.does_all_with_a_key, C.test_what_nobody_waits_for_is_answered_to_those_who_ask_later, ()),
+    (m.ListensToTheFirstAloneForHowLong, C.test_whoever_waits_longest_decides_when_it_expires, ()),
+    (m.DoesAllWithAKey, C.test_what_nobody_waits_for_is_answered_to_those_who_ask_later, ()),
     (
-        m.withdraws_what_others_wait_for,
+        m.WithdrawsWhatOthersWaitFor,
         C.test_a_caller_that_leaves_does_not_take_along_what_others_wait_for,
         (),
     ),
-    (m.says_that_every_queue_is_served, C.test_it_is_known_whether_a_queue_is_served, ()),
-    (m.forgets_whom_it_serves_while_busy, C.test_it_is_known_whether_a_queue_is_served, ()),
-    (m.has_always_room, C.test_a_full_queue_refuses_more_until_there_is_room, ()),
-    (m.counts_all_queues_as_one, C.test_a_full_queue_refuses_more_until_there_is_room, ()),
+    (m.SaysThatEveryQueueIsServed, C.test_it_is_known_whether_a_queue_is_served, ()),
+    (m.ForgetsWhomItServesWhileBusy, C.test_it_is_known_whether_a_queue_is_served, ()),
+    (m.HasAlwaysRoom, C.test_a_full_queue_refuses_more_until_there_is_room, ()),
+    (m.CountsAllQueuesAsOne, C.test_a_full_queue_refuses_more_until_there_is_room, ()),
+    (m.FinishesNothingLater, C.test_a_handler_may_finish_after_it_has_returned, ()),
+    (m.FinishesOnlyInItsThread, C.test_a_handler_may_finish_after_it_has_returned, ()),
+    (m.FinishesOnlyInItsThread, C.test_an_event_loop_may_finish_what_a_thread_was_given, ()),
+    (m.FinishesTwice, C.test_only_the_first_end_counts, ()),
+    (m.FinishesTheOldest, C.test_what_is_in_hand_is_finished_in_any_order, ()),
+    (m.FinishesOnlyInOrder, C.test_so_many_are_in_hand_and_no_more, ()),
+    (m.HasAlwaysRoomInHand, C.test_so_many_are_in_hand_and_no_more, ()),
+    (m.HasAlwaysRoomInHand, C.test_what_there_is_no_room_for_is_left_to_others, ()),
+    (m.ForgetsThatThereIsRoom, C.test_so_many_are_in_hand_and_no_more, ()),
+    (m.StartsAThreadForEach, C.test_what_is_in_hand_costs_no_thread, ()),
+    (m.EndsBeforeWhatIsInHand, C.test_a_stop_waits_for_what_is_in_hand, ()),
+    (m.NeverWithdraws, C.test_whoever_has_it_is_told_that_nobody_waits_any_more, ()),
+    (m.CancelsEverybody, C.test_whoever_has_it_is_told_that_nobody_waits_any_more, ()),
+    (
+        m.CountsWhatIsHandedBackAsADeath,
+        C.test_what_is_handed_back_goes_to_others_and_does_not_count_as_a_death,
+        (),
+    ),
+    (
+        m.KeepsWhatItShouldHandBack,
+        C.test_what_is_handed_back_goes_to_others_and_does_not_count_as_a_death,
+        (),
+    ),
 ]
 
 
-CAUGHT = (AssertionError, pytest.fail.Exception, RpcTimeout, QueueFull, KeyError, ValueError)
+CAUGHT = (AssertionError, pytest.fail.Exception, RpcTimeout, QueueFull)
 
 
 @pytest.fixture(autouse=True)
-def impatient(monkeypatch: Patch) -> None:
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(site_module, "PATIENCE", 1.5)
 
 
-def run(test: Callable[..., None], arguments: tuple[Any, ...], mutate: Callable[[], None]) -> None:
-    with Site(f"memory://{uuid4().hex}") as site:
-        mutate()
+def run(mutant: type[Mutant], test: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    with BrokenSite(f"memory://{uuid4().hex}", mutant) as site:
         test(Conformance(), site, *arguments)
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 @pytest.mark.parametrize(
-    ("mutate", "test", "arguments"), MUTANTS, ids=[mutate.__name__ for mutate, _, _ in MUTANTS]
+    ("mutant", "test", "arguments"),
+    MUTANTS,
+    ids=[f"{each.__name__}-{test.__name__}" for each, test, _ in MUTANTS],
 )
 def test_the_suite_catches_a_backend_that(
-    mutate: Callable[[Patch], None],
-    test: Callable[..., None],
-    arguments: tuple[Any, ...],
-    monkeypatch: Patch,
+    mutant: type[Mutant], test: Callable[..., None], arguments: tuple[Any, ...]
 ) -> None:
     with pytest.raises(CAUGHT):
-        run(test, arguments, lambda: mutate(monkeypatch))
+        run(mutant, test, arguments)
 
 
 @pytest.mark.parametrize(
@@ -136,4 +156,4 @@ def test_the_suite_catches_a_backend_that(
     ids=lambda value: getattr(value, "__name__", ""),
 )
 def test_it_lets_one_pass_that_is_not_broken(test: Callable[..., None], arguments: tuple[Any, ...]) -> None:
-    run(test, arguments, lambda: None)
+    run(HandsBack, test, arguments)

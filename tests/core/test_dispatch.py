@@ -45,11 +45,20 @@ class Delivery:
 
     def __init__(self, message, cancelled=False):
         self.message, self.cancelled, self.on_cancel = message, cancelled, None
-        self.replies, self.redeliverable = [], True
+        self.replies, self.ends, self.redeliverable = [], [], True
 
     def reply(self, message):
         self.replies.append(message)
         return not self.cancelled
+
+    def finish(self, last):
+        self.ends.append(last)
+
+    @property
+    def last(self):
+        """What it ended with, once."""
+        [last] = self.ends
+        return last
 
     def forbid_redelivery(self):
         self.redeliverable = False
@@ -64,11 +73,17 @@ def dispatcher_of(handler, **options):
     return Dispatcher(jobs_from(jobs), **{"await_": run, **given})
 
 
+def in_a_loop(coroutine, delivery):
+    """Runs what a dispatcher spawns: a coroutine that holds no thread."""
+    asyncio.run(coroutine)
+
+
 def the_reply(dispatcher, message):
     """The only reply to a message, as it comes off the wire."""
     delivery = Delivery(message)
     try:
-        last = dispatcher(delivery)
+        dispatcher(delivery)
+        last = delivery.last
         [reply] = delivery.replies if last is None else [*delivery.replies, last]
         return unpacked(packed(reply))
     except BaseException as error:
@@ -146,8 +161,8 @@ def test_whatever_arrives_a_caller_that_waits_gets_one_reply(max_message, body, 
 @given(body=BODIES, headers=HEADERS)
 def test_whatever_arrives_where_nobody_waits_there_is_no_result(body, headers):
     delivery = Delivery(Message(body, headers))
-    last = dispatcher_of(JOBS)(delivery)
-    assert last is None or FAILED in last.headers
+    dispatcher_of(JOBS)(delivery)
+    assert delivery.last is None or FAILED in delivery.last.headers
     assert delivery.replies == []
 
 
@@ -290,6 +305,45 @@ def test_whatever_a_handler_raises_reaches_the_caller(error, tracebacks, codec, 
         assert ("in handler" in (raised.value.traceback or "")) == tracebacks
 
 
+@pytest.mark.parametrize("error", [
+    KeyError("a"), SystemExit("boom"), KeyboardInterrupt(), *ODD_ERRORS
+], ids=lambda error: type(error).__name__)  # fmt: skip
+def test_whatever_a_coroutine_raises_that_holds_no_thread_reaches_the_caller(error, caplog):
+    caplog.set_level(logging.CRITICAL, "rpc")
+
+    async def coroutine():
+        raise error
+
+    with pytest.raises(RpcError) as raised:
+        asked(coroutine, spawn=in_a_loop)
+    if type(error).__module__ == "builtins":
+        assert raised.value.type == type(error).__name__
+
+
+def test_a_coroutine_that_was_cancelled_says_so():
+    async def coroutine():
+        raise asyncio.CancelledError
+
+    with pytest.raises(Cancelled):
+        asked(coroutine, spawn=in_a_loop)
+
+
+def test_a_coroutine_that_holds_no_thread_is_counted_while_it_runs():
+    seen = []
+
+    async def coroutine():
+        seen.append((dispatcher.running(threads=False), dispatcher.running(threads=True)))
+
+    def function():
+        seen.append((dispatcher.running(threads=False), dispatcher.running(threads=True)))
+
+    for handler in coroutine, function:
+        dispatcher = dispatcher_of(handler, spawn=in_a_loop)
+        the_reply(dispatcher, pending())
+        assert (dispatcher.running(threads=False), dispatcher.running(threads=True)) == (0, 0)
+    assert seen == [(1, 0), (0, 1)]
+
+
 @pytest.mark.parametrize("kind", [InvalidParams, SerializationError, RpcTimeout, Unauthorized, Cancelled])
 def test_an_error_of_ours_that_speaks_of_the_call_is_told_as_it_is(kind):
     with pytest.raises(kind, match=r"^why$"):
@@ -322,7 +376,8 @@ def test_only_the_first_response_is_sent_and_at_once(then):
         assert len(delivery.replies) == 1
         return then(request)
 
-    assert dispatcher_of(handler)(delivery) is None
+    dispatcher_of(handler)(delivery)
+    assert delivery.last is None
     assert sent == [True, False]
     assert [answer(delivery.message, reply).data for reply in delivery.replies] == [1]
 
@@ -343,7 +398,8 @@ def test_a_handler_is_told_that_its_response_reached_nobody(replies, cancelled):
         responded.append((request.respond(1), request.cancelled))
         return 2
 
-    assert dispatcher_of(handler)(delivery) is None
+    dispatcher_of(handler)(delivery)
+    assert delivery.last is None
     assert responded == [(False, cancelled)]
 
 
@@ -359,8 +415,9 @@ def test_the_data_is_as_it_was_sent(data):
 @pytest.mark.parametrize("replies", [True, False], ids=["call_and_wait", "call"])
 def test_what_nobody_wants_any_more_is_not_done(cancelled, headers, error, replies):
     called = []
-    last = dispatcher_of(lambda: called.append(1))(Delivery(pending(replies=replies, **headers), cancelled))
-    assert (called, last.headers[FAILED]) == ([], error.__name__)
+    delivery = Delivery(pending(replies=replies, **headers), cancelled)
+    dispatcher_of(lambda: called.append(1))(delivery)
+    assert (called, delivery.last.headers[FAILED]) == ([], error.__name__)
 
 
 @pytest.mark.parametrize(("ttl", "deadline"), [(2.5, 102.5), (None, None)])
@@ -393,8 +450,8 @@ def test_a_job_whose_redelivery_cannot_be_forbidden_is_not_started():
 
     called, handed = [], Delivery(pending())
     handed.forbid_redelivery = refuse
-    last = dispatcher_of(lambda: called.append(1), delivery="at-most-once")(handed)
-    assert (called, last.headers[FAILED]) == ([], "BackendUnavailable")
+    dispatcher_of(lambda: called.append(1), delivery="at-most-once")(handed)
+    assert (called, handed.last.headers[FAILED]) == ([], "BackendUnavailable")
 
 
 def test_the_current_request_is_known_while_its_handler_runs():
@@ -405,6 +462,7 @@ def test_the_current_request_is_known_while_its_handler_runs():
         return current_request.get() is request
 
     assert [asked(function), asked(coroutine), current_request.get()] == [True, True, None]
+    assert asked(coroutine, spawn=in_a_loop)
 
 
 def test_without_a_loop_a_coroutine_is_refused():

@@ -9,7 +9,8 @@ from multiprocessing.connection import Client, Listener, Pipe
 from typing import Any
 
 from rpc.backends import backend_from_url
-from rpc.transport import STREAM, Backend, Delivery, Message, queue
+from rpc.testing.site import answering
+from rpc.transport import STREAM, Backend, Delivery, Message, Server, queue
 
 from .nursery import PATIENCE, Child
 
@@ -19,9 +20,10 @@ Event = tuple[Any, ...]
 class Hand:
     """A handler that tells what it got, and then does what it is told."""
 
-    def __init__(self, backend: Backend, connection: Any) -> None:
-        self._backend, self._connection = backend, connection
-        self._lock = threading.Lock()
+    server: Server
+
+    def __init__(self, connection: Any) -> None:
+        self._connection, self._lock = connection, threading.Lock()
 
     def __call__(self, delivery: Delivery) -> Message | None:
         try:
@@ -46,7 +48,7 @@ class Hand:
             elif order == "raise":
                 raise ValueError("as I was told")
             else:
-                self._backend.close()
+                self.server.hand_back()
                 os._exit(0)
 
     def _tell(self, *event: Any) -> None:
@@ -54,13 +56,15 @@ class Hand:
             self._connection.send(event)
 
 
-def serve(backend: Backend, name: str, connection: Any) -> None:
-    backend.serve([queue(name)], Hand(backend, connection))
+def server_of(backend: Backend, name: str, connection: Any) -> Server:
+    hand = Hand(connection)
+    hand.server = backend.server([queue(name)], answering(hand))
+    return hand.server
 
 
 def stepper(url: str, name: str, address: str) -> None:
     """A process that serves like that."""
-    serve(backend_from_url(url), name, Client(address))
+    server_of(backend_from_url(url), name, Client(address)).run()
 
 
 class Receiver:
@@ -86,15 +90,16 @@ class Receiver:
 
 
 def in_thread(url: str, name: str) -> Receiver:
-    backend, (ours, theirs) = backend_from_url(url), Pipe()
-    thread = threading.Thread(target=serve, args=[backend, name, theirs], daemon=True)
+    ours, theirs = Pipe()
+    server = server_of(backend_from_url(url), name, theirs)
+    thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
 
     def join() -> None:
         thread.join(PATIENCE)
-        assert not thread.is_alive(), "serve() did not return"
+        assert not thread.is_alive(), "run() did not return"
 
-    return Receiver(ours, backend.stop, join)
+    return Receiver(ours, server.stop, join)
 
 
 def in_process(spawn: Callable[..., Child], url: str, name: str, listener: Listener) -> Receiver:

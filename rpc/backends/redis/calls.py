@@ -95,7 +95,7 @@ class CallReplies:
         """What is to be said before the next wait."""
         self._sent = self._asked = self._failed = self._ended = self._closed = False
         self._receiving = threading.Lock()
-        """Held to use the lane, and for good to give it back: another thread may close what this one waits
+        """Held to use the connection, and for good to give it back: another may close what this thread waits
         for."""
 
     def send(self) -> None:
@@ -128,7 +128,7 @@ class CallReplies:
                 self._give_back()
 
     def close(self) -> None:
-        """Give the lane back; withdraw the request if it was not answered."""
+        """Give the connection back; withdraw the request if it was not answered."""
         if self._closed:
             return
         self._closed = True
@@ -196,7 +196,7 @@ class CallReplies:
         self._before = [("LREM", self._mine.inbox, 1, entry)]
         number = int(head) if head.lstrip(b"-").isdigit() else 0
         if id.decode(errors="replace") != self._id:
-            return None  # it was for an earlier request on this lane, or is none of ours
+            return None  # it was for an earlier request on this connection, or is none of ours
         self._sent = True
         if number < 0:
             self._ended = True

@@ -1,6 +1,6 @@
 """rq on Redis: a message is an rq job, visible to `rq info` and to rq's dashboards under its name.
 
-rq keeps the records (jobs, queues, registries, workers); the moves between them are ours (`_rq_scripts`), so
+rq keeps the records (jobs, queues, registries, workers); the moves between them are ours (in `lua`), so
 that several queues can be served in order of priority without losing the job of a worker that dies. The
 worker runs one function, and refuses whatever else it finds in the queue without importing it. Topics,
 inboxes and the way back are those of every backend on Redis.

@@ -54,7 +54,9 @@ def test_rpcinfo_lists_what_is_declared_and_what_runs(project: Project) -> None:
     assert "\nlisteners:\n  used: tally.listener\n" in told
     assert "\ntimers:\n  tally.tick: every 0.05 s\n" in told
     [pid] = re.findall(
-        r"\nworkers:\n  \S+ (\d+): slow, fast; 5 at a time; \d+ jobs, 1 listeners, 1 timers\n$", told
+        r"\nworkers:\n  \S+ (\d+): slow, fast; 5 at a time, 100 coroutines; "
+        r"\d+ jobs, 1 listeners, 1 timers\n$",
+        told,
     )
     worker.says(rf"worker {pid} on")
 

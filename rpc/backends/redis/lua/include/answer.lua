@@ -2,6 +2,7 @@
 -- include reply
 local function answer(queue, record, number, frame)  -- the last reply, to whoever waits for it
   local _, _, _, id, inbox, once = string.match(record, RECORD)
+  if not id then return end  -- it cannot be read
   if inbox ~= '' and frame ~= '' then reply_to(inbox, number, id, frame) end
   local key = queue .. ':o:' .. once
   local state = once ~= '' and redis.call('GET', key)

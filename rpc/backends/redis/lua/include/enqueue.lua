@@ -9,7 +9,7 @@ local function sweep(queue, most)  -- the unwanted leave, even if nobody serves 
     local token, time = redis.call('GET', queue .. ':t:' .. id), redis.call('TIME')
     if kind == 'a' or kind == 'A' then
       if token then return end
-    elseif token ~= 'left' and (ttl == '' or time[1] * 1000 < sent + ttl) then
+    elseif token ~= 'left' and (ttl == '' or time[1] * 1000 + time[2] / 1000 < sent + ttl) then
       return
     end
     forget(queue, redis.call('LPOP', queue))

@@ -1,0 +1,357 @@
+"""Each Lua script of the native Redis backend: what there is, what it is told, what it answers, what there is
+then.
+
+A state is a dict of keys. What a key holds shows its type: `str`, `list`, `dict` (a hash), `Z` (a sorted
+set), `X` (a stream: the fields of each entry). `key~60` ends after so many seconds, by tens; `stream|group`
+is how much a group has not read. The server's time is written as NOW, and as NOW+5 some seconds later.
+"""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator
+from math import ceil
+from typing import Any, NamedTuple
+
+import pytest
+import redis
+
+from rpc.backends.redis import scripts
+from rpc.backends.redis.connection import evaluated
+from rpc.testing import RedisServer
+
+pytestmark = [pytest.mark.redis, pytest.mark.real_redis]
+
+SOON = 9_999_999_999_999
+"""When what has not expired was sent: later than now."""
+
+
+class Z(dict[str, Any]):
+    """A sorted set: the score of each member."""
+
+
+class X(list[dict[str, str]]):
+    """A stream."""
+
+
+State = dict[str, Any]
+
+
+class Case(NamedTuple):
+    """`answer` may be a function that says whether it is right; `then` is only what differs from before, and
+    None for what has gone."""
+
+    name: str
+    script: str
+    keys: str
+    arguments: list[Any]
+    before: State
+    answer: Any
+    then: State
+
+
+def unsent(id: str = "i", kind: str = "k", *, frame: str = "frame", **rest: Any) -> str:
+    """A record without its time."""
+    fields = [id, *(str(rest.get(name, "")) for name in ("inbox", "once", "ttl")), frame]
+    return "\n".join([f"{kind}{rest.get('deaths', '')}", *fields])
+
+
+def record(*args: Any, sent: Any = SOON, **rest: Any) -> str:
+    """A record as it lies in a list."""
+    return f"{sent} {unsent(*args, **rest)}"
+
+
+def reply(id: str, frame: str = "reply", number: int = 1) -> str:
+    """An entry of an inbox."""
+    return f"{number}\n{id}\n{frame}"
+
+
+WOKEN = {"w~60": Z({"1": 0})}
+KNOWN = {"q:t:i~10": ""}
+IT, A, B = record(), record("a"), record("b")
+LARGE = record(kind="K", frame="")
+OLD = record("old", "w", ttl=5, sent=1)
+KEYED = record(kind="a", once="x")
+DUE = {"c~3600": X([{"due": ""}])}
+
+
+def send(what: str = IT, most: int = 0, again: int = 0) -> list[Any]:
+    return ["i", what, 10_000, most, 2, again]
+
+
+SEND, MANY, ONCE, LATER = scripts.SEND, scripts.SEND_MANY, scripts.SEND_ONCE, scripts.SEND_LATER
+CASES = [
+    # What is sent.
+    Case("into an empty queue", SEND, "q w q:t:i", send(), {}, 1, {"q": [IT], **WOKEN, **KNOWN}),
+    Case("behind others", SEND, "q w q:t:i", send(), {"q": [A]}, 1, {"q": [A, IT], **KNOWN}),
+    Case("again", SEND, "q w q:t:i", send(), {"q": [IT], **KNOWN}, 0, {}),
+    Case("again, and it was answered", SEND, "q w q:t:i in", send(again=1), {"in": [reply("i")]}, 0, {}),
+    Case("what was in the inbox goes", SEND, "q w q:t:i in", send(), {"in": [reply("a")]}, 1, {"q": [IT],
+         **WOKEN, **KNOWN, "in": None}),
+    Case("no room", SEND, "q w q:t:i", send(most=1), {"q": [A]}, -1, {}),
+    Case("no room: the caller is told", SEND, "q w q:t:i in", send(most=1), {"q": [A], "in": [reply("a")]},
+         -1, {"in": None, "in~60": [reply("i", "", -1)]}),
+    Case("no room for it again", SEND, "q w q:t:i", send(most=1), {"q": [IT], **KNOWN}, 0, {}),
+    Case("no room: its body goes", SEND, "q w q:t:i", send(LARGE, most=1), {"q": [A], "q:b:i~60": "body"}, -1,
+         {"q:b:i~60": None}),
+    Case("no room: what looks like another's body stays", SEND, "q w q:t:i",
+         send(record(frame="K\na\n"), most=1), {"q": [A], "q:b:a": "body"}, -1, {}),
+    Case("what has expired takes no room", SEND, "q w q:t:i", send(most=1), {"q": [OLD]}, 1, {"q": [IT],
+         **WOKEN, **KNOWN}),
+    Case("what was withdrawn takes no room", SEND, "q w q:t:i", send(most=1),
+         {"q": [record("a", "w", ttl=99)], "q:t:a~10": "left"}, 1, {"q": [IT], **WOKEN, **KNOWN}),
+    Case("what is forgotten by its caller takes no room", SEND, "q w q:t:i", send(most=1),
+         {"q": [record("a", "A", once="x")], "q:b:a": "body", "q:o:x": "ra", "q:o:x:w": {"b": "in"}}, 1,
+         {"q": [IT], **WOKEN, **KNOWN, "q:b:a": None, "q:o:x": None, "q:o:x:w": None}),
+    Case("what is waited for takes room", SEND, "q w q:t:i", send(most=1), {"q": [record("a", "a")],
+         "q:t:a~10": ""}, -1, {}),
+    Case("what is no record takes room", SEND, "q w q:t:i", send(most=1), {"q": ["\n\n"]}, -1, {}),
+    Case("again, and what has expired leaves", SEND, "q w q:t:i", send(), {"q": [OLD, IT], **KNOWN}, 0,
+         {"q": [IT]}),
+    Case("the body of what is kept has no end", SEND, "q w q:t:i", send(LARGE), {"q:b:i~60": "body"}, 1,
+         {"q": [LARGE], **WOKEN, **KNOWN, "q:b:i~60": None, "q:b:i": "body"}),
+    Case("the body of what expires has one", SEND, "q w q:t:i", send(record(kind="W", ttl=9)),
+         {"q:b:i~60": "body"}, 1, {"q": [record(kind="W", ttl=9)], **WOKEN, **KNOWN}),
+    Case("several", MANY, "q w", [0, "", 0, 2, "a", A, 10_000, "b", B, 10_000], {}, [1, 1], {"q": [A, B],
+         **WOKEN, "q:t:a~10": "", "q:t:b~10": ""}),
+    Case("several, one of them again", MANY, "q w", [0, "", 0, 2, "a", A, 10_000, "b", B, 10_000],
+         {"q:t:a~10": ""}, [0, 1], {"q": [B], **WOKEN, "q:t:b~10": ""}),
+    Case("several, and room for one", MANY, "q w in",
+         [0, "", 1, 2, "a", A, 10_000, "b", record("b", inbox="in"), 10_000, "i", IT, 10_000], {},
+         [1, -1, -1], {"q": [A], **WOKEN, "q:t:a~10": "", "q:t:b~10": "", "in~60": [reply("b", "", -1)]}),
+    Case("what was read goes", MANY, "q w in", [2, "1\nb\n", 0, 2],
+         {"in": [reply("a"), reply("b"), reply("i")]}, [], {"in": [reply("i")]}),
+    Case("what was not read stays", MANY, "q w in", [2, "1\nb\n", 0, 2], {"in": [reply("b"), reply("i")]}, [],
+         {}),
+    # With an idempotency key.
+    Case("the first", ONCE, "q w q:t:i q:o:x", ["i", KEYED, 10_000, 0, 2, 0, 60_000], {}, 1, {"q": [KEYED],
+         **WOKEN, **KNOWN, "q:o:x~60": "qi"}),
+    Case("the first, again", ONCE, "q w q:t:i q:o:x", ["i", KEYED, 10_000, 0, 2, 0, 60_000],
+         {"q:o:x~60": "ri", **KNOWN}, 0, {}),
+    Case("another one while the first waits", ONCE, "q w q:t:i q:o:x in",
+         ["i", record(kind="A", once="x", frame=""), 20_000, 0, 2, 0, 60_000], {"q:o:x~60": "qa",
+         "q:t:a~10": "", "q:b:i": "body"}, 0, {"q:o:x:w~60": {"i": "in"}, "q:t:a~10": None, "q:t:a~20": "",
+         "q:b:i": None}),
+    Case("another one while the first runs", ONCE, "q w q:t:i q:o:x", ["i", KEYED, 10_000, 0, 2, 0, 60_000],
+         {"q:o:x~60": "ra", "q:t:a~30": ""}, 0, {}),
+    Case("another one after the first", ONCE, "q w q:t:i q:o:x in", ["i", KEYED, 10_000, 0, 2, 0, 60_000],
+         {"q:o:x~60": "dreply"}, 0, {"in~60": [reply("i")]}),
+    Case("another one, whose first has expired", ONCE, "q w q:t:i q:o:x",
+         ["i", KEYED, 10_000, 0, 2, 0, 60_000], {"q:o:x~60": "qa"}, 1, {"q": [KEYED], **WOKEN, **KNOWN,
+         "q:o:x~60": "qi"}),
+    Case("no room for the first", ONCE, "q w q:t:i q:o:x in", ["i", KEYED, 10_000, 1, 2, 0, 60_000],
+         {"q": [A]}, -1, {"in~60": [reply("i", "", -1)]}),
+    # Later.
+    Case("later", LATER, "q d q:t:i c", ["i", unsent(), 10_000, 0, 2, 0, 5000], {}, 1,
+         {"d": Z({record(sent="NOW"): "NOW+5"}), **DUE, **KNOWN}),
+    Case("later, again", LATER, "q d q:t:i c", ["i", unsent(), 10_000, 0, 2, 0, 5000], KNOWN, 0, {}),
+    Case("later, and large", LATER, "q d q:t:i c", ["i", unsent(kind="K", frame=""), 10_000, 0, 2, 0, 5000],
+         {"q:b:i~60": "body"}, 1, {"d": Z({record(kind="K", frame="", sent="NOW"): "NOW+5"}), **DUE, **KNOWN,
+         "q:b:i~60": None, "q:b:i": "body"}),
+    Case("later, and no room", LATER, "q d q:t:i c in", ["i", unsent(), 10_000, 2, 2, 1, 5000], {"q": [A],
+         "d": Z({B: SOON})}, -1, {"in~60": [reply("i", "", -1)]}),
+    Case("what is due", scripts.PROMOTE, "d q w", [], {"d": Z({A: 1, B: 2, IT: SOON}), "q": [OLD]},
+         lambda left: left > 0, {"d": Z({IT: SOON}), "q": [OLD, A, B], **WOKEN}),
+    Case("nothing is due", scripts.PROMOTE, "d q w", [], {"w": Z({"1": 0})}, -1, {"w": None, **WOKEN}),
+    # Taking.
+    Case("one of two", scripts.NEXT, "q p w", [1, 0], {"q": [A, B]}, [0, A], {"q": [B], "p": [A], **WOKEN}),
+    Case("all that is there", scripts.NEXT, "q p w", [8, 0], {"q": [A, B]}, [0, A, 0, B], {"q": None,
+         "p": [A, B]}),
+    Case("the first queue first", scripts.NEXT, "q p w q2 p2 w2", [2, 0], {"q": [A], "q2": [B, IT]},
+         [0, A, 1, B], {"q": None, "p": [A], "q2": [IT], "p2": [B], "w2~60": Z({"1": 0})}),
+    Case("what may have killed is taken alone", scripts.NEXT, "q p w", [8, 0], {"q": [record(deaths=1), A]},
+         [0, record(deaths=1)], {"q": [A], "p": [record(deaths=1)], **WOKEN}),
+    Case("what may have killed is left for later", scripts.NEXT, "q p w", [8, 0],
+         {"q": [A, record(deaths=1)]}, [0, A], {"q": [record(deaths=1)], "p": [A], **WOKEN}),
+    Case("nothing is taken beside what may have killed", scripts.NEXT, "q p w", [8, 1], {"q": [A],
+         "p": [record(deaths=1)]}, [], {}),
+    Case("beside what was just taken", scripts.NEXT, "q p w", [8, 1], {"q": [A], "p": [B]}, [0, A],
+         {"q": None, "p": [B, A]}),
+    Case("it is wanted", scripts.BEGIN, "q:t:i", ["i"], KNOWN, lambda left: 9000 < left <= 10_000, {}),
+    Case("nobody wants it", scripts.BEGIN, "q:t:i q:o:x", ["i"], {"q:o:x~60": "qi"}, -2, {}),
+    Case("the first runs", scripts.BEGIN, "q:t:i q:o:x", ["i"], {"q:t:i": "", "q:o:x~60": "qi"}, -1,
+         {"q:o:x~60": "ri"}),
+    Case("the key is another one's", scripts.BEGIN, "q:t:i q:o:x", ["i"], {"q:t:i": "", "q:o:x~60": "qa"}, -1,
+         {}),
+    # Ends.
+    Case("several are done, in any order", scripts.ACK, "p",
+         [60_000, B, "", "", A, "in", reply("a"), IT, "in", reply("i")], {"p": [A, IT, B, OLD]}, 3,
+         {"p": [OLD], "in~60": [reply("a"), reply("i")]}),
+    Case("what others have is answered all the same", scripts.ACK, "p",
+         [60_000, A, "in", reply("a"), IT, "in2", reply("i")], {"p": [IT]}, 1, {"p": None,
+         "in~60": [reply("a")], "in2~60": [reply("i")]}),
+    Case("a reply is kept for as long as is said", scripts.ACK, "p", [600_000, A, "in", reply("a")],
+         {"p": [A]}, 1, {"p": None, "in~600": [reply("a")]}),
+    Case("the first is done, and all are answered", scripts.FINISH, "p q",
+         [record(kind="a", inbox="in", once="x"), 2, "reply"], {"p": [record(kind="a", inbox="in", once="x")],
+         "q:o:x~60": "ri", "q:o:x:w": {"b": "in2"}}, 1, {"p": None, "q:o:x~60": "dreply", "q:o:x:w": None,
+         "in~60": [reply("i", number=2)], "in2~60": [reply("b", number=2)]}),
+    Case("the first was not wanted", scripts.FINISH, "p q", [KEYED, 0, ""], {"p": [KEYED], "q:o:x~60": "ri"},
+         1, {"p": None, "q:o:x~60": None}),
+    Case("what others have is not done here", scripts.FINISH, "p q", [KEYED, 1, "reply"], {"q:o:x~60": "ri"},
+         0, {}),
+    Case("the key has come to another one", scripts.FINISH, "p q", [KEYED, 1, "reply"], {"p": [KEYED],
+         "q:o:x~60": "qa"}, 1, {"p": None}),
+    Case("what is done needs no body", scripts.FINISH, "p q", [LARGE, 1, ""], {"p": [LARGE], "q:b:i": "body"},
+         1, {"p": None, "q:b:i": None}),
+    Case("it is changed", scripts.CHANGE, "p", [A, B], {"p": [A, IT]}, 1, {"p": [IT, B]}),
+    Case("what others have is not changed", scripts.CHANGE, "p", [A, B], {"p": [IT]}, 0, {}),
+    Case("it is postponed", scripts.POSTPONE, "p d c", [A, unsent(), 5000], {"p": [A]}, 1, {"p": None,
+         "d": Z({record(sent="NOW"): "NOW+5"}), **DUE}),
+    Case("what others have is not postponed", scripts.POSTPONE, "p d c", [A, unsent(), 5000], {"p": [B]}, 0,
+         {}),
+    Case("it is buried", scripts.BURY, "p q dead", [record(inbox="in"), "why", 1, "reply"],
+         {"p": [record(inbox="in")], "dead": [f"1\nno\n{A}"]}, 1, {"p": None, "in~60": [reply("i")],
+         "dead": [f"NOW\nwhy\n{record(inbox='in')}", f"1\nno\n{A}"]}),
+    Case("a buried body ends", scripts.BURY, "p q dead", [LARGE, "why", 1, ""], {"p": [LARGE],
+         "q:b:i": "body"}, 1, {"p": None, "dead": [f"NOW\nwhy\n{LARGE}"], "q:b:i": None,
+         "q:b:i~604800": "body"}),
+    Case("what others have is not buried", scripts.BURY, "p q dead", [A, "why", 1, "reply"], {"p": [B]}, 0,
+         {}),
+    Case("what is not begun goes back", scripts.RELEASE, "q w", ["p", A, "p2", B, "p", OLD], {"q": [IT],
+         "p": [A], "p2": [B]}, None, {"q": [A, B, IT], "p": None, "p2": None, **WOKEN}),
+    # Workers that die.
+    Case("a worker signs on", scripts.SIGN_ON, "a q:workers q2:workers", ["me", 10_000, 1, 3],
+         {"q:workers": {"other": "2"}}, None, {"a~10": "1", "q:workers": {"other": "2", "me": "1"},
+         "q2:workers": {"me": "3"}}),
+    Case("who lives keeps what it has", scripts.RECOVER, "a p q w dead", [0, 1, 3, "lost", "why"],
+         {"a~10": "1", "p": [A]}, None, {}),
+    Case("what the dead had is next", scripts.RECOVER, "a p q w dead", [0, 1, 3, "lost", "why"],
+         {"p": [A, record("b", deaths=1)], "q": [IT]}, [2, 0], {"p": None,
+         "q": [record("a", deaths=1), record("b", deaths=2), IT], **WOKEN}),
+    Case("to be handed back is no death", scripts.RECOVER, "a p q w dead", [1, 0, 3, "lost", "why"],
+         {"a~10": "1", "p": [A, record("b", deaths=2)]}, [2, 0], {"p": None, "q": [A, record("b", deaths=2)],
+         **WOKEN}),
+    Case("who kills too many is given up", scripts.RECOVER, "a p q w dead", [0, 1, 3, "lost", "why"],
+         {"p": [record("b", deaths=2, inbox="in")]}, [0, 1], {"p": None, "in~60": [reply("b", "lost", 0)],
+         "dead": [f"NOW\nwhy\n{record('b', deaths=2, inbox='in')}"]}),
+    Case("a key of what is given up is free", scripts.RECOVER, "a p q w dead", [0, 1, 1, "lost", "why"],
+         {"p": [KEYED], "q:o:x": "ri", "q:o:x:w": {"b": "in"}}, [0, 1], {"p": None,
+         "dead": [f"NOW\nwhy\n{KEYED}"], "q:o:x": None, "q:o:x:w": None, "in~60": [reply("b", "lost", 0)]}),
+    Case("what may not be done twice is given up", scripts.RECOVER, "a p q w dead", [1, 0, 3, "lost", "why"],
+         {"p": [record(deaths=scripts.FORBIDDEN)]}, [0, 1], {"p": None,
+         "dead": [f"NOW\nwhy\n{record(deaths=scripts.FORBIDDEN)}"]}),
+    Case("what cannot be read is given up", scripts.RECOVER, "a p q w dead", [0, 1, 1, "lost", "why"],
+         {"p": ["garbage", "1 k\nx", A]}, [0, 3], {"p": None,
+         "dead": ["NOW\nit cannot be read\ngarbage", "NOW\nwhy\n1 k\nx", f"NOW\nwhy\n{A}"]}),
+    Case("a letter is revived", scripts.REVIVE, "dead q w", [f"1\nno\n{A}", unsent("a")],
+         {"dead": [f"1\nno\n{A}"]}, 1, {"dead": None, "q": [record("a", sent="NOW")], **WOKEN}),
+    Case("a large letter is revived", scripts.REVIVE, "dead q w",
+         [f"1\nno\n{LARGE}", unsent(kind="K", frame="")], {"dead": [f"1\nno\n{LARGE}"], "q:b:i~600": "body"},
+         1, {"dead": None, "q": [record(kind="K", frame="", sent="NOW")], **WOKEN, "q:b:i~600": None,
+         "q:b:i": "body"}),
+    Case("a letter is dropped", scripts.REVIVE, "dead q w", [f"1\nno\n{LARGE}"], {"dead": [f"1\nno\n{LARGE}"],
+         "q:b:i~600": "body"}, 1, {"dead": None, "q:b:i~600": None}),
+    Case("a letter that is gone", scripts.REVIVE, "dead q w", [f"1\nno\n{A}", unsent("a")], {"q:b:a": "body"},
+         0, {}),
+    # Topics.
+    Case("an event", scripts.BROADCAST, "t s", ["frame", 100, 60_000, 0, 0], {}, [[], []],
+         {"t~60": X([{"m": "frame"}])}),
+    Case("an event that is to be kept", scripts.BROADCAST, "t s", ["frame", 100, 60_000, 0, 0],
+         {"s": Z({"gone": 1, "team": SOON})}, [["team"], ["gone"]], {"s": Z({"team": SOON})}),
+    Case("an event that is kept", scripts.BROADCAST, "t s", ["frame", 100, 60_000, 1, 0],
+         {"s": Z({"team": SOON})}, [[], []], {"t~60": X([{"m": "frame"}])}),
+    Case("an event, again", scripts.BROADCAST, "t s", ["frame", 100, 60_000, 1, 10_000],
+         {"t~60": X([{"m": "frame"}, {"m": "other"}])}, [[], []], {}),
+    Case("another event", scripts.BROADCAST, "t s", ["frame", 100, 60_000, 1, 10_000],
+         {"t~60": X([{"m": "other"}])}, [[], []], {"t~60": X([{"m": "other"}, {"m": "frame"}])}),
+    Case("a subscription is kept", scripts.KEEP, "s", ["team", 30_000], {"s": Z({"other": 5})}, None,
+         {"s": None, "s~60": Z({"other": 5, "team": "NOW+30"})}),
+    Case("who has gone", scripts.GONE, "s", [], {"s": Z({"a": 1, "b": 2, "team": SOON})}, ["a", "b"],
+         {"s": Z({"team": SOON})}),
+    Case("a new group hears what comes from now on", scripts.JOIN, "t m", ["g", "$", 10_000],
+         {"t": X([{"m": "1"}])}, 1, {"t|g": 0, "m~10": "1"}),
+    Case("a group that was lost hears all", scripts.JOIN, "t m", ["g", "0", 10_000], {"t": X([{"m": "1"}])},
+         1, {"t|g": 1, "m~10": "1"}),
+    Case("a group with members goes on where it was", scripts.JOIN, "t m", ["g", "$", 10_000],
+         {"t": X([{"m": "1"}, {"m": "2"}]), "t|g": 1, "m~10": "1"}, 1, {}),
+    Case("a group without members begins anew", scripts.JOIN, "t m", ["g", "$", 10_000],
+         {"t": X([{"m": "1"}, {"m": "2"}]), "t|g": 1}, 1, {"t|g": 0, "m~10": "1"}),
+    # Locks.
+    Case("a lock is had", scripts.LOCK, "l", ["me", 10_000], {}, 1, {"l~10": "me"}),
+    Case("a lock is kept", scripts.LOCK, "l", ["me", 20_000], {"l~10": "me"}, 1, {"l~10": None,
+         "l~20": "me"}),
+    Case("a lock is another's", scripts.LOCK, "l", ["me", 10_000], {"l~20": "you"}, 0, {}),
+    Case("a lock is given back", scripts.UNLOCK, "l", ["me"], {"l~10": "me"}, None, {"l~10": None}),
+    Case("a lock is not given back by others", scripts.UNLOCK, "l", ["me"], {"l~10": "you"}, None, {}),
+]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def admin(rpc_redis: RedisServer) -> Iterator[Any]:
+    with redis.Redis.from_url(rpc_redis.url, decode_responses=True) as admin:
+        yield admin
+
+
+@pytest.mark.parametrize("case", CASES, ids=[case.name for case in CASES])
+def test_a_script(admin: Any, case: Case) -> None:
+    admin.flushall()
+    for key, value in sorted(case.before.items()):
+        put(admin, *key.partition("~")[::2], value)
+    answer = evaluated(admin, case.script, case.keys.split(), *case.arguments)
+    expected = {key: value for key, value in {**case.before, **case.then}.items() if value is not None}
+    assert case.answer(answer) if callable(case.answer) else answer == case.answer
+    assert found(admin) == expected
+
+
+def test_each_script_has_cases() -> None:
+    all_of_them = {name for name, text in vars(scripts).items() if name.isupper() and "-- KEYS" in str(text)}
+    by_text = {text: name for name, text in vars(scripts).items() if name in all_of_them}
+    assert {by_text[case.script] for case in CASES} == all_of_them
+
+
+def put(admin: Any, key: str, seconds: str, value: Any) -> None:
+    if "|" in key:
+        stream, _, group = key.partition("|")
+        ids = ["0", *(id for id, _ in admin.xrange(stream))]
+        admin.xgroup_create(stream, group, ids[len(ids) - 1 - value])
+    elif isinstance(value, str):
+        admin.set(key, value)
+    elif isinstance(value, X):
+        for fields in value:
+            admin.xadd(key, fields)
+    elif isinstance(value, list):
+        admin.rpush(key, *value)
+    elif isinstance(value, Z):
+        admin.zadd(key, value)
+    else:
+        admin.hset(key, mapping=value)
+    if seconds:
+        admin.expire(key, int(seconds))
+
+
+def found(admin: Any) -> State:
+    """All that is there."""
+    now, state = time.time(), State()
+    for key in admin.scan_iter(count=1000):
+        left = admin.pttl(key)
+        name = key if left == -1 else f"{key}~{10 * ceil(left / 10_000)}"
+        kind = admin.type(key)
+        if kind == "string":
+            state[name] = admin.get(key)
+        elif kind == "list":
+            state[name] = [without_time(each, now) for each in admin.lrange(key, 0, -1)]
+        elif kind == "hash":
+            state[name] = admin.hgetall(key)
+        elif kind == "zset":
+            pairs = admin.zrange(key, 0, -1, withscores=True)
+            state[name] = Z(
+                {without_time(each, now): score_without_time(score, now) for each, score in pairs}
+            )
+        else:
+            state[name] = X(fields for _, fields in admin.xrange(key))
+            for group in admin.xinfo_groups(key):
+                state[f"{key}|{group['name']}"] = len(admin.xrange(key, f"({group['last-delivered-id']}"))
+    return state
+
+
+def without_time(text: str, now: float) -> str:
+    return re.sub(r"^\d{13}\b", lambda digits: str(score_without_time(int(digits[0]), now)), text)
+
+
+def score_without_time(score: float, now: float) -> Any:
+    seconds = score / 1000 - now
+    if abs(seconds) > 3600:
+        return int(score)
+    return f"NOW+{round(seconds)}" if round(seconds) else "NOW"
