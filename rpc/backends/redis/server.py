@@ -115,8 +115,8 @@ class RedisServer:
             threading.Thread(target=loop, name="rpc-topics", daemon=True) for loop in self.subscriber.loops()
         ]
         try:
+            self.subscriber.begin()  # who sees that it is there may publish
             self.maintenance.begin()
-            self.subscriber.begin()
             for thread in beside:
                 thread.start()
             if self.fetcher:
