@@ -23,6 +23,7 @@ from ...transport import (
     Handler,
     Message,
     Replies,
+    Server,
     unpacked,
 )
 from .._in_threads import InThreads
@@ -36,7 +37,7 @@ from .connection import Command, Connection, persistent, pop_or_none, translated
 from .keys import Record, keys_of, plain
 from .maintenance import Options, workers_of
 from .sending import Sender
-from .server import RedisServer
+from .server import RedisServer, Together
 from .servers import servers_of
 from .topics import Topics, run_on_client
 
@@ -128,24 +129,38 @@ class RedisBackend(RedisBase):
         threads: int = 1,
         coroutines: int = 1,
         on_change: OnChange = lambda connected: None,
-    ) -> RedisServer:
+    ) -> Server:
+        groups = self._by_tag(addresses)
+        servers = [
+            RedisServer(
+                self.servers,
+                group,
+                handler,
+                self._options,
+                threads=threads,
+                coroutines=coroutines,
+                on_change=on_change if group is groups[0] else lambda connected: None,
+                discard=self.discard,
+            )
+            for group in groups
+        ]
+        return servers[0] if len(servers) == 1 else Together(servers)
+
+    def _by_tag(self, addresses: Sequence[Address]) -> list[list[Address]]:
+        """On a cluster, durable subscriptions of other hash tags by themselves; all the rest is one group."""
         tags = {keys_of(each.name).tag for each in addresses if each.kind == "queue"}
-        tags |= {keys_of(each.subscription_queue.name).tag for each in addresses if each.durable}
-        if self.servers.is_cluster and len(tags) > 1:
+        if not self.servers.is_cluster:
+            return [[*addresses]]
+        if len(tags) > 1:
             raise Unsupported(
                 f"on a cluster, queues of one worker need one hash slot, not {', '.join(sorted(tags))}: give "
                 "them names like shop.high and shop.low, or start a worker for each"
             )
-        return RedisServer(
-            self.servers,
-            addresses,
-            handler,
-            self._options,
-            threads=threads,
-            coroutines=coroutines,
-            on_change=on_change,
-            discard=self.discard,
-        )
+        groups: dict[str | None, list[Address]] = {}
+        for address in sorted(addresses, key=lambda each: each.durable):
+            tag = keys_of(address.subscription_queue.name).tag if address.durable else None
+            groups.setdefault(None if tag in tags else tag, []).append(address)
+        return [*groups.values()] or [[]]
 
     def close(self) -> None:
         for idle in self._idle.values():
