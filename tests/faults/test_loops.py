@@ -39,7 +39,7 @@ def tables(client: AsyncRpcClient) -> dict[str, int]:
     seen: set[int] = set()
 
     def look(value: Any, path: str) -> None:
-        if id(value) in seen or not type(value).__module__.startswith("rpc.backends"):
+        if id(value) in seen or not type(value).__module__.startswith(("rpc.backends", "rpc.loops")):
             return
         seen.add(id(value))
         names = {*getattr(value, "__dict__", ())} | {
@@ -57,7 +57,7 @@ def tables(client: AsyncRpcClient) -> dict[str, int]:
                 look(each, where)
 
     look(client._async, "client")
-    others = (".place", "_backend", "_scripts")
+    others = (".servers", "_backend", "_scripts")
     return {path: size for path, size in found.items() if not any(name in path for name in others)}
 
 
