@@ -10,6 +10,7 @@ import select
 import socket
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from functools import cached_property, partial
@@ -199,6 +200,14 @@ class Alarm:
     def close(self) -> None:
         self._ear.close()
         self._bell.close()
+
+
+def pop_or_none(idle: list[T] | deque[T]) -> T | None:
+    """The last of a list, or the first of a deque; None if there is none: another thread may be faster."""
+    try:
+        return idle.popleft() if isinstance(idle, deque) else idle.pop()
+    except IndexError:
+        return None
 
 
 def run_together(loops: Sequence[Callable[[], None]], stop: Callable[[], None]) -> None:

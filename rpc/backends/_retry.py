@@ -34,11 +34,11 @@ class Backoff:
         """It worked."""
         self._attempt = 0
 
-    def wait(self, text: str, error: object) -> None:
+    def wait(self, text: str, error: object, sleep: Callable[[float], object] = time.sleep) -> None:
         """Sleep before the next attempt; log the error now and then, in a text with one %s."""
         if self._attempt % 10 == 0:
             logger.warning(text, error)
-        time.sleep(backoff(self._attempt, self._cap))
+        sleep(backoff(self._attempt, self._cap))
         self._attempt += 1
 
 

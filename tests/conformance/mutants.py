@@ -407,20 +407,28 @@ class FinishesTwice(Mutant):
                 super().finish(last)
 
 
+class TakesNote(GivenServer):
+    """Remembers what it took, in that order."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        self.taken: list[Any] = []
+        super().__init__(*args, **options)
+
+    class delivery(GivenDelivery):
+        def __init__(self, server: Any, inner: Delivery) -> None:
+            super().__init__(server, inner)
+            server.taken.append(self)
+
+
 class FinishesOnlyInOrder(Mutant):
     """What was taken later is finished when all that was taken before it is."""
 
-    class served(GivenServer):
+    class served(TakesNote):
         def __init__(self, *args: Any, **options: Any) -> None:
-            self.taken: list[Any] = []
             self.lasts: dict[int, Message | None] = {}
             super().__init__(*args, **options)
 
-        class delivery(GivenDelivery):
-            def __init__(self, server: Any, inner: Delivery) -> None:
-                super().__init__(server, inner)
-                server.taken.append(self)
-
+        class delivery(TakesNote.delivery):
             def finish(self, last: Message | None) -> None:
                 server: Any = self.server
                 server.lasts.setdefault(id(self), last)
@@ -432,16 +440,8 @@ class FinishesOnlyInOrder(Mutant):
 class FinishesTheOldest(Mutant):
     """Whatever is finished, it is the oldest that is acknowledged."""
 
-    class served(GivenServer):
-        def __init__(self, *args: Any, **options: Any) -> None:
-            self.taken: list[GivenDelivery] = []
-            super().__init__(*args, **options)
-
-        class delivery(GivenDelivery):
-            def __init__(self, server: Any, inner: Delivery) -> None:
-                super().__init__(server, inner)
-                server.taken.append(self)
-
+    class served(TakesNote):
+        class delivery(TakesNote.delivery):
             def finish(self, last: Message | None) -> None:
                 server: Any = self.server
                 if server.taken:

@@ -13,7 +13,17 @@ from ...transport import Address, Message
 from .._retry import backoff, patience
 from .aio_connection import AsyncConnection
 from .messages import OWN_EXCHANGE
-from .requests import REQUESTS, SEND, PendingRequest, ReplyQueue, Steps, checking_room, sending, too_late
+from .requests import (
+    REQUESTS,
+    SEND,
+    PendingRequest,
+    ReplyQueue,
+    Steps,
+    checking_room,
+    next_step,
+    sending,
+    too_late,
+)
 from .servers import Servers, unavailable
 from .wire import Arrival, Broken
 
@@ -127,17 +137,12 @@ class LoopConnection:
         await self.persistently(send, patience(message.ttl))
 
     async def _perform(self, steps: Steps, connection: AsyncConnection) -> None:
-        answer: Any = None
-        failure: Broken | None = None
-        while True:
+        outcome: Any = None
+        while step := next_step(steps, outcome):
             try:
-                step = steps.throw(failure) if failure else steps.send(answer)
-            except StopIteration:
-                return
-            try:
-                answer, failure = await step(connection), None
+                outcome = await step(connection)
             except Broken as error:
-                failure = error
+                outcome = error
 
     async def persistently(self, action: Callable[[], Awaitable[T]], seconds: float) -> T:
         """What the action returns; while RabbitMQ cannot be had it is tried again for so many seconds. Then

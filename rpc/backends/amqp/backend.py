@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
-from ...loops import Alarm
+from ...loops import Alarm, pop_or_none
 from ...transport import DELAY, IDEMPOTENCY_KEY, Address, DeadLetter, Handler, Message
 from ...transport import queue as queue_address
 from .._retry import RETRY_FOR
 from .._serving import OnChange, Plan
 from ..features import FEATURES, unsupported
 from .aio import AsyncAmqp
-from .callers import BlockingReplies, CallerConnection, Senders, pop_or_none
+from .callers import BlockingReplies, CallerConnection, Senders
 from .connection import Connection, Heartbeats
 from .dead_letters import DeadLetterStore
 from .locks import Locks

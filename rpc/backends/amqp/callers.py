@@ -10,11 +10,22 @@ from contextlib import suppress
 from typing import Any, TypeVar
 
 from ...errors import BackendUnavailable, RpcTimeout
+from ...loops import pop_or_none
 from ...transport import Address, Message
 from .._retry import backoff, patience
 from .connection import BLOCK, Connection, persistently
 from .messages import EXCHANGE, OWN_EXCHANGE, cancel_of, control_key
-from .requests import REQUESTS, SEND, PendingRequest, ReplyQueue, Steps, checking_room, sending, too_late
+from .requests import (
+    REQUESTS,
+    SEND,
+    PendingRequest,
+    ReplyQueue,
+    Steps,
+    checking_room,
+    next_step,
+    sending,
+    too_late,
+)
 from .servers import Servers
 from .wire import Arrival, Broken
 
@@ -26,17 +37,12 @@ CONFIRM = 21
 
 
 def perform(steps: Steps, connection: Connection) -> None:
-    answer: Any = None
-    failure: Broken | None = None
-    while True:
+    outcome: Any = None
+    while step := next_step(steps, outcome):
         try:
-            step = steps.throw(failure) if failure else steps.send(answer)
-        except StopIteration:
-            return
-        try:
-            answer, failure = step(connection), None
+            outcome = step(connection)
         except Broken as error:
-            failure = error
+            outcome = error
 
 
 class Senders:
@@ -179,11 +185,3 @@ class BlockingReplies:
             caller.connection.drop(Broken("the request was withdrawn"))
         if not request.is_over:
             self._senders.withdraw(request.to, request.message.id)
-
-
-def pop_or_none(idle: list[T]) -> T | None:
-    """The last one; None if there is none. Any number of threads."""
-    try:
-        return idle.pop()
-    except IndexError:
-        return None

@@ -39,6 +39,14 @@ Steps = Generator[Callable[[Any], Any], Any, None]
 """What to do with a connection, one after the other: each is given what came of the one before."""
 
 
+def next_step(steps: Steps, outcome: Any) -> Callable[[Any], Any] | None:
+    """The next one, after this came of the one before, which may have failed as Broken; None at the end."""
+    try:
+        return steps.throw(outcome) if isinstance(outcome, Broken) else steps.send(outcome)
+    except StopIteration:
+        return None
+
+
 def sending(servers: Servers, most: int, to: Address, message: Message) -> Steps:
     """How a message is sent. Raises NoReceivers, QueueFull."""
     exchange, key = route(to)

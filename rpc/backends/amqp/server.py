@@ -17,7 +17,7 @@ from threading import get_ident
 from ...errors import BackendUnavailable
 from ...loops import Alarm, run_together
 from ...transport import Address, Handler, Message
-from .._retry import backoff
+from .._retry import Backoff
 from .._serving import Connections, OnChange, Plan, Serially, Slots, Turns, guarded, lost
 from .connection import BLOCK, Connection
 from .deliveries import COUNTED, ChannelDelivery, QueueDelivery, reply_bytes
@@ -64,7 +64,7 @@ class AmqpServer:
         """Replies, and where they go, that wait for a connection."""
         self._session: Session | None = None
         self._wakeup: Alarm | None = None
-        self._attempt = 0
+        self._backoff = Backoff()
         self._taken = self._retried = 0.0
         """When something was taken last, and when topics were tried again."""
         self._is_stopping = self._has_stopped = self._is_over = False
@@ -164,10 +164,7 @@ class AmqpServer:
             self._wind_up(session)
         elif session.prefetch:
             if session.ready and now - self._taken > RELIEF:
-                session.prefetch.narrow()
-                left = [*session.ready]
-                session.ready.clear()
-                session.put_back(left)
+                self._share(session)
             session.prefetch.demand(len(self._busy), self._slots.room)
             if session.ready or session.prefetch.is_wide:
                 seconds = RELIEF
@@ -210,14 +207,9 @@ class AmqpServer:
         if session:
             session.connection.drop(error)
             if time.monotonic() - session.began > LASTED:  # maybe for hours
-                self._attempt = 0
-        if self._is_stopping:
-            return
-        if self._attempt % 10 == 0:
-            logger.warning("RabbitMQ: %s; trying again", error)
-        if self._wakeup:
-            self._wakeup.wait(backoff(self._attempt))
-        self._attempt += 1
+                self._backoff.reset()
+        if (wakeup := self._wakeup) and not self._is_stopping:
+            self._backoff.wait("RabbitMQ: %s; trying again", error, wakeup.wait)
 
     def _hear(self, to: Address | None, arrival: Arrival) -> None:
         session = self._session

@@ -14,6 +14,7 @@ from functools import partial
 import redis
 
 from ...errors import Unsupported
+from ...loops import pop_or_none
 from ...transport import (
     ATTEMPT,
     IDEMPOTENCY_KEY,
@@ -33,7 +34,7 @@ from ..features import FEATURES
 from . import scripts
 from .base import RedisBase
 from .calls import SCRIPTS, CallerConnections, CallReplies, full
-from .connection import Command, Connection, persistent, pop_or_none, translated
+from .connection import Command, Connection, persistent, translated
 from .keys import Record, keys_of, plain
 from .maintenance import Options, workers_of
 from .sending import Sender
@@ -88,7 +89,7 @@ class RedisBackend(RedisBase):
     def _send(self, queue: str, message: Message, max_length: int | None) -> None:
         keys = keys_of(queue)
         idle = self._idle[keys.tag]
-        connection: Connection = pop_or_none(idle) or Connection(self.servers, keys.queue, SCRIPTS)
+        connection = pop_or_none(idle) or Connection(self.servers, keys.queue, SCRIPTS)
 
         def send() -> int:
             id, sent = plain(message.id), connection.server_ms()

@@ -10,10 +10,10 @@ from uuid import uuid4
 import redis
 
 from ...errors import QueueFull, RpcTimeout
-from ...loops import process
+from ...loops import pop_or_none, process
 from ...transport import IDEMPOTENCY_KEY, STREAM, Message, unpacked
 from .._retry import patience
-from .connection import BLOCK, Command, Connection, persistent, poll_until, pop_or_none, unavailable
+from .connection import BLOCK, Command, Connection, persistent, poll_until, unavailable
 from .keys import Keys, plain
 from .scripts import SEND, SEND_LATER, SEND_ONCE
 from .sending import UNATTENDED, Sender
@@ -63,7 +63,7 @@ class CallerConnections:
         """One that is idle, or a new one."""
         while connection := pop_or_none(self._idle):
             if connection.pid == process.id:  # a parent's inbox is not a child's
-                return connection  # type: ignore[no-any-return]
+                return connection
             self._made -= 1
         self._made += 1
         return CallerConnection(servers, keys)

@@ -12,7 +12,6 @@ import os
 import select
 import socket
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, TypeVar
@@ -22,7 +21,7 @@ from redis.exceptions import NoScriptError
 
 from ...errors import BackendUnavailable, RpcTimeout
 from ...loops import process
-from .._retry import RETRY_FOR, backoff, retried, time_in_the_kernel
+from .._retry import RETRY_FOR, Backoff, backoff, retried, time_in_the_kernel
 from .servers import SOCKET_TIMEOUT, Servers, is_elsewhere
 
 logger = logging.getLogger(__name__)
@@ -104,29 +103,18 @@ def run_with_reconnect(
 ) -> None:
     """Take step after step until stopped, through whatever happens to Redis meanwhile; `cap` is the longest
     pause between two attempts, in seconds. `lost` is called when a step fails."""
-    attempt = 0
+    pauses = Backoff(cap)
     while not stopped():
         began = time.monotonic()
         try:
             with translated():
                 step()
-            attempt = 0
+            pauses.reset()
         except BackendUnavailable as error:
             lost()
             if time.monotonic() - began > RETRY_FOR:  # a step may be a session that lasted for hours
-                attempt = 0
-            if attempt % 10 == 0:
-                logger.warning("%s; trying again", error)
-            time.sleep(backoff(attempt, cap=cap))
-            attempt += 1
-
-
-def pop_or_none(idle: Any) -> Any:
-    """One of a list, or the first of a deque; None if there is none: another thread may be faster."""
-    try:
-        return idle.popleft() if isinstance(idle, deque) else idle.pop()
-    except IndexError:
-        return None
+                pauses.reset()
+            pauses.wait("%s; trying again", error)
 
 
 def milliseconds(seconds: float) -> int:

@@ -11,9 +11,10 @@ from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+from ...loops import pop_or_none
 from . import scripts
 from .acks import SCRIPTS, AckBuffer, Group, Page
-from .connection import BLOCK, Command, Connection, pop_or_none
+from .connection import BLOCK, Command, Connection
 from .keys import Keys
 from .servers import Servers
 
@@ -93,8 +94,7 @@ class Fetcher:
 
     def pop(self) -> Taken | None:
         """What is to be begun next, of what was taken. Any thread."""
-        taken: Taken | None = pop_or_none(self.backlog) if self.backlog else None
-        return taken
+        return pop_or_none(self.backlog) if self.backlog else None
 
     def paced(self, handled: int, seconds: float) -> None:
         """So many messages took so long."""
@@ -111,8 +111,8 @@ class Fetcher:
             self._take_stock()
             return
         pages = tuple([each.roomy() for each in self.pages])
-        if sum([len(each.all) for each in self.pages]) != self._known_pages:
-            self._known_pages = sum([len(each.all) for each in self.pages])
+        if (count := sum([len(each.all) for each in self.pages])) != self._known_pages:
+            self._known_pages = count
             self._sign_on()  # whoever recovers what we have must know of all pages
         groups = self._acks.take()
         try:

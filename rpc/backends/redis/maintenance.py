@@ -19,7 +19,7 @@ from .._retry import Backoff
 from .._serving import lost
 from . import scripts
 from .acks import AckBuffer
-from .connection import BLOCK, Command, milliseconds, translated_or_logged
+from .connection import BLOCK, Command, milliseconds, run_with_reconnect, translated_or_logged
 from .fetch import Fetcher, Pages, Taken
 from .keys import Keys
 
@@ -127,14 +127,7 @@ class Maintenance:
         the server."""
         if self._server.keys:
             self._keeper.start()
-        backoff = Backoff(BLOCK)
-        while self._server.keys and not self._server.is_stopped():
-            try:
-                self.sign_on()
-            except redis.RedisError as error:
-                backoff.wait("Redis: %s; trying again", error)
-            else:
-                return
+            run_with_reconnect(self.sign_on, lambda: self._last_beat > 0 or self._server.is_stopped())
 
     def run(self) -> None:
         """Until the server has ended."""

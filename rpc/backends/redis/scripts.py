@@ -26,9 +26,6 @@ from .._lua import lua
 
 _script = partial(lua, __package__)
 
-UNWANTED = -2
-"""What Redis says of the time that a token has left which is not there."""
-
 FORBIDDEN = 1_000_000
 """So many deaths are written down of what nobody may get again."""
 

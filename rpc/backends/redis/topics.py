@@ -133,10 +133,6 @@ class Topics:
     def __init__(self, servers: Servers, run: Run | None = None) -> None:
         self._servers, self._run = servers, run or partial(run_on_client, servers)
 
-    def running(self, run: Run) -> Topics:
-        """Those of a server, which has connections of its own."""
-        return Topics(self._servers, run)
-
     def send(self, to: Address, message: Message) -> None:
         """To an inbox."""
         with translated():
