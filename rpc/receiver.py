@@ -1,21 +1,18 @@
-"""The receiver's shell: it serves a backend, runs the loop of coroutine handlers, and minds the signals."""
+"""The receiver's shell: it serves a backend, and runs the loop of coroutine handlers."""
 
 from __future__ import annotations
 
 import asyncio
 import concurrent.futures
 import logging
-import os
 import random
-import select
-import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from contextlib import nullcontext
 from functools import partial
-from types import FrameType, ModuleType, TracebackType
+from types import ModuleType, TracebackType
 from typing import Any, TypeVar
 from uuid import uuid4
 
@@ -33,13 +30,13 @@ from .local_retry import retrying_locally
 from .loops import DelayQueue, LoopThread, RunningLoop, locked_cached_property
 from .services import gathered, service
 from .settings import Settings, load_settings
+from .signals import stopped_by_signals
 from .ticker import Ticker
 from .timers import timers_in
 from .transport import Address, Backend, Delivery, Server, queue
 
 logger = logging.getLogger(__name__)
 
-SIGNALS = (signal.SIGTERM, signal.SIGINT)
 LEASE = 10.0
 """Seconds that a singleton's lock outlives its owner, if the settings do not say."""
 
@@ -204,7 +201,7 @@ class RpcReceiver:
         those that run may finish within `grace` seconds, what is left then goes back to the queue and the
         process exits with 0. A second signal ends the process at once."""
         try:
-            with self._signals():
+            with stopped_by_signals(self.stop, self._hand_back, self.grace):
                 self._serve()
         finally:
             self._close()
@@ -334,46 +331,9 @@ class RpcReceiver:
         except (asyncio.CancelledError, concurrent.futures.CancelledError):
             raise Cancelled("the call was cancelled") from None
 
-    @contextmanager
-    def _signals(self) -> Iterator[None]:
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        told, tell = os.pipe()  # a signal handler may not take a lock: it writes a byte
-        threading.Thread(target=self._wait_for_the_end, args=[told], name="rpc-grace", daemon=True).start()
-
-        def on_signal(number: int, frame: FrameType | None) -> None:
-            for each in SIGNALS:
-                signal.signal(each, signal.SIG_DFL)  # the second one ends the process
-            self.stop()
-            os.write(tell, b"!")
-
-        before = {number: signal.signal(number, on_signal) for number in SIGNALS}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-            os.close(tell)
-
-    def _wait_for_the_end(self, told: int) -> None:
-        """Once a signal came: when the grace period is over, what still runs goes back to the queue, and the
-        process ends under its feet. The pipe is closed as soon as nothing runs any more."""
-        with open(told, "rb", buffering=0) as pipe:
-            if not pipe.read(1):
-                return
-            logger.info("stopping within %g s; a second signal stops at once", self.grace)
-            end = time.monotonic() + self.grace
-            while select.select([pipe], [], [], max(0.0, end - time.monotonic()))[0]:
-                if not pipe.read(1):
-                    return
-        logger.warning("handing back what did not finish within %g s", self.grace)
-        try:
-            if server := self._server:
-                server.hand_back()
-        finally:
-            logging.shutdown()
-            os._exit(0)
+    def _hand_back(self) -> None:
+        if server := self._server:
+            server.hand_back()
 
 
 def _backend(settings: Settings, given: Backend | str | None) -> Backend:

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 
+from ..signals import stop_gently
 from .exits import WRONG_USE
 
 logger = logging.getLogger(__name__)
@@ -102,7 +103,7 @@ class Supervisor:
         signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
         for number in PASSED_ON:
-            signal.signal(number, lambda *_: os._exit(0))  # until it serves there is nothing to finish
+            signal.signal(number, lambda *_: os._exit(0))
         os.close(self._ear)
         os.close(self._held)
         threading.Thread(target=_stop_after, args=[self._end], name="rpc-supervisor", daemon=True).start()
@@ -127,14 +128,15 @@ class Supervisor:
             self._stopping = True
             os.close(self._held)  # no signal: whoever sent one may have sent it to the workers, too
             return
+        self._code = self._code or 128 + number  # as shells have it
         for pid in self._pids():
-            os.kill(pid, number)
+            os.kill(pid, signal.SIGKILL)
 
     def _bury(self, place: Place, code: int) -> None:
         what = f"worker {place.pid} {_cause(code)}"
         place.vacate(time.monotonic())
         if self._stopping:
-            self._code = self._code or (code if code >= 0 else 128 - code)  # as shells have it
+            self._code = self._code or (code if code >= 0 else 128 - code)
             if code:
                 logger.warning(what)
         elif code == WRONG_USE:  # it has said why, and another one would say the same
@@ -161,5 +163,5 @@ def _cause(code: int) -> str:
 def _stop_after(supervisor: int) -> None:
     """Nobody ever writes into this pipe: it ends when the supervisor stops, or dies."""
     os.read(supervisor, 1)
-    if signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:  # else it is stopping already
-        os.kill(os.getpid(), signal.SIGTERM)
+    if not stop_gently():  # until it serves there is nothing to finish
+        os._exit(0)

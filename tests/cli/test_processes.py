@@ -172,15 +172,19 @@ def test_ctrl_c_in_a_terminal_is_one_signal(project: Path, client: RpcClient) ->
         command.close()
 
 
+@pytest.mark.parametrize("is_first", [True, False])
 def test_who_gets_the_signal_along_with_the_supervisor_may_finish_too(
-    project: Path, client: RpcClient, spawn: Spawn
+    project: Path, client: RpcClient, spawn: Spawn, is_first: bool
 ) -> None:
     command = spawn(*TWO)
     serving(command)
     pids = {future.result().data for future in [client.submit("together") for _ in range(2)]}
     future, _ = holding(project, client)
-    for pid in (*pids, command.pid):  # as systemd does
+    everybody = [*pids, command.pid]
+    for pid in reversed(everybody) if is_first else everybody:  # as systemd does
         os.kill(pid, signal.SIGTERM)
+        if pid == command.pid:
+            command.says("stopping within", times=2)
     command.says("stopping within", times=2)
     (project / "released").touch()
     assert future.result().data in pids
@@ -194,7 +198,7 @@ def test_a_second_signal_ends_all_at_once(project: Path, client: RpcClient, spaw
     command.popen.send_signal(signal.SIGTERM)
     command.says("stopping within", times=2)
     assert command.ends(signal.SIGINT) == 128 + signal.SIGINT
-    assert f"worker {worker} died of SIGINT" in command.said
+    assert f"worker {worker} died of SIGKILL" in command.said
     assert "another one" not in command.said
 
 
