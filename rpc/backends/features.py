@@ -15,14 +15,14 @@ _ON_A_BROKER = frozenset(
         "priorities",
         "processes",
         "presence",
+        "dead-letters",
     }
 )
 FEATURES = {
-    "redis": _ON_A_BROKER | {"delay", "idempotency", "dead-letters", "detached"},
+    "redis": _ON_A_BROKER | {"delay", "idempotency", "detached"},
     "rq+redis": _ON_A_BROKER,
-    "amqp": _ON_A_BROKER | {"dead-letters", "detached"},
-    "memory": _ON_A_BROKER - {"durable", "redelivers", "processes"}
-    | {"delay", "idempotency", "dead-letters", "detached"},
+    "amqp": _ON_A_BROKER | {"detached"},
+    "memory": _ON_A_BROKER - {"durable", "redelivers", "processes"} | {"delay", "idempotency", "detached"},
 }
 """URL scheme -> the features of its backend: see `transport.Backend`."""
 

@@ -39,7 +39,7 @@ def command() -> None:
     """Jobs that were given up: to look at, to try again, to forget.
 
     A job is a dead letter after it failed once more often than its retries allow, or was lost with several
-    workers. Backends with the feature: redis:, and memory: within one process.
+    workers. Those of memory: are seen within its own process alone.
 
     \b
     Examples:

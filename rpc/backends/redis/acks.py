@@ -11,7 +11,6 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from itertools import chain
 from typing import Any
 
 import msgspec
@@ -156,7 +155,7 @@ class AckBuffer:
     def say(self, *commands: Command) -> None:
         """Have these carried out, without waiting for it."""
         with self._lock:
-            self._connection.write(*(part for each in commands for part in (Connection.NO_ANSWER, each)))
+            self._connection.write_packed(self._connection.packed(*commands, quiet=True))
 
     def read_answers(self) -> None:
         """Read what is still to be read, so that nothing stays in doubt."""
@@ -179,7 +178,7 @@ class AckBuffer:
         if first.special:
             return (scripts.FINISH, 2, first.page.key, first.page.queue.queue, first.record, *first.special)
         inboxes = dict.fromkeys(each.inbox for each in group if each.inbox) if self._names_all else ()
-        arguments = chain.from_iterable((each.record, each.inbox, each.entry) for each in group)
+        arguments = [part for each in group for part in (each.record, each.inbox, each.entry)]
         return (scripts.ACK, 1 + len(inboxes), first.page.key, *inboxes, first.keep, *arguments)
 
     def _may_write(self) -> bool:
@@ -214,7 +213,9 @@ class AckBuffer:
             self.confirm([group])
 
 
-def _grouped(acks: Sequence[Ack]) -> list[Group]:
+def _grouped(acks: list[Ack]) -> list[Group]:
+    if len(acks) < 2:
+        return [acks] if acks else []
     unfinished: dict[tuple[Page, int], Group] = {}
     sizes: dict[tuple[Page, int], int] = {}
     groups: list[Group] = []

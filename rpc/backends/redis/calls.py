@@ -36,7 +36,8 @@ class CallerConnection:
         self.inbox = keys.inbox(uuid4().hex)
         self.link = Connection(servers, keys.queue, SCRIPTS)
         self.pid = process.id
-        self._ends: tuple[int, bytes, bytes] = (0, b"", b"")
+        self._peek = 0, b""
+        """How the wait is written, on which connection."""
 
     def peek(self, seconds: float) -> Command:
         """Wait for the head of the inbox, which stays there."""
@@ -45,11 +46,10 @@ class CallerConnection:
     def send(self, commands: list[Command]) -> None:
         """These commands, whose answers are not wanted, and the wait for what they bring."""
         link = self.link
-        middle = [link.packed(command) for command in commands]
-        if self._ends[0] != link.epoch:
-            self._ends = (link.epoch, link.packed(link.NO_ANSWER), link.packed(self.peek(UNCONFIRMED)))
-        quiet, peek = self._ends[1:]
-        link.write_packed(quiet + quiet.join(middle) + peek)
+        sending = link.packed(*commands, quiet=True)
+        if self._peek[0] != link.epoch:
+            self._peek = link.epoch, link.packed(self.peek(UNCONFIRMED))
+        link.write_packed(sending + self._peek[1])
 
 
 class CallerConnections:
@@ -165,7 +165,7 @@ class CallReplies:
             if not self._asked:
                 self._write()
             if not self._sent and self._callers.one_call_waits():
-                self._mine.link.look()
+                self._mine.link.look(rested=True)
             if (answer := self._answer(left, end)) is None:
                 return None
         except BaseException as error:

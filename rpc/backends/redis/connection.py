@@ -42,6 +42,8 @@ CLOCK_IS_GOOD = 30.0
 """Seconds after which the clock of a server is looked at again: it may have been set."""
 SPIN = 400e-6
 """Seconds that are spent looking for an answer before going to sleep, if the last ones came that fast."""
+OVERSLEPT = 120e-6
+"""Seconds, about, that it takes to wake up from a short sleep, and to be as fast as before it."""
 
 
 def unavailable(error: BaseException) -> BackendUnavailable:
@@ -157,7 +159,7 @@ class Connection:
         self._connection: Any = None
         self._wire: socket.socket | None = None
         self._least = 1
-        self._lookout = Lookout()
+        self._lookout, self._usual = Lookout(), 0.0
         self._pid = 0
         self.number = 0
         """What Redis calls this connection."""
@@ -169,23 +171,20 @@ class Connection:
         self._clock_offset, self._clock_read = 0.0, -CLOCK_IS_GOOD
         self._poll: Callable[[int], Any] = lambda milliseconds: True
         self._pack: Callable[[Command], bytes] = lambda command: b""
+        self._no_answer = b""
 
     @property
     def connected(self) -> bool:
         return self._connection is not None and self._pid == process.id
 
-    def packed(self, *commands: Command) -> bytes:
+    def packed(self, *commands: Command, quiet: bool = False) -> bytes:
         """These commands, as they are written on this connection; the text of a script stands for its digest.
-        Connects."""
+        `quiet`: Redis answers none of them. Connects."""
         if not self.connected:
             self._connect()
         shas, pack = self._shas, self._pack
-        return b"".join(
-            [
-                pack((*shas[command[0]], *command[1:]) if command[0] in shas else command)
-                for command in commands
-            ]
-        )
+        parts = [pack((*shas[each[0]], *each[1:]) if each[0] in shas else each) for each in commands]
+        return b"".join([self._no_answer + part for part in parts] if quiet else parts)
 
     def write(self, *commands: Command, least: int = 1) -> None:
         """Send these commands. Whoever waits for the answers sleeps through the first ones, if they have less
@@ -228,17 +227,21 @@ class Connection:
             self._failed(error)
             raise
 
-    def look(self) -> None:
-        """Look for an answer for a while without going to sleep, if that is likely to be worth it."""
+    def look(self, *, rested: bool = False) -> None:
+        """Look for an answer for a while without going to sleep, if that is likely to be worth it. `rested`:
+        sleep through half of the usual time first, as Linux does for fast disks (hybrid polling)."""
         if not self._lookout.is_worth_it():
             return
-        poll, end = self._poll, time.perf_counter() + SPIN
+        poll, began = self._poll, time.perf_counter()
+        if rested and (nap := self._usual / 2 - OVERSLEPT) > 0:
+            time.sleep(nap)
         while not poll(0):
-            if time.perf_counter() > end:
+            if time.perf_counter() - began > SPIN:
                 self._lookout.missed()
                 return
             os.sched_yield()  # others may have work for this processor
         self._lookout.found()
+        self._usual += (time.perf_counter() - began - self._usual) / 8
 
     def is_writable(self) -> bool:
         """Whether something can be sent without waiting."""
@@ -289,6 +292,7 @@ class Connection:
         self._clock_read = -CLOCK_IS_GOOD
         self.epoch += 1
         self._pack = PACK or (lambda command: b"".join(connection.pack_command(*command)))
+        self._no_answer = self._pack(self.NO_ANSWER)
         wire = getattr(connection, "_sock", None)  # redis-py has no public way to it
         self._wire, self._least = wire if hasattr(socket, "SO_RCVLOWAT") else None, 1
         if type(wire) is socket.socket:

@@ -77,6 +77,8 @@ class Fetcher:
         """Whether more is likely to be there: then it looks before it waits."""
         self.may_be_crowded = False
         """Whether to take what else is there, with the next wait."""
+        self._took_one = False
+        """Whether the last wait was for one message."""
         self._known_pages = len(pages)
         self.doubtful = True
         """Whether what is in hand must be compared with what Redis has."""
@@ -133,7 +135,7 @@ class Fetcher:
         """Wait for messages, and take them. For one queue that is a plain command, which costs Redis less
         than a script; and each answer that is not needed would cost it a write."""
         connection = self._connection
-        quiet = [part for group in groups for part in (Connection.NO_ANSWER, self._acks.commands(group))]
+        acks = connection.packed(*map(self._acks.commands, groups), quiet=True)
         self._unchecked += groups
         checks = self._due_checks()
         more: list[Command] = [("LLEN", page.key) for page in checks]
@@ -142,14 +144,17 @@ class Fetcher:
         if most:
             more.insert(0, self._next(pages, most, also=len(pages) == 1))
         wait = self._packed_wait(pages)
-        connection.write_packed(b"".join((connection.packed(*quiet), wait, connection.packed(*more))))
-        answer = connection.read()
+        connection.write_packed(b"".join((acks, wait, connection.packed(*more))))
+        if self._took_one:  # of many callers, some would have to wait for it
+            connection.look()
+        before, answer = len(self.backlog), connection.read()
         if len(pages) == 1 and answer is not None:
             self._add(pages[0], answer)
         if most:
             taken = connection.read() or ()
             self._crowded, self.may_be_crowded = len(taken) >= 2 * most, len(taken) > 0
             self._take(pages, taken)
+        self._took_one = len(self.backlog) == before + 1
         self._check(checks)
 
     def _receive_some(self, pages: tuple[Page, ...], groups: list[Group], most: int) -> None:
@@ -171,6 +176,8 @@ class Fetcher:
         return (scripts.NEXT, len(places), *places, most, int(also))
 
     def _take(self, pages: tuple[Page, ...], taken: Sequence[Any]) -> None:
+        if not taken:
+            return
         several = [Taken(pages[taken[n]], taken[n + 1]) for n in range(0, len(taken), 2)]
         for page, added in Counter([each.page for each in several]).items():
             page.change(added)

@@ -19,7 +19,7 @@ from rq import Queue
 from rq.job import JobStatus
 
 from ...errors import Unsupported
-from ...transport import Address, Handler, Message
+from ...transport import ATTEMPT, Address, DeadLetter, Handler, Message, unpacked
 from .._retry import patience
 from .._serving import OnChange
 from ..features import FEATURES
@@ -52,8 +52,8 @@ class PythonRqBackend(RedisBase):
     has lost its job, and the job is delivered again, at most `max_deliveries` times. `fork=True` runs each
     job in a process of its own. `job_timeout` (seconds) ends a handler that runs longer, or is tried again
     for longer, with RpcTimeout: in the worker's main thread or with `fork=True`, as only there it can be
-    interrupted. rq's records of finished and failed jobs are kept for `result_ttl` and `failure_ttl` seconds.
-    Connects at first use.
+    interrupted. rq's records of finished and failed jobs are kept for `result_ttl` and `failure_ttl` seconds,
+    those of dead letters for a year. Connects at first use.
     """
 
     features = FEATURES["rq+redis"]
@@ -133,6 +133,27 @@ class PythonRqBackend(RedisBase):
             discard=self.discard,
         )
 
+    def dead_letters(self, queue: str) -> list[DeadLetter]:
+        with translated():
+            return self._records.dead_letters(queue)
+
+    def revive(self, letter: DeadLetter) -> bool:
+        """If its caller still waits, it does not get the reply."""
+        message = unpacked(letter.frame).replace(
+            id=letter.id, **{"reply_to": None, "ttl": None, ATTEMPT: None}
+        )
+        queue = self._records.queue(letter.queue)
+        places = (queue.key, Queue.redis_queues_keys, self._records.bell(letter.queue))
+        return self._settle(letter, *places, fields=self._fields(message, queue))
+
+    def drop(self, letter: DeadLetter) -> bool:
+        return self._settle(letter)
+
+    def _settle(self, letter: DeadLetter, *places: str, fields: Sequence[Any] = ()) -> bool:
+        keys = [self._records.failed(letter.queue), job_key(letter.id), *places]
+        with translated():
+            return bool(self._records.run(scripts.REVIVE, keys, [letter.id, *fields]))
+
     def _keep(self, subscription: Address, message: Message) -> None:
         """With an id of its own: rq's jobs are known by it, whatever queue they are in."""
         own = digest(f"{message.id} {subscription.group}")[:32]
@@ -145,9 +166,7 @@ class PythonRqBackend(RedisBase):
     def _enqueue(self, to: Address, message: Message) -> None:
         queue = self._records.queue(to.name)
         ttl = message.ttl
-        fields: list[Any] = []
-        for name, value in job_for(message, queue, self._options).to_dict().items():
-            fields += (name, value)
+        fields = self._fields(message, queue)
         if message.reply_to:
             fields += ("rpc_reply_to", message.reply_to)
         keys = [job_key(message.id), queue.key, Queue.redis_queues_keys, self._records.bell(to.name)]
@@ -163,6 +182,11 @@ class PythonRqBackend(RedisBase):
         ]
         persistent(partial(self._records.run, scripts.SEND, keys, arguments), patience(ttl))
         self._sweep()
+
+    def _fields(self, message: Message, queue: Queue) -> list[Any]:
+        """Names and values of an rq job."""
+        job = job_for(message, queue, self._options)
+        return [part for field in job.to_dict().items() for part in field]
 
     def _sweep(self) -> None:
         """Remove ways back that were read to their end. They would expire, but only after a minute."""

@@ -17,12 +17,14 @@ from rq.serializers import JSONSerializer
 from rq.utils import now
 
 from ...errors import SerializationError
-from ...transport import NAME, Message
+from ...transport import NAME, DeadLetter, Message, packed
 
 PERFORM = "rpc.backends.rq.perform"
 LARGEST_JOB = 128 * 1024 * 1024
 """Bytes of a job's data once decompressed: a small one can hide gigabytes."""
 BEATS_PER_LEASE = 3
+KEEP_DEAD = 365 * 86400
+"""Seconds that a dead letter is kept: as long as rq keeps its own failed jobs."""
 
 
 JOBS = Job.redis_job_namespace_prefix
@@ -95,6 +97,22 @@ class Records:
     def failed(self, queue: str) -> str:
         return FailedJobRegistry(queue, connection=self.client).key
 
+    def dead_letters(self, queue: str) -> list[DeadLetter]:
+        """Of the failed jobs those that were given up, the last one first."""
+        ids = self.client.zrevrange(self.failed(queue), 0, -1)
+        pipe = self.client.pipeline(transaction=False)
+        for id in ids:
+            pipe.hgetall(raw(job_key(text(id))))
+        found = []
+        for id, fields in zip(ids, pipe.execute(raise_on_error=False), strict=True):
+            if not isinstance(fields, dict) or not fields.get(b"rpc_dead", b"").isdigit():
+                continue
+            with suppress(SerializationError):  # it is not one of ours
+                frame = packed(message_in(fields).replace(deliveries=None))
+                why = _decompressed(fields.get(b"exc_info", b"")).decode(errors="replace")
+                found.append(DeadLetter(text(id), queue, int(fields[b"rpc_dead"]) / 1000, why, frame, id))
+        return sorted(found, key=lambda letter: letter.at, reverse=True)
+
     def bell(self, queue: str) -> str:
         """Where a sender rings, and idle workers wait: a list whose loss, or whose surplus, does no harm."""
         return f"rpc:bell:{queue}"
@@ -133,20 +151,23 @@ def job_for(message: Message, queue: Queue, options: RqOptions) -> Job:
     return job
 
 
+def _decompressed(data: bytes) -> bytes:
+    with suppress(zlib.error):  # rq itself takes what it cannot decompress as it is
+        decompressor = zlib.decompressobj()
+        data = decompressor.decompress(data, LARGEST_JOB)
+        if decompressor.unconsumed_tail:
+            raise SerializationError(f"its data has more than {LARGEST_JOB} bytes")
+    return data
+
+
 _decode_data = msgspec.json.Decoder(tuple[str, None, tuple[dict[str, str], str, str], dict[str, None]]).decode
 
 
 def message_in(fields: dict[bytes, bytes]) -> Message:
     """The message in a job's hash. SerializationError for any other job: nothing but the name of its
     function is looked at, and nothing is imported."""
-    data = fields.get(b"data", b"")
-    with suppress(zlib.error):  # rq itself takes what it cannot decompress as it is
-        decompressor = zlib.decompressobj()
-        data = decompressor.decompress(data, LARGEST_JOB)
-        if decompressor.unconsumed_tail:
-            raise SerializationError(f"its data has more than {LARGEST_JOB} bytes")
     try:
-        function, _, (headers, body, encoding), _ = _decode_data(data)
+        function, _, (headers, body, encoding), _ = _decode_data(_decompressed(fields.get(b"data", b"")))
     except (msgspec.DecodeError, UnicodeError, RecursionError) as error:
         raise SerializationError(f"not a job of ours: {error}") from None
     if function != PERFORM:

@@ -33,7 +33,18 @@ from ..redis.maintenance import Absences
 from ..redis.topics import reply_key
 from . import scripts
 from .child import Child, interrupted_after
-from .records import EXECUTIONS, JOBS, Records, RqOptions, job_key, message_in, raw, text, worker_key
+from .records import (
+    EXECUTIONS,
+    JOBS,
+    KEEP_DEAD,
+    Records,
+    RqOptions,
+    job_key,
+    message_in,
+    raw,
+    text,
+    worker_key,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -62,8 +73,8 @@ class RqDelivery(BaseDelivery):
         self.to = address(claimed.queue)
         self.number = 1
         """Of the next reply: a reply that is there already, from an earlier delivery, is not sent again."""
-        self.failed = ""
-        """Why it failed, if it was buried."""
+        self.buried = ""
+        """Why, if it was."""
         self.last: Message | None = None
 
     def _finish(self, last: Message | None) -> None:
@@ -81,7 +92,7 @@ class RqDelivery(BaseDelivery):
 
     def bury(self, why: str, last: Message | None) -> None:
         """It will be one of rq's failed jobs."""
-        self.failed, self.last, self.finished = why, last, True
+        self.buried, self.last, self.finished = why or "it was given up", last, True
 
 
 class RqWorker:
@@ -170,10 +181,12 @@ class RqWorker:
         except (Exception, Interrupted):
             logger.exception("a handler raised: %r", delivery.message)
             last = lost(delivery.message, "its handler failed")
-        failed = delivery.failed or ("" if last is None else last.headers.get(FAILED, ""))
-        self._finish(delivery.claimed, last, delivery.number, failed)
+        failed = delivery.buried or ("" if last is None else last.headers.get(FAILED, ""))
+        self._finish(delivery.claimed, last, delivery.number, failed, dead=bool(delivery.buried))
 
-    def _finish(self, claimed: Claimed, last: Message | None, number: int, failed: str) -> None:
+    def _finish(
+        self, claimed: Claimed, last: Message | None, number: int, failed: str, *, dead: bool = False
+    ) -> None:
         options, records = self._options, self._records
         registry = records.failed(claimed.queue) if failed else records.finished(claimed.queue)
         keys = [
@@ -188,11 +201,12 @@ class RqWorker:
             self.name,
             (JobStatus.FAILED if failed else JobStatus.FINISHED).value,
             utcformat(now()),
-            options.failure_ttl if failed else options.result_ttl,
+            KEEP_DEAD if dead else options.failure_ttl if failed else options.result_ttl,
             zlib.compress(failed.encode()) if failed else b"",
             packed(last) if last is not None and claimed.reply_to else b"",
             number,
             EXECUTIONS,
+            int(dead),
         ]
         done = persistent(lambda: records.run(scripts.FINISH, keys, arguments), math.inf)
         self._claimed = self._delivery = None
@@ -358,7 +372,7 @@ class RqWorker:
             int(force),
             int(died),
             options.max_deliveries,
-            options.failure_ttl,
+            KEEP_DEAD,
             zlib.compress(why.encode()),
             packed(lost(Message(headers={"id": _shown(id)}), why)),
             EXECUTIONS,

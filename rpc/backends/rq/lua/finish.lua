@@ -1,6 +1,6 @@
 -- include now
 -- KEYS started worker job registry way_back
--- ARGV id worker_name status ended_at keep_s why frame number executions
+-- ARGV id worker_name status ended_at keep_s why frame number executions dead
 -- -> 1 done, 0 it was given to another worker meanwhile
 -- include let_go
 if redis.call('EXISTS', KEYS[2]) == 1 then redis.call('HSET', KEYS[2], 'state', 'idle') end
@@ -24,6 +24,7 @@ if tonumber(ARGV[5]) <= 0 then
 end
 redis.call('HSET', KEYS[3], 'status', ARGV[3], 'ended_at', ARGV[4])
 if ARGV[6] ~= '' then redis.call('HSET', KEYS[3], 'exc_info', ARGV[6]) end
+if ARGV[10] == '1' then redis.call('HSET', KEYS[3], 'rpc_dead', string.format('%d', now)) end
 redis.call('EXPIRE', KEYS[3], ARGV[5])
 redis.call('ZADD', KEYS[4], t[1] + ARGV[5], ARGV[1])
 return 1
