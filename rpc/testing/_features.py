@@ -113,6 +113,21 @@ class Features:
         site.serve()
         eventually(lambda: site.log.lines() == ["attempt 1", "attempt 2"])
 
+    def test_who_postponed_a_message_cannot_finish_the_next_attempt(self, site: Site) -> None:
+        site.needs("delay")
+        held: list[Delivery] = []
+
+        def handler(delivery: Delivery) -> Message | None:
+            held.append(delivery)
+            if len(held) == 1:
+                delivery.postpone(0.1, delivery.message.replace(attempt=2))
+                return None
+            held[0].finish(Message(b"the first", {"id": delivery.message.id}))
+            return Message(b"the second", {"id": delivery.message.id})
+
+        site.serve(handler)
+        assert site.ask(b"x").receive(site.patience).body == b"the second"
+
     def test_what_is_withdrawn_between_two_attempts_does_not_come_again(self, site: Site) -> None:
         site.needs("delay")
         replies = site.ask(b"again:9")

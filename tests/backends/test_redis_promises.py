@@ -12,9 +12,12 @@ from typing import Any
 
 import pytest
 
-from rpc import QueueFull, RemoteError, RpcClient, RpcReceiver, WorkerLost
+from rpc import QueueFull, RemoteError, RpcClient, RpcReceiver, RpcTimeout, WorkerLost
+from rpc.backends.redis.calls import UNCONFIRMED
+from rpc.core.codecs import JSON
+from rpc.core.conversation import call_message
 from rpc.testing import RedisServer
-from rpc.transport import unpacked
+from rpc.transport import queue, unpacked
 
 from .redis_jobs import QUEUE, WORKERS, Bench
 from .rq_jobs import PATIENCE, eventually
@@ -54,6 +57,20 @@ def test_what_is_asked_comes_back(any_bench: Bench, text: str) -> None:
     future = any_bench.client.submit("echo", [text])
     assert future.result(PATIENCE).data == text
     assert bodies(any_bench) == []
+
+
+def test_a_large_call_that_is_sent_again_leaves_nothing(bench: Bench) -> None:
+    """It was answered by then, and its body was gone."""
+    message = call_message("i", "echo", [LARGE], JSON, ttl=PATIENCE, replies=True, max_message=None)
+    replies = bench.client.backend.request(queue("default"), message)
+    with pytest.raises(RpcTimeout):
+        replies.receive(UNCONFIRMED / 2)
+    eventually(lambda: bench.admin.info("clients")["blocked_clients"] == 0)
+    bench.serve()
+    eventually(lambda: not bodies(bench))
+    assert LARGE.encode() in replies.receive(PATIENCE).body
+    replies.close()
+    assert bodies(bench) == []
 
 
 @SIZES

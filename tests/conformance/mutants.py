@@ -638,6 +638,17 @@ class DeliversAgainWhatItWas(Mutant):
                 super().postpone(seconds, self.message)
 
 
+class FinishesTheNextAttempt(Mutant):
+    """Who postponed a message still finishes it."""
+
+    class served(TakesNote):
+        class delivery(TakesNote.delivery):
+            def finish(self, last: Message | None) -> None:
+                server: Any = self.server
+                newest = [each for each in server.taken if each.message.id == self.message.id][-1]
+                GivenDelivery.finish(newest, last)
+
+
 class PostponesNothing(Mutant):
     class served(GivenServer):
         class delivery(GivenDelivery):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable
+from copy import copy
 from heapq import heappop, heappush
 from itertools import count
 from threading import Condition, RLock
@@ -134,17 +135,18 @@ class First:
     """The first message with an idempotency key, and who else waits for its last reply."""
 
     def __init__(self, delivery: MemoryDelivery) -> None:
-        self._delivery = delivery
+        self.delivery = delivery
+        """Of the last attempt."""
         self._waiting: list[MemoryReplies] = []
         self._last: Message | None = None
 
     def is_void(self) -> bool:
         """Whether it will never be answered: it expired before anybody began."""
-        return self._last is None and self._delivery.has_expired()
+        return self._last is None and self.delivery.has_expired()
 
     def join(self, message: Message, replies: MemoryReplies | None) -> None:
         """It is wanted until the last one that asked for it has left."""
-        self._delivery.extend(message.ttl)
+        self.delivery.extend(message.ttl)
         if replies and self._last is None:
             self._waiting.append(replies)
         elif replies and self._last:
@@ -241,9 +243,17 @@ class MemoryDelivery(BaseDelivery):
         self._on_finished(self)
 
     def postpone(self, seconds: float, message: Message) -> None:
-        self.message = message
+        again = copy(self)  # who finishes this one later does nothing to the next attempt
+        again.message, again.on_cancel = message, None
+        with self.hub.lock:
+            if self.first:
+                self.first.delivery = again
+            if self.replies:
+                self.replies.deliveries = [
+                    again if each is self else each for each in self.replies.deliveries
+                ]
         self._end()
-        self.hub.put_later(seconds, self)
+        self.hub.put_later(seconds, again)
 
     def bury(self, why: str, last: Message | None) -> None:
         self.finish(last)

@@ -98,7 +98,7 @@ class AckBuffer:
         """Held to change what is owed."""
         self._unread: deque[Group] = deque()
         """What was written, and is not known to have arrived."""
-        self._epoch = 0
+        self._epoch, self._failed = 0, False
 
     @property
     def is_empty(self) -> bool:
@@ -136,8 +136,11 @@ class AckBuffer:
                     self._late()
                     return
                 self._write()
+                self._failed = False
             except redis.RedisError as error:
-                logger.warning("Redis: %s; what is owed is said again", error)
+                if not self._failed:  # a thousand handlers may end while Redis is away
+                    logger.warning("Redis: %s; what is owed is said again", error)
+                self._failed = True
                 self._late()
                 return
             finally:

@@ -13,7 +13,7 @@ from ...errors import QueueFull, RpcTimeout
 from ...loops import pop_or_none, process
 from ...transport import IDEMPOTENCY_KEY, STREAM, Message, unpacked
 from .._retry import patience
-from .connection import BLOCK, Command, Connection, persistent, poll_until, unavailable
+from .connection import BLOCK, Command, Connection, persistent, poll_until, translated_or_logged, unavailable
 from .keys import Keys, plain
 from .scripts import SEND, SEND_LATER, SEND_ONCE
 from .sending import UNATTENDED, Sender
@@ -93,7 +93,7 @@ class CallReplies:
         self._number = self._pending = 0
         self._before: list[Command] = []
         """What is to be said before the next wait."""
-        self._sent = self._asked = self._failed = self._ended = self._closed = False
+        self._sent = self._asked = self._failed = self._ended = self._closed = self._body_again = False
         self._receiving = threading.Lock()
         """Held to use the connection, and for good to give it back: another may close what this thread waits
         for."""
@@ -141,6 +141,9 @@ class CallReplies:
             return  # who holds it gives it back, or has
         if self._asked:  # its answer would be taken for the next one's
             self._mine.link.drop()
+        elif self._ended and self._body_again:  # whoever had it, has forgotten the first one
+            with translated_or_logged():
+                self._mine.link.ask(("UNLINK", self._keys.body(self._id)))
         self._callers.give_back(self._mine)
 
     def _write(self) -> None:
@@ -149,7 +152,8 @@ class CallReplies:
         if not self._sent:
             self._sent_at = self._sent_at or mine.link.server_ms()
             what = self._keys, self._message, self._id, mine.inbox, self._sent_at
-            before = self._sender.sending(*what, again=True)
+            *bodies, sending = self._sender.sending(*what, again=True)
+            before, self._body_again = [*bodies, sending], bool(bodies)
         if self._message.ttl is None and time.monotonic() - self._since > UNATTENDED / 60:
             self._since = time.monotonic()
             before = [*before, *self._sender.attend(self._keys, self._id)]
