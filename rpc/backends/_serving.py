@@ -23,6 +23,11 @@ again: to wake another one up would take as long."""
 STUCK = 0.005
 """Seconds after which a handler that was taken to be fast is not: another thread fetches."""
 
+DIED = "its worker died; it is not delivered again"
+BEGUN = "it was begun, and may not be done twice"
+STOPPED = "its worker was stopped"
+"""Why a message is given up, in the words that callers and dead letters have on every backend."""
+
 OnChange = Callable[[bool], object]
 """Hears True when there is a connection to serve on, and False when it is lost."""
 

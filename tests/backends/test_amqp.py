@@ -18,6 +18,7 @@ import pytest
 
 from rpc import BackendUnavailable, NoReceivers, QueueFull, RpcTimeout, SettingsError
 from rpc.backends import backend_from_url
+from rpc.backends._serving import DIED
 from rpc.testing._portal import Portal
 from rpc.testing.site import PATIENCE, Site, eventually, request
 from rpc.transport import LOST, Address, Backend, DeadLetters, Delivery, Locks, Message, inbox, queue, topic
@@ -216,7 +217,7 @@ def test_a_message_that_was_given_up_is_a_dead_letter(site: Site) -> None:
         site.spawn()
     assert LOST in replies.receive(PATIENCE * 2).headers
     (letter,) = cast("DeadLetters", site.client).dead_letters(site.name())
-    assert letter.why == "3 workers died of it"
+    assert letter.why == DIED
 
 
 def test_neighbours_of_a_message_that_kills_are_done(site: Site) -> None:

@@ -11,6 +11,7 @@ from typing import Any, cast
 import pytest
 
 from rpc import Event, RemoteError, Request, RpcClient, RpcReceiver, job, on
+from rpc.backends._serving import DIED
 from rpc.events import listeners_in
 from rpc.settings import Settings
 from rpc.testing.site import PATIENCE, Site, eventually
@@ -294,7 +295,7 @@ def test_a_message_with_any_id_kills_three_workers_and_no_more(site: Site, id: s
     site.client.send(site.queue(), Message(b"die_at_first:99", {"id": id}))
     workers = [site.spawn() for _ in range(4)]
     (letter,) = eventually(lambda: letters(site))
-    assert (letter.id, letter.why) == (id, "3 workers died of it")
+    assert (letter.id, letter.why) == (id, DIED)
     assert sum(worker.poll() is None for worker in workers) == 1
     assert not any(is_there(site, f"rpc:begun:{count}:{sha256(id.encode()).hexdigest()}") for count in (2, 3))
 

@@ -12,6 +12,7 @@ from uuid import uuid4
 import pytest
 
 from rpc import BackendUnavailable, Event, RemoteError, Request, RpcClient, RpcReceiver, job, on
+from rpc.backends._serving import BEGUN
 from rpc.backends.redis import scripts
 from rpc.backends.redis.server import RedisServer as Serving
 from rpc.events import listeners_in
@@ -149,7 +150,7 @@ def test_what_may_not_be_done_twice_is_not_and_is_kept(
         client.call("fail")
         (letter,) = eventually(lambda: letters(client, name))
     assert attempts == [1, 2]
-    assert letter.why == "it was begun, and may not be done twice"
+    assert letter.why == BEGUN
 
 
 def test_a_caller_is_told_and_it_is_not_done_again(

@@ -18,7 +18,7 @@ from ...errors import BackendUnavailable
 from ...loops import Alarm, run_together
 from ...transport import Address, Handler, Message
 from .._retry import Backoff
-from .._serving import Connections, OnChange, Plan, Serially, Slots, Turns, guarded, lost
+from .._serving import BEGUN, DIED, Connections, OnChange, Plan, Serially, Slots, Turns, guarded, lost
 from .connection import BLOCK, Connection
 from .deliveries import COUNTED, ChannelDelivery, QueueDelivery, reply_bytes
 from .messages import CANCEL
@@ -303,7 +303,7 @@ class AmqpServer:
             return False
         if session.is_marked(delivery.once):
             delivery.marks.append(delivery.once)
-            self._give_up(session, delivery, "its worker died, and it may not be done twice")
+            self._give_up(session, delivery, BEGUN)
             return True
         if not counts_itself and not session.may_have_begun(delivery):
             return False
@@ -311,7 +311,7 @@ class AmqpServer:
         count = (table[COUNTED] if counts_itself else delivery.message.deliveries) + 1
         delivery.message = delivery.message.replace(deliveries=count)
         if count > self._max_deliveries:
-            self._give_up(session, delivery, f"{count - 1} workers died of it")
+            self._give_up(session, delivery, DIED)
         elif counts_itself:
             return False
         else:

@@ -16,7 +16,7 @@ from ...loops import Alarm
 from ...transport import Message, packed
 from .._lease import LeaseKeeper
 from .._retry import Backoff
-from .._serving import lost
+from .._serving import DIED, STOPPED, lost
 from . import scripts
 from .acks import AckBuffer
 from .connection import BLOCK, Command, milliseconds, run_with_reconnect, translated_or_logged
@@ -29,8 +29,6 @@ T = TypeVar("T")
 BEATS_PER_LEASE = 3
 TOO_LONG = 0.05
 """Seconds after which a handler is not fast: what was taken with its message goes back."""
-DIED = "its worker died; it is not delivered again"
-STOPPED = "its worker was stopped"
 KEEP_WAKEUP = 60.0
 """Seconds that a queue which nobody serves any more can wake somebody up."""
 MOST_PAGES = 100_000

@@ -17,7 +17,7 @@ from ...errors import SerializationError
 from ...loops import Alarm, run_together
 from ...transport import Address, Handler, Message, packed, unpacked
 from .._retry import Backoff
-from .._serving import Connections, OnChange, Plan, Slots, Turns, guarded, lost
+from .._serving import BEGUN, Connections, OnChange, Plan, Slots, Turns, guarded, lost
 from . import scripts
 from .acks import Ack, AckBuffer, Group, Page
 from .connection import Command, persistent, translated_or_logged, unavailable
@@ -235,7 +235,7 @@ class RedisServer:
         delivery = RedisDelivery(self, page, raw, record, message)
         delivery.to = to or delivery.to
         if record.deaths >= scripts.FORBIDDEN:  # it was begun here, and could not be buried
-            delivery.bury("it was begun, and may not be done twice", None)
+            delivery.bury(BEGUN, None)
             return None
         self._deliveries[record.id] = delivery
         return delivery

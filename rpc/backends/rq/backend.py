@@ -21,7 +21,7 @@ from rq.job import JobStatus
 from ...errors import Unsupported
 from ...transport import ATTEMPT, Address, DeadLetter, Handler, Message, unpacked
 from .._retry import patience
-from .._serving import OnChange
+from .._serving import DIED, OnChange
 from ..features import FEATURES
 from ..redis.base import RedisBase
 from ..redis.connection import milliseconds, persistent, translated, translated_or_logged
@@ -33,7 +33,7 @@ from .records import Records, RqOptions, job_for, job_key
 from .server import RqServer
 
 NO_ANSWER_FROM = {
-    JobStatus.FAILED.value: "its worker died; it is not delivered again",
+    JobStatus.FAILED.value: DIED,
     JobStatus.STOPPED.value: "it was stopped",
     JobStatus.CANCELED.value: "it was cancelled",
 }

@@ -27,7 +27,7 @@ from rq.utils import now, utcformat
 from ...errors import Interrupted, SerializationError, WorkerLost
 from ...transport import FAILED, STREAM, Handler, Message, packed
 from ...transport import queue as address
-from .._serving import BaseDelivery, lost
+from .._serving import DIED, STOPPED, BaseDelivery, lost
 from ..redis.connection import BLOCK, persistent, run_with_reconnect, translated_or_logged
 from ..redis.maintenance import Absences
 from ..redis.topics import reply_key
@@ -357,7 +357,7 @@ class RqWorker:
     def _recover(self, queue: str, id: str, worker: str, *, force: bool, died: bool) -> bool:
         """Put a job back, or give it up. False if there is nothing to do: it was finished."""
         records, options = self._records, self._options
-        why = "its worker died; it is not delivered again" if died else "its worker was stopped"
+        why = DIED if died else STOPPED
         keys = [
             records.started(queue),
             worker_key(worker),
