@@ -21,7 +21,7 @@ from .backends import backend_from_url
 from .client import RpcClient
 from .core.codecs import Accepted
 from .core.dispatch import Dispatcher, contained
-from .core.jobs import jobs_from
+from .core.jobs import Jobs, jobs_from
 from .core.middleware import ContextFactory, Hooks, Middleware, checked
 from .describe import ALL_WORKERS, DESCRIBE, WorkerInfo, worker_info
 from .errors import Cancelled, SettingsError, Unsupported
@@ -77,11 +77,8 @@ class RpcReceiver:
             settings = load_settings(settings) if wanted else Settings()
         self._settings = settings
         self.backend = _backend(settings, backend)
-        self.concurrency = settings.concurrency if concurrency is None else concurrency
-        self.coroutines = settings.coroutines if coroutines is None else coroutines
-        for key, number in ("RPC_CONCURRENCY", self.concurrency), ("RPC_COROUTINES", self.coroutines):
-            if number < 1:
-                raise SettingsError(f"{key} is {number}: at least one job must run at a time")
+        self.concurrency = _slots("RPC_CONCURRENCY", concurrency, settings.concurrency)
+        self.coroutines = _slots("RPC_COROUTINES", coroutines, settings.coroutines)
         self.queues = tuple(settings.queues if queues is None else queues)
         self.grace = settings.grace if grace is None else grace
         self.id = uuid4().hex
@@ -99,41 +96,41 @@ class RpcReceiver:
         together = gathered(found, dict(settings.jobs() if jobs is None else jobs))
         self.jobs = jobs_from(together, [name for each in found for name in each.hidden])
         members = [member for each in found for member in each.members]
-        lease = settings.lease or LEASE
+        common: dict[str, Any] = {"run": self._run, "context": context}
         self._ticker = Ticker(
             timers_in(members),
             self.backend,
-            lease=lease,
-            run=self._run,
+            lease=settings.lease or LEASE,
             stopped=lambda: self._stopping,
-            context=context,
+            **common,
         )
         accept = Accepted(settings.accept)
-        self._middleware = checked(settings.loaded_middleware() if middleware is None else middleware)
-        self._events = Events(
-            listeners_in(members), accept=accept, run=self._run, later=self._later, context=context
-        )
+        self._events = Events(listeners_in(members), accept=accept, later=self._later, **common)
         self._addresses = self._served()
-        dispatcher = partial(
-            Dispatcher,
-            accept=accept,
-            max_message=min(settings.max_message_bytes, self.backend.max_message or sys.maxsize),
-            await_=self._await,
-            clock=time.monotonic,
-            dice=random.random,
-        )
-        self._dispatcher = dispatcher(
+        self._dispatcher = self._dispatching(
             self.jobs,
+            accept,
             delivery=settings.delivery,
             send_tracebacks=settings.send_tracebacks,
             spawn=self._spawn if "detached" in self.backend.features else None,
             aside=asyncio.to_thread,
             calls=self,
             context=context,
-            middleware=self._middleware,
+            middleware=checked(settings.loaded_middleware() if middleware is None else middleware),
         )
         self._set_hooks()
-        self._describer = dispatcher(jobs_from({DESCRIBE: self.describe}), accept=Accepted())
+        self._describer = self._dispatching(jobs_from({DESCRIBE: self.describe}), Accepted())
+
+    def _dispatching(self, jobs: Jobs, accept: Accepted, **options: Any) -> Dispatcher:
+        return Dispatcher(
+            jobs,
+            accept=accept,
+            max_message=min(self._settings.max_message_bytes, self.backend.max_message or sys.maxsize),
+            await_=self._await,
+            clock=time.monotonic,
+            dice=random.random,
+            **options,
+        )
 
     def hook(self, name: str) -> Callable[[F], F]:
         """A decorator that adds a hook. Raises SettingsError for a name that is none."""
@@ -334,6 +331,13 @@ class RpcReceiver:
     def _hand_back(self) -> None:
         if server := self._server:
             server.hand_back()
+
+
+def _slots(key: str, given: int | None, of_settings: int) -> int:
+    slots = of_settings if given is None else given
+    if slots < 1:
+        raise SettingsError(f"{key} is {slots}: at least one job must run at a time")
+    return slots
 
 
 def _backend(settings: Settings, given: Backend | str | None) -> Backend:

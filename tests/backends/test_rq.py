@@ -9,6 +9,7 @@ import threading
 import time
 import zlib
 from typing import Any
+from uuid import uuid4
 
 import pytest
 import redis
@@ -31,10 +32,11 @@ from rpc import (
     job,
     on,
 )
+from rpc.backends.rq.worker import RqWorker
 from rpc.core.jobs import JobOptions
 from rpc.events import Subscription
 from rpc.testing import RedisServer
-from rpc.transport import Delivery, Message, queue
+from rpc.transport import Delivery, Message, queue, topic
 
 from .rq_jobs import PATIENCE, Bench, Serve, add, eventually, timed, without_end
 
@@ -293,3 +295,32 @@ def test_fork_goes_with_one_job_at_a_time(bench: Bench) -> None:
     backend = PythonRqBackend(bench.url, fork=True)
     with pytest.raises(Unsupported, match="one job at a time"):
         backend.server([queue(bench.queue)], lambda delivery: delivery.finish(None), threads=2)
+
+
+def test_a_worker_minds_each_of_its_queues(bench: Bench) -> None:
+    """Also those of durable subscriptions, which have a worker of rq's each."""
+    backend = PythonRqBackend(bench.url, lease=1)
+    topics = [topic(f"{bench.queue}{each}", "g", durable=True) for each in range(3)]
+    heard: list[bytes] = []
+
+    def handle(delivery: Delivery) -> None:
+        heard.append(delivery.message.body)
+        delivery.finish(None)
+
+    for to in topics:
+        backend.send(to.subscription_queue, Message(to.name.encode(), {"id": uuid4().hex}))
+        worker = RqWorker(
+            backend._records, [to.subscription_queue.name], handle, backend._options, bool, lambda told: None
+        )
+        eventually(worker.claim)  # and dies, as it were
+    server = backend.server(topics, handle)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        eventually(lambda: sorted(heard) == [to.name.encode() for to in topics])
+    finally:
+        server.stop()
+        thread.join()
+        for to in topics:
+            backend.unsubscribe(to)
+        backend.close()

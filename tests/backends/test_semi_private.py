@@ -306,7 +306,9 @@ def test_rq_sees_what_a_worker_does_and_that_it_is_done(backend: PythonRqBackend
         [there] = rq.Worker.all(connection=backend._client, serializer=JSONSerializer)
         return there.get_current_job_id()
 
-    worker._step()
+    delivery = worker.claim()
+    assert delivery
+    worker.perform(delivery)
     assert (seen, current()) == (["a1"], None)
     assert not [key for key in backend._client.keys("*execution*") if backend._client.type(key) != b"none"]
 
@@ -316,8 +318,7 @@ def test_rq_itself_takes_over_what_nobody_recovers(backend: PythonRqBackend) -> 
     backend.send(queue("default"), Message(b"x", {"id": "a1"}))
     worker = worker_of(backend)
     worker._register()
-    worker._take = lambda *claim: None  # type: ignore[method-assign]
-    worker._step()
+    assert worker.claim()
     there = StartedJobRegistry("default", connection=backend._client, serializer=JSONSerializer)
     there.cleanup(time.time() + HORIZON - 60)
     assert there.get_job_ids(cleanup=False) == ["a1"]

@@ -7,13 +7,18 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
+import redis
+
+from ...errors import BackendUnavailable
 from ...loops import run_together
 from ...transport import Address, Handler
 from .._lease import LeaseKeeper
-from .._serving import Connections, OnChange, Plan, arriving, guarded
+from .._retry import Backoff
+from .._serving import Connections, OnChange, Plan, Turns, arriving, guarded
 from ..redis.servers import Servers
 from ..redis.subscriber import Subscriber
 from ..redis.topics import run_on_client
+from .delivery import RqDelivery
 from .records import Records, RqOptions
 from .worker import RqWorker
 
@@ -54,11 +59,11 @@ class RqServer:
             RqWorker(records, [to.subscription_queue.name], arriving(to, handler), options, **common)
             for to in plan.durable
         ]
-        self._workers = [*of_queues, *of_each]
+        self._workers, self._of_queues = [*of_queues, *of_each], of_queues
+        self._here, self._backoff = threading.local(), Backoff()
+        self._turns = Turns(self._claim, self._perform, self.is_stopped)
         self._lease = LeaseKeeper(options.lease)
         self._how = records.client.connection_pool.connection_kwargs
-        parts = [some for some in (of_queues, of_each) if some]
-        self._keepers = [partial(RqWorker.keep_alive, some, self._beaten) for some in parts]
         self._forks = options.fork
         self._subscriber = Subscriber(
             servers,
@@ -77,7 +82,9 @@ class RqServer:
         """Serve until stopped; what was begun is waited for."""
         loops: list[Callable[[], None]] = [worker.work for worker in self._workers]
         if not self._forks:
-            loops += self._keepers
+            many = len(self._of_queues)
+            loops[:many] = [partial(self._take_turns, worker) for worker in self._of_queues]
+            loops += [partial(RqWorker.keep_alive, self._workers, self._beaten)] * bool(self._workers)
         beside = [
             threading.Thread(target=loop, name="rpc-topics", daemon=True) for loop in self._subscriber.loops()
         ]
@@ -97,6 +104,29 @@ class RqServer:
                 if thread.ident:
                     thread.join()
             self._subscriber.drop()
+
+    def _take_turns(self, worker: RqWorker) -> None:
+        """One thread at a time waits for jobs, as the worker that it is to rq."""
+        self._here.worker = worker
+        try:
+            self._turns.work()
+        finally:
+            worker.leave()
+
+    def _claim(self) -> RqDelivery | None:
+        worker: RqWorker = self._here.worker
+        try:
+            delivery = worker.claim()
+        except (redis.RedisError, BackendUnavailable) as error:
+            self._connections.notify(False)
+            self._backoff.wait("Redis: %s; trying again", error)
+            return None
+        self._backoff.reset()
+        return delivery
+
+    def _perform(self, delivery: RqDelivery) -> None:
+        worker: RqWorker = self._here.worker
+        worker.perform(delivery)
 
     def stop(self) -> None:
         self._stopped = True

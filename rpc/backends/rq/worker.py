@@ -14,7 +14,6 @@ import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import partial
 from uuid import uuid4
 
@@ -26,13 +25,13 @@ from rq.utils import now, utcformat
 
 from ...errors import Interrupted, SerializationError, WorkerLost
 from ...transport import FAILED, STREAM, Handler, Message, packed
-from ...transport import queue as address
-from .._serving import DIED, STOPPED, BaseDelivery, lost
+from .._serving import DIED, STOPPED, lost
 from ..redis.connection import BLOCK, persistent, run_with_reconnect, translated_or_logged
 from ..redis.maintenance import Absences
 from ..redis.topics import reply_key
 from . import scripts
 from .child import Child, interrupted_after
+from .delivery import Claimed, RqDelivery
 from .records import (
     EXECUTIONS,
     JOBS,
@@ -54,45 +53,6 @@ HORIZON = 3600
 by the lease; rq compares wall clocks, so this is also how wrong a clock may be."""
 TIDY_EVERY = 30.0
 """Seconds between two looks at what rq's registries no longer need."""
-
-
-@dataclass(slots=True)
-class Claimed:
-    """A job in a worker's hands."""
-
-    queue: str
-    id: str
-    reply_to: str | None = None
-
-
-class RqDelivery(BaseDelivery):
-    """A job in the hands of a handler, which finishes it before it returns."""
-
-    def __init__(self, worker: RqWorker, claimed: Claimed, message: Message) -> None:
-        self._worker, self.claimed, self.message = worker, claimed, message
-        self.to = address(claimed.queue)
-        self.number = 1
-        """Of the next reply: a reply that is there already, from an earlier delivery, is not sent again."""
-        self.buried = ""
-        """Why, if it was."""
-        self.last: Message | None = None
-
-    def _finish(self, last: Message | None) -> None:
-        self.last = last
-
-    def reply(self, message: Message) -> bool:
-        if self.claimed.reply_to is None:
-            return False
-        sent = self._worker.send_reply(self.claimed, message, self.number)
-        self.number += 1
-        return sent
-
-    def forbid_redelivery(self) -> None:
-        self._worker.forbid_redelivery(self.claimed)
-
-    def bury(self, why: str, last: Message | None) -> None:
-        """It will be one of rq's failed jobs."""
-        self.buried, self.last, self.finished = why or "it was given up", last, True
 
 
 class RqWorker:
@@ -126,15 +86,26 @@ class RqWorker:
             self._keys += (records.queue(name).key, records.started(name), records.bell(name))
 
     def work(self) -> None:
-        """Claim and perform until stopped, through whatever happens to Redis meanwhile."""
-        try:
-            run_with_reconnect(self._step, self._stopped, lost=lambda: self._notify(False))
-        finally:
-            with self._signing:
-                self._done = True
-                self._leave()
+        """Claim and perform until stopped, through whatever happens to Redis meanwhile. For a worker that
+        has its thread to itself."""
 
-    def _step(self) -> None:
+        def step() -> None:
+            if delivery := self.claim():
+                self.perform(delivery)
+
+        try:
+            run_with_reconnect(step, self._stopped, lost=lambda: self._notify(False))
+        finally:
+            self.leave()
+
+    def leave(self) -> None:
+        """It claims nothing any more."""
+        with self._signing:
+            self._done = True
+            self._leave()
+
+    def claim(self) -> RqDelivery | None:
+        """The next job; None if there was none for a second. Raises redis.RedisError."""
         if self._options.fork:
             self._live()
         elif not self._last_beat:
@@ -151,9 +122,10 @@ class RqWorker:
             if rung and self._stopped():  # it was meant for a worker that goes on
                 self._client.pipeline().lpush(rung[0], 1).pexpire(rung[0], 60_000).execute()
         else:
-            self._take(*claim)
+            return self._claimed_as(*claim)
+        return None
 
-    def _take(self, number: int, id: bytes, left: int, hash: list[bytes]) -> None:
+    def _claimed_as(self, number: int, id: bytes, left: int, hash: list[bytes]) -> RqDelivery | None:
         fields = dict(zip(hash[::2], hash[1::2], strict=True))
         claimed = self._claimed = Claimed(self._queues[number], text(id))
         try:
@@ -165,8 +137,12 @@ class RqWorker:
             if hash:
                 logger.error("refused rq job %r in queue %r: %s", claimed.id, claimed.queue, error)
             self._finish(claimed, None, 1, failed=f"refused: {error}")
-            return
-        delivery = self._delivery = RqDelivery(self, claimed, message)
+            return None
+        self._delivery = RqDelivery(self, claimed, message)
+        return self._delivery
+
+    def perform(self, delivery: RqDelivery) -> None:
+        """Have it handled, and finish it. Raises BackendUnavailable if a child died, and Redis is away."""
         if self._options.fork:
             self._perform_in_child(delivery)
         else:
@@ -260,16 +236,18 @@ class RqWorker:
 
     @staticmethod
     def keep_alive(workers: Sequence[RqWorker], beaten: Callable[[], object] = lambda: None) -> None:
-        """Beat for all these workers, and pass on cancellations, until all of them are done; `beaten` hears
-        of each beat."""
+        """Beat for all these workers, look after others who serve the same queues, and pass on cancellations,
+        until all of them are done; `beaten` hears of each beat."""
         options, client = workers[0]._options, workers[0]._client
+        of_different_queues = {tuple(worker._queues): worker for worker in workers}.values()
         inboxes = [f"rpc:cancel:{worker.name}" for worker in workers]
 
         def step() -> None:
             for worker in workers:
                 worker.beat_if_due()
             beaten()
-            workers[0].mind_others()
+            for worker in of_different_queues:
+                worker.mind_others()
             cancelled = client.blpop(inboxes, timeout=min(options.beat, BLOCK))
             for worker in workers:
                 delivery = worker._delivery
