@@ -11,7 +11,7 @@ from rpc.transport import queue
 
 from .work import BACKEND, QUEUE, WORK
 
-PACKAGES = ("python-rpc", "rq", "redis", "hiredis")
+PACKAGES = ("jobrpc", "rq", "redis", "hiredis")
 NOTE = "`rpc worker` with its defaults; `call_and_wait()`, `call()`"
 UNROUTABLE = (NoReceivers,)
 

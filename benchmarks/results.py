@@ -200,7 +200,7 @@ def this_machine() -> dict[str, Any]:
         "cores": os.cpu_count(),
         "system": f"{platform.system()} {'.'.join(platform.release().split('.')[:2])}",
         "python": platform.python_version(),
-        "rpc": version("python-rpc"),
+        "rpc": version("jobrpc"),
         "load": round(os.getloadavg()[0], 2),
     }
 

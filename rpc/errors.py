@@ -22,6 +22,9 @@ from __future__ import annotations
 
 from typing import Any
 
+DISTRIBUTION = "jobrpc"
+"""The name under which this is installed, which is not that under which it is imported."""
+
 
 class RpcError(Exception):
     """Base of every error raised by this library."""
@@ -132,3 +135,8 @@ class BackendUnavailable(RpcError, ConnectionError):
 
 class SettingsError(RpcError):
     """A setting is missing, unknown or of the wrong type; the text names the key and the module."""
+
+
+def not_installed(what: str, extra: str) -> Unsupported:
+    """The error of something that needs an extra."""
+    return Unsupported(f"{what} needs `pip install '{DISTRIBUTION}[{extra}]'`")

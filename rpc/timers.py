@@ -11,7 +11,7 @@ from datetime import datetime, tzinfo
 from typing import Any, Protocol, TypeVar
 
 from .core.jobs import marking
-from .errors import SettingsError, Unsupported
+from .errors import SettingsError, not_installed
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -93,7 +93,7 @@ def cron(expression: str, *, zone: tzinfo | None = None, singleton: bool = False
     try:
         from cronsim import CronSim, CronSimError
     except ModuleNotFoundError as error:
-        raise Unsupported("cron: needs `pip install python-rpc[cron]`") from error
+        raise not_installed("cron:", "cron") from error
     try:
         CronSim(expression, datetime.now())
     except CronSimError as error:

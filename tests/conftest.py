@@ -14,7 +14,7 @@ EXPECTED_SKIPS = (
     "has no feature",  # a backend that does not claim what a conformance test is about
     "needs a real Redis",
     "needs RabbitMQ",
-    "found: pip install python-rpc[embedded]",  # a test of each kind of server, on a machine without it
+    "found: needs `pip install 'jobrpc[embedded]'`",  # a test of each kind of server, on a machine without it
     "fakeredis keeps nothing on disk",
     "needs PostgreSQL",
 )

@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-pytest.importorskip("pamqp", reason="needs RabbitMQ's driver: pip install python-rpc[amqp]")
+pytest.importorskip("pamqp", reason="needs RabbitMQ's driver: pip install jobrpc[amqp]")
 
 from rpc.backends.amqp import AmqpBackend
 from rpc.errors import BackendUnavailable

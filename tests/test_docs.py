@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from rpc.errors import DISTRIBUTION
 from rpc.testing import RedisServer, start_redis
 
 ROOT = Path(__file__).parent.parent
@@ -105,3 +106,15 @@ def test_the_settings_page_has_every_key_and_no_other() -> None:
     keys = {f"RPC_{field.name.upper()}" for field in fields(Settings)} - {"RPC_MODULE"}
     page = (ROOT / "docs" / "settings.md").read_text()
     assert set(re.findall(r"^\| `(RPC_\w+)`", page, re.MULTILINE)) == keys
+
+
+def test_the_distribution_has_one_name() -> None:
+    """What bears the name that it used to have is somebody else's."""
+    assert f'name = "{DISTRIBUTION}"' in (ROOT / "pyproject.toml").read_text()
+    former = "python" + "-rpc"
+    folders = [ROOT / each for each in ("rpc", "docs", "example", "tests", "benchmarks")]
+    files = [ROOT / "README.md", ROOT / "pyproject.toml", ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md"]
+    files += [
+        file for folder in folders for file in folder.rglob("*") if file.suffix in {".py", ".md", ".json"}
+    ]
+    assert [file for file in files if former in file.read_text()] == []

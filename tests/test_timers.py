@@ -142,7 +142,7 @@ def test_what_is_no_crontab_expression_is_refused(expression: str) -> None:
 
 def test_without_the_extra_cron_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "cronsim", None)
-    with pytest.raises(Unsupported, match=r"python-rpc\[cron\]"):
+    with pytest.raises(Unsupported, match=r"jobrpc\[cron\]"):
         cron("* * * * *")
 
 

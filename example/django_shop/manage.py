@@ -1,4 +1,4 @@
-"""A shop on Django. `pip install 'python-rpc[fast,django,reload]'`, and here, each in its own terminal:
+"""A shop on Django. `pip install 'jobrpc[fast,django,reload]'`, and here, each in its own terminal:
 
     rpc redis --port 6379        # if you have no Redis
     python manage.py migrate && python manage.py rpc --concurrency 4 --reload

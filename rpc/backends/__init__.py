@@ -16,7 +16,7 @@ from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import msgspec
 
-from ..errors import SettingsError, Unsupported
+from ..errors import SettingsError, not_installed
 from ..transport import AsyncBackend, Backend
 
 
@@ -107,4 +107,4 @@ def _load(scheme: str, url: str) -> Any:
     except ModuleNotFoundError as error:
         if extra is None:
             raise
-        raise Unsupported(f"{scheme}: needs `pip install python-rpc[{extra}]`") from error
+        raise not_installed(f"{scheme}:", extra) from error

@@ -7,6 +7,7 @@ is decided in `exits` alone. Nothing imports this package but `rpc.contrib`.
 
 import click
 
+from ..errors import DISTRIBUTION
 from . import call, dead_letters, demo, events, redis, services, shell, worker
 from .exits import Commands
 
@@ -23,7 +24,7 @@ COMMANDS = (
 
 
 @click.group(cls=Commands, commands=COMMANDS, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(package_name="python-rpc", prog_name="rpc")
+@click.version_option(package_name=DISTRIBUTION, prog_name="rpc")
 def main() -> None:
     """Ask another process to do something and get the answer, over the queue you already run.
 

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
-from ..errors import Unsupported
+from ..errors import not_installed
 
 logger = logging.getLogger(__name__)
 
@@ -26,7 +26,7 @@ def run_and_reload(directory: Path, command: Sequence[str]) -> None:
     try:
         from watchfiles import PythonFilter, watch
     except ImportError:
-        raise Unsupported(f"{RELOAD} needs `pip install python-rpc[reload]`") from None
+        raise not_installed(RELOAD, "reload") from None
     worker = _Worker([word for word in command if word != RELOAD])
     before = {number: signal.signal(number, worker.forward) for number in SIGNALS}
     try:

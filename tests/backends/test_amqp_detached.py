@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import pytest
 
-pytest.importorskip("pamqp", reason="needs RabbitMQ's driver: pip install python-rpc[amqp]")
+pytest.importorskip("pamqp", reason="needs RabbitMQ's driver: pip install jobrpc[amqp]")
 
 from rpc.testing.site import PATIENCE, Site, eventually
 from rpc.transport import Delivery, Message, topic

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-pytest.importorskip("pamqp", reason="needs RabbitMQ's driver: pip install python-rpc[amqp]")
+pytest.importorskip("pamqp", reason="needs RabbitMQ's driver: pip install jobrpc[amqp]")
 
 from pamqp import body, frame, header
 from pamqp.commands import Basic, Channel

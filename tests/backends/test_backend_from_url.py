@@ -81,7 +81,7 @@ def test_passwords_alone_are_redacted(url, shown):
 
 def test_a_driver_that_is_not_installed_says_how_to_install_it(monkeypatch):
     monkeypatch.setitem(BACKENDS, "amqp", ("rpc.backends.nosuch:Amqp", "amqp"))
-    with pytest.raises(Unsupported, match=r"^amqp: needs `pip install python-rpc\[amqp\]`$"):
+    with pytest.raises(Unsupported, match=r"^amqp: needs `pip install 'jobrpc\[amqp\]'`$"):
         backend_from_url("amqp://h")
 
 

@@ -113,7 +113,7 @@ def test_help_lists_the_commands_and_the_exit_codes(invoke: Invoke) -> None:
 
 
 def test_version(invoke: Invoke) -> None:
-    assert version("python-rpc") in invoke("--version").stdout
+    assert version("jobrpc") in invoke("--version").stdout
 
 
 def test_python_m_rpc_is_the_same_program() -> None:

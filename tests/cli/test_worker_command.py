@@ -178,4 +178,4 @@ def test_reload_without_watchfiles_is_one_line_and_2(project: Path) -> None:
         [sys.executable, "-c", code, "worker", "--reload"], capture_output=True, text=True, check=False
     )
     assert result.returncode == 2
-    assert result.stderr == "Error: --reload needs `pip install python-rpc[reload]`\n"
+    assert result.stderr == "Error: --reload needs `pip install 'jobrpc[reload]'`\n"

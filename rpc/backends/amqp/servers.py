@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-from ...errors import BackendUnavailable
+from ...errors import DISTRIBUTION, BackendUnavailable
 from .wire import GREETING, LARGEST_FRAME, Connection, Queue, frames
 
 SOCKET_TIMEOUT = 5.0
@@ -102,7 +102,7 @@ class Servers:
         last, it returns the terms."""
         yield GREETING, Connection.Start
         start = Connection.StartOk(
-            {"product": "python-rpc", "capabilities": _ABILITIES},
+            {"product": DISTRIBUTION, "capabilities": _ABILITIES},
             "PLAIN",
             f"\0{self._user}\0{self._password}",
             "en_US",
