@@ -86,8 +86,18 @@ class RunningLoop(LoopThread):
     def __init__(self) -> None:
         super().__init__("")
         self._loop, self._pid = asyncio.get_running_loop(), os.getpid()
+        self._futures: set[concurrent.futures.Future[Any]] = set()
+
+    def run(self, coroutine: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
+        future = super().run(coroutine)
+        self._futures.add(future)
+        future.add_done_callback(self._futures.discard)
+        return future
 
     def close(self) -> None:
+        """Cancel what runs here of ours."""
+        for future in [*self._futures]:
+            future.cancel()
         for task in [*self._tasks]:
             _cancel(task.get_loop(), task)
 

@@ -20,7 +20,7 @@ from .aio import AsyncRpcClient
 from .backends import backend_from_url
 from .client import RpcClient
 from .core.codecs import Accepted
-from .core.dispatch import Dispatcher, contained
+from .core.dispatch import Dispatcher, HandedBack, contained
 from .core.jobs import Jobs, jobs_from
 from .core.middleware import ContextFactory, Hooks, Middleware, checked
 from .describe import ALL_WORKERS, DESCRIBE, WorkerInfo, worker_info
@@ -84,7 +84,8 @@ class RpcReceiver:
         self.id = uuid4().hex
         self._context = context
         self._loop = LoopThread("rpc-coroutines")
-        self._stopping = self._begun = False
+        self._stopping = self._begun = self._has_handed_back = False
+        self._handing_back = threading.Lock()
         self._server: Server | None = None
         self._serving: threading.Thread | None = None
         self._on_arrival: Callable[[], object] = lambda: None
@@ -114,6 +115,7 @@ class RpcReceiver:
             send_tracebacks=settings.send_tracebacks,
             spawn=self._spawn if "detached" in self.backend.features else None,
             aside=asyncio.to_thread,
+            handed_back=self._handed_back,
             calls=self,
             context=context,
             middleware=checked(settings.loaded_middleware() if middleware is None else middleware),
@@ -209,8 +211,9 @@ class RpcReceiver:
 
     async def __aenter__(self) -> RpcReceiver:
         """Serve, in threads, until the end of the block: coroutine handlers, hooks and listeners run in this
-        event loop. Returns once there is a connection. At the end no new job is taken, and those that run are
-        waited for."""
+        event loop. Returns once there is a connection. At the end no new job is taken, and those that run may
+        finish within `grace` seconds; what is left then goes back to the queue, and its coroutines are
+        cancelled."""
         loop, connected = asyncio.get_running_loop(), asyncio.Event()
         self._loop = RunningLoop()
         self._on_arrival = partial(loop.call_soon_threadsafe, connected.set)
@@ -228,14 +231,19 @@ class RpcReceiver:
     ) -> None:
         self.stop()
         if self._serving:
-            await asyncio.to_thread(self._serving.join)
+            await asyncio.to_thread(self._serving.join, self.grace)
+            if self._serving.is_alive():
+                logger.warning("handing back what did not finish within %g s", self.grace)
+                await asyncio.to_thread(self._hand_back)
+                self._loop.close()
+                await asyncio.to_thread(self._serving.join, 1.0)  # a plain function cannot be ended
         if "async_client" in vars(self):
             await self.async_client.close()
         await asyncio.to_thread(self._close)
         self._stopping = False
 
     def _serve(self) -> None:
-        self._begun = False
+        self._begun = self._has_handed_back = False
         handler = (
             self._handle if "delay" in self.backend.features else retrying_locally(self._handle, self._later)
         )
@@ -326,11 +334,23 @@ class RpcReceiver:
         try:
             return future.result()
         except (asyncio.CancelledError, concurrent.futures.CancelledError):
+            if self._handed_back(delivery):
+                raise HandedBack from None
             raise Cancelled("the call was cancelled") from None
 
     def _hand_back(self) -> None:
-        if server := self._server:
-            server.hand_back()
+        with self._handing_back:
+            if (server := self._server) and not self._has_handed_back:
+                self._has_handed_back = True
+                server.hand_back()
+
+    def _handed_back(self, delivery: Delivery) -> bool:
+        """Of a coroutine in somebody else's event loop, which ends before what runs in it has."""
+        is_ending = self._stopping or self._has_handed_back
+        if delivery.cancelled or not (self._serving and is_ending):
+            return False
+        self._hand_back()
+        return True
 
 
 def _slots(key: str, given: int | None, of_settings: int) -> int:

@@ -7,8 +7,12 @@ import shutil
 from collections.abc import Generator, Iterator
 from importlib.util import find_spec
 from typing import Any
+from uuid import uuid4
 
 import pytest
+import redis
+
+from rpc.testing import RedisServer
 
 EXPECTED_SKIPS = (
     "has no feature",  # a backend that does not claim what a conformance test is about
@@ -38,6 +42,29 @@ def rabbit_node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     node.start()
     yield node
     node.stop()
+
+
+@pytest.fixture
+def memory_url() -> str:
+    return f"memory://{uuid4().hex}"
+
+
+@pytest.fixture
+def redis_url(rpc_redis: RedisServer) -> str:
+    """Where nothing is."""
+    with redis.Redis.from_url(rpc_redis.url) as admin:
+        admin.flushall()
+    return f"{rpc_redis.url}?lease=2"
+
+
+@pytest.fixture
+def rq_url(redis_url: str) -> str:
+    return f"rq+{redis_url}"
+
+
+@pytest.fixture
+def amqp_url(rabbit_node: Any) -> str:
+    return str(rabbit_node.empty("default", "nobody"))
 
 
 _unexpected: list[str] = []

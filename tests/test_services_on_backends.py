@@ -7,10 +7,8 @@ import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any
-from uuid import uuid4
 
 import pytest
-import redis
 from async_calls import run
 from in_memory import LONG, until
 
@@ -74,15 +72,7 @@ class Stage:
     ]
 )
 def stage(request: pytest.FixtureRequest) -> Iterator[Stage]:
-    if request.param == "memory":
-        url = f"memory://{uuid4().hex}"
-    elif request.param == "amqp":
-        url = request.getfixturevalue("rabbit_node").empty("default", "nobody")
-    else:
-        server = request.getfixturevalue("rpc_redis")
-        with redis.Redis.from_url(server.url) as admin:
-            admin.flushall()
-        url = f"{'rq+' * (request.param == 'rq')}{server.url}?lease=2"
+    url = request.getfixturevalue(f"{request.param}_url")
     with ExitStack() as stack:
         yield Stage(stack, url)
 

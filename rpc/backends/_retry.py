@@ -48,7 +48,10 @@ def patience(ttl: float | None) -> float:
 
 
 def retried(
-    action: Callable[[], T], seconds: float, lost: type[Exception], told: Callable[[Exception], Exception]
+    action: Callable[[], T],
+    seconds: float,
+    lost: type[Exception] | tuple[type[Exception], ...],
+    told: Callable[[Exception], Exception],
 ) -> T:
     """What the action returns; while it raises `lost` it is tried again for so many seconds, so it must do no
     harm when it is carried out twice. Then raises what is `told` of the last failure."""

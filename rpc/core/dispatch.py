@@ -42,8 +42,12 @@ Await = Callable[[Coroutine[Any, Any, Any], Delivery], Any]
 Spawn = Callable[[Coroutine[Any, Any, None], Delivery], None]
 """The same, but it does not wait for the end."""
 
-Aside = Callable[[Callable[[], None]], Awaitable[None]]
-"""Runs what blocks, for a coroutine that waits for it."""
+Aside = Callable[[Callable[[], Any]], Awaitable[Any]]
+"""Runs what blocks, for a coroutine that waits for it; its result."""
+
+
+class HandedBack(BaseException):
+    """A coroutine ended before its time, and its message is for others."""
 
 
 class Dispatcher:
@@ -60,6 +64,7 @@ class Dispatcher:
         await_: Await | None = None,
         spawn: Spawn | None = None,
         aside: Aside | None = None,
+        handed_back: Callable[[Delivery], bool] = lambda delivery: False,
         calls: Calls | None = None,
         hooks: Hooks | None = None,
         middleware: Sequence[Middleware] = (),
@@ -70,10 +75,11 @@ class Dispatcher:
         """`clock` gives seconds that only grow, `dice` a number from 0 to 1. `max_message` is in bytes, for
         requests and replies alike; `middleware` is from the outside in, `hooks` are outside of it, and
         `context` is outside of them. With `spawn` and `aside`, which go together, a coroutine holds no
-        thread, unless there is middleware, which does."""
+        thread, unless there is middleware, which does. `handed_back` is asked of a coroutine that was
+        cancelled: whether its message is somebody else's by now; it may block."""
         self._jobs, self._accept, self._max_message = jobs, accept or Accepted(), max_message
         self._delivery, self._send_tracebacks = delivery, send_tracebacks
-        self._await, self._calls, self.aside = await_, calls, aside
+        self._await, self._calls, self.aside, self.handed_back = await_, calls, aside, handed_back
         self._spawn = None if middleware else spawn
         self.clock, self.dice = clock, dice
         self.hooks, self.middleware, self.context = hooks, middleware, context
@@ -211,7 +217,9 @@ class _Work:
             last = self._succeeded(request, await contained(call(), dispatcher.context))
         except BaseException as error:
             if type(error).__name__ == "CancelledError":  # of which library, the core does not know
-                error = Cancelled("the call was cancelled")
+                look = partial(dispatcher.handed_back, self._delivery)
+                gone = await dispatcher.aside(look) if dispatcher.aside else look()
+                error = HandedBack() if gone else Cancelled("the call was cancelled")
             if dispatcher.aside and job.options.retries:  # it may take a word with the broker
                 await dispatcher.aside(partial(self._failed, job, request, error))
             else:
@@ -236,7 +244,13 @@ class _Work:
         return self._responded[0] if self._responded else value
 
     def _failed(self, job: Job, request: Request, error: BaseException) -> None:
-        logger.error("job %r (%s) failed", job.name, request.id, exc_info=error)
+        if isinstance(error, HandedBack):
+            self._end(None)
+            return
+        if isinstance(error, Cancelled) and self._delivery.cancelled:
+            logger.info("job %r (%s) was cancelled", job.name, request.id)
+        else:
+            logger.error("job %r (%s) failed", job.name, request.id, exc_info=error)
         if self._answered:
             self._end(self._last)
             return

@@ -102,7 +102,12 @@ class MemoryServer:
                 due = self._hub.promote()
                 for deliveries in lists():
                     if deliveries:
-                        return deliveries.popleft()
+                        taken = deliveries.popleft()
+                        if came.empty() and any(
+                            lists()
+                        ):  # what woke the others may have come while there was no room
+                            came.put(None)
+                        return taken
             with suppress(Empty):
                 came.get(timeout=due)
         return None

@@ -158,7 +158,7 @@ class AckBuffer:
     def say(self, *commands: Command) -> None:
         """Have these carried out, without waiting for it."""
         with self._lock:
-            self._connection.write_packed(self._connection.packed(*commands, quiet=True))
+            self._connection.write_packed(self._connection.packed(*commands, quiet=True), 0)
 
     def read_answers(self) -> None:
         """Read what is still to be read, so that nothing stays in doubt."""
@@ -190,6 +190,8 @@ class AckBuffer:
 
     def _write(self, commands: Sequence[Command] = ()) -> None:
         """Write what is owed, and these commands; read the answers that are there."""
+        if self._connection.due != len(self._unread):  # somebody was interrupted
+            self._connection.drop()
         self._connection.packed()  # connects
         if self._epoch != self._connection.epoch:
             self._epoch = self._connection.epoch

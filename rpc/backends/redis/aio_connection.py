@@ -18,7 +18,7 @@ import hiredis
 import redis
 from redis.exceptions import NoScriptError
 
-from .connection import Command, Connection, clock_offset_of, loaded
+from .connection import Command, Connection, clock_offset_of, loaded, pack
 from .servers import Servers
 
 Answered = Callable[[Any], None]
@@ -44,7 +44,6 @@ class AioConnection:
         self._lost = lost
         self.clock_offset, self.clock_read = clock_offset, self._loop.time()
         """What to add to the time of the loop for the clock of the server, and when that was found out."""
-        self._pack: Callable[[Any], bytes] = hiredis.pack_command
         self._reader = hiredis.Reader(notEnoughData=_INCOMPLETE, replyError=_error)
         self._expected: deque[Answered] = deque()
         self._unsent = bytearray()
@@ -63,7 +62,7 @@ class AioConnection:
     def pack(self, command: Command) -> bytes:
         """As it is written; the text of a script stands for how it is run here."""
         known = self._scripts.get(command[0])
-        return self._pack((*known, *command[1:]) if known else command)
+        return pack((*known, *command[1:]) if known else command)
 
     def say(self, *commands: Command) -> bytes:
         """Commands without an answer, to be written."""

@@ -2,24 +2,33 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from typing import Any
 from uuid import uuid4
 
-import redis
-
 from ...errors import QueueFull, RpcTimeout
 from ...loops import pop_or_none, process
 from ...transport import IDEMPOTENCY_KEY, STREAM, Message, unpacked
 from .._retry import patience
-from .connection import BLOCK, Command, Connection, persistent, poll_until, translated_or_logged, unavailable
+from .connection import (
+    BLOCK,
+    FAILURES,
+    Command,
+    Connection,
+    persistent,
+    poll_until,
+    translated_or_logged,
+    unavailable,
+)
 from .keys import Keys, plain
 from .scripts import SEND, SEND_LATER, SEND_ONCE
 from .sending import UNATTENDED, Sender
 from .servers import Servers
 
 SCRIPTS = (SEND, SEND_ONCE, SEND_LATER)
+NUMBER = re.compile(rb"-?[0-9]{1,9}")
 UNCONFIRMED = 0.1
 """Seconds that a caller waits before it makes sure that its message was sent. Most replies come earlier."""
 
@@ -49,7 +58,7 @@ class CallerConnection:
         sending = link.packed(*commands, quiet=True)
         if self._peek[0] != link.epoch:
             self._peek = link.epoch, link.packed(self.peek(UNCONFIRMED))
-        link.write_packed(sending + self._peek[1])
+        link.write_packed(sending + self._peek[1], 1)
 
 
 class CallerConnections:
@@ -62,8 +71,9 @@ class CallerConnections:
     def take(self, servers: Servers, keys: Keys) -> CallerConnection:
         """One that is idle, or a new one."""
         while connection := pop_or_none(self._idle):
-            if connection.pid == process.id:  # a parent's inbox is not a child's
+            if connection.pid == process.id and not connection.link.due:  # a parent's inbox is not a child's
                 return connection
+            connection.link.drop()
             self._made -= 1
         self._made += 1
         return CallerConnection(servers, keys)
@@ -90,10 +100,10 @@ class CallReplies:
         self._sender, self._callers, self._keys, self._message = sender, callers, keys, message
         self._mine, self._id = callers.take(sender.servers, keys), plain(message.id)
         self._since, self._sent_at = time.monotonic(), 0
-        self._number = self._pending = 0
+        self._number = 0
         self._before: list[Command] = []
         """What is to be said before the next wait."""
-        self._sent = self._asked = self._failed = self._ended = self._closed = self._body_again = False
+        self._sent = self._failed = self._ended = self._closed = self._body_again = False
         self._receiving = threading.Lock()
         """Held to use the connection, and for good to give it back: another may close what this thread waits
         for."""
@@ -106,10 +116,9 @@ class CallReplies:
             first = self._sender.at_once(self._keys, self._message, self._id, mine.inbox, self._sent_at)
             if first:
                 mine.send(first)
-                self._asked = True
             else:
                 self._write()
-        except redis.RedisError:  # it may have been sent all the same
+        except FAILURES:  # it may have been sent all the same
             self._failed = True
             persistent(self._write, patience(self._message.ttl))
 
@@ -139,7 +148,7 @@ class CallReplies:
     def _give_back(self) -> None:
         if not self._receiving.acquire(blocking=False):
             return  # who holds it gives it back, or has
-        if self._asked:  # its answer would be taken for the next one's
+        if self._mine.link.due:  # its answer would be taken for the next one's
             self._mine.link.drop()
         elif self._ended and self._body_again:  # whoever had it, has forgotten the first one
             with translated_or_logged():
@@ -157,25 +166,24 @@ class CallReplies:
         if self._message.ttl is None and time.monotonic() - self._since > UNATTENDED / 60:
             self._since = time.monotonic()
             before = [*before, *self._sender.attend(self._keys, self._id)]
-        self._pending = len(before)
         mine.link.write(*before, mine.peek(BLOCK))
-        self._asked = True
 
     def _next(self, left: float) -> Message | None:
         end = time.monotonic() + left
         if self._closed:
             raise RpcTimeout
         try:
-            if not self._asked:
+            if not self._mine.link.due:
                 self._write()
             if not self._sent and self._callers.one_call_waits():
                 self._mine.link.look(rested=True)
             if (answer := self._answer(left, end)) is None:
                 return None
         except BaseException as error:
-            self._asked, self._failed = False, isinstance(error, redis.RedisError)
+            self._mine.link.drop()
+            self._failed = isinstance(error, FAILURES)
             if (
-                self._failed
+                isinstance(error, FAILURES)
                 and not self._sent
                 and time.monotonic() - self._since > patience(self._message.ttl)
             ):
@@ -188,17 +196,16 @@ class CallReplies:
         link = self._mine.link
         while left >= BLOCK or link.readable(end - time.monotonic()):
             answer = link.read()
-            if not self._pending:
-                self._asked = self._failed = False
+            if not link.due:
+                self._failed = False
                 return answer
-            self._pending -= 1
-            self._sent = self._sent or not self._pending
+            self._sent = self._sent or link.due == 1
         return None
 
     def _taken(self, entry: bytes) -> Message | None:
         head, id, frame = [*entry.split(b"\n", 2), b"", b""][:3]
         self._before = [("LREM", self._mine.inbox, 1, entry)]
-        number = int(head) if head.lstrip(b"-").isdigit() else 0
+        number = int(head) if NUMBER.fullmatch(head) else 0
         if id.decode(errors="replace") != self._id:
             return None  # it was for an earlier request on this connection, or is none of ours
         self._sent = True

@@ -27,12 +27,14 @@ from .servers import SOCKET_TIMEOUT, Servers, is_elsewhere
 logger = logging.getLogger(__name__)
 
 try:
-    from hiredis import pack_command as _packed_by_hiredis
+    import hiredis
 except ModuleNotFoundError:  # the extra `fast`
-    PACK: Callable[[Any], bytes] | None = None
+    HAS_HIREDIS = False
 else:
-    PACK = _packed_by_hiredis
+    HAS_HIREDIS = True
 
+FAILURES = redis.RedisError, OSError
+"""What redis-py raises: the second one if no descriptor is left to look its own version up."""
 T = TypeVar("T")
 Command = Sequence[Any]
 BLOCK = 1.0
@@ -46,6 +48,16 @@ OVERSLEPT = 120e-6
 """Seconds, about, that it takes to wake up from a short sleep, and to be as fast as before it."""
 
 
+def pack(command: Command) -> bytes:
+    """As it is written. hiredis gets text and bytes alone: for the rest it runs Python, in which a signal
+    handler may raise, and does not look (hiredis 3.5 crashes then)."""
+    parts: Any = tuple([each if type(each) in _TEXT else str(each) for each in command])
+    return bytes(hiredis.pack_command(parts))
+
+
+_TEXT = frozenset((str, bytes))
+
+
 def unavailable(error: BaseException) -> BackendUnavailable:
     return BackendUnavailable(f"Redis: {error}")
 
@@ -55,7 +67,7 @@ def translated() -> Iterator[None]:
     """Driver errors leave as ours."""
     try:
         yield
-    except redis.RedisError as error:
+    except FAILURES as error:
         raise unavailable(error) from error
 
 
@@ -72,7 +84,7 @@ def translated_or_logged() -> Iterator[None]:
 def persistent(action: Callable[[], T], seconds: float) -> T:
     """What the action returns; while Redis cannot be had it is tried again for so many seconds, so it must
     do no harm when it is carried out twice. Then raises BackendUnavailable."""
-    return retried(action, seconds, redis.RedisError, unavailable)
+    return retried(action, seconds, FAILURES, unavailable)
 
 
 def poll_until(read: Callable[[float], T | None], timeout: float | None) -> T:
@@ -82,12 +94,12 @@ def poll_until(read: Callable[[float], T | None], timeout: float | None) -> T:
     end = None if timeout is None else time.monotonic() + timeout
     left, attempt = BLOCK if timeout is None else timeout, 0
     while True:
-        failure: redis.RedisError | None = None
+        failure: Exception | None = None
         try:
             if (found := read(left)) is not None:
                 return found
             attempt = 0
-        except redis.RedisError as error:
+        except FAILURES as error:
             failure = error
             time.sleep(min(backoff(attempt, cap=BLOCK), max(0.0, left)))
             attempt += 1
@@ -168,6 +180,9 @@ class Connection:
         self._shas: dict[str, tuple[str, str]] = {}
         """How to run each script: by its digest, or by its text."""
         self._by_text = False
+        self.due = 0
+        """How many answers are to come; counted before it is written, and after it is read, so that after an
+        interruption, wherever it came, more are due than will come: such a connection is dropped."""
         self._clock_offset, self._clock_read = 0.0, -CLOCK_IS_GOOD
         self._poll: Callable[[int], Any] = lambda milliseconds: True
         self._pack: Callable[[Command], bytes] = lambda command: b""
@@ -182,16 +197,18 @@ class Connection:
         `quiet`: Redis answers none of them. Connects."""
         if not self.connected:
             self._connect()
-        shas, pack = self._shas, self._pack
-        parts = [pack((*shas[each[0]], *each[1:]) if each[0] in shas else each) for each in commands]
+        shas, packed = self._shas, self._pack
+        parts = [packed((*shas[each[0]], *each[1:]) if each[0] in shas else each) for each in commands]
         return b"".join([self._no_answer + part for part in parts] if quiet else parts)
 
     def write(self, *commands: Command, least: int = 1) -> None:
         """Send these commands. Whoever waits for the answers sleeps through the first ones, if they have less
         than `least` bytes: to be woken up for what only confirms costs as much as the rest of a call."""
-        self.write_packed(self.packed(*commands), least)
+        self.write_packed(self.packed(*commands), len(commands), least)
 
-    def write_packed(self, frame: bytes, least: int = 1) -> None:
+    def write_packed(self, frame: bytes, answers: int, least: int = 1) -> None:
+        """Send packed commands, to which so many answers will come."""
+        self.due += answers
         try:
             if least != self._least and self._wire:
                 self._wire.setsockopt(socket.SOL_SOCKET, socket.SO_RCVLOWAT, least)
@@ -205,12 +222,14 @@ class Connection:
         """The next answer. Raises what redis-py raises; the connection is given up then, also after an
         interrupted read: what comes next would answer something else."""
         try:
-            return self._connection.read_response(disable_decoding=True)
+            answer = self._connection.read_response(disable_decoding=True)
         except BaseException as error:
             self._failed(error)
             if isinstance(error.__context__, BlockingIOError):
                 raise redis.TimeoutError(f"no answer within {SOCKET_TIMEOUT:g} s") from error
             raise
+        self.due -= 1
+        return answer
 
     def ask(self, *commands: Command) -> Any:
         """Send these commands; the answer to the last one."""
@@ -271,7 +290,7 @@ class Connection:
 
     def drop(self) -> None:
         """Give the connection up, and whatever answers were still to come."""
-        connection, self._connection = self._connection, None
+        connection, self._connection, self.due = self._connection, None, 0
         if connection is not None and self._pid == process.id:
             connection.disconnect()
 
@@ -288,10 +307,9 @@ class Connection:
             self._shas[script] = loaded(connection, script, self._by_text)
         self._by_text = False
         self.number = _client_id(connection)
-        self._connection, self._pid = connection, process.id
         self._clock_read = -CLOCK_IS_GOOD
         self.epoch += 1
-        self._pack = PACK or (lambda command: b"".join(connection.pack_command(*command)))
+        self._pack = pack if HAS_HIREDIS else lambda command: b"".join(connection.pack_command(*command))
         self._no_answer = self._pack(self.NO_ANSWER)
         wire = getattr(connection, "_sock", None)  # redis-py has no public way to it
         self._wire, self._least = wire if hasattr(socket, "SO_RCVLOWAT") else None, 1
@@ -301,6 +319,8 @@ class Connection:
             poll = select.poll()
             poll.register(wire.fileno(), select.POLLIN)
             self._poll = poll.poll
+        self.due, self._pid = 0, process.id
+        self._connection = connection  # at last: if this is interrupted, it never was
 
 
 def _client_id(connection: Any) -> int:

@@ -109,6 +109,8 @@ class Fetcher:
     def receive(self, room: int) -> None:
         """Say what is owed, and take at most so many messages into the backlog; wait for one, for a second at
         most, if there is none. Raises redis.RedisError."""
+        if self._connection.due:  # it was interrupted
+            self._connection.drop()
         if self.doubtful or not self._connection.connected:
             self._take_stock()
             return
@@ -144,7 +146,7 @@ class Fetcher:
         if most:
             more.insert(0, self._next(pages, most, also=len(pages) == 1))
         wait = self._packed_wait(pages)
-        connection.write_packed(b"".join((acks, wait, connection.packed(*more))))
+        connection.write_packed(b"".join((acks, wait, connection.packed(*more))), 1 + len(more))
         if self._took_one:  # of many callers, some would have to wait for it
             connection.look()
         before, answer = len(self.backlog), connection.read()

@@ -58,6 +58,7 @@ class Served(Protocol):
     def has_ended(self) -> bool: ...
     def is_laden(self) -> bool: ...
     def relieve(self) -> None: ...
+    def promoted(self) -> None: ...
 
 
 class Absences(Generic[T]):
@@ -198,6 +199,7 @@ class Maintenance:
         if now >= self._due or now - self._last_look >= self._beat:
             self._last_look = now
             left = [self._promote(keys) for keys in server.keys]
+            server.promoted()
             self._due = time.monotonic() + min((each for each in left if each >= 0), default=self._beat)
 
     def look_for_due(self) -> None:

@@ -78,6 +78,7 @@ class RedisServer:
         """How many messages were begun since something was received last, and when that was."""
         self._looked = self._flushed = self._since
         """When somebody looked last for something to do, and when all that was owed was written."""
+        self.durable = plan.durable
         durable = {keys_of(each.subscription_queue.name): each for each in plan.durable}
         self.keys = [*self.queues, *durable]
         home = (self.keys or [keys_of("default")])[0].queue
@@ -338,6 +339,11 @@ class RedisServer:
         if self._servers.is_cluster:
             return run_on_client(self._servers, key, *commands)
         return self.acks.ask(*commands)
+
+    def promoted(self) -> None:
+        """What was due is in its queue; those who wait for it were woken, but for the subscriptions."""
+        for to in self.durable:
+            self.subscriber.look(to)
 
     # What is in hand.
 

@@ -135,14 +135,14 @@ class Subscriber:
                 self._sign(each)
                 if each in self._unread:
                     self._unread.discard(each)
-                    self._look(each)
+                    self.look(each)
         if self._durable and not self._stopped():
             if now - self._attended > ATTEND:
                 self._attend()
                 self._attended = now
             for to, queue in self._durable.items():
                 if queue.has_some():
-                    self._look(to)
+                    self.look(to)
 
     def again(self) -> None:
         """There is a new connection: Redis may have forgotten what it was told."""
@@ -164,7 +164,7 @@ class Subscriber:
             return
         for to in () if self._stopped() else self._at[key]:
             if to.group:
-                self._look(to)
+                self.look(to)
             else:
                 self._serially.run(to, partial(self._hear, to, id, fields))
 
@@ -206,7 +206,7 @@ class Subscriber:
 
     # Groups: what the other members have taken, this one does not see.
 
-    def _look(self, to: Address) -> None:
+    def look(self, to: Address) -> None:
         """Have what there is for a group worked off, if that is not under way."""
         if self._serially.waiting(to) < 2:
             queue = self._durable.get(to)

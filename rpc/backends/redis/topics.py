@@ -7,11 +7,12 @@ with an answer that never arrived. Each key has a TTL.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any
 
-from ...errors import BackendUnavailable
+from ...errors import BackendUnavailable, SerializationError
 from ...transport import KEEP_SUBSCRIPTION, LOST, STREAM, Address, Message, packed, topic, unpacked
 from .._retry import RETRY_FOR
 from .connection import (
@@ -114,7 +115,10 @@ class RedisReplies:
         read = self._client.xread({self._key: self._last}, count=1, block=block)
         for _, id, fields in entries(read):
             self._last = id
-            return unpacked(fields[b"m"])
+            try:
+                return unpacked(fields.get(b"m", b""))
+            except SerializationError as error:
+                logger.warning("not a reply to %r: %s", self._id, error)
         return None
 
     def _check(self) -> str | None:
@@ -214,8 +218,18 @@ def _subscriptions(topic: Address) -> str:
 
 
 def _durable(to: Address, groups: Sequence[bytes]) -> list[Address]:
-    return [topic(to.name, group.decode(), durable=True) for group in groups]
+    return _readable(b"%s %s" % (to.name.encode(), group) for group in groups)
 
 
 def _subscribed(members: Sequence[bytes]) -> list[Address]:
-    return [topic(*member.decode().split(" "), durable=True) for member in members]
+    return _readable(members)
+
+
+def _readable(members: Iterable[bytes]) -> list[Address]:
+    """The durable subscriptions; without what is none, which anybody may have put there."""
+    found = []
+    for member in members:
+        with suppress(ValueError):
+            name, group = member.decode().split(" ")
+            found.append(topic(name, group, durable=True))
+    return found

@@ -329,7 +329,7 @@ class RqWorker:
         for queue in self._queues:
             for member in self._client.zrange(self._records.started(queue), 0, -1):
                 id, _, worker = text(member).rpartition(":")
-                if worker.startswith(WORKER_PREFIX) and not self._client.exists(worker_key(worker)):
+                if worker.startswith(WORKER_PREFIX) and not self._client.exists(raw(worker_key(worker))):
                     yield queue, id, worker
 
     def _recover(self, queue: str, id: str, worker: str, *, force: bool, died: bool) -> bool:

@@ -1,0 +1,148 @@
+"""A receiver in the event loop of an application, on every kind of backend."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+import pytest
+from in_memory import LONG
+
+from rpc import AsyncRpcClient, Request, RpcReceiver
+
+QUEUE = "default"
+
+
+@pytest.fixture(
+    params=[
+        "memory",
+        pytest.param("redis", marks=pytest.mark.redis),
+        pytest.param("rq", marks=pytest.mark.redis),
+        pytest.param("amqp", marks=pytest.mark.xdist_group("rabbit_node")),
+    ]
+)
+def url(request: pytest.FixtureRequest) -> str:
+    return str(request.getfixturevalue(f"{request.param}_url"))
+
+
+@pytest.fixture(
+    params=[
+        pytest.param("redis", marks=pytest.mark.redis),
+        pytest.param("rq", marks=pytest.mark.redis),
+        pytest.param("amqp", marks=pytest.mark.xdist_group("rabbit_node")),
+    ]
+)
+def broker(request: pytest.FixtureRequest) -> str:
+    return str(request.getfixturevalue(f"{request.param}_url"))
+
+
+class Nap:
+    """A coroutine handler that ends when it is told to, and what became of it."""
+
+    def __init__(self) -> None:
+        self.log: list[str] = []
+        self.began, self.may_end = asyncio.Event(), asyncio.Event()
+
+    async def __call__(self, request: Request) -> str:
+        self.log.append("began")
+        self.began.set()
+        try:
+            await self.may_end.wait()
+            self.log.append("done")
+        except asyncio.CancelledError:
+            self.log.append("cancelled")
+            raise
+        return "slept"
+
+
+def run(main: Callable[[], Awaitable[None]]) -> None:
+    async def timed() -> None:
+        await asyncio.wait_for(main(), 2 * LONG)
+
+    asyncio.run(timed())
+
+
+async def done_by_the_next(url: str) -> None:
+    """Another receiver gets what was handed back."""
+    nap = Nap()
+    nap.may_end.set()
+    async with RpcReceiver(jobs={"nap": nap.__call__}, backend=url):
+        await asyncio.wait_for(nap.began.wait(), LONG)
+    assert nap.log == ["began", "done"]
+
+
+def test_coroutines_run_in_the_loop_of_the_application(url: str) -> None:
+    async def main() -> None:
+        loop, lock, before = asyncio.get_running_loop(), asyncio.Lock(), asyncio.all_tasks()
+
+        async def locked(number: int) -> bool:
+            async with lock:
+                return asyncio.get_running_loop() is loop
+
+        for _ in range(2):  # the same again
+            async with (
+                RpcReceiver(jobs={"locked": locked}, backend=url),
+                AsyncRpcClient(backend=url) as client,
+            ):
+                async with lock:
+                    calls = [asyncio.create_task(client.call_and_wait("locked", [n])) for n in range(3)]
+                    await asyncio.sleep(0)
+                assert [(await call).data for call in calls] == [True] * 3
+        assert asyncio.all_tasks() == before
+
+    run(main)
+
+
+def test_what_runs_at_the_end_of_the_block_may_finish(url: str) -> None:
+    async def main() -> None:
+        nap = Nap()
+        async with AsyncRpcClient(backend=url, timeout=LONG) as client:
+            async with RpcReceiver(jobs={"nap": nap.__call__}, backend=url):
+                call = asyncio.create_task(client.call_and_wait("nap"))
+                await nap.began.wait()
+                asyncio.get_running_loop().call_later(0.1, nap.may_end.set)
+            assert (await call).data == "slept"
+
+    run(main)
+
+
+def test_what_does_not_finish_in_time_is_cancelled_and_goes_back(broker: str) -> None:
+    async def main() -> None:
+        nap = Nap()
+        async with RpcReceiver(jobs={"nap": nap.__call__}, backend=broker, grace=0.1):
+            async with AsyncRpcClient(backend=broker) as client:
+                await client.call("nap")
+            await nap.began.wait()
+        await done_by_the_next(broker)
+        assert nap.log == ["began", "cancelled"]
+
+    run(main)
+
+
+def test_what_the_application_cancels_goes_back(broker: str) -> None:
+    """It is in a hurry: it does not wait for the end of the block."""
+    nap = None
+
+    async def hurried() -> None:
+        nonlocal nap
+        nap = Nap()
+        async with RpcReceiver(jobs={"nap": nap.__call__}, backend=broker):
+            async with AsyncRpcClient(backend=broker) as client:
+                await client.call("nap")
+            await nap.began.wait()
+            asyncio.get_running_loop().call_later(0.2, asyncio.current_task().cancel)  # type: ignore[union-attr]
+
+    with pytest.raises(asyncio.CancelledError):
+        asyncio.run(hurried())
+    assert nap is not None
+    assert nap.log == ["began", "cancelled"]
+    run(lambda: done_by_the_next(broker))
+
+
+def test_what_is_raised_in_the_block_ends_it(url: str) -> None:
+    async def main() -> None:
+        with pytest.raises(KeyError):
+            async with RpcReceiver(jobs={"nap": Nap().__call__}, backend=url):
+                raise KeyError
+
+    run(main)

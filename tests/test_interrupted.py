@@ -1,0 +1,73 @@
+"""A signal handler that raises, wherever a call is just then: the next call gets its own answer."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from itertools import count
+from types import FrameType
+from typing import Any
+
+import pytest
+from in_memory import LONG
+
+from rpc import RpcClient, RpcReceiver
+
+ENOUGH = 2000
+"""Lines; a call that waits may run through some of them without end."""
+
+
+class Interruption(BaseException):
+    """As KeyboardInterrupt, which pytest takes for itself."""
+
+
+def interrupted(line: int, action: Callable[[], object]) -> bool:
+    """Do this; at the line of that number, of those of ours that it comes to, an exception is raised. Whether
+    it came so far."""
+    left = line
+
+    def trace(frame: FrameType, event: str, arg: Any) -> Any:
+        nonlocal left
+        if event == "line" and "/rpc/" in frame.f_code.co_filename:
+            left -= 1
+            if not left:
+                raise Interruption
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        with suppress(Interruption):
+            action()
+    finally:
+        sys.settrace(before)
+    return left <= 0
+
+
+@pytest.fixture(params=[pytest.param(each, marks=pytest.mark.redis) for each in ("redis", "rq")])
+def url(request: pytest.FixtureRequest) -> Iterator[str]:
+    url = request.getfixturevalue(f"{request.param}_url")
+    receiver = RpcReceiver(jobs={"echo": echo}, backend=url)
+    thread = threading.Thread(target=receiver.run)
+    thread.start()
+    yield url
+    receiver.stop()
+    thread.join(LONG)
+    assert not thread.is_alive()
+
+
+def echo(number: int) -> int:
+    return number
+
+
+@pytest.mark.timeout(300)
+def test_a_call_that_is_interrupted_anywhere_leaves_the_next_one_alone(url: str) -> None:
+    with RpcClient(backend=url, timeout=LONG) as client:
+        client.call_and_wait("echo", [0])
+        for line in count(1):
+            came_so_far = interrupted(line, lambda line=line: client.call_and_wait("echo", [-line]))  # type: ignore[misc]
+            assert client.call_and_wait("echo", [line]).data == line
+            if not came_so_far or line == ENOUGH:
+                break
