@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack
 from typing import Any
+from uuid import uuid4
 
 import pytest
 from async_calls import run
@@ -14,6 +16,7 @@ from in_memory import LONG, until
 
 from rpc import (
     AsyncRpcClient,
+    Event,
     InvalidParams,
     MethodNotExposed,
     MethodNotFound,
@@ -29,7 +32,9 @@ from rpc import (
     on,
     service,
 )
+from rpc.backends.redis.subscriptions import SubscriptionQueue
 from rpc.describe import WorkerInfo
+from rpc.testing import RedisServer
 
 
 class Stage:
@@ -292,3 +297,51 @@ def test_nothing_is_left_behind(stage: Stage) -> None:
     held: Any = stage.client._submits._open
     until(lambda: all(future.done() for future in list(held)))
     until(lambda: gc.collect() >= 0 and not len(held))
+
+
+class Meeting:
+    name = "meeting"
+
+    def __init__(self) -> None:
+        self._both, self.may_end = threading.Barrier(2), threading.Event()
+
+    @expose
+    async def nap(self) -> None:
+        await asyncio.to_thread(self.may_end.wait, LONG)
+
+    @expose
+    def meet(self) -> int:
+        return self._both.wait(LONG)
+
+
+def test_threads_work_side_by_side_behind_coroutines_that_had_used_up_their_slots(stage: Stage) -> None:
+    meeting = Meeting()
+    stage.serve(meeting, concurrency=2, coroutines=1)
+    naps = [stage.client.submit("meeting.nap") for _ in range(4)]
+    meetings = [stage.client.submit("meeting.meet") for _ in range(4)]
+    stage.described(1)  # by then, both threads have seen that there is no room
+    meeting.may_end.set()
+    assert [future.result(LONG).data for future in naps] == [None] * 4
+    assert sorted(future.result(LONG).data for future in meetings) == [0, 0, 1, 1]
+
+
+@pytest.mark.redis
+def test_a_durable_listener_is_tried_again_as_soon_as_that_is_due(
+    rpc_redis: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On Redis, where it lies in a queue of its own, which is looked at now and then, too."""
+    monkeypatch.setattr(SubscriptionQueue, "has_some", lambda self: False)
+    heard: list[Event] = []
+
+    @on("tried", group=uuid4().hex, durable=True, retries=3, backoff=0.05)
+    def listener(event: Event) -> None:
+        heard.append(event)
+        if len(heard) < 3:
+            raise ValueError
+
+    with ExitStack() as stack:
+        stage = Stage(stack, rpc_redis.url)
+        stage.serve(listener)
+        stage.described(1)
+        stage.client.publish("tried", {})
+        until(lambda: len(heard) == 3)
