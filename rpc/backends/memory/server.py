@@ -103,10 +103,8 @@ class MemoryServer:
                 for deliveries in lists():
                     if deliveries:
                         taken = deliveries.popleft()
-                        if came.empty() and any(
-                            lists()
-                        ):  # what woke the others may have come while there was no room
-                            came.put(None)
+                        if came.empty() and any(lists()):
+                            came.put(None)  # what woke the others may have come while there was no room
                         return taken
             with suppress(Empty):
                 came.get(timeout=due)
