@@ -306,6 +306,10 @@ class RpcReceiver:
         if connected and not self._begun:
             self._begun = True
             logger.info("serving %s", self._offer())
+            if "detached" not in self.backend.features and any(
+                job.is_coroutine for job in self.jobs.values()
+            ):
+                logger.info("on this backend a coroutine holds a thread: %d run at a time", self.concurrency)
             self._on_arrival()
         name = "on_connect" if connected else "on_disconnect"
         try:

@@ -67,7 +67,11 @@ def _tables(workers: Sequence[WorkerInfo]) -> Iterator[tuple[str, list[Row]]]:
     yield (
         "workers",
         [
-            (f"{each.host}:{each.pid}", ", ".join(each.queues), f"concurrency {each.concurrency}")
+            (
+                f"{each.host}:{each.pid}",
+                ", ".join(each.queues),
+                f"concurrency {each.concurrency}, coroutines {each.coroutines}",
+            )
             for each in workers
         ],
     )

@@ -40,7 +40,10 @@ LEVELS = {True: logging.DEBUG, None: logging.INFO, False: logging.WARNING}
     "--concurrency", metavar="N", type=click.IntRange(min=1), help="How many plain functions run at a time."
 )
 @click.option(
-    "--coroutines", metavar="N", type=click.IntRange(min=1), help="How many coroutines, which hold no thread."
+    "--coroutines",
+    metavar="N",
+    type=click.IntRange(min=1),
+    help="How many coroutines, which hold no thread. Not on rq, where --concurrency counts.",
 )
 @click.option(
     "--processes",

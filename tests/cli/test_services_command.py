@@ -94,8 +94,8 @@ def test_there_is_a_table_of_what_all_workers_offer(services: Invoke, serve: Cal
         "workers",
     ]
     assert {one, other} == {
-        f"  {ME}  high, default, low  concurrency 2",
-        f"  {ME}  high, default       concurrency 1",
+        f"  {ME}  high, default, low  concurrency 2, coroutines 100",
+        f"  {ME}  high, default       concurrency 1, coroutines 100",
     }
 
 
