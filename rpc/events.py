@@ -24,7 +24,7 @@ from .core.patterns import matcher
 from .core.protocol import decode_call, remote_error
 from .errors import InvalidParams, RpcError, SettingsError
 from .transport import ADDRESS_NAME as NAME
-from .transport import ATTEMPT, OWN, Address, Delivery, Message, topic
+from .transport import ATTEMPT, HANDED_BACK, OWN, Address, Delivery, Message, topic
 
 logger = logging.getLogger(__name__)
 
@@ -231,7 +231,8 @@ class Events:
         try:
             if again:
                 delivery.postpone(
-                    pause, delivery.message.replace(**{"deliveries": None, ATTEMPT: attempt + 1})
+                    pause,
+                    delivery.message.replace(**{"deliveries": None, HANDED_BACK: None, ATTEMPT: attempt + 1}),
                 )
             else:
                 delivery.bury(str(remote_error(error))[:500], None)

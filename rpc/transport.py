@@ -90,6 +90,9 @@ to all (feature `idempotency`)."""
 ATTEMPT = "attempt"
 """Header: how often the job has been tried, if it failed before."""
 
+HANDED_BACK = "handed-back"
+"""Header: a worker had begun with it, and gave it back because it was stopped. That is no death."""
+
 TRACE = ("traceparent", "tracestate", "baggage")
 """Headers of a trace (https://www.w3.org/TR/trace-context/)."""
 

@@ -23,7 +23,7 @@ from ..errors import (
     SerializationError,
     Unauthorized,
 )
-from ..transport import ATTEMPT, FAILED, IDEMPOTENCY_KEY, NAME, Delivery, Message
+from ..transport import ATTEMPT, FAILED, HANDED_BACK, IDEMPOTENCY_KEY, NAME, Delivery, Message
 from .codecs import JSON, Accepted, Codec
 from .jobs import AsyncRequest, Calls, DeliveryMode, Job, Jobs, Request, current_request
 from .lifecycle import after_failure
@@ -272,7 +272,7 @@ class _Work:
                 delivery.bury(printable(str(remote))[:500], failure)
             else:
                 logger.info("job %r (%s) is tried again in %.3g s", job.name, request.id, fate)
-                again = {"deliveries": None, ATTEMPT: request.attempt + 1}
+                again = {"deliveries": None, HANDED_BACK: None, ATTEMPT: request.attempt + 1}
                 delivery.postpone(fate, self._message.replace(**again))
         except RpcError as trouble:
             logger.warning(

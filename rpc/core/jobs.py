@@ -23,7 +23,7 @@ from ..errors import (
     Unauthorized,
     Unsupported,
 )
-from ..transport import Delivery
+from ..transport import HANDED_BACK, Delivery
 from .parameters import Parameters, wants_request
 from .protocol import Call
 
@@ -110,8 +110,9 @@ class Request:
 
     @property
     def redelivered(self) -> bool:
-        """True if a worker had this job before, and died."""
-        return self._delivery.message.deliveries > 1
+        """True if a worker had begun this job before, and died or was stopped."""
+        message = self._delivery.message
+        return message.deliveries > 1 or HANDED_BACK in message.headers
 
     @property
     def attempt(self) -> int:

@@ -12,7 +12,7 @@ import pytest
 
 from ..errors import RpcTimeout
 from ..loops import LoopThread
-from ..transport import Delivery, Message
+from ..transport import HANDED_BACK, Delivery, Message
 from .site import Site, eventually
 
 
@@ -181,10 +181,14 @@ class Detached:
             eventually(lambda: handler.has(*bodies))
             server.stop()
             server.hand_back()
-            site.serve(
-                lambda delivery: Message(b"%d" % delivery.message.deliveries, {"id": delivery.message.id})
-            )
-            assert {replies.receive(site.patience).body for replies in asked} <= {b"0", b"1"}
+
+            def told(delivery: Delivery) -> Message:
+                message = delivery.message
+                body = f"{message.deliveries} {HANDED_BACK in message.headers}".encode()
+                return Message(body, {"id": message.id})
+
+            site.serve(told)
+            assert {replies.receive(site.patience).body for replies in asked} <= {b"0 True", b"1 True"}
 
     def test_only_what_was_not_finished_is_delivered_again(self, site: Site) -> None:
         """Acknowledged in any order, and then the worker is killed."""

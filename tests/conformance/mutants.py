@@ -507,6 +507,7 @@ class HandsBack(Mutant):
     """None of them: it gives the feature `redelivers` to a backend that has `delay`, but for deaths."""
 
     deaths = 0
+    tells = True
 
     def __init__(self, backend: Any, shared: Shared) -> None:
         super().__init__(backend, shared)
@@ -516,7 +517,7 @@ class HandsBack(Mutant):
         def hand_back(self) -> None:
             backend: Any = self.backend
             for delivery in [*backend.shared.in_hand.values()]:
-                message = delivery.message
+                message = delivery.message.replace(handed_back=1 if backend.tells else None)
                 if backend.deaths:
                     message = message.replace(deliveries=max(1, message.deliveries) + backend.deaths)
                 delivery.postpone(0.01, message)
@@ -524,6 +525,10 @@ class HandsBack(Mutant):
 
 class CountsWhatIsHandedBackAsADeath(HandsBack):
     deaths = 1
+
+
+class ForgetsThatItWasBegun(HandsBack):
+    tells = False
 
 
 class KeepsWhatItShouldHandBack(HandsBack):

@@ -119,6 +119,11 @@ MUTANTS: list[tuple[type[Mutant], Callable[..., None], tuple[Any, ...]]] = [
         (),
     ),
     (
+        m.ForgetsThatItWasBegun,
+        C.test_what_is_handed_back_goes_to_others_and_does_not_count_as_a_death,
+        (),
+    ),
+    (
         m.KeepsWhatItShouldHandBack,
         C.test_what_is_handed_back_goes_to_others_and_does_not_count_as_a_death,
         (),

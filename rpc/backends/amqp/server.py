@@ -16,7 +16,7 @@ from threading import get_ident
 
 from ...errors import BackendUnavailable
 from ...loops import Alarm, run_together
-from ...transport import Address, Handler, Message
+from ...transport import HANDED_BACK, Address, Handler, Message
 from .._retry import Backoff
 from .._serving import BEGUN, DIED, Connections, OnChange, Plan, Serially, Slots, Turns, guarded, lost
 from .connection import BLOCK, Connection
@@ -113,7 +113,8 @@ class AmqpServer:
                 back.append(ours.pop())
                 for each in ours:
                     session.acknowledge(each)
-            session.put_back(sorted(back, key=lambda each: (each.channel, each.method.delivery_tag)))
+            back.sort(key=lambda each: (each.channel, each.method.delivery_tag))
+            session.put_back(back, **{HANDED_BACK: "1"})
             session.leave()
         except Broken as error:
             logger.warning("RabbitMQ: %s", error)  # what is not acknowledged counts as delivered, then

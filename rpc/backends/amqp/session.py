@@ -177,12 +177,12 @@ class Session:
 
     # What must be safe.
 
-    def put_back(self, arrivals: Sequence[Arrival]) -> None:
+    def put_back(self, arrivals: Sequence[Arrival], **headers: str) -> None:
         """Others may be free to do these. As copies at the end of their queues: what was given back would
         count as delivered."""
         for at in range(0, len(arrivals), AT_ONCE):
             part = arrivals[at : at + AT_ONCE]
-            copies = [self._copied(each, again(each.properties)) for each in part]
+            copies = [self._copied(each, again(each.properties, **headers)) for each in part]
             for arrival, copy in zip(part, copies, strict=True):
                 if self.connection.wait_for(copy):
                     raise Broken(f"{self.address_of(arrival)[1]} took no copy of a message")

@@ -100,6 +100,11 @@ class RedisDelivery(BaseDelivery):
         self.raw, self.record = changed, record
         return True
 
+    def marked_as_begun(self) -> Command:
+        """What tells the next one, if it is handed back now."""
+        marked = replace(self.record, handed_back=True)
+        return (scripts.CHANGE, 1, self.page.key, self.raw, marked.packed())
+
     def forbid_redelivery(self) -> None:
         """Make the next death of a worker that holds this message its last."""
         if not self._change(replace(self.record, deaths=scripts.FORBIDDEN)):
@@ -132,6 +137,7 @@ class RedisDelivery(BaseDelivery):
         later = replace(
             record,
             deaths=0,
+            handed_back=False,
             ttl=0 if ttl is None else milliseconds(ttl),
             frame=b"" if record.is_large else frame,
         )

@@ -97,10 +97,15 @@ class Record(msgspec.Struct, frozen=True):
     """When, in milliseconds of the server's clock."""
     deaths: int = 0
     """How many workers died that had it."""
+    handed_back: bool = False
+    """Whether a worker gave it back that had begun it."""
 
     def unsent(self) -> bytes:
         """Without the time, which the script that sends it adds."""
-        head = f"{self.kind}{self.deaths or ''}\n{self.id}\n{self.inbox}\n{self.once}\n{self.ttl or ''}\n"
+        mark = "+" if self.handed_back else ""
+        head = (
+            f"{self.kind}{self.deaths or ''}{mark}\n{self.id}\n{self.inbox}\n{self.once}\n{self.ttl or ''}\n"
+        )
         return head.encode() + self.frame
 
     def packed(self) -> bytes:
@@ -120,7 +125,8 @@ class Record(msgspec.Struct, frozen=True):
             int(ttl or 0),
             frame,
             int(sent),
-            int(kind[1:] or 0),
+            int(kind[1:].removesuffix("+") or 0),
+            kind.endswith("+"),
         )
 
     @property

@@ -15,7 +15,7 @@ import redis
 
 from ...errors import SerializationError
 from ...loops import Alarm, run_together
-from ...transport import Address, Handler, Message, packed, unpacked
+from ...transport import HANDED_BACK, Address, Handler, Message, packed, unpacked
 from .._retry import Backoff
 from .._serving import BEGUN, Connections, OnChange, Plan, Slots, Turns, guarded, lost
 from . import scripts
@@ -141,6 +141,8 @@ class RedisServer:
             while self.fetcher and self._turns.is_fetching():  # what is given back must not be taken again
                 self.maintenance.wake_up(self.fetcher.connection)
                 time.sleep(0.01)
+            begun = [each for each in [*self._deliveries.values()] if not each.finished]
+            self.acks.ask(*(each.marked_as_begun() for each in begun))
         self.maintenance.hand_back()
 
     def is_stopped(self) -> bool:
@@ -233,6 +235,8 @@ class RedisServer:
             headers["ttl"] = f"{left:.3f}"
         if record.deaths:
             headers["deliveries"] = str(record.deaths + 1)
+        if record.handed_back:
+            headers[HANDED_BACK] = "1"
         delivery = RedisDelivery(self, page, raw, record, message)
         delivery.to = to or delivery.to
         if record.deaths >= scripts.FORBIDDEN:  # it was begun here, and could not be buried

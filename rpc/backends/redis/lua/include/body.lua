@@ -1,5 +1,5 @@
 local function body_of(queue, record)  -- the key of its frame, if that lies elsewhere
-  return queue .. ':b:' .. (string.match(record, '^%d* ?%u%d*\n([^\n]*)') or '')
+  return queue .. ':b:' .. (string.match(record, '^%d* ?%u%d*%+?\n([^\n]*)') or '')
 end
 local function keep(queue, record)
   if string.find(record, '^%d* ?K') then redis.call('PERSIST', body_of(queue, record)) end
