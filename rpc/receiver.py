@@ -10,8 +10,8 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
-from contextlib import nullcontext
-from functools import partial
+from contextlib import nullcontext, suppress
+from contextvars import copy_context
 from types import ModuleType, TracebackType
 from typing import Any, TypeVar
 from uuid import uuid4
@@ -41,6 +41,7 @@ LEASE = 10.0
 """Seconds that a singleton's lock outlives its owner, if the settings do not say."""
 
 F = TypeVar("F", bound=Callable[..., Any])
+T = TypeVar("T")
 
 
 class RpcReceiver:
@@ -114,7 +115,7 @@ class RpcReceiver:
             delivery=settings.delivery,
             send_tracebacks=settings.send_tracebacks,
             spawn=self._spawn if "detached" in self.backend.features else None,
-            aside=asyncio.to_thread,
+            aside=_to_its_end,
             handed_back=self._handed_back,
             calls=self,
             context=context,
@@ -214,16 +215,37 @@ class RpcReceiver:
         event loop. Returns once there is a connection. At the end no new job is taken, and those that run may
         finish within `grace` seconds; what is left then goes back to the queue, and its coroutines are
         cancelled."""
-        loop, connected = asyncio.get_running_loop(), asyncio.Event()
-        self._loop = RunningLoop()
-        self._on_arrival = partial(loop.call_soon_threadsafe, connected.set)
-        self._serving = threading.Thread(target=self._serve, name="rpc-receiver", daemon=True)
+        if self._serving and not self._stopping:
+            raise RuntimeError("this receiver serves already: make another one")
+        if self._serving:  # it may have been left in a hurry
+            await asyncio.to_thread(self._serving.join)
+            self._stopping = False
+        loop, begun = asyncio.get_running_loop(), asyncio.Event()
+        failures: list[BaseException] = []
+
+        def serve() -> None:
+            try:
+                self._serve()
+            except BaseException as error:  # raised again below, in the application
+                failures.append(error)
+            finally:
+                self._on_arrival()
+
+        def arrive() -> None:
+            with suppress(RuntimeError):  # the loop was closed
+                loop.call_soon_threadsafe(begun.set)
+
+        self._loop, self._on_arrival = RunningLoop(), arrive
+        self._serving = threading.Thread(target=serve, name="rpc-receiver", daemon=True)
         self._serving.start()
         try:
-            await connected.wait()
+            await begun.wait()
         except BaseException:
             await self.__aexit__(None, None, None)
             raise
+        if failures:
+            await self.__aexit__(None, None, None)
+            raise failures[0]
         return self
 
     async def __aexit__(
@@ -240,7 +262,7 @@ class RpcReceiver:
         if "async_client" in vars(self):
             await self.async_client.close()
         await asyncio.to_thread(self._close)
-        self._stopping = False
+        self._serving, self._stopping = None, False
 
     def _serve(self) -> None:
         self._begun = self._has_handed_back = False
@@ -350,11 +372,22 @@ class RpcReceiver:
 
     def _handed_back(self, delivery: Delivery) -> bool:
         """Of a coroutine in somebody else's event loop, which ends before what runs in it has."""
-        is_ending = self._stopping or self._has_handed_back
-        if delivery.cancelled or not (self._serving and is_ending):
+        if delivery.cancelled:
             return False
-        self._hand_back()
-        return True
+        if self._serving and self._stopping:
+            self._hand_back()
+        return self._has_handed_back
+
+
+async def _to_its_end(action: Callable[[], T]) -> T:
+    """What it returns, in a thread; it is waited for also if that is cancelled."""
+    future = asyncio.get_running_loop().run_in_executor(None, copy_context().run, action)
+    while True:
+        try:
+            return await asyncio.shield(future)
+        except asyncio.CancelledError:
+            if future.cancelled():
+                raise
 
 
 def _slots(key: str, given: int | None, of_settings: int) -> int:

@@ -8,9 +8,8 @@ from collections.abc import Awaitable, Callable
 import pytest
 from in_memory import LONG
 
-from rpc import AsyncRpcClient, Request, RpcReceiver
-
-QUEUE = "default"
+from rpc import AsyncRpcClient, Request, RpcReceiver, Unsupported, job
+from rpc.testing import RedisServer
 
 
 @pytest.fixture(
@@ -144,5 +143,89 @@ def test_what_is_raised_in_the_block_ends_it(url: str) -> None:
         with pytest.raises(KeyError):
             async with RpcReceiver(jobs={"nap": Nap().__call__}, backend=url):
                 raise KeyError
+
+    run(main)
+
+
+def test_what_hinders_a_receiver_is_raised_where_it_is_entered(rpc_redis: RedisServer) -> None:
+    async def main() -> None:
+        receiver = RpcReceiver(
+            jobs={"nap": Nap().__call__}, backend=f"rq+{rpc_redis.url}?fork=true", concurrency=2
+        )
+        with pytest.raises(Unsupported, match="one job at a time"):
+            async with receiver:
+                raise AssertionError("it was entered")
+
+    run(main)
+
+
+def test_one_receiver_is_entered_once_at_a_time(url: str) -> None:
+    async def main() -> None:
+        receiver = RpcReceiver(jobs={"nap": Nap().__call__}, backend=url)
+        async with receiver:
+            with pytest.raises(RuntimeError, match="serves already"):
+                async with receiver:
+                    raise AssertionError("it was entered")
+
+    run(main)
+
+
+@pytest.mark.redis
+def test_a_stop_ends_the_wait_for_a_connection() -> None:
+    async def main() -> None:
+        receiver = RpcReceiver(jobs={"nap": Nap().__call__}, backend="redis://127.0.0.1:1/0")
+        asyncio.get_running_loop().call_later(0.2, receiver.stop)
+        async with receiver:
+            pass
+
+    run(main)
+
+
+def test_a_receiver_that_was_left_in_a_hurry_can_be_entered_again(url: str) -> None:
+    async def main() -> None:
+        nap, quick = Nap(), Nap()
+        quick.may_end.set()
+        receiver = RpcReceiver(jobs={"nap": nap.__call__, "quick": quick.__call__}, backend=url)
+
+        async def hurried() -> None:
+            async with receiver, AsyncRpcClient(backend=url) as client:
+                await client.call("nap")
+                await nap.began.wait()
+
+        left = asyncio.create_task(hurried())
+        await nap.began.wait()
+        done, _ = await asyncio.wait([left], timeout=0.1)
+        assert not done
+        left.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await left
+        nap.may_end.set()
+        async with receiver, AsyncRpcClient(backend=url) as client:
+            assert (await client.call_and_wait("quick")).data == "slept"
+
+    run(main)
+
+
+def test_each_job_ends_whose_caller_leaves_while_it_fails(url: str) -> None:
+    """What is to be done about it may take a word with the broker, and nobody may interrupt that."""
+
+    async def main() -> None:
+        began = asyncio.Semaphore(0)
+
+        @job(retries=1, backoff=0.01)
+        async def fails() -> None:
+            began.release()
+            raise ConnectionError
+
+        async with (
+            RpcReceiver(jobs={"fails": fails}, backend=url, concurrency=4),
+            AsyncRpcClient(backend=url) as client,
+        ):
+            for _ in range(10):
+                calls = [asyncio.create_task(client.call_and_wait("fails")) for _ in range(10)]
+                await began.acquire()
+                for call in calls:
+                    call.cancel()
+                await asyncio.wait(calls)
 
     run(main)

@@ -7,10 +7,13 @@ connect, and where modules are. It ends with the parent.
 import json
 import os
 import select
+import signal
 import sys
 
 
 def main(parent: int, patience: float) -> None:
+    for number in signal.SIGTERM, signal.SIGINT:  # which whole groups get, while the parent finishes its work
+        signal.signal(number, signal.SIG_IGN)
     last, connection = None, None
     while os.getppid() == parent:
         if select.select([0], [], [], patience)[0]:

@@ -3,6 +3,7 @@ dead letters, idempotency keys, bounded queues."""
 
 from __future__ import annotations
 
+import threading
 import time
 from contextlib import suppress
 from typing import Any, cast
@@ -177,6 +178,26 @@ class Features:
         assert _shelf(site).dead_letters(site.name()) == []
         assert site.ask(b"echo:x").receive(site.patience).body == b"x"
         assert site.log.lines() == ["bury 1", "bury 1"]
+
+    def test_a_letter_whose_caller_has_left_is_revived_too(self, site: Site) -> None:
+        site.needs("dead-letters")
+        toy, left = site.toy(), threading.Event()
+
+        def handler(delivery: Delivery) -> Message | None:
+            if not toy.released.is_set():
+                delivery.on_cancel = left.set
+                site.log.write("began")
+                left.wait(site.patience)
+            return toy(delivery)
+
+        site.serve(handler)
+        replies = site.ask(b"bury:1")
+        eventually(site.log.lines)
+        replies.close()
+        (letter,) = letters_of(site, 1)
+        toy.released.set()
+        assert _shelf(site).revive(letter)
+        eventually(lambda: site.log.lines() == ["began", "bury 1", "bury 1"])
 
     def test_a_dropped_letter_is_forgotten(self, site: Site) -> None:
         site.needs("dead-letters")

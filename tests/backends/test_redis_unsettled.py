@@ -10,10 +10,12 @@ from typing import Any, cast
 from uuid import uuid4
 
 import pytest
+import redis
 
 from rpc import BackendUnavailable, Event, RemoteError, Request, RpcClient, RpcReceiver, job, on
 from rpc.backends._serving import BEGUN
 from rpc.backends.redis import scripts
+from rpc.backends.redis.acks import AckBuffer
 from rpc.backends.redis.server import RedisServer as Serving
 from rpc.events import listeners_in
 from rpc.settings import Settings
@@ -170,3 +172,35 @@ def test_a_caller_is_told_and_it_is_not_done_again(
         client.call_and_wait("next")
     assert attempts == [1, 2]
     assert letters(client, name) == []
+
+
+@pytest.mark.parametrize(
+    ("what", "asked"),
+    [
+        ({"timeout": None}, scripts.BEGIN),
+        ({"idempotency_key": "k"}, scripts.BEGIN),
+        ({"data": ["x" * 100_000]}, "GET"),
+    ],
+    ids=["a call without end", "a key", "a large one"],
+)
+def test_what_could_not_be_begun_is_begun_later(
+    client: RpcClient,
+    rpc_redis: RedisServer,
+    name: str,
+    monkeypatch: pytest.MonkeyPatch,
+    what: Any,
+    asked: str,
+) -> None:
+    """Redis was asked for more of it, and could not be had: it lies in the page of the worker alone."""
+    ask, failures = AckBuffer.ask, [redis.ConnectionError("not now")]
+
+    def failing(self: AckBuffer, *commands: Any) -> list[Any]:
+        if commands[0][0] == asked and failures:
+            raise failures.pop()
+        return ask(self, *commands)
+
+    monkeypatch.setattr(AckBuffer, "ask", failing)
+    with receiving(rpc_redis.url, name, jobs={"work": lambda request: "done"}):
+        future = client.submit("work", **what)
+        assert future.result(20).data == "done"
+    assert not failures

@@ -22,6 +22,8 @@ JOBS, SAFE, PROBES, EVENTS, FIRST_CHANNEL = 1, 2, 3, 4, 5
 """The channels of a server: of replies; of what must be confirmed; of questions whose answer may close it; of
 topics, inboxes, subscriptions and what is said about requests; and, from there on, of queues."""
 COUNTED = "x-delivery-count"
+AGAIN = "rpc-again"
+"""Header of a copy of what was delivered before: RabbitMQ says that of the first one alone."""
 """Header of quorum queues, which count by themselves."""
 
 
@@ -133,10 +135,14 @@ class QueueDelivery(BaseDelivery):
         for on, arrival in self.arrivals:
             if on is connection:
                 said += ack(arrival.method.delivery_tag, arrival.channel)
-        if self.marks:
-            gone = [Queue.Delete(queue=mark, nowait=True) for mark in self.marks]
-            said += frames(self.arrival.channel, *gone)
+                gone = [Queue.Delete(queue=mark, nowait=True) for mark in self.marks]
+                said += frames(arrival.channel, *gone) if gone else b""
         return said
+
+
+def was_redelivered(arrival: Arrival) -> bool:
+    """Whether it, or what it is a copy of, was delivered before."""
+    return bool(arrival.method.redelivered or (arrival.properties.headers or {}).get(AGAIN))
 
 
 class ChannelDelivery(BaseDelivery):

@@ -20,7 +20,7 @@ from ...transport import HANDED_BACK, Address, Handler, Message
 from .._retry import Backoff
 from .._serving import BEGUN, DIED, Connections, OnChange, Plan, Serially, Slots, Turns, guarded, lost
 from .connection import BLOCK, Connection
-from .deliveries import COUNTED, ChannelDelivery, QueueDelivery, reply_bytes
+from .deliveries import COUNTED, ChannelDelivery, QueueDelivery, reply_bytes, was_redelivered
 from .messages import CANCEL
 from .recent import RecentRequests
 from .servers import Servers, unavailable
@@ -272,7 +272,7 @@ class AmqpServer:
             return
         if recent.is_done(delivery.key):
             self._dispose(session, delivery, recent.reply(delivery.key))
-        elif recent.is_unwanted(delivery.message.id) or session.is_forsaken(delivery):
+        elif (delivery.way and recent.is_unwanted(delivery.message.id)) or session.is_forsaken(delivery):
             self._dispose(session, delivery, None)
         elif self._may_not_start(session, delivery):
             self._dispose(session, delivery, delivery.last)
@@ -300,7 +300,7 @@ class AmqpServer:
     def _may_not_start(self, session: Session, delivery: QueueDelivery) -> bool:
         """What was delivered before is counted first, and comes again then, or is given up."""
         arrival, counts_itself = delivery.arrival, delivery.counts_itself
-        if not arrival.method.redelivered and not counts_itself:
+        if not was_redelivered(arrival) and not counts_itself:
             return False
         if session.is_marked(delivery.once):
             delivery.marks.append(delivery.once)

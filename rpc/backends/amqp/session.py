@@ -22,7 +22,7 @@ from ...transport import KEEP_SUBSCRIPTION, Address
 from .._serving import Plan
 from .connection import Connection
 from .dead_letters import bury
-from .deliveries import EVENTS, JOBS, PROBES, SAFE, QueueDelivery
+from .deliveries import AGAIN, EVENTS, JOBS, PROBES, SAFE, QueueDelivery, was_redelivered
 from .messages import (
     EXCHANGE,
     KEEP_INBOX,
@@ -182,15 +182,21 @@ class Session:
         count as delivered."""
         for at in range(0, len(arrivals), AT_ONCE):
             part = arrivals[at : at + AT_ONCE]
-            copies = [self._copied(each, again(each.properties, **headers)) for each in part]
+            copies = [self._copied(each, self._as_it_is(each, headers)) for each in part]
             for arrival, copy in zip(part, copies, strict=True):
                 if self.connection.wait_for(copy):
                     raise Broken(f"{self.address_of(arrival)[1]} took no copy of a message")
                 self.acknowledge(arrival)
 
+    def _as_it_is(self, arrival: Arrival, headers: dict[str, str]) -> Any:
+        """The properties of a copy that counts as delivered as often."""
+        told = {AGAIN: "1"} if was_redelivered(arrival) else {}
+        return again(arrival.properties, **told, **headers)
+
     def replace(self, delivery: QueueDelivery) -> None:
         """Put a copy that says how often it was delivered at the end of its queue."""
-        properties = again(delivery.arrival.properties, deliveries=str(delivery.message.deliveries))
+        count = {"deliveries": str(delivery.message.deliveries), AGAIN: ""}
+        properties = again(delivery.arrival.properties, **count)
         if self.connection.wait_for(self._copied(delivery.arrival, properties)):
             raise Broken(f"{delivery.queue} took no copy of a message")
 

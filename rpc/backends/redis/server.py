@@ -219,6 +219,14 @@ class RedisServer:
         self._handled += 1
         self._in_hand.add(raw)
         try:
+            return self._delivery(page, raw, to)
+        except redis.RedisError:
+            self._in_hand.discard(raw)
+            self.doubt(page)
+            raise
+
+    def _delivery(self, page: Page, raw: bytes, to: Address | None) -> RedisDelivery | None:
+        try:
             record = Record.unpacked(raw)
             frame = record.frame if not record.is_large else self._fetched(page.queue, record.id)
             message = unpacked(frame)
@@ -247,7 +255,7 @@ class RedisServer:
 
     def _left_of(self, queue: Keys, record: Record) -> float | None:
         """Seconds that somebody still wants it; None: without end."""
-        if record.id in self._left and not record.once:
+        if record.inbox and record.id in self._left and not record.once:
             return 0.0
         if record.is_attended or record.once:
             once = (queue.once(record.once),) if record.once else ()

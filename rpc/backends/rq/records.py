@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 import zlib
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -23,6 +24,9 @@ PERFORM = "rpc.backends.rq.perform"
 LARGEST_JOB = 128 * 1024 * 1024
 """Bytes of a job's data once decompressed: a small one can hide gigabytes."""
 BEATS_PER_LEASE = 3
+LONGEST = 2000
+"""Bytes of a reason that are shown."""
+_TIME, _ID = re.compile(rb"[0-9]{1,13}"), re.compile(rb"[A-Za-z0-9_-]{1,128}")
 KEEP_DEAD = 365 * 86400
 """Seconds that a dead letter is kept: as long as rq keeps its own failed jobs."""
 
@@ -105,11 +109,13 @@ class Records:
             pipe.hgetall(raw(job_key(text(id))))
         found = []
         for id, fields in zip(ids, pipe.execute(raise_on_error=False), strict=True):
-            if not isinstance(fields, dict) or not fields.get(b"rpc_dead", b"").isdigit():
+            if not isinstance(fields, dict) or not _TIME.fullmatch(fields.get(b"rpc_dead", b"")):
                 continue
+            if not _ID.fullmatch(id):
+                continue  # rq would refuse it
             with suppress(SerializationError):  # it is not one of ours
                 frame = packed(message_in(fields).replace(deliveries=None))
-                why = _decompressed(fields.get(b"exc_info", b"")).decode(errors="replace")
+                why = _decompressed(fields.get(b"exc_info", b""))[:LONGEST].decode(errors="replace")
                 found.append(DeadLetter(text(id), queue, int(fields[b"rpc_dead"]) / 1000, why, frame, id))
         return sorted(found, key=lambda letter: letter.at, reverse=True)
 
