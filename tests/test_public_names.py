@@ -39,7 +39,9 @@ def test_nothing_public_is_left_out():
     names = {
         name for name, value in vars(rpc).items() if not name.startswith("_") and not inspect.ismodule(value)
     }
-    names |= {kind.__name__ for kind in public(errors) if issubclass(kind, rpc.RpcError)}
+    names |= {
+        kind.__name__ for kind in public(errors) if inspect.isclass(kind) and issubclass(kind, rpc.RpcError)
+    }
     assert names - {"TYPE_CHECKING", "Any"} <= set(rpc.__all__)
 
 

@@ -180,15 +180,18 @@ class Serially:
         self._pool = ThreadPoolExecutor(max(1, addresses), thread_name_prefix="rpc-events")
         self._lock = threading.Lock()
         self._waiting: dict[Address, deque[Callable[[], object]]] = {}
+        self._ended = False
 
     def run(self, to: Address, action: Callable[[], object]) -> None:
-        """The action raises nothing."""
+        """The action raises nothing. After the end, nothing is done."""
         with self._lock:
+            if self._ended:
+                return
             if (waiting := self._waiting.get(to)) is not None:
                 waiting.append(action)
                 return
             self._waiting[to] = deque([action])
-        self._pool.submit(self._work_off, to)
+            self._pool.submit(self._work_off, to)
 
     def waiting(self, to: Address) -> int:
         """How many actions are not done."""
@@ -197,6 +200,7 @@ class Serially:
     def end(self) -> None:
         """Forget what is not begun, and wait for the rest."""
         with self._lock:
+            self._ended = True
             for waiting in self._waiting.values():
                 waiting.clear()
         self._pool.shutdown()

@@ -134,11 +134,13 @@ class PythonRqBackend(RedisBase):
         )
 
     def dead_letters(self, queue: str) -> list[DeadLetter]:
+        """What was given up in this queue (str), the last one first. Raises BackendUnavailable."""
         with translated():
             return self._records.dead_letters(queue)
 
     def revive(self, letter: DeadLetter) -> bool:
-        """If its caller still waits, it does not get the reply."""
+        """Put it back into its queue; a caller that still waits does not get the reply. False if it is not
+        there any more. Raises BackendUnavailable."""
         message = unpacked(letter.frame).replace(
             id=letter.id, **{"reply_to": None, "ttl": None, ATTEMPT: None}
         )
@@ -147,6 +149,7 @@ class PythonRqBackend(RedisBase):
         return self._settle(letter, *places, fields=self._fields(message, queue))
 
     def drop(self, letter: DeadLetter) -> bool:
+        """Forget it. False if it is not there any more. Raises BackendUnavailable."""
         return self._settle(letter)
 
     def _settle(self, letter: DeadLetter, *places: str, fields: Sequence[Any] = ()) -> bool:
