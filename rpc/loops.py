@@ -13,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
+from contextvars import copy_context
 from functools import cached_property, partial
 from heapq import heappop, heappush
 from itertools import count
@@ -100,6 +101,17 @@ class RunningLoop(LoopThread):
             future.cancel()
         for task in [*self._tasks]:
             _cancel(task.get_loop(), task)
+
+
+async def to_its_end(action: Callable[[], T]) -> T:
+    """What it returns, in a thread; it is waited for also if that is cancelled."""
+    future = asyncio.get_running_loop().run_in_executor(None, copy_context().run, action)
+    while True:
+        try:
+            return await asyncio.shield(future)
+        except asyncio.CancelledError:
+            if future.cancelled():
+                raise
 
 
 class DelayQueue:

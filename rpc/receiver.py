@@ -11,7 +11,6 @@ import threading
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import nullcontext, suppress
-from contextvars import copy_context
 from types import ModuleType, TracebackType
 from typing import Any, TypeVar
 from uuid import uuid4
@@ -27,7 +26,7 @@ from .describe import ALL_WORKERS, DESCRIBE, WorkerInfo, worker_info
 from .errors import Cancelled, SettingsError, Unsupported
 from .events import Events, listeners_in
 from .local_retry import retrying_locally
-from .loops import DelayQueue, LoopThread, RunningLoop, locked_cached_property
+from .loops import DelayQueue, LoopThread, RunningLoop, locked_cached_property, to_its_end
 from .services import gathered, service
 from .settings import Settings, load_settings
 from .signals import stopped_by_signals
@@ -41,7 +40,6 @@ LEASE = 10.0
 """Seconds that a singleton's lock outlives its owner, if the settings do not say."""
 
 F = TypeVar("F", bound=Callable[..., Any])
-T = TypeVar("T")
 
 
 class RpcReceiver:
@@ -115,7 +113,7 @@ class RpcReceiver:
             delivery=settings.delivery,
             send_tracebacks=settings.send_tracebacks,
             spawn=self._spawn if "detached" in self.backend.features else None,
-            aside=_to_its_end,
+            aside=to_its_end,
             handed_back=self._handed_back,
             calls=self,
             context=context,
@@ -377,17 +375,6 @@ class RpcReceiver:
         if self._serving and self._stopping:
             self._hand_back()
         return self._has_handed_back
-
-
-async def _to_its_end(action: Callable[[], T]) -> T:
-    """What it returns, in a thread; it is waited for also if that is cancelled."""
-    future = asyncio.get_running_loop().run_in_executor(None, copy_context().run, action)
-    while True:
-        try:
-            return await asyncio.shield(future)
-        except asyncio.CancelledError:
-            if future.cancelled():
-                raise
 
 
 def _slots(key: str, given: int | None, of_settings: int) -> int:

@@ -14,7 +14,7 @@ from functools import partial
 import redis
 
 from ...errors import Unsupported
-from ...loops import pop_or_none
+from ...loops import pop_or_none, run_together
 from ...transport import (
     ATTEMPT,
     IDEMPOTENCY_KEY,
@@ -38,7 +38,7 @@ from .connection import Command, Connection, persistent, translated
 from .keys import Record, keys_of, plain
 from .maintenance import Options, workers_of
 from .sending import Sender
-from .server import RedisServer, Together
+from .server import RedisServer
 from .servers import servers_of
 from .topics import Topics, run_on_client
 
@@ -218,3 +218,21 @@ class RedisBackend(RedisBase):
             if record.is_large:
                 client.unlink(keys.body(record.id))
         client.unlink(keys.delayed, keys.wakeup)
+
+
+class Together:
+    """Servers of different hash slots as one. Each has the coroutines of its own."""
+
+    def __init__(self, servers: Sequence[RedisServer]) -> None:
+        self._servers = servers
+
+    def run(self) -> None:
+        run_together([server.run for server in self._servers], self.stop)
+
+    def stop(self) -> None:
+        for server in self._servers:
+            server.stop()
+
+    def hand_back(self) -> None:
+        for server in self._servers:
+            server.hand_back()

@@ -391,21 +391,3 @@ class RedisServer:
         if not self.acks.is_empty or (self.fetcher and self.fetcher.backlog):
             return True
         return any(each.unsaid for each in [*self._deliveries.values()])
-
-
-class Together:
-    """Servers of different hash slots as one. Each has the coroutines of its own."""
-
-    def __init__(self, servers: Sequence[RedisServer]) -> None:
-        self._servers = servers
-
-    def run(self) -> None:
-        run_together([server.run for server in self._servers], self.stop)
-
-    def stop(self) -> None:
-        for server in self._servers:
-            server.stop()
-
-    def hand_back(self) -> None:
-        for server in self._servers:
-            server.hand_back()
