@@ -176,8 +176,9 @@ class Serially:
     """Runs what comes to each address one after the other, those of different addresses side by side: in
     threads that are started when they are needed."""
 
-    def __init__(self, addresses: int) -> None:
-        self._pool = ThreadPoolExecutor(max(1, addresses), thread_name_prefix="rpc-events")
+    def __init__(self, addresses: int, done: Callable[[], object] = lambda: None) -> None:
+        """`done` is called after each action, once it does not count as waiting any more."""
+        self._pool, self._done = ThreadPoolExecutor(max(1, addresses), thread_name_prefix="rpc-events"), done
         self._lock = threading.Lock()
         self._waiting: dict[Address, deque[Callable[[], object]]] = {}
         self._ended = False
@@ -217,6 +218,7 @@ class Serially:
             with self._lock:
                 if waiting:
                     waiting.popleft()
+            self._done()
 
 
 class Turns(Generic[T]):

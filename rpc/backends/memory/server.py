@@ -26,7 +26,8 @@ class MemoryServer:
         self._news_came: SimpleQueue[None] = SimpleQueue()
         """What waits here looks again for each entry; a signal handler may put one, too."""
         self._kept = {each.subscription_queue for each in plan.durable}
-        self._serially = Serially(len(plan.channels) + len(plan.durable))
+        look_again = partial(self._news_came.put, None)
+        self._serially = Serially(len(plan.channels) + len(plan.durable), look_again)
         self._stopped = False
 
     def run(self) -> None:
@@ -91,7 +92,6 @@ class MemoryServer:
         delivery.to = to
         delivery.start(self._finished)
         self._handler(delivery)
-        self._news_came.put(None)
 
     def _next(
         self, came: SimpleQueue[None], lists: Callable[[], Sequence[deque[MemoryDelivery]]]
