@@ -109,10 +109,16 @@ def test_what_comes_to_one_address_is_done_in_order_and_beside_the_others() -> N
 
 
 def test_at_the_end_what_is_not_begun_is_forgotten() -> None:
-    go_on, done, to = threading.Event(), list[int](), topic("one")
+    begun, go_on, done, to = threading.Event(), threading.Event(), list[int](), topic("one")
     serially = Serially(1)
-    serially.run(to, partial(go_on.wait, 20))
+
+    def first() -> None:
+        begun.set()
+        go_on.wait(20)
+
+    serially.run(to, first)
     serially.run(to, partial(done.append, 1))
+    assert begun.wait(20)
     ending = threading.Thread(target=serially.end)
     ending.start()
     ending.join(0.1)
