@@ -26,7 +26,7 @@ LARGEST_JOB = 128 * 1024 * 1024
 BEATS_PER_LEASE = 3
 LONGEST = 2000
 """Bytes of a reason that are shown."""
-_TIME, _ID = re.compile(rb"[0-9]{1,13}"), re.compile(rb"[A-Za-z0-9_-]{1,128}")
+_TIME, _ID = re.compile(rb"[0-9]{1,16}"), re.compile(rb"[A-Za-z0-9_-]{1,128}")
 KEEP_DEAD = 365 * 86400
 """Seconds that a dead letter is kept: as long as rq keeps its own failed jobs."""
 
@@ -116,7 +116,7 @@ class Records:
             with suppress(SerializationError):  # it is not one of ours
                 frame = packed(message_in(fields).replace(deliveries=None))
                 why = _decompressed(fields.get(b"exc_info", b""))[:LONGEST].decode(errors="replace")
-                found.append(DeadLetter(text(id), queue, int(fields[b"rpc_dead"]) / 1000, why, frame, id))
+                found.append(DeadLetter(text(id), queue, int(fields[b"rpc_dead"]) / 1e6, why, frame, id))
         return sorted(found, key=lambda letter: letter.at, reverse=True)
 
     def bell(self, queue: str) -> str:

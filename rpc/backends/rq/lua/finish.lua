@@ -24,7 +24,7 @@ if tonumber(ARGV[5]) <= 0 then
 end
 redis.call('HSET', KEYS[3], 'status', ARGV[3], 'ended_at', ARGV[4])
 if ARGV[6] ~= '' then redis.call('HSET', KEYS[3], 'exc_info', ARGV[6]) end
-if ARGV[10] == '1' then redis.call('HSET', KEYS[3], 'rpc_dead', string.format('%d', now)) end
+if ARGV[10] == '1' then redis.call('HSET', KEYS[3], 'rpc_dead', string.format('%.0f', t[1] * 1000000 + t[2])) end
 redis.call('EXPIRE', KEYS[3], ARGV[5])
 redis.call('ZADD', KEYS[4], t[1] + ARGV[5], ARGV[1])
 return 1

@@ -10,7 +10,8 @@ local lost = (tonumber(redis.call('HGET', KEYS[3], 'rpc_lost')) or 0) + ARGV[4]
 redis.call('HSET', KEYS[3], 'rpc_lost', string.format('%d', lost))
 local once = redis.call('HEXISTS', KEYS[3], 'rpc_once') == 1
 if once or lost >= tonumber(ARGV[5]) then
-  redis.call('HSET', KEYS[3], 'status', 'failed', 'exc_info', ARGV[7], 'rpc_dead', string.format('%d', now))
+  redis.call('HSET', KEYS[3], 'status', 'failed', 'exc_info', ARGV[7],
+    'rpc_dead', string.format('%.0f', t[1] * 1000000 + t[2]))
   redis.call('EXPIRE', KEYS[3], ARGV[6])
   redis.call('ZADD', KEYS[6], t[1] + ARGV[6], ARGV[1])
   local reply_to = redis.call('HGET', KEYS[3], 'rpc_reply_to')
