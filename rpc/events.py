@@ -19,12 +19,13 @@ import msgspec
 
 from .core.codecs import Accepted
 from .core.jobs import FINAL, JobOptions, marking
+from .core.lifecycle import next_attempt
 from .core.middleware import ContextFactory
 from .core.patterns import matcher
 from .core.protocol import decode_call, remote_error
 from .errors import InvalidParams, RpcError, SettingsError
 from .transport import ADDRESS_NAME as NAME
-from .transport import ATTEMPT, HANDED_BACK, OWN, Address, Delivery, Message, topic
+from .transport import OWN, Address, Delivery, Message, topic
 
 logger = logging.getLogger(__name__)
 
@@ -230,10 +231,7 @@ class Events:
             return
         try:
             if again:
-                delivery.postpone(
-                    pause,
-                    delivery.message.replace(**{"deliveries": None, HANDED_BACK: None, ATTEMPT: attempt + 1}),
-                )
+                delivery.postpone(pause, next_attempt(delivery.message))
             else:
                 delivery.bury(str(remote_error(error))[:500], None)
         except RpcError as trouble:

@@ -67,6 +67,25 @@ def amqp_url(rabbit_node: Any) -> str:
     return str(rabbit_node.empty("default", "nobody"))
 
 
+BROKERS = [
+    pytest.param("redis", marks=pytest.mark.redis),
+    pytest.param("rq", marks=pytest.mark.redis),
+    pytest.param("amqp", marks=pytest.mark.xdist_group("rabbit_node")),
+]
+
+
+@pytest.fixture(params=BROKERS)
+def any_broker_url(request: pytest.FixtureRequest) -> str:
+    """Of each kind of backend that outlives a process."""
+    return str(request.getfixturevalue(f"{request.param}_url"))
+
+
+@pytest.fixture(params=["memory", *BROKERS])
+def any_url(request: pytest.FixtureRequest) -> str:
+    """Of each kind of backend."""
+    return str(request.getfixturevalue(f"{request.param}_url"))
+
+
 _unexpected: list[str] = []
 
 

@@ -12,29 +12,6 @@ from rpc import AsyncRpcClient, Request, RpcReceiver, Unsupported, job
 from rpc.testing import RedisServer
 
 
-@pytest.fixture(
-    params=[
-        "memory",
-        pytest.param("redis", marks=pytest.mark.redis),
-        pytest.param("rq", marks=pytest.mark.redis),
-        pytest.param("amqp", marks=pytest.mark.xdist_group("rabbit_node")),
-    ]
-)
-def url(request: pytest.FixtureRequest) -> str:
-    return str(request.getfixturevalue(f"{request.param}_url"))
-
-
-@pytest.fixture(
-    params=[
-        pytest.param("redis", marks=pytest.mark.redis),
-        pytest.param("rq", marks=pytest.mark.redis),
-        pytest.param("amqp", marks=pytest.mark.xdist_group("rabbit_node")),
-    ]
-)
-def broker(request: pytest.FixtureRequest) -> str:
-    return str(request.getfixturevalue(f"{request.param}_url"))
-
-
 class Nap:
     """A coroutine handler that ends when it is told to, and what became of it."""
 
@@ -70,7 +47,7 @@ async def done_by_the_next(url: str) -> None:
     assert nap.log == ["began", "done"]
 
 
-def test_coroutines_run_in_the_loop_of_the_application(url: str) -> None:
+def test_coroutines_run_in_the_loop_of_the_application(any_url: str) -> None:
     async def main() -> None:
         loop, lock, before = asyncio.get_running_loop(), asyncio.Lock(), asyncio.all_tasks()
 
@@ -80,8 +57,8 @@ def test_coroutines_run_in_the_loop_of_the_application(url: str) -> None:
 
         for _ in range(2):  # the same again
             async with (
-                RpcReceiver(jobs={"locked": locked}, backend=url),
-                AsyncRpcClient(backend=url) as client,
+                RpcReceiver(jobs={"locked": locked}, backend=any_url),
+                AsyncRpcClient(backend=any_url) as client,
             ):
                 async with lock:
                     calls = [asyncio.create_task(client.call_and_wait("locked", [n])) for n in range(3)]
@@ -92,11 +69,11 @@ def test_coroutines_run_in_the_loop_of_the_application(url: str) -> None:
     run(main)
 
 
-def test_what_runs_at_the_end_of_the_block_may_finish(url: str) -> None:
+def test_what_runs_at_the_end_of_the_block_may_finish(any_url: str) -> None:
     async def main() -> None:
         nap = Nap()
-        async with AsyncRpcClient(backend=url, timeout=LONG) as client:
-            async with RpcReceiver(jobs={"nap": nap.__call__}, backend=url):
+        async with AsyncRpcClient(backend=any_url, timeout=LONG) as client:
+            async with RpcReceiver(jobs={"nap": nap.__call__}, backend=any_url):
                 call = asyncio.create_task(client.call_and_wait("nap"))
                 await nap.began.wait()
                 asyncio.get_running_loop().call_later(0.1, nap.may_end.set)
@@ -105,28 +82,28 @@ def test_what_runs_at_the_end_of_the_block_may_finish(url: str) -> None:
     run(main)
 
 
-def test_what_does_not_finish_in_time_is_cancelled_and_goes_back(broker: str) -> None:
+def test_what_does_not_finish_in_time_is_cancelled_and_goes_back(any_broker_url: str) -> None:
     async def main() -> None:
         nap = Nap()
-        async with RpcReceiver(jobs={"nap": nap.__call__}, backend=broker, grace=0.1):
-            async with AsyncRpcClient(backend=broker) as client:
+        async with RpcReceiver(jobs={"nap": nap.__call__}, backend=any_broker_url, grace=0.1):
+            async with AsyncRpcClient(backend=any_broker_url) as client:
                 await client.call("nap")
             await nap.began.wait()
-        await done_by_the_next(broker)
+        await done_by_the_next(any_broker_url)
         assert nap.log == ["began", "cancelled"]
 
     run(main)
 
 
-def test_what_the_application_cancels_goes_back(broker: str) -> None:
+def test_what_the_application_cancels_goes_back(any_broker_url: str) -> None:
     """It is in a hurry: it does not wait for the end of the block."""
     nap = None
 
     async def hurried() -> None:
         nonlocal nap
         nap = Nap()
-        async with RpcReceiver(jobs={"nap": nap.__call__}, backend=broker):
-            async with AsyncRpcClient(backend=broker) as client:
+        async with RpcReceiver(jobs={"nap": nap.__call__}, backend=any_broker_url):
+            async with AsyncRpcClient(backend=any_broker_url) as client:
                 await client.call("nap")
             await nap.began.wait()
             asyncio.get_running_loop().call_later(0.2, asyncio.current_task().cancel)  # type: ignore[union-attr]
@@ -135,13 +112,13 @@ def test_what_the_application_cancels_goes_back(broker: str) -> None:
         asyncio.run(hurried())
     assert nap is not None
     assert nap.log == ["began", "cancelled"]
-    run(lambda: done_by_the_next(broker))
+    run(lambda: done_by_the_next(any_broker_url))
 
 
-def test_what_is_raised_in_the_block_ends_it(url: str) -> None:
+def test_what_is_raised_in_the_block_ends_it(any_url: str) -> None:
     async def main() -> None:
         with pytest.raises(KeyError):
-            async with RpcReceiver(jobs={"nap": Nap().__call__}, backend=url):
+            async with RpcReceiver(jobs={"nap": Nap().__call__}, backend=any_url):
                 raise KeyError
 
     run(main)
@@ -159,9 +136,9 @@ def test_what_hinders_a_receiver_is_raised_where_it_is_entered(rpc_redis: RedisS
     run(main)
 
 
-def test_one_receiver_is_entered_once_at_a_time(url: str) -> None:
+def test_one_receiver_is_entered_once_at_a_time(any_url: str) -> None:
     async def main() -> None:
-        receiver = RpcReceiver(jobs={"nap": Nap().__call__}, backend=url)
+        receiver = RpcReceiver(jobs={"nap": Nap().__call__}, backend=any_url)
         async with receiver:
             with pytest.raises(RuntimeError, match="serves already"):
                 async with receiver:
@@ -181,14 +158,14 @@ def test_a_stop_ends_the_wait_for_a_connection() -> None:
     run(main)
 
 
-def test_a_receiver_that_was_left_in_a_hurry_can_be_entered_again(url: str) -> None:
+def test_a_receiver_that_was_left_in_a_hurry_can_be_entered_again(any_url: str) -> None:
     async def main() -> None:
         nap, quick = Nap(), Nap()
         quick.may_end.set()
-        receiver = RpcReceiver(jobs={"nap": nap.__call__, "quick": quick.__call__}, backend=url)
+        receiver = RpcReceiver(jobs={"nap": nap.__call__, "quick": quick.__call__}, backend=any_url)
 
         async def hurried() -> None:
-            async with receiver, AsyncRpcClient(backend=url) as client:
+            async with receiver, AsyncRpcClient(backend=any_url) as client:
                 await client.call("nap")
                 await nap.began.wait()
 
@@ -200,13 +177,13 @@ def test_a_receiver_that_was_left_in_a_hurry_can_be_entered_again(url: str) -> N
         with pytest.raises(asyncio.CancelledError):
             await left
         nap.may_end.set()
-        async with receiver, AsyncRpcClient(backend=url) as client:
+        async with receiver, AsyncRpcClient(backend=any_url) as client:
             assert (await client.call_and_wait("quick")).data == "slept"
 
     run(main)
 
 
-def test_each_job_ends_whose_caller_leaves_while_it_fails(url: str) -> None:
+def test_each_job_ends_whose_caller_leaves_while_it_fails(any_url: str) -> None:
     """What is to be done about it may take a word with the broker, and nobody may interrupt that."""
 
     async def main() -> None:
@@ -218,8 +195,8 @@ def test_each_job_ends_whose_caller_leaves_while_it_fails(url: str) -> None:
             raise ConnectionError
 
         async with (
-            RpcReceiver(jobs={"fails": fails}, backend=url, concurrency=4),
-            AsyncRpcClient(backend=url) as client,
+            RpcReceiver(jobs={"fails": fails}, backend=any_url, concurrency=4),
+            AsyncRpcClient(backend=any_url) as client,
         ):
             for _ in range(10):
                 calls = [asyncio.create_task(client.call_and_wait("fails")) for _ in range(10)]

@@ -68,18 +68,10 @@ class Stage:
         return found
 
 
-@pytest.fixture(
-    params=[
-        "memory",
-        pytest.param("redis", marks=pytest.mark.redis),
-        pytest.param("rq", marks=pytest.mark.redis),
-        pytest.param("amqp", marks=pytest.mark.xdist_group("rabbit_node")),
-    ]
-)
-def stage(request: pytest.FixtureRequest) -> Iterator[Stage]:
-    url = request.getfixturevalue(f"{request.param}_url")
+@pytest.fixture
+def stage(any_url: str) -> Iterator[Stage]:
     with ExitStack() as stack:
-        yield Stage(stack, url)
+        yield Stage(stack, any_url)
 
 
 class Example:

@@ -23,10 +23,10 @@ from ..errors import (
     SerializationError,
     Unauthorized,
 )
-from ..transport import ATTEMPT, FAILED, HANDED_BACK, IDEMPOTENCY_KEY, NAME, Delivery, Message
+from ..transport import FAILED, IDEMPOTENCY_KEY, NAME, Delivery, Message
 from .codecs import JSON, Accepted, Codec
 from .jobs import AsyncRequest, Calls, DeliveryMode, Job, Jobs, Request, current_request
-from .lifecycle import after_failure
+from .lifecycle import after_failure, next_attempt
 from .middleware import ContextFactory, Hooks, Middleware
 from .protocol import decode_call, encode_error, encode_result, printable, remote_error
 
@@ -272,8 +272,7 @@ class _Work:
                 delivery.bury(printable(str(remote))[:500], failure)
             else:
                 logger.info("job %r (%s) is tried again in %.3g s", job.name, request.id, fate)
-                again = {"deliveries": None, HANDED_BACK: None, ATTEMPT: request.attempt + 1}
-                delivery.postpone(fate, self._message.replace(**again))
+                delivery.postpone(fate, next_attempt(self._message))
         except RpcError as trouble:
             logger.warning(
                 "job %r (%s) could be neither postponed nor buried: %s", job.name, request.id, trouble

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from typing import Literal
 
+from ..transport import ATTEMPT, HANDED_BACK, Message
 from .jobs import FINAL, JobOptions
+
+
+def next_attempt(message: Message) -> Message:
+    """What is delivered when the job is tried again: to whoever gets it, it is new."""
+    return message.replace(**{"deliveries": None, HANDED_BACK: None, ATTEMPT: message.attempt + 1})
 
 
 def after_failure(

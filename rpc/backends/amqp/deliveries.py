@@ -22,9 +22,9 @@ JOBS, SAFE, PROBES, EVENTS, FIRST_CHANNEL = 1, 2, 3, 4, 5
 """The channels of a server: of replies; of what must be confirmed; of questions whose answer may close it; of
 topics, inboxes, subscriptions and what is said about requests; and, from there on, of queues."""
 COUNTED = "x-delivery-count"
+"""Header of quorum queues, which count by themselves."""
 AGAIN = "rpc-again"
 """Header of a copy of what was delivered before: RabbitMQ says that of the first one alone."""
-"""Header of quorum queues, which count by themselves."""
 
 
 class Owner(Protocol):

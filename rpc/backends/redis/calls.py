@@ -183,7 +183,7 @@ class CallReplies:
             self._mine.link.drop()
             self._failed = isinstance(error, FAILURES)
             if (
-                isinstance(error, FAILURES)
+                self._failed
                 and not self._sent
                 and time.monotonic() - self._since > patience(self._message.ttl)
             ):

@@ -7,14 +7,13 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
-import redis
-
 from ...errors import BackendUnavailable
 from ...loops import run_together
 from ...transport import Address, Handler
 from .._lease import LeaseKeeper
 from .._retry import Backoff
 from .._serving import Connections, OnChange, Plan, Turns, arriving, guarded
+from ..redis.connection import translated
 from ..redis.servers import Servers
 from ..redis.subscriber import Subscriber
 from ..redis.topics import run_on_client
@@ -116,10 +115,11 @@ class RqServer:
     def _claim(self) -> RqDelivery | None:
         worker: RqWorker = self._here.worker
         try:
-            delivery = worker.claim()
-        except (redis.RedisError, BackendUnavailable) as error:
+            with translated():
+                delivery = worker.claim()
+        except BackendUnavailable as error:
             self._connections.notify(False)
-            self._backoff.wait("Redis: %s; trying again", error)
+            self._backoff.wait("%s; trying again", error)
             return None
         self._backoff.reset()
         return delivery
