@@ -18,6 +18,8 @@ from .caller import AS_SET, REASON, Caller, PendingCall
 from .core.jobs import Response, current_request
 from .describe import Gathering, WorkerInfo
 from .errors import NoReceivers, QueueFull, RpcTimeout
+from .inspection import QueueInfo
+from .job_info import JobInfo, JobState
 from .proxies import Services
 from .transport import Address, AsyncBackend
 
@@ -45,12 +47,13 @@ class AsyncRpcClient(Caller):
         delay: float | None = None,
         at: datetime | None = None,
         idempotency_key: str | None = None,
+        keep: float | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> str:
         """As `RpcClient.call`."""
         pause, attempt = self._pausing(self._allowed(AS_SET)), 0
         while True:
-            message = self._job(name, data, ttl, delay, at, idempotency_key, headers)
+            message = self._job(name, data, ttl, delay, at, idempotency_key, keep, headers)
             try:
                 await self._async.send(self._to(name, queue), message)
                 return message.id
@@ -144,6 +147,28 @@ class AsyncRpcClient(Caller):
         to, message = self._event(event, data, headers)
         await self._async.send(to, message)
         return message.id
+
+    async def job(self, id: str, *, queue: str | None = None) -> JobInfo:
+        """As `RpcClient.job`."""
+        return await asyncio.to_thread(lambda: self._inspector.job(id, queue))
+
+    async def jobs(
+        self, *, queue: str | None = None, state: JobState | None = None, name: str | None = None
+    ) -> list[JobInfo]:
+        """As `RpcClient.jobs`."""
+        return await asyncio.to_thread(lambda: [*self._inspector.jobs(queue, state, name)])
+
+    async def queues(self) -> list[QueueInfo]:
+        """As `RpcClient.queues`."""
+        return await asyncio.to_thread(lambda: self._inspector.queues())
+
+    async def cancel(self, id: str, *, queue: str | None = None) -> bool:
+        """As `RpcClient.cancel`."""
+        return await asyncio.to_thread(lambda: self._inspector.job(id, queue).cancel())
+
+    async def retry(self, id: str, *, queue: str | None = None) -> bool:
+        """As `RpcClient.retry`."""
+        return await asyncio.to_thread(lambda: self._inspector.job(id, queue).retry())
 
     @property
     def services(self) -> Services:

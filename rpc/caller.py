@@ -24,10 +24,23 @@ from .core.conversation import Conversation, call_message
 from .core.jobs import current_request
 from .core.patterns import matcher
 from .describe import ALL_WORKERS, DESCRIBE
-from .errors import BackendUnavailable, QueueFull, SettingsError
+from .errors import BackendUnavailable, QueueFull, SettingsError, Unsupported
 from .events import event_address
+from .inspection import Results
+from .job_info import Inspector
 from .settings import Settings, load_settings
-from .transport import DELAY, IDEMPOTENCY_KEY, OWN, TRACE, Address, Backend, Message, Presence, propagated
+from .transport import (
+    DELAY,
+    IDEMPOTENCY_KEY,
+    KEEP,
+    OWN,
+    TRACE,
+    Address,
+    Backend,
+    Message,
+    Presence,
+    propagated,
+)
 from .transport import queue as queue_address
 
 logger = logging.getLogger(__name__)
@@ -74,6 +87,11 @@ class Caller:
         self._routes = [(matcher(pattern), each) for pattern, each in settings.routes.items()]
         limit = max_message_bytes or settings.max_message_bytes
         self._max_message = min(limit, self.backend.max_message or sys.maxsize)
+        store = settings.store
+        self._store = backend_from_url(store) if isinstance(store, str) else store
+        keeps = self.backend if self._store is None and "results" in self.backend.features else self._store
+        where = dict.fromkeys((queue, *settings.routes.values(), *settings.queues))
+        self._inspector = Inspector(self.backend, [*where], cast("Results | None", keeps))
         self._reasons: dict[Address, tuple[float, Future[str]]] = {}
         self._begin()
 
@@ -88,6 +106,7 @@ class Caller:
         delay: float | None,
         at: datetime | None,
         idempotency_key: str | None,
+        keep: float | None,
         headers: Mapping[str, str] | None,
     ) -> Message:
         """The message of a job that nobody waits for."""
@@ -95,7 +114,16 @@ class Caller:
             raise ValueError("give delay or at, not both")
         wait = delay if at is None else max(0.0, at.timestamp() - time.time())
         more = {} if wait is None else {DELAY: _delay(wait, ttl, idempotency_key)}
+        if keep is not None:
+            more[KEEP] = self._kept(keep)
         return self._message(name, data, ttl, idempotency_key, {**_own(headers), **more}, replies=False)
+
+    def _kept(self, keep: float) -> str:
+        if not 0 <= keep < math.inf:
+            raise ValueError(f"keep is a number of seconds, finite and not negative, not {keep!r}")
+        if not self._inspector.keeps:
+            raise Unsupported(f"{unsupported('results')}; RPC_STORE may name one of them")
+        return f"{keep:.3f}"
 
     def _message(
         self,

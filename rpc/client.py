@@ -18,6 +18,8 @@ from .caller import AS_SET, REASON, Caller, Pause, PendingCall
 from .core.jobs import Response, current_request
 from .describe import Gathering, WorkerInfo
 from .errors import NoReceivers, QueueFull, RpcTimeout
+from .inspection import QueueInfo
+from .job_info import JobInfo, JobState
 from .loops import LoopThread
 from .proxies import Services
 from .transport import Backend
@@ -49,18 +51,20 @@ class RpcClient(Caller):
         delay: float | None = None,
         at: datetime | None = None,
         idempotency_key: str | None = None,
+        keep: float | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> str:
         """Send a job and do not wait: the id of the request. Returns once the broker has it.
 
         `data` is a dict or a list; `ttl` is the seconds after which it is no longer wanted (None: it waits
         as long as it must). It is done after `delay` seconds, or `at` a time (one without a zone is local).
-        Of the calls with one `idempotency_key`, only the first is done. Raises SerializationError before
-        anything is sent, ValueError, BackendUnavailable, QueueFull, Unsupported by this backend.
+        Of the calls with one `idempotency_key`, only the first is done. Its outcome is kept for `keep`
+        seconds after its end, for `job()`. Raises SerializationError before anything is sent, ValueError,
+        BackendUnavailable, QueueFull, Unsupported by this backend.
         """
 
         def send() -> str:
-            message = self._job(name, data, ttl, delay, at, idempotency_key, headers)
+            message = self._job(name, data, ttl, delay, at, idempotency_key, keep, headers)
             self.backend.send(self._to(name, queue), message)
             return message.id
 
@@ -151,6 +155,31 @@ class RpcClient(Caller):
         to, message = self._event(event, data, headers)
         self.backend.send(to, message)
         return message.id
+
+    def job(self, id: str, *, queue: str | None = None) -> JobInfo:
+        """What is known of a job by its id: `state`, `result`, why it failed; see `JobInfo`. It is looked for
+        in `queue`, else in all that this client knows. Raises BackendUnavailable, Unsupported."""
+        return self._inspector.job(id, queue)
+
+    def jobs(
+        self, *, queue: str | None = None, state: JobState | None = None, name: str | None = None
+    ) -> list[JobInfo]:
+        """The jobs that are scheduled, wait, run or are dead letters: of one queue, in one state, of one
+        name. Raises ValueError, BackendUnavailable, Unsupported."""
+        return [*self._inspector.jobs(queue, state, name)]
+
+    def queues(self) -> list[QueueInfo]:
+        """How many jobs wait, run, are scheduled and dead in each queue that this client knows: those of the
+        settings, and its own. Raises BackendUnavailable, Unsupported."""
+        return self._inspector.queues()
+
+    def cancel(self, id: str, *, queue: str | None = None) -> bool:
+        """`JobInfo.cancel` of the job with this id, wherever it was sent from."""
+        return self._inspector.job(id, queue).cancel()
+
+    def retry(self, id: str, *, queue: str | None = None) -> bool:
+        """`JobInfo.retry` of the job with this id."""
+        return self._inspector.job(id, queue).retry()
 
     @property
     def services(self) -> Services:

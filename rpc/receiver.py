@@ -17,6 +17,7 @@ from uuid import uuid4
 
 from .aio import AsyncRpcClient
 from .backends import backend_from_url
+from .backends.features import unsupported
 from .client import RpcClient
 from .core.codecs import Accepted
 from .core.dispatch import Dispatcher, HandedBack, contained
@@ -25,6 +26,7 @@ from .core.middleware import ContextFactory, Hooks, Middleware, checked
 from .describe import ALL_WORKERS, DESCRIBE, WorkerInfo, worker_info
 from .errors import Cancelled, SettingsError, Unsupported
 from .events import Events, listeners_in
+from .job_info import Keeper
 from .local_retry import retrying_locally
 from .loops import DelayQueue, LoopThread, RunningLoop, locked_cached_property, to_its_end
 from .services import gathered, service
@@ -116,6 +118,7 @@ class RpcReceiver:
             aside=to_its_end,
             handed_back=self._handed_back,
             calls=self,
+            **self._keeping(),
             context=context,
             middleware=checked(settings.loaded_middleware() if middleware is None else middleware),
         )
@@ -132,6 +135,21 @@ class RpcReceiver:
             dice=random.random,
             **options,
         )
+
+    def _keeping(self) -> dict[str, Any]:
+        """What the dispatcher must know of outcomes that are kept. Raises Unsupported."""
+        settings = self._settings
+        store: Any = settings.store
+        store = backend_from_url(store) if isinstance(store, str) else store
+        wanted = settings.keep_results or any(job.options.keep for job in self.jobs.values())
+        if wanted and "results" not in (store or self.backend).features:
+            raise Unsupported(f"{unsupported('results')}; RPC_STORE may name one of them")
+        return {
+            "kept": Keeper(self.id, store),
+            "keeps_elsewhere": store is not None,
+            "keep_results": settings.keep_results,
+            "unknown_for": settings.unknown_for,
+        }
 
     def hook(self, name: str) -> Callable[[F], F]:
         """A decorator that adds a hook. Raises SettingsError for a name that is none."""

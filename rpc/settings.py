@@ -21,7 +21,7 @@ from .errors import SettingsError
 
 VARIABLES = ("RPC_SETTINGS_MODULE", "SETTINGS_IMPORT_PATH")
 DEFAULT_MODULE = "settings"
-BACKEND_KEYS = ("RPC_BACKEND", "RPC_RECEIVER_BACKEND", "RPC_CLIENT_BACKEND")
+BACKEND_KEYS = ("RPC_BACKEND", "RPC_RECEIVER_BACKEND", "RPC_CLIENT_BACKEND", "RPC_STORE")
 DEFAULT_QUEUES = ("high", "default", "low")
 
 
@@ -67,6 +67,12 @@ class Settings:
     """The largest request or reply, in bytes."""
     send_tracebacks: bool = False
     """Whether a RemoteError has the receiver's traceback."""
+    keep_results: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+    """How long the outcome of a job that nobody waits for is kept."""
+    store: Any = None
+    """A backend, or its URL, that keeps outcomes. None: the one that carries the jobs."""
+    unknown_for: Annotated[float, msgspec.Meta(ge=0)] = 60.0
+    """How long workers pass on a job that they do not know, if nobody waits for it."""
     grace: Annotated[float, msgspec.Meta(ge=0)] = 30.0
     """How long a worker that is told to stop may finish what it runs."""
 

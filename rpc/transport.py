@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import msgspec
 
@@ -87,6 +87,12 @@ IDEMPOTENCY_KEY = "idempotency-key"
 """Header: of the messages with the same one, in one queue, only the first is handled, and its last reply goes
 to all (feature `idempotency`)."""
 
+KEEP = "keep"
+"""Header: seconds for which the last reply is kept, for anybody who knows the id (feature `results`)."""
+
+UNKNOWN = "unknown-for"
+"""Header: seconds that workers have passed it on which did not know the job."""
+
 ATTEMPT = "attempt"
 """Header: how often the job has been tried, if it failed before."""
 
@@ -125,15 +131,23 @@ class Message(msgspec.Struct, frozen=True):
     @property
     def ttl(self) -> float | None:
         """Seconds left until nobody wants it any more; None if it does not expire."""
-        if "ttl" not in self.headers:
+        return self._seconds("ttl")
+
+    @property
+    def keep(self) -> float | None:
+        """Seconds for which its last reply is to be kept; None if that is not said."""
+        return self._seconds(KEEP)
+
+    def _seconds(self, header: str) -> float | None:
+        if header not in self.headers:
             return None
         try:
-            ttl = float(self.headers["ttl"])
+            seconds = float(self.headers[header])
         except ValueError:
-            ttl = math.nan
-        if not math.isfinite(ttl):
-            raise SerializationError("the ttl header is not a number of seconds")
-        return ttl
+            seconds = math.nan
+        if not math.isfinite(seconds):
+            raise SerializationError(f"the {header} header is not a number of seconds")
+        return seconds
 
     @property
     def deliveries(self) -> int:
@@ -226,7 +240,8 @@ class Delivery(Protocol):
 
     def bury(self, why: str, last: Message | None) -> None:
         """Instead of finishing it: send the last reply, and keep the message as a dead letter, which nobody
-        gets unless people say so. Feature `dead-letters`."""
+        gets unless people say so. The first line of `why` is the reason, a traceback may follow. Feature
+        `dead-letters`."""
 
 
 Handler = Callable[[Delivery], None]
@@ -265,7 +280,7 @@ class Backend(Protocol):
 
     features: frozenset[str]
     """Of: durable, redelivers, topics, groups, subscriptions, locks, priorities, processes, presence, delay,
-    idempotency, dead-letters, detached."""
+    idempotency, dead-letters, detached, counts, inspection, results."""
     max_message: int | None
     """The largest body, in bytes; None if the transport sets no limit."""
 
@@ -345,33 +360,6 @@ class AsyncBackend(Protocol):
 
     async def close(self) -> None:
         """Give back the connections of this event loop; whoever waits gets Cancelled. Idempotent."""
-
-
-@dataclass(frozen=True, slots=True)
-class DeadLetter:
-    """A message that was given up."""
-
-    id: str
-    queue: str
-    at: float
-    """When, in seconds of the Unix epoch, by the broker's clock."""
-    why: str
-    frame: bytes
-    raw: Any
-    """What the backend finds it by."""
-
-
-class DeadLetters(Protocol):
-    """A backend with the feature `dead-letters`."""
-
-    def dead_letters(self, queue: str) -> list[DeadLetter]:
-        """What was given up, the last one first."""
-
-    def revive(self, letter: DeadLetter) -> bool:
-        """Put it back into its queue, as if it had just been sent. False if it is no longer there."""
-
-    def drop(self, letter: DeadLetter) -> bool:
-        """Forget it. False if it is no longer there."""
 
 
 KEEP_SUBSCRIPTION = 30 * 86400.0

@@ -15,7 +15,8 @@ from rpc.backends import backend_from_url
 from rpc.backends._serving import BaseDelivery
 from rpc.backends.memory import MemoryBackend
 from rpc.backends.memory.server import MemoryServer
-from rpc.transport import Address, DeadLetters, Handler
+from rpc.inspection import DeadLetters
+from rpc.transport import Address, Handler
 
 LONG = 10.0
 """Seconds: far longer than anything here takes."""

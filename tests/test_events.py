@@ -22,7 +22,8 @@ from rpc import AsyncRpcClient, Event, RpcClient, RpcReceiver, SettingsError, ex
 from rpc.backends.memory import MemoryBackend
 from rpc.core.jobs import JobOptions
 from rpc.events import Subscription, event_address
-from rpc.transport import DeadLetters, Message
+from rpc.inspection import DeadLetters
+from rpc.transport import Message
 
 
 class Hall:

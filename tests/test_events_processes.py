@@ -16,8 +16,9 @@ from event_workers import PATIENCE, Billing, Busy, Clock, Crew, Flaky, Loud, Tea
 
 from rpc.core.jobs import JobOptions
 from rpc.events import Subscription
+from rpc.inspection import DeadLetters
 from rpc.testing import RedisServer
-from rpc.transport import DeadLetters, topic
+from rpc.transport import topic
 
 ON = {
     "redis": pytest.param("redis", marks=pytest.mark.redis),

@@ -21,7 +21,8 @@ from rpc import (
 from rpc.backends import backend_from_url
 from rpc.backends.memory import MemoryBackend
 from rpc.core.jobs import MAX_BACKOFF, JobOptions
-from rpc.transport import DeadLetters, unpacked
+from rpc.inspection import DeadLetters
+from rpc.transport import unpacked
 
 
 @pytest.fixture(params=[MemoryBackend, WithoutDelays])

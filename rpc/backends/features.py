@@ -16,13 +16,17 @@ _ON_A_BROKER = frozenset(
         "processes",
         "presence",
         "dead-letters",
+        "counts",
     }
 )
+_SEEN = {"inspection", "results"}
 FEATURES = {
-    "redis": _ON_A_BROKER | {"delay", "idempotency", "detached"},
-    "rq+redis": _ON_A_BROKER,
+    "redis": _ON_A_BROKER | _SEEN | {"delay", "idempotency", "detached"},
+    "rq+redis": _ON_A_BROKER | _SEEN,
     "amqp": _ON_A_BROKER | {"detached"},
-    "memory": _ON_A_BROKER - {"durable", "redelivers", "processes"} | {"delay", "idempotency", "detached"},
+    "memory": (_ON_A_BROKER - {"durable", "redelivers", "processes"})
+    | _SEEN
+    | {"delay", "idempotency", "detached"},
 }
 """URL scheme -> the features of its backend: see `transport.Backend`."""
 

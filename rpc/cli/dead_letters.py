@@ -15,8 +15,9 @@ from ..backends.features import unsupported
 from ..client import RpcClient
 from ..core.codecs import Accepted
 from ..errors import RpcError, SerializationError
+from ..inspection import DeadLetter, DeadLetters
 from ..settings import Settings, load_settings
-from ..transport import NAME, DeadLetter, DeadLetters, Message, unpacked
+from ..transport import NAME, Message, unpacked
 from .options import backend_option, queue_names, settings_option
 from .output import json_option, json_wanted, one_line, print_data, print_line, printable
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import traceback
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from functools import partial
 from typing import Any
 
@@ -26,7 +26,7 @@ from ..errors import (
 from ..transport import FAILED, IDEMPOTENCY_KEY, NAME, Delivery, Message
 from .codecs import JSON, Accepted, Codec
 from .jobs import AsyncRequest, Calls, DeliveryMode, Job, Jobs, Request, current_request
-from .lifecycle import after_failure, next_attempt
+from .lifecycle import UNKNOWN_FOR, Fate, after_failure, after_refusal, next_attempt, passed_on, reason
 from .middleware import ContextFactory, Hooks, Middleware
 from .protocol import decode_call, encode_error, encode_result, printable, remote_error
 
@@ -41,6 +41,10 @@ Await = Callable[[Coroutine[Any, Any, Any], Delivery], Any]
 
 Spawn = Callable[[Coroutine[Any, Any, None], Delivery], None]
 """The same, but it does not wait for the end."""
+
+Kept = Callable[[Delivery, Message, float, float], Message]
+"""Marks the last reply to a delivery, to be kept for so many seconds, whose handler took so many; may also
+store it, and wait for that."""
 
 Aside = Callable[[Callable[[], Any]], Awaitable[Any]]
 """Runs what blocks, for a coroutine that waits for it; its result."""
@@ -65,6 +69,10 @@ class Dispatcher:
         spawn: Spawn | None = None,
         aside: Aside | None = None,
         handed_back: Callable[[Delivery], bool] = lambda delivery: False,
+        kept: Kept = lambda delivery, last, seconds, took: last,
+        keeps_elsewhere: bool = False,
+        keep_results: float = 0.0,
+        unknown_for: float = UNKNOWN_FOR,
         calls: Calls | None = None,
         hooks: Hooks | None = None,
         middleware: Sequence[Middleware] = (),
@@ -76,10 +84,14 @@ class Dispatcher:
         requests and replies alike; `middleware` is from the outside in, `hooks` are outside of it, and
         `context` is outside of them. With `spawn` and `aside`, which go together, a coroutine holds no
         thread, unless there is middleware, which does. `handed_back` is asked of a coroutine that was
-        cancelled: whether its message is somebody else's by now; it may block."""
+        cancelled: whether its message is somebody else's by now; it may block. `kept` sees the outcomes that
+        are to be kept; if it `keeps_elsewhere`, it blocks; `keep_results` is the seconds for jobs that nobody
+        waits for, `unknown_for` those for which an unknown one of them is passed on."""
         self._jobs, self._accept, self._max_message = jobs, accept or Accepted(), max_message
         self._delivery, self._send_tracebacks = delivery, send_tracebacks
         self._await, self._calls, self.aside, self.handed_back = await_, calls, aside, handed_back
+        self.kept, self._keep_results, self._unknown_for = kept, keep_results, unknown_for
+        self.keeps_elsewhere = keeps_elsewhere
         self._spawn = None if middleware else spawn
         self.clock, self.dice = clock, dice
         self.hooks, self.middleware, self.context = hooks, middleware, context
@@ -101,7 +113,7 @@ class Dispatcher:
             call = decode_call(message.body, codec)
             job = self._jobs.find(call.method)
             deadline = self._deadline(message.ttl)
-            work = _Work(self, delivery, codec)
+            work = _Work(self, delivery, codec, self._keep(delivery, job))
             kind = AsyncRequest if job.is_coroutine else Request
             request = kind(delivery, call, deadline, work.respond, self._calls)
             handler = job.bound(call, request)
@@ -110,9 +122,7 @@ class Dispatcher:
             if (job.options.delivery or self._delivery) == "at-most-once":
                 delivery.forbid_redelivery()
         except RpcError as error:
-            name = message.headers.get(NAME, "")[:128]
-            logger.warning("refused %r (%s): %s: %s", name, message.id, type(error).__name__, error)
-            delivery.finish(self.failure(message, error, codec))
+            self._refuse(delivery, error, codec)
             return
         is_detached = job.is_coroutine and self._spawn is not None
         self._running[delivery] = not is_detached
@@ -120,6 +130,42 @@ class Dispatcher:
             self._spawn(work.await_(job, handler, request), delivery)
         else:
             work.run(job, handler, request)
+
+    def _refuse(self, delivery: Delivery, error: RpcError, codec: Codec) -> None:
+        message, failure = delivery.message, self.failure(delivery.message, error, codec)
+        name = message.headers.get(NAME, "")[:128]
+        logger.warning("refused %r (%s): %s: %s", name, message.id, type(error).__name__, error)
+        if is_attended(delivery):
+            delivery.finish(failure)
+            return
+        fate = after_refusal(error, message, unknown_for=self._unknown_for)
+        later = passed_on(message, fate) if isinstance(fate, float) else message
+        with suppress(SerializationError):  # that header may be what it was refused for
+            if keep := message.keep:
+                failure = self.kept(delivery, failure, keep, 0.0)
+        self.settle(delivery, fate, reason(error.with_traceback(None), error), later, failure)
+
+    def settle(self, delivery: Delivery, fate: Fate, why: str, later: Message, failure: Message) -> None:
+        """What was decided for a job that failed."""
+        name = delivery.message.headers.get(NAME, "")[:128]
+        try:
+            if fate == "answer":
+                delivery.finish(failure)
+            elif fate == "bury":
+                delivery.bury(why, failure)
+            else:
+                logger.info("job %r (%s) is tried again in %.3g s", name, later.id, fate)
+                delivery.postpone(fate, later)
+        except RpcError as trouble:
+            logger.warning("job %r (%s) could be neither postponed nor buried: %s", name, later.id, trouble)
+            delivery.finish(failure)
+
+    def _keep(self, delivery: Delivery, job: Job) -> float:
+        """Seconds for which the outcome is to be kept."""
+        keep = delivery.message.keep
+        if keep is None:
+            return 0.0 if is_attended(delivery) else job.options.keep or self._keep_results
+        return keep
 
     def ended(self, delivery: Delivery) -> None:
         """Its handler does not run any more."""
@@ -168,6 +214,11 @@ class Dispatcher:
         return self._await(coroutine, delivery)
 
 
+def is_attended(delivery: Delivery) -> bool:
+    """Whether it is not a job that nobody waits for."""
+    return delivery.message.reply_to is not None or delivery.to.kind != "queue"
+
+
 def _reply_headers(message: Message, codec: Codec) -> dict[str, str]:
     # A longer id is not one of ours, and might not leave room for the other headers.
     return {"id": printable(message.id[:128]), "content-type": codec.content_type}
@@ -176,27 +227,32 @@ def _reply_headers(message: Message, codec: Codec) -> dict[str, str]:
 class _Work:
     """One request on its way through its handler: remembers whether it was answered."""
 
-    __slots__ = ("_answered", "_codec", "_delivery", "_dispatcher", "_last", "_message", "_responded")
+    __slots__ = (
+        *("_answered", "_began", "_codec", "_delivery", "_dispatcher", "_for_others", "_keep", "_last"),
+        *("_message", "_responded"),
+    )
 
-    def __init__(self, dispatcher: Dispatcher, delivery: Delivery, codec: Codec) -> None:
+    def __init__(self, dispatcher: Dispatcher, delivery: Delivery, codec: Codec, keep: float) -> None:
         self._dispatcher, self._delivery, self._codec = dispatcher, delivery, codec
+        self._keep, self._began = keep, dispatcher.clock() if keep else 0.0
+        self._for_others = bool(keep) or IDEMPOTENCY_KEY in delivery.message.headers
+        """Whether the response is for others, too: it leaves again with the acknowledgement."""
         self._message = delivery.message
         self._answered = False
         self._responded: list[Any] = []
         """What the handler responded with first, whether somebody waits for that or not."""
         self._last: Message | None = None
-        """The response, if it is for others, too: it leaves again with the acknowledgement."""
+        """The response, if it is for others, too."""
 
     def respond(self, request: Request, data: Any) -> bool:
-        for_others = IDEMPOTENCY_KEY in request.headers
-        if request.response_key is None and not for_others:
+        if request.response_key is None and not self._for_others:
             self._responded = self._responded or [data]
             return False
         if self._answered:
             return False
         reply = self._dispatcher.result(self._message, data, self._codec)
         self._answered, self._responded = True, [data]
-        self._last = reply if for_others else None
+        self._last = reply if self._for_others else None
         return self._delivery.reply(reply)
 
     def run(self, job: Job, handler: Callable[[], Any], request: Request) -> None:
@@ -220,20 +276,30 @@ class _Work:
                 look = partial(dispatcher.handed_back, self._delivery)
                 gone = await dispatcher.aside(look) if dispatcher.aside else look()
                 error = HandedBack() if gone else Cancelled("the call was cancelled")
-            if dispatcher.aside and job.options.retries:  # it may take a word with the broker
+            is_talk = job.options.retries or not is_attended(self._delivery) or dispatcher.keeps_elsewhere
+            if dispatcher.aside and is_talk:  # it may take a word with the broker
                 await dispatcher.aside(partial(self._failed, job, request, error))
             else:
                 self._failed(job, request, error)
         else:
-            self._end(last)
+            if self._keep and dispatcher.aside and dispatcher.keeps_elsewhere:
+                await dispatcher.aside(partial(self._end, last))
+            else:
+                self._end(last)
 
     def _end(self, last: Message | None) -> None:
         self._dispatcher.ended(self._delivery)
-        self._delivery.finish(last)
+        self._delivery.finish(last if last is None else self._marked(last))
+
+    def _marked(self, last: Message) -> Message:
+        if not self._keep:
+            return last
+        took = self._dispatcher.clock() - self._began
+        return self._dispatcher.kept(self._delivery, last, self._keep, took)
 
     def _succeeded(self, request: Request, value: Any) -> Message | None:
         """The last reply; None if there is none, or it was sent."""
-        if self._answered or (request.response_key is None and IDEMPOTENCY_KEY not in request.headers):
+        if self._answered or (request.response_key is None and not self._for_others):
             return self._last
         reply = self._dispatcher.result(self._message, value, self._codec)
         self._answered = True  # nobody may respond later, from another thread
@@ -259,25 +325,19 @@ class _Work:
         remote = dispatcher.remote(error)
         failure = dispatcher.failure(self._message, remote, self._codec)
         left = None if request.deadline is None else request.deadline - dispatcher.clock()
-        wanted, chance = not delivery.cancelled, dispatcher.dice()
         fate = after_failure(
-            error, job.options, attempt=request.attempt, left=left, wanted=wanted, chance=chance
+            error,
+            job.options,
+            attempt=request.attempt,
+            left=left,
+            wanted=not delivery.cancelled,
+            attended=is_attended(delivery),
+            chance=dispatcher.dice(),
         )
-        if fate == "answer":
-            self._end(failure)
-            return
         dispatcher.ended(delivery)
-        try:
-            if fate == "bury":
-                delivery.bury(printable(str(remote))[:500], failure)
-            else:
-                logger.info("job %r (%s) is tried again in %.3g s", job.name, request.id, fate)
-                delivery.postpone(fate, next_attempt(self._message))
-        except RpcError as trouble:
-            logger.warning(
-                "job %r (%s) could be neither postponed nor buried: %s", job.name, request.id, trouble
-            )
-            delivery.finish(failure)
+        if not isinstance(fate, float):
+            failure = self._marked(failure)
+        dispatcher.settle(delivery, fate, reason(error, remote), next_attempt(self._message), failure)
 
     def _value(self, job: Job, handler: Callable[[], Any], request: Request) -> Any:
         dispatcher, token = self._dispatcher, current_request.set(request)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -173,6 +174,7 @@ class JobOptions:
     retries: int = 0
     backoff: float = 1.0
     retry_on: tuple[type[BaseException], ...] = (Exception,)
+    keep: float = 0.0
 
     @classmethod
     def checked(
@@ -181,6 +183,7 @@ class JobOptions:
         retries: int,
         backoff: float,
         retry_on: type[BaseException] | tuple[type[BaseException], ...],
+        keep: float = 0.0,
     ) -> JobOptions:
         """ValueError for what makes no sense."""
         if delivery is not None and delivery not in get_args(DeliveryMode):
@@ -190,7 +193,9 @@ class JobOptions:
         retry_on = retry_on if isinstance(retry_on, tuple) else (retry_on,)
         if not all(isinstance(kind, type) and issubclass(kind, BaseException) for kind in retry_on):
             raise ValueError("retry_on is an exception class, or a tuple of them")
-        return cls(delivery, retries, backoff, retry_on)
+        if not 0 <= keep < math.inf:
+            raise ValueError("keep is a number of seconds, finite and not negative")
+        return cls(delivery, retries, backoff, retry_on, keep)
 
     def pause(self, attempt: int, chance: float) -> float:
         """Seconds between an attempt, the first being 1, and the next: doubled each time, and less by up to a
@@ -204,16 +209,17 @@ def job(
     retries: int = 0,
     backoff: float = 1.0,
     retry_on: type[BaseException] | tuple[type[BaseException], ...] = (Exception,),
+    keep: float = 0.0,
 ) -> Callable[[F], F]:
     """Options of one job.
 
     `delivery="at-most-once"`: if a worker dies while it has this job, nobody tries it again, and the caller
     gets WorkerLost; overrides the receiver's setting. `retries`: if the handler raises one of `retry_on`, it
     is tried again so many times, the first time after up to `backoff` seconds, then after twice that, and so
-    on up to an hour, as long as the caller waits; a job that failed each time becomes a dead letter. Raises
-    ValueError.
+    on up to an hour, as long as the caller waits; a job that failed each time becomes a dead letter. `keep`:
+    the seconds for which its outcome is kept if nobody waits for it (see `RpcClient.job`). Raises ValueError.
     """
-    options = JobOptions.checked(delivery, retries, backoff, retry_on)
+    options = JobOptions.checked(delivery, retries, backoff, retry_on, keep)
 
     return marking("__rpc_job__", options)
 

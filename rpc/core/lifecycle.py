@@ -1,16 +1,64 @@
-"""What becomes of a job that failed: decided here, with the same words on every backend."""
+"""What becomes of a job that failed, or could not be begun: decided here, in the same words for all."""
 
 from __future__ import annotations
 
+import traceback
 from typing import Literal
 
-from ..transport import ATTEMPT, HANDED_BACK, Message
+from ..errors import Cancelled, MethodNotFound, RemoteError, RpcError, ServiceNotFound
+from ..transport import ATTEMPT, HANDED_BACK, UNKNOWN, Message
 from .jobs import FINAL, JobOptions
+from .protocol import printable
+
+UNKNOWN_FOR = 60.0
+"""Seconds that a job which nobody waits for is passed on by workers that do not know it."""
+PASS_ON = 2.0
+"""Seconds until the next worker looks at it."""
+LONGEST_TRACE = 8000
+"""Characters of a traceback that a dead letter keeps: its last ones."""
+
+Fate = float | Literal["answer", "bury"]
+"""Seconds to wait before the message is delivered again; or its caller is answered; or it was given up."""
 
 
 def next_attempt(message: Message) -> Message:
     """What is delivered when the job is tried again: to whoever gets it, it is new."""
     return message.replace(**{"deliveries": None, HANDED_BACK: None, ATTEMPT: message.attempt + 1})
+
+
+def passed_on(message: Message, seconds: float) -> Message:
+    """What is delivered to somebody else who may know the job."""
+    return message.replace(**{"deliveries": None, UNKNOWN: f"{_passed_on_for(message) + seconds:g}"})
+
+
+def _passed_on_for(message: Message) -> float:
+    text = message.headers.get(UNKNOWN, "")
+    return float(text) if text.replace(".", "", 1).isdecimal() and len(text) < 10 else 0.0
+
+
+def after_refusal(error: RpcError, message: Message, *, unknown_for: float) -> Fate:
+    """What to do with a job that nobody waits for and that was not begun because of this error. One that is
+    not known here may be known elsewhere, while the program is deployed: it is passed on for `unknown_for`
+    seconds."""
+    if isinstance(error, Cancelled):
+        return "answer"
+    left = unknown_for - _passed_on_for(message)
+    if type(error) in (MethodNotFound, ServiceNotFound) and left > 0:
+        return min(PASS_ON, left)
+    return "bury"
+
+
+def reason(error: BaseException, told: RpcError) -> str:
+    """Why a job was given up: a line, and the traceback of what its handler raised; `told` is what a caller
+    is told of it."""
+    kind, text = (
+        (told.type, told.message) if isinstance(told, RemoteError) else (type(told).__name__, str(told))
+    )
+    line = printable(f"{kind}: {text}".replace("\n", " "))[:500]
+    if error.__traceback__ is None:
+        return line
+    trace = printable("".join(traceback.format_exception(error)))
+    return f"{line}\n{trace[-LONGEST_TRACE:]}"
 
 
 def after_failure(
@@ -20,14 +68,15 @@ def after_failure(
     attempt: int,
     left: float | None,
     wanted: bool,
+    attended: bool,
     chance: float,
-) -> float | Literal["answer", "bury"]:
-    """What to do with a job whose handler raised: "answer" its caller; "bury" it, since it failed each time
-    that it was to be tried; or the seconds to wait before it is tried again. `attempt` is the one that
-    failed, the first being 1; `left` the seconds that its caller waits (None: without end); `wanted` says
-    whether anybody still wants it; `chance`, from 0 to 1, spreads the pauses."""
+) -> Fate:
+    """What to do with a job whose handler raised. It is given up if it failed each time that it was to be
+    tried, or once, if nobody waits to be told (`attended`). `attempt` is the one that failed, the first being
+    1; `left` the seconds that its caller waits (None: without end); `wanted` says whether anybody still wants
+    it; `chance`, from 0 to 1, spreads the pauses."""
     if not options.retries or not isinstance(error, options.retry_on) or isinstance(error, FINAL):
-        return "answer"
+        return "answer" if attended or isinstance(error, Cancelled) else "bury"
     pause = options.pause(attempt, chance)
     in_time = left is None or pause < left
     return pause if attempt <= options.retries and in_time and wanted else "bury"

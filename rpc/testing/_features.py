@@ -11,19 +11,8 @@ from typing import Any, cast
 import pytest
 
 from ..errors import BackendUnavailable, QueueFull, SettingsError
-from ..transport import (
-    IDEMPOTENCY_KEY,
-    LOST,
-    Address,
-    Backend,
-    DeadLetter,
-    DeadLetters,
-    Delivery,
-    Message,
-    Presence,
-    queue,
-    unpacked,
-)
+from ..inspection import DeadLetter, DeadLetters
+from ..transport import IDEMPOTENCY_KEY, LOST, Address, Backend, Delivery, Message, Presence, queue, unpacked
 from .site import Answer, Site, eventually, request
 
 ONCE: Any = {IDEMPOTENCY_KEY: "order-17"}

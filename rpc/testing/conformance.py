@@ -30,10 +30,11 @@ from ..transport import LOST, Delivery, Message, Replies
 from ._channels import Channels
 from ._detached import Detached
 from ._features import Features
+from ._inspection import Inspections
 from .site import Site, answering, eventually, request
 
 
-class Conformance(Features, Channels, Detached):
+class Conformance(Features, Inspections, Channels, Detached):
     """One test for each rule that a backend keeps."""
 
     # Requests and replies.

@@ -267,8 +267,10 @@ class Site:
         self._stack.callback(replies.close)
         return replies
 
-    def tell(self, body: bytes, to: Address | None = None, **headers: str) -> None:
-        self.client.send(to or self.queue(), Message(body, {"id": uuid4().hex, **headers}))
+    def tell(self, body: bytes, to: Address | None = None, **headers: str) -> str:
+        message = Message(body, {"id": uuid4().hex, **headers})
+        self.client.send(to or self.queue(), message)
+        return message.id
 
 
 def request(body: bytes, ttl: float | None = 30, **headers: str) -> Message:

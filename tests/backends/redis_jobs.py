@@ -15,8 +15,8 @@ from typing import Any, cast
 import redis
 
 from rpc import Request, RpcClient, RpcReceiver, every, job, on
+from rpc.inspection import DeadLetters
 from rpc.testing import RedisServer
-from rpc.transport import DeadLetters
 
 from .rq_jobs import PATIENCE, end, eventually
 

@@ -19,9 +19,10 @@ import pytest
 from rpc import BackendUnavailable, NoReceivers, QueueFull, RpcTimeout, SettingsError
 from rpc.backends import backend_from_url
 from rpc.backends._serving import DIED
+from rpc.inspection import DeadLetters
 from rpc.testing._portal import Portal
 from rpc.testing.site import PATIENCE, Site, eventually, request
-from rpc.transport import LOST, Address, Backend, DeadLetters, Delivery, Locks, Message, inbox, queue, topic
+from rpc.transport import LOST, Address, Backend, Delivery, Locks, Message, inbox, queue, topic
 from tests.rabbit import Rabbit, rabbit
 
 

@@ -13,9 +13,10 @@ import pytest
 from rpc import Event, RemoteError, Request, RpcClient, RpcReceiver, job, on
 from rpc.backends._serving import DIED
 from rpc.events import listeners_in
+from rpc.inspection import DeadLetters
 from rpc.settings import Settings
 from rpc.testing.site import PATIENCE, Site, eventually
-from rpc.transport import DeadLetters, Delivery, Message
+from rpc.transport import Delivery, Message
 from tests.rabbit import Rabbit, rabbit
 
 from rpc.backends.amqp.messages import Probe  # isort: skip - after the skip without the driver

@@ -18,10 +18,10 @@ from rpc.backends.redis import scripts
 from rpc.backends.redis.acks import AckBuffer
 from rpc.backends.redis.server import RedisServer as Serving
 from rpc.events import listeners_in
+from rpc.inspection import DeadLetters
 from rpc.settings import Settings
 from rpc.testing import RedisServer
 from rpc.testing.site import eventually
-from rpc.transport import DeadLetters
 from tests.faults.proxy import Proxy
 
 pytestmark = pytest.mark.redis

@@ -11,12 +11,12 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from rpc.errors import BackendUnavailable, QueueFull, RpcTimeout
+from rpc.inspection import DeadLetter
 from rpc.testing.site import Site
 from rpc.transport import (
     DELAY,
     IDEMPOTENCY_KEY,
     Address,
-    DeadLetter,
     Delivery,
     Handler,
     Message,

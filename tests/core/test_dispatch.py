@@ -35,7 +35,7 @@ from rpc.core.conversation import Conversation, call_message
 from rpc.core.dispatch import Dispatcher
 from rpc.core.jobs import Response, current_request, jobs_from
 from rpc.errors import Interrupted
-from rpc.transport import FAILED, Message, packed, unpacked
+from rpc.transport import FAILED, Message, packed, queue, unpacked
 
 with_both_codecs = pytest.mark.parametrize("codec", CODECS.values(), ids=list(CODECS))
 
@@ -45,6 +45,7 @@ class Delivery:
 
     def __init__(self, message, cancelled=False):
         self.message, self.cancelled, self.on_cancel = message, cancelled, None
+        self.to, self.why, self.postponed = queue("work"), "", []
         self.replies, self.ends, self.redeliverable = [], [], True
 
     def reply(self, message):
@@ -53,6 +54,13 @@ class Delivery:
 
     def finish(self, last):
         self.ends.append(last)
+
+    def bury(self, why, last):
+        self.why = why
+        self.finish(last)
+
+    def postpone(self, seconds, message):
+        self.postponed.append((seconds, message))
 
     @property
     def last(self):
@@ -162,7 +170,7 @@ def test_whatever_arrives_a_caller_that_waits_gets_one_reply(max_message, body, 
 def test_whatever_arrives_where_nobody_waits_there_is_no_result(body, headers):
     delivery = Delivery(Message(body, headers))
     dispatcher_of(JOBS)(delivery)
-    assert delivery.last is None or FAILED in delivery.last.headers
+    assert delivery.postponed or delivery.last is None or FAILED in delivery.last.headers
     assert delivery.replies == []
 
 
@@ -418,6 +426,7 @@ def test_what_nobody_wants_any_more_is_not_done(cancelled, headers, error, repli
     delivery = Delivery(pending(replies=replies, **headers), cancelled)
     dispatcher_of(lambda: called.append(1))(delivery)
     assert (called, delivery.last.headers[FAILED]) == ([], error.__name__)
+    assert delivery.why.partition(":")[0] == ("" if replies or error is Cancelled else error.__name__)
 
 
 @pytest.mark.parametrize(("ttl", "deadline"), [(2.5, 102.5), (None, None)])

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
+from ...inspection import DeadLetter, QueueInfo
 from ...loops import Alarm, pop_or_none
-from ...transport import DELAY, IDEMPOTENCY_KEY, Address, DeadLetter, Handler, Message
+from ...transport import DELAY, IDEMPOTENCY_KEY, Address, Handler, Message
 from ...transport import queue as queue_address
 from .._retry import RETRY_FOR
 from .._serving import OnChange, Plan
@@ -20,8 +21,8 @@ from .callers import BlockingReplies, CallerConnection, Senders
 from .connection import Connection, Heartbeats
 from .dead_letters import DeadLetterStore
 from .locks import Locks
-from .messages import dead_name, queue_name
-from .requests import SEND
+from .messages import Probe, dead_name, queue_name
+from .requests import PROBE, SEND
 from .server import AmqpServer
 from .servers import Servers
 from .wire import Queue
@@ -114,6 +115,17 @@ class AmqpBackend:
 
     def is_served(self, queue: str) -> bool:
         return self.senders.is_served(queue_address(queue))
+
+    def queue_info(self, queue: str) -> QueueInfo:
+        """What runs and what was delayed is not known, nor how old what waits is."""
+
+        def look(connection: Connection) -> tuple[int, int, int]:
+            waiting, workers = connection.size_of(PROBE, Probe(queue_name(queue_address(queue))))
+            dead, _ = connection.size_of(PROBE, Probe(dead_name(queue)))
+            return waiting, dead, workers
+
+        waiting, dead, workers = self.senders.do(look)
+        return QueueInfo(queue, waiting, None, None, dead, workers, None)
 
     def declare(self, *addresses: Address) -> None:
         """Make these queues, so that messages to them are taken before anybody serves them."""

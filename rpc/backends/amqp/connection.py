@@ -21,7 +21,7 @@ from ...loops import Alarm, process
 from .._retry import RETRY_FOR, retried, time_in_the_kernel
 from .dialogue import Dialogue
 from .servers import SOCKET_TIMEOUT, Servers, unavailable
-from .wire import HEARTBEAT, Arrival, Broken, Channel
+from .wire import HEARTBEAT, Arrival, Broken, Channel, Queue
 from .wire import Connection as Methods
 
 T = TypeVar("T")
@@ -171,6 +171,16 @@ class Connection(Dialogue):
                 raise
             return False
         return True
+
+    def size_of(self, channel: int, probe: base.Frame) -> tuple[int, int]:
+        """How many messages wait in a queue, and how many consumers it has; none if it does not exist."""
+        try:
+            declared: Any = self.probe(channel, probe, Queue.DeclareOk).method
+        except Broken as error:
+            if error.code != 404 or not self.is_open:
+                raise
+            return 0, 0
+        return declared.message_count, declared.consumer_count
 
     def close_channel(self, channel: int) -> None:
         """Close a channel: what was taken on it and not acknowledged goes back."""

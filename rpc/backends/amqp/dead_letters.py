@@ -9,7 +9,8 @@ from typing import Any
 from uuid import uuid4
 
 from ...errors import SerializationError
-from ...transport import ATTEMPT, HANDED_BACK, DeadLetter, Message, packed, queue, unpacked
+from ...inspection import DeadLetter
+from ...transport import ATTEMPT, HANDED_BACK, Message, packed, queue, unpacked
 from .callers import Senders
 from .connection import Connection
 from .messages import Probe, dead_name, properties_of, queue_name, refused
@@ -18,6 +19,8 @@ from .servers import Servers
 from .wire import Arrival, Basic, Broken, Queue, ack
 
 TOKEN, AT, WHY = "rpc-token", "rpc-at", "rpc-why"
+LONGEST = 10_000
+"""Characters of a reason that are kept."""
 LOOKING = 4
 """A channel: when it is closed, what was taken and not acknowledged on it is put back."""
 
@@ -28,7 +31,7 @@ def bury(
     """Make it a dead letter of the queue of this name, safely."""
     connection.ask(channel, servers.queue(dead_name(name)), Queue.DeclareOk)
     properties = Basic.Properties(
-        headers={TOKEN: uuid4().hex, AT: f"{time.time():.3f}", WHY: why[:500]},
+        headers={TOKEN: uuid4().hex, AT: f"{time.time():.3f}", WHY: why[:LONGEST]},
         correlation_id=message.id[:255] or None,
         delivery_mode=2,
     )
@@ -109,4 +112,5 @@ def _letter(name: str, arrival: Arrival) -> DeadLetter:
     if TOKEN not in table:
         raise Broken("a dead letter that is none of ours is in the way")
     id = arrival.properties.correlation_id or ""
-    return DeadLetter(id, name, float(table[AT]), table[WHY], arrival.body, table[TOKEN])
+    why, trace = DeadLetter.told(table[WHY])
+    return DeadLetter(id, name, float(table[AT]), why, arrival.body, table[TOKEN], trace)

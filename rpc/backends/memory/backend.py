@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from urllib.parse import parse_qsl, urlsplit
 from weakref import WeakSet
 
+from ...inspection import DeadLetter, Entry, QueueInfo
 from ...loops import PerLoop
-from ...transport import ATTEMPT, DELAY, IDEMPOTENCY_KEY, Address, DeadLetter, Handler, Message, unpacked
+from ...transport import ATTEMPT, DELAY, IDEMPOTENCY_KEY, UNKNOWN, Address, Handler, Message, unpacked
 from ...transport import queue as queue_address
 from .._serving import OnChange, Plan
 from ..features import FEATURES
@@ -84,13 +86,32 @@ class MemoryBackend:
             if self.hub.locks.get(name, ("", 0.0))[0] == owner:
                 del self.hub.locks[name]
 
+    def queue_info(self, queue: str) -> QueueInfo:
+        entries = self.hub.entries(queue_address(queue))
+        count = Counter(each.state for each in entries)
+        ages = (time.time() - each.at for each in entries if each.at and each.state == "waiting")
+        numbers = count["waiting"], count["running"], count["scheduled"], len(self.hub.dead[queue])
+        return QueueInfo(queue, *numbers, self.hub.served[queue], next(ages, None))
+
+    def entries(self, queue: str, id: str | None = None) -> Iterator[Entry]:
+        return (each for each in self.hub.entries(queue_address(queue)) if id in (None, each.id))
+
+    def withdraw(self, entry: Entry) -> bool:
+        return self.hub.withdraw(entry.raw)
+
+    def keep(self, queue: str, id: str, last: Message, seconds: float) -> None:
+        self.hub.keep(queue, id, last, seconds)
+
+    def result(self, queue: str, id: str) -> Message | None:
+        return self.hub.result(queue, id)
+
     def dead_letters(self, queue: str) -> list[DeadLetter]:
         return list(self.hub.dead[queue])
 
     def revive(self, letter: DeadLetter) -> bool:
         found = self.drop(letter)
         if found:
-            again = dict.fromkeys(("ttl", "reply-to", "deliveries", ATTEMPT, DELAY, IDEMPOTENCY_KEY))
+            again = dict.fromkeys(("ttl", "reply-to", "deliveries", ATTEMPT, DELAY, IDEMPOTENCY_KEY, UNKNOWN))
             message = unpacked(letter.frame).replace(**again)
             self.hub.put(queue_address(letter.queue), message, None)
         return found

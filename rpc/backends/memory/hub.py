@@ -6,12 +6,14 @@ import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable
 from copy import copy
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from itertools import count
 from threading import Condition, RLock
+from typing import Any
 
 from ...errors import QueueFull, RpcTimeout
-from ...transport import DELAY, IDEMPOTENCY_KEY, STREAM, Address, DeadLetter, Message, packed
+from ...inspection import DeadLetter, Entry
+from ...transport import DELAY, IDEMPOTENCY_KEY, STREAM, Address, Message, packed
 from .._serving import BaseDelivery
 
 
@@ -32,6 +34,9 @@ class Hub:
         self.firsts: dict[tuple[Address, str], First] = {}
         """What was sent with an idempotency key. It is forgotten with the process."""
         self.dead: defaultdict[str, list[DeadLetter]] = defaultdict(list)
+        self.running: dict[MemoryDelivery, None] = {}
+        self.results: dict[tuple[str, str], tuple[float, Message]] = {}
+        """The last replies that are kept: until when, in seconds of the monotonic clock."""
         self.listening: list[Callable[[Address], None]] = []
         """What servers want called whenever something may have come to an address."""
         self.served: Counter[str] = Counter()
@@ -96,6 +101,42 @@ class Hub:
                 delivery.waiting.append(delivery)
                 self.wake(delivery.to)
         return None
+
+    def keep(self, queue: str, id: str, last: Message, seconds: float) -> None:
+        now = time.monotonic()
+        with self.lock:
+            while self.results and (oldest := next(iter(self.results))) and self.results[oldest][0] <= now:
+                del self.results[oldest]
+            self.results[queue, id] = now + seconds, last
+
+    def result(self, queue: str, id: str) -> Message | None:
+        until, last = self.results.get((queue, id), (0.0, None))
+        return last if until > time.monotonic() else None
+
+    def entries(self, to: Address) -> list[Entry]:
+        """What was sent to a queue, and is neither done nor given up."""
+        with self.lock:
+            waiting = self.waiting[to]
+            due = {each: at for at, _, each in self.delayed if each.waiting is waiting}
+            running = [each for each in self.running if each.to == to]
+            found = [*(("scheduled", each) for each in due), *(("waiting", each) for each in waiting)]
+            found += [("running", each) for each in running]
+            ago = time.time() - time.monotonic()
+            return [each.entry(state, due.get(each, each.since) + ago) for state, each in found]
+
+    def withdraw(self, delivery: MemoryDelivery) -> bool:
+        """Take it out of its queue, or tell its handler; False if it is neither there nor runs."""
+        with self.lock:
+            if is_waiting := delivery in delivery.waiting:
+                delivery.waiting.remove(delivery)
+            kept = [each for each in self.delayed if each[2] is not delivery]
+            is_waiting = is_waiting or len(kept) < len(self.delayed)
+            self.delayed[:] = kept
+            heapify(self.delayed)
+            is_running = delivery in self.running
+        if is_running:
+            delivery.cancel()
+        return is_waiting or is_running
 
     def subscribe(self, to: Address) -> tuple[deque[MemoryDelivery], Callable[[], None]]:
         """Where what is sent to a topic or an inbox will wait, and how to leave it."""
@@ -213,11 +254,18 @@ class MemoryDelivery(BaseDelivery):
         self.first: First | None = None
         self._on_finished: Callable[[MemoryDelivery], None] = lambda delivery: None
         self._begun = False
+        self.since = time.monotonic()
+
+    def entry(self, state: Any, at: float) -> Entry:
+        """How it is shown to people."""
+        worker = "this process" if state == "running" else ""
+        return Entry(self.message.id, self.to.name, state, packed(self.message), at, worker, self)
 
     def start(self, on_finished: Callable[[MemoryDelivery], None]) -> None:
         """Tell the handler how much time is left."""
         self._on_finished, self.finished = on_finished, False
         self._begun = not self.has_expired()
+        self.hub.running[self] = None
         if self._expires is not None:
             self.message = self.message.replace(ttl=self._expires - time.monotonic())
 
@@ -232,6 +280,8 @@ class MemoryDelivery(BaseDelivery):
 
     def _finish(self, last: Message | None) -> None:
         if last is not None:
+            if keep := last.keep:
+                self.hub.keep(self.to.name, self.message.id, last, keep)
             self.reply(last)
             if self.first and self._begun:
                 with self.hub.lock:
@@ -240,6 +290,7 @@ class MemoryDelivery(BaseDelivery):
 
     def _end(self) -> None:
         self.finished = True
+        self.hub.running.pop(self, None)
         self._on_finished(self)
 
     def postpone(self, seconds: float, message: Message) -> None:
@@ -258,7 +309,9 @@ class MemoryDelivery(BaseDelivery):
     def bury(self, why: str, last: Message | None) -> None:
         self.finish(last)
         queue = self.to.subscription_queue.name if self.to.durable else self.to.name
-        letter = DeadLetter(self.message.id, queue, time.time(), why, packed(self.message), self)
+        line, trace = DeadLetter.told(why)
+        frame = packed(self.message.replace(deliveries=None))
+        letter = DeadLetter(self.message.id, queue, time.time(), line, frame, self, trace)
         self.hub.dead[queue].insert(0, letter)
 
     def reply(self, message: Message) -> bool:

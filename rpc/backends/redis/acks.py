@@ -68,8 +68,9 @@ class Ack(msgspec.Struct, eq=False):
     """It, as it lies there."""
     keep: int = KEEP_REPLY
     """Milliseconds that the inbox outlives the reply."""
-    special: tuple[int, bytes] | None = None
-    """Number and frame of the reply to a message with an idempotency key, or whose body lies elsewhere."""
+    special: tuple[int, bytes, int] | None = None
+    """Number and frame of the reply to a message with an idempotency key, or whose body lies elsewhere, or
+    whose reply is kept; for how many milliseconds (0: it is not)."""
 
 
 Group = list[Ack]

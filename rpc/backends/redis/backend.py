@@ -9,41 +9,36 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
-from functools import partial
 
 import redis
 
 from ...errors import Unsupported
 from ...loops import pop_or_none, run_together
 from ...transport import (
-    ATTEMPT,
-    IDEMPOTENCY_KEY,
     Address,
     AsyncBackend,
-    DeadLetter,
     Handler,
     Message,
     Replies,
     Server,
-    unpacked,
 )
 from .._in_threads import InThreads
 from .._retry import patience
 from .._serving import OnChange
 from ..features import FEATURES
-from . import scripts
 from .base import RedisBase
 from .calls import SCRIPTS, CallerConnections, CallReplies, full
-from .connection import Command, Connection, persistent, translated
+from .connection import Connection, persistent
+from .inspection import RedisInspection
 from .keys import Record, keys_of, plain
-from .maintenance import Options, workers_of
+from .maintenance import Options
 from .sending import Sender
 from .server import RedisServer
 from .servers import servers_of
-from .topics import Topics, run_on_client
+from .topics import Topics
 
 
-class RedisBackend(RedisBase):
+class RedisBackend(RedisInspection, RedisBase):
     """Redis ≥ 6.2 or Valkey: one server, the master that sentinels know, or a cluster.
 
     `source` is a URL (`redis://`, `rediss://`, `redis+unix://`, `redis+sentinel://host,host/master/0`,
@@ -170,45 +165,6 @@ class RedisBackend(RedisBase):
         for callers in self._callers.values():
             callers.close()
         self.servers.close()
-
-    def is_served(self, queue: str) -> bool:
-        keys = keys_of(queue)
-        with translated():
-            workers = workers_of(partial(run_on_client, self.servers, keys.queue), keys)
-        return any(lives for _, lives in workers.values())
-
-    def dead_letters(self, queue: str) -> list[DeadLetter]:
-        keys = keys_of(queue)
-        with translated():
-            client = self.servers.client(keys.queue)
-            found = []
-            for raw in client.lrange(keys.dead, 0, -1):
-                at, why, packed_record = raw.split(b"\n", 2)
-                record = Record.unpacked(packed_record)
-                frame = (client.get(keys.body(record.id)) or b"") if record.is_large else record.frame
-                found.append(
-                    DeadLetter(record.id, queue, int(at) / 1000, why.decode(errors="replace"), frame, raw)
-                )
-            return found
-
-    def revive(self, letter: DeadLetter) -> bool:
-        """If its caller still waits, it does not get the reply."""
-        keys = keys_of(letter.queue)
-        message = unpacked(letter.frame).replace(
-            **{"reply_to": None, "ttl": None, ATTEMPT: None, IDEMPOTENCY_KEY: None}
-        )
-        changed, record, _ = self._sender.encode(keys, message, plain(letter.id), "", 0)
-        body = [(*command[:3], "XX", "KEEPTTL") for command in changed]
-        return self._settle(letter, body, record.unsent())
-
-    def drop(self, letter: DeadLetter) -> bool:
-        return self._settle(letter, [])
-
-    def _settle(self, letter: DeadLetter, before: Sequence[Command], *record: bytes) -> bool:
-        keys = keys_of(letter.queue)
-        command = (scripts.REVIVE, 3, keys.dead, keys.queue, keys.wakeup, letter.raw, *record)
-        with translated():
-            return bool(run_on_client(self.servers, keys.queue, *before, command)[-1])
 
     def discard(self, queue: str) -> None:
         keys = keys_of(queue)

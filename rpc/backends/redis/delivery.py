@@ -19,6 +19,8 @@ from .keys import Record, entry
 
 logger = logging.getLogger(__name__)
 
+NEW_LINE = "\x1e"
+"""In the reason of a dead letter, which lies in one line."""
 KEEP_STREAM = 600.0
 """Seconds that an inbox outlives a reply after which more will come, if its owner gives no sign."""
 
@@ -114,14 +116,15 @@ class RedisDelivery(BaseDelivery):
     def _finish(self, last: Message | None) -> None:
         last = last or self.unsaid
         record, special, reply = self.record, None, b""
-        if last is not None and (record.inbox or record.once):
+        keep = _keep_ms(last)
+        if last is not None and (record.inbox or record.once or keep):
             reply = self._frame(last)
-        if record.once or record.is_large:
-            special = (self._number, reply)
+        if record.once or record.is_large or keep:
+            special = (self._number, reply, keep)
         inbox = record.inbox if reply and not special else ""
         last_entry = entry(self._number, record.id, reply) if inbox else b""
-        keep = milliseconds(KEEP_STREAM) if self._number > 1 else KEEP_REPLY
-        self._server.finished(self, Ack(self.page, self.raw, inbox, last_entry, keep, special))
+        lifetime = milliseconds(KEEP_STREAM) if self._number > 1 else KEEP_REPLY
+        self._server.finished(self, Ack(self.page, self.raw, inbox, last_entry, lifetime, special))
 
     def _frame(self, last: Message) -> bytes:
         try:
@@ -153,7 +156,7 @@ class RedisDelivery(BaseDelivery):
         places = (self.page.key, self.page.queue.queue, self.page.queue.dead)
         frame = b"" if last is None else packed(last)
         with self._settling():
-            arguments = (self.raw, why.replace("\n", " "), self._number, frame)
+            arguments = (self.raw, why.replace("\n", NEW_LINE), self._number, frame, _keep_ms(last))
             self._server.carry_out(scripts.BURY, 3, *places, *arguments)
 
     @contextmanager
@@ -169,3 +172,7 @@ class RedisDelivery(BaseDelivery):
             raise
         self.finished = True
         self._server.finished(self, Ack(self.page, b"", "", b""))
+
+
+def _keep_ms(last: Message | None) -> int:
+    return milliseconds(last.keep or 0.0) if last is not None else 0

@@ -45,6 +45,10 @@ class Keys:
         """What became of the message with this idempotency key."""
         return f"{self.queue}:o:{digest}"
 
+    def result(self, id: str) -> str:
+        """The last reply to a message, if it is kept."""
+        return f"{self.queue}:r:{id}"
+
     def page(self, worker: str, number: int) -> str:
         """A part of what this worker has taken and not acknowledged: its processing list."""
         return f"{self.queue}:taken:{worker}:{number}"

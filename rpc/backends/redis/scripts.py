@@ -46,6 +46,7 @@ RELEASE = _script("release")
 RECOVER = _script("recover")
 BURY = _script("bury")
 REVIVE = _script("revive")
+WITHDRAW = _script("withdraw")
 
 BROADCAST = _script("broadcast")
 KEEP = _script("keep")

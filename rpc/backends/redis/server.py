@@ -234,8 +234,8 @@ class RedisServer:
             self._refuse(page, raw, error)
             return None
         left = self._left_of(page.queue, record)
-        if left is not None and left <= 0:
-            special = (0, b"") if record.once or record.is_large else None
+        if left is not None and left <= 0 and (record.inbox or record.once):
+            special = (0, b"", 0) if record.once or record.is_large else None
             self.acks.owe(Ack(page, raw, "", b"", special=special))
             return None
         headers: Any = message.headers  # just made, and nobody else's
@@ -364,8 +364,12 @@ class RedisServer:
         return raw in self._in_hand
 
     def _told(self, fields: dict[bytes, bytes]) -> None:
-        """What a control stream says: something was delayed, or nobody waits for a message any more: whoever
-        has it is told, who comes to it does not begin."""
+        """What a control stream says: something was delayed, or a message was cancelled, or nobody waits for
+        it any more: whoever has it is told, who comes to it does not begin."""
+        if name := fields.get(b"cancelled"):
+            if delivery := self._deliveries.get(name.decode(errors="replace")):
+                delivery.cancel()
+            return
         if (name := fields.get(b"left")) is None:
             self.maintenance.look_for_due()
             return

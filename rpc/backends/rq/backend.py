@@ -9,7 +9,7 @@ inboxes and the way back are those of every backend on Redis.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -19,7 +19,8 @@ from rq import Queue
 from rq.job import JobStatus
 
 from ...errors import Unsupported
-from ...transport import ATTEMPT, Address, DeadLetter, Handler, Message, unpacked
+from ...inspection import DeadLetter, Entry, QueueInfo
+from ...transport import ATTEMPT, Address, Handler, Message, packed, unpacked
 from .._retry import patience
 from .._serving import DIED, OnChange
 from ..features import FEATURES
@@ -132,6 +133,26 @@ class PythonRqBackend(RedisBase):
             on_change=on_change,
             discard=self.discard,
         )
+
+    def queue_info(self, queue: str) -> QueueInfo:
+        return self._records.queue_info(queue)
+
+    def entries(self, queue: str, id: str | None = None) -> Iterator[Entry]:
+        return self._records.entries(queue, id)
+
+    def withdraw(self, entry: Entry) -> bool:
+        with translated():
+            self._withdraw(entry.queue, entry.id)
+        return True
+
+    def keep(self, queue: str, id: str, last: Message, seconds: float) -> None:
+        with translated():
+            self._client.set(self._records.result(queue, id), packed(last), px=milliseconds(seconds))
+
+    def result(self, queue: str, id: str) -> Message | None:
+        with translated():
+            frame = self._client.get(self._records.result(queue, id))
+        return unpacked(frame) if frame else None
 
     def dead_letters(self, queue: str) -> list[DeadLetter]:
         """What was given up in this queue (str), the last one first. Raises BackendUnavailable."""

@@ -4,27 +4,30 @@ from __future__ import annotations
 
 import base64
 import re
+import time
 import zlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 from rq import Queue, SimpleWorker, executions, worker_registration
 from rq.job import Job, JobStatus
 from rq.registry import FailedJobRegistry, FinishedJobRegistry, StartedJobRegistry
 from rq.serializers import JSONSerializer
-from rq.utils import now
+from rq.utils import now, utcparse
 
 from ...errors import SerializationError
-from ...transport import NAME, DeadLetter, Message, packed
+from ...inspection import DeadLetter, Entry, QueueInfo
+from ...transport import NAME, Message, packed
+from ..redis.connection import translated
 
 PERFORM = "rpc.backends.rq.perform"
 LARGEST_JOB = 128 * 1024 * 1024
 """Bytes of a job's data once decompressed: a small one can hide gigabytes."""
 BEATS_PER_LEASE = 3
-LONGEST = 2000
+LONGEST = 10_000
 """Bytes of a reason that are shown."""
 _TIME, _ID = re.compile(rb"[0-9]{1,16}"), re.compile(rb"[A-Za-z0-9_-]{1,128}")
 KEEP_DEAD = 365 * 86400
@@ -115,9 +118,43 @@ class Records:
                 continue  # rq would refuse it
             with suppress(SerializationError):  # it is not one of ours
                 frame = packed(message_in(fields).replace(deliveries=None))
-                why = _decompressed(fields.get(b"exc_info", b""))[:LONGEST].decode(errors="replace")
-                found.append(DeadLetter(text(id), queue, int(fields[b"rpc_dead"]) / 1e6, why, frame, id))
+                told = _decompressed(fields.get(b"exc_info", b""))[:LONGEST].decode(errors="replace")
+                (why, trace), at = DeadLetter.told(told), int(fields[b"rpc_dead"]) / 1e6
+                found.append(DeadLetter(text(id), queue, at, why, frame, id, trace))
         return sorted(found, key=lambda letter: letter.at, reverse=True)
+
+    def result(self, queue: str, id: str) -> str:
+        """Where the last reply to a message lies, if it is kept."""
+        return f"rpc:result:{queue}:{id}"
+
+    def entries(self, queue: str, id: str | None) -> Iterator[Entry]:
+        """What waits in a queue, and what runs."""
+        with translated():
+            waiting = [text(each) for each in self.client.lrange(self.queue(queue).key, 0, -1)]
+            started = [text(each) for each in self.client.zrange(self.started(queue), 0, -1)]
+        places: list[tuple[Literal["waiting", "running"], str, str]]
+        places = [("waiting", each, "") for each in waiting]
+        places += [("running", *each.rpartition(":")[::2]) for each in started]
+        for state, job, worker in places:
+            if id in (None, job):
+                with translated():
+                    fields = self.client.hgetall(raw(job_key(job)))
+                with suppress(SerializationError):  # it is not one of ours, or has expired
+                    at = fields.get(b"enqueued_at", b"").decode("ascii", "replace")
+                    frame = packed(message_in(fields).replace(deliveries=None))
+                    yield Entry(job, queue, state, frame, _time(at), worker, raw(job))
+
+    def queue_info(self, queue: str) -> QueueInfo:
+        """How many messages a queue has."""
+        with translated():
+            key, started = self.queue(queue).key, self.started(queue)
+            pipe = self.client.pipeline(transaction=False).llen(key).zcard(started).lindex(key, 0)
+            waiting, running, first = pipe.execute()
+            at = self.client.hget(raw(job_key(text(first))), "enqueued_at") if first else None
+            workers = sum(map(self.client.exists, worker_registration.get_keys(self.queue(queue))))
+        sent = _time(at.decode("ascii", "replace")) if at else None
+        age = None if sent is None else max(0.0, time.time() - sent)
+        return QueueInfo(queue, waiting, running, 0, len(self.dead_letters(queue)), workers, age)
 
     def bell(self, queue: str) -> str:
         """Where a sender rings, and idle workers wait: a list whose loss, or whose surplus, does no harm."""
@@ -155,6 +192,13 @@ def job_for(message: Message, queue: Queue, options: RqOptions) -> Job:
     job.enqueued_at = now()
     job.retries_left = options.max_deliveries - 1 or None  # for rq's own tools, if one finds it abandoned
     return job
+
+
+def _time(stamp: str) -> float | None:
+    try:
+        return utcparse(stamp).timestamp()
+    except ValueError:
+        return None
 
 
 def _decompressed(data: bytes) -> bytes:

@@ -26,7 +26,7 @@ from rq.utils import now, utcformat
 from ...errors import Interrupted, SerializationError, WorkerLost
 from ...transport import FAILED, STREAM, Handler, Message, packed
 from .._serving import DIED, STOPPED, lost
-from ..redis.connection import BLOCK, persistent, run_with_reconnect, translated_or_logged
+from ..redis.connection import BLOCK, milliseconds, persistent, run_with_reconnect, translated_or_logged
 from ..redis.maintenance import Absences
 from ..redis.topics import reply_key
 from . import scripts
@@ -171,7 +171,9 @@ class RqWorker:
             job_key(claimed.id),
             registry,
             reply_key(claimed.reply_to or ""),
+            records.result(claimed.queue, claimed.id),
         ]
+        keep = 0.0 if last is None else last.keep or 0.0
         arguments = [
             claimed.id,
             self.name,
@@ -183,6 +185,8 @@ class RqWorker:
             number,
             EXECUTIONS,
             int(dead),
+            packed(last) if last is not None and keep else b"",
+            milliseconds(keep),
         ]
         done = persistent(lambda: records.run(scripts.FINISH, keys, arguments), math.inf)
         self._claimed = self._delivery = None

@@ -1,10 +1,12 @@
 -- include record
 -- include body
+-- include bury
 -- include wake
+local EXPIRED = 'RpcTimeout: it expired before a worker came to it'
 local function sweep(queue, most)  -- the unwanted leave, even if nobody serves the queue
   for _ = 1, most do
     local head = redis.call('LINDEX', queue, 0)
-    local sent, kind, _, id, _, once, ttl = string.match(head or '', RECORD)
+    local sent, kind, _, id, inbox, once, ttl = string.match(head or '', RECORD)
     if not sent then return end
     local token, time = redis.call('GET', queue .. ':t:' .. id), redis.call('TIME')
     if kind == 'a' or kind == 'A' then
@@ -12,7 +14,12 @@ local function sweep(queue, most)  -- the unwanted leave, even if nobody serves 
     elseif token ~= 'left' and (ttl == '' or time[1] * 1000 + time[2] / 1000 < sent + ttl) then
       return
     end
-    forget(queue, redis.call('LPOP', queue))
+    redis.call('LPOP', queue)
+    if inbox == '' and once == '' then  -- nobody would know
+      bury(queue, queue .. ':dead', EXPIRED, head)
+    else
+      forget(queue, head)
+    end
     once = queue .. ':o:' .. once
     if redis.call('GET', once) == 'r' .. id then redis.call('DEL', once, once .. ':w') end
   end

@@ -1,0 +1,250 @@
+"""What is known of jobs that nobody waits for: found out when somebody asks, so that it costs a job nothing;
+only an outcome that is to be kept is written down."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timezone
+from typing import Any, Literal, cast, get_args
+
+from .backends.features import unsupported
+from .core.codecs import JSON, Accepted
+from .core.protocol import decode_reply, encode_error
+from .errors import Cancelled, RpcError, RpcTimeout, SerializationError
+from .inspection import Counts, DeadLetter, DeadLetters, Entry, Inspection, QueueInfo, Results
+from .transport import FAILED, KEEP, NAME, Backend, Delivery, Message, unpacked
+
+logger = logging.getLogger(__name__)
+
+JobState = Literal[
+    "scheduled", "waiting", "running", "succeeded", "failed", "dead", "cancelled", "expired", "unknown"
+]
+ATTEMPT, ENDED, TOOK, WORKER = "attempt", "ended", "took", "worker"
+"""Headers of a last reply that is kept: which attempt it was; when it ended, in seconds of the Unix epoch;
+how many seconds it took; which worker did it."""
+
+
+@dataclass(frozen=True, slots=True)
+class JobInfo:
+    """What was known of a job when it was asked for."""
+
+    id: str
+    state: JobState
+    """`scheduled` or `waiting` in a queue, or `running`; `succeeded`, `failed` or `cancelled` as long as its
+    outcome is kept; `dead`, or `expired`, if it is a dead letter; `unknown`: it is over, and nothing of it
+    is kept, or there never was one."""
+    name: str = ""
+    queue: str = ""
+    attempt: int = 1
+    worker: str = ""
+    """The id of the worker that has it, or had it."""
+    at: datetime | None = None
+    """When it was sent, or is due, or was given up, or ended, as the state has it; in UTC."""
+    took: float | None = None
+    """Seconds that its handler ran, if its outcome is kept."""
+    error: str = ""
+    """Why it failed, or was given up, in one line."""
+    traceback: str = ""
+    _last: Message | None = field(default=None, repr=False)
+    _inspector: Inspector | None = field(default=None, repr=False, compare=False)
+    _found: Entry | DeadLetter | None = field(default=None, repr=False, compare=False)
+
+    @property
+    def result(self) -> Any:
+        """What its handler responded with. Raises what a caller would have got, if it failed; RpcError if it
+        is not over, or nothing of it is kept."""
+        if self._last is None:
+            raise RpcError(f"job {self.id} is {self.state}: no result of it is kept (see `keep`)")
+        return decode_reply(self._last.body, Accepted().codec(self._last.headers.get("content-type")))
+
+    def cancel(self) -> bool:
+        """Take it out of its queue, if it waits there; if it runs, its handler is told: a coroutine is
+        cancelled, a function sees `request.cancelled`. False if it is over. Raises BackendUnavailable."""
+        return self._inspector is not None and self._inspector.cancel(self)
+
+    def retry(self) -> bool:
+        """Put it back into its queue, if it is a dead letter; else False. Raises BackendUnavailable."""
+        return self._inspector is not None and self._inspector.retry(self)
+
+
+class Inspector:
+    """Looks for jobs in these queues of a backend, and for what is kept of them in `store`."""
+
+    def __init__(self, backend: Backend, queues: Sequence[str], store: Results | None) -> None:
+        self._backend, self._queues, self._store = backend, tuple(dict.fromkeys(queues)), store
+
+    @property
+    def keeps(self) -> bool:
+        """Whether outcomes can be kept."""
+        return self._store is not None
+
+    def job(self, id: str, queue: str | None = None) -> JobInfo:
+        """What is known of the job with this id. Raises BackendUnavailable, Unsupported."""
+        self._need("inspection" if self._store is None else "")
+        for _ in range(2):  # from being tried it may go back to being scheduled meanwhile
+            for name in self._queues if queue is None else (queue,):
+                if found := self._look(name, id):
+                    return found
+        return JobInfo(id, "unknown")
+
+    def _look(self, queue: str, id: str) -> JobInfo | None:
+        kept = self._kept(queue, id)
+        if kept and kept.state != "failed":
+            return kept
+        if found := self._entry(queue, id):  # it may have failed before, and been put back
+            return found
+        if letter := self._dead(queue, id):
+            return replace(letter, _last=kept._last if kept else None)
+        return self._kept(queue, id)  # it may have ended meanwhile
+
+    def jobs(
+        self, queue: str | None = None, state: JobState | None = None, name: str | None = None
+    ) -> Iterator[JobInfo]:
+        """The jobs that are scheduled, wait, run, or are dead letters. Raises ValueError, BackendUnavailable,
+        Unsupported."""
+        if state is not None and state not in get_args(JobState):
+            raise ValueError(f"a state is one of {', '.join(get_args(JobState))}, not {state!r}")
+        self._need("inspection")
+        inspection, shelf = cast("Inspection", self._backend), cast("DeadLetters", self._backend)
+        for each in self._queues if queue is None else (queue,):
+            found = [self._of_entry(entry) for entry in inspection.entries(each)]
+            found += [self._of_letter(letter) for letter in shelf.dead_letters(each)]
+            yield from (info for info in found if state in (None, info.state) and name in (None, info.name))
+
+    def queues(self) -> list[QueueInfo]:
+        """How many jobs are in each queue. Raises BackendUnavailable, Unsupported."""
+        self._need("counts")
+        return [cast("Counts", self._backend).queue_info(name) for name in self._queues]
+
+    def cancel(self, job: JobInfo) -> bool:
+        """As `JobInfo.cancel`."""
+        self._need("inspection")
+        inspection = cast("Inspection", self._backend)
+        for _ in range(10):  # it may begin, or be tried again, just then
+            entry = next(inspection.entries(job.queue, job.id), None) if job.queue else None
+            if entry is None:
+                return False
+            if inspection.withdraw(entry):
+                if entry.state != "running":
+                    self._keep_withdrawn(entry)
+                return True
+        return False
+
+    def retry(self, job: JobInfo) -> bool:
+        """As `JobInfo.retry`."""
+        found = job._found
+        return isinstance(found, DeadLetter) and cast("DeadLetters", self._backend).revive(found)
+
+    def _need(self, feature: str) -> None:
+        if feature and feature not in self._backend.features:
+            raise unsupported(feature)
+
+    def _kept(self, queue: str, id: str) -> JobInfo | None:
+        last = self._store.result(queue, id) if self._store else None
+        if last is None:
+            return None
+        headers, error = last.headers, _error_in(last)
+        state: JobState = "succeeded" if error is None else "failed"
+        if isinstance(error, Cancelled):
+            state = "cancelled"
+        return JobInfo(
+            id,
+            state,
+            headers.get(NAME, ""),
+            queue,
+            last.attempt,
+            headers.get(WORKER, ""),
+            _time(_number(headers.get(ENDED))),
+            _number(headers.get(TOOK)),
+            "" if error is None else f"{headers[FAILED]}: {getattr(error, 'message', error)}",
+            getattr(error, "traceback", None) or "",
+            last,
+            self,
+        )
+
+    def _entry(self, queue: str, id: str) -> JobInfo | None:
+        if "inspection" not in self._backend.features:
+            return None
+        found = next(cast("Inspection", self._backend).entries(queue, id), None)
+        return self._of_entry(found) if found else None
+
+    def _dead(self, queue: str, id: str) -> JobInfo | None:
+        if "dead-letters" not in self._backend.features:
+            return None
+        letters = cast("DeadLetters", self._backend).dead_letters(queue)
+        return next((self._of_letter(each) for each in letters if each.id == id), None)
+
+    def _of_entry(self, entry: Entry) -> JobInfo:
+        message, at = _read(entry.frame), _time(entry.at)
+        about = message.headers.get(NAME, ""), entry.queue, message.attempt, entry.worker, at
+        return JobInfo(entry.id, entry.state, *about, _inspector=self, _found=entry)
+
+    def _of_letter(self, letter: DeadLetter) -> JobInfo:
+        message, told = _read(letter.frame), (letter.why, letter.traceback)
+        state: JobState = "expired" if letter.why.startswith(f"{RpcTimeout.__name__}: it expired") else "dead"
+        about = message.headers.get(NAME, ""), letter.queue, message.attempt, "", _time(letter.at), None
+        return JobInfo(letter.id, state, *about, *told, _inspector=self, _found=letter)
+
+    def _keep_withdrawn(self, entry: Entry) -> None:
+        """That a job was cancelled is its outcome."""
+        message = _read(entry.frame)
+        if self._store and (keep := message.keep):
+            body = encode_error(entry.id, Cancelled("it was cancelled before a worker came to it"), JSON)
+            headers = {"id": entry.id, FAILED: "Cancelled", NAME: message.headers.get(NAME, "")}
+            last = Message(body, {**headers, ENDED: f"{time.time():.3f}"})
+            self._store.keep(entry.queue, entry.id, last, keep)
+
+
+class Keeper:
+    """Has the outcomes of a worker's jobs kept: by the backend, together with the end of the job; or in a
+    store, before that."""
+
+    def __init__(self, worker: str, store: Results | None) -> None:
+        """`store` is another backend than that of the worker, if there is one."""
+        self._worker, self._store = worker, store
+
+    def __call__(self, delivery: Delivery, last: Message, seconds: float, took: float) -> Message:
+        """The last reply to a delivery, with what there is to know of the job. What cannot be stored is
+        logged: the job is done all the same."""
+        message = delivery.message
+        about = {NAME: message.headers.get(NAME, "")[:128], ATTEMPT: message.headers.get(ATTEMPT)}
+        times = {ENDED: f"{time.time():.3f}", TOOK: f"{took:.6f}"}
+        last = last.replace(**about, **times, **{WORKER: self._worker})
+        if self._store is None:
+            return last.replace(**{KEEP: f"{seconds:.3f}"})
+        try:
+            self._store.keep(delivery.to.name, message.id, last, seconds)
+        except RpcError as error:
+            logger.error("the outcome of %s cannot be kept: %s", message.id, error)
+        return last
+
+
+def _error_in(last: Message) -> RpcError | None:
+    if FAILED not in last.headers:
+        return None
+    try:
+        decode_reply(last.body, Accepted().codec(last.headers.get("content-type")))
+    except RpcError as error:
+        return error
+    return None
+
+
+def _read(frame: bytes) -> Message:
+    try:
+        return unpacked(frame)
+    except SerializationError:
+        return Message()
+
+
+def _number(text: str | None) -> float | None:
+    try:
+        return float(text) if text else None
+    except ValueError:
+        return None
+
+
+def _time(seconds: float | None) -> datetime | None:
+    return None if seconds is None else datetime.fromtimestamp(seconds, timezone.utc)
