@@ -90,8 +90,8 @@ class Caller:
         store = settings.store
         self._store = backend_from_url(store) if isinstance(store, str) else store
         keeps = self.backend if self._store is None and "results" in self.backend.features else self._store
-        where = dict.fromkeys((queue, *settings.routes.values(), *settings.queues))
-        self._inspector = Inspector(self.backend, [*where], cast("Results | None", keeps))
+        where = (*settings.queues, *settings.routes.values(), queue)
+        self._inspector = Inspector(self.backend, where, cast("Results | None", keeps))
         self._reasons: dict[Address, tuple[float, Future[str]]] = {}
         self._begin()
 

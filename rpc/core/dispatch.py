@@ -138,7 +138,7 @@ class Dispatcher:
         if is_attended(delivery):
             delivery.finish(failure)
             return
-        fate = after_refusal(error, message, unknown_for=self._unknown_for)
+        fate = after_refusal(error, message, unknown_for=self._unknown_for, chance=self.dice())
         later = passed_on(message, fate) if isinstance(fate, float) else message
         with suppress(SerializationError):  # that header may be what it was refused for
             if keep := message.keep:

@@ -13,7 +13,7 @@ from .protocol import printable
 UNKNOWN_FOR = 60.0
 """Seconds that a job which nobody waits for is passed on by workers that do not know it."""
 PASS_ON = 2.0
-"""Seconds until the next worker looks at it."""
+"""Seconds, about, until the next worker looks at it: with a fixed time it might always be the same one."""
 LONGEST_TRACE = 8000
 """Characters of a traceback that a dead letter keeps: its last ones."""
 
@@ -36,15 +36,15 @@ def _passed_on_for(message: Message) -> float:
     return float(text) if text.replace(".", "", 1).isdecimal() and len(text) < 10 else 0.0
 
 
-def after_refusal(error: RpcError, message: Message, *, unknown_for: float) -> Fate:
+def after_refusal(error: RpcError, message: Message, *, unknown_for: float, chance: float) -> Fate:
     """What to do with a job that nobody waits for and that was not begun because of this error. One that is
     not known here may be known elsewhere, while the program is deployed: it is passed on for `unknown_for`
-    seconds."""
+    seconds. `chance` is from 0 to 1."""
     if isinstance(error, Cancelled):
         return "answer"
     left = unknown_for - _passed_on_for(message)
     if type(error) in (MethodNotFound, ServiceNotFound) and left > 0:
-        return min(PASS_ON, left)
+        return min(PASS_ON * (0.5 + chance), left)
     return "bury"
 
 

@@ -117,7 +117,8 @@ class AmqpBackend:
         return self.senders.is_served(queue_address(queue))
 
     def queue_info(self, queue: str) -> QueueInfo:
-        """What runs and what was delayed is not known, nor how old what waits is."""
+        """What runs and what was delayed is not known, nor how old what waits is; workers that have no room
+        count as one."""
 
         def look(connection: Connection) -> tuple[int, int, int]:
             waiting, workers = connection.size_of(PROBE, Probe(queue_name(queue_address(queue))))
@@ -125,7 +126,7 @@ class AmqpBackend:
             return waiting, dead, workers
 
         waiting, dead, workers = self.senders.do(look)
-        return QueueInfo(queue, waiting, None, None, dead, workers, None)
+        return QueueInfo(queue, waiting, None, None, dead, workers or int(self.is_served(queue)), None)
 
     def declare(self, *addresses: Address) -> None:
         """Make these queues, so that messages to them are taken before anybody serves them."""

@@ -175,4 +175,5 @@ class RedisDelivery(BaseDelivery):
 
 
 def _keep_ms(last: Message | None) -> int:
-    return milliseconds(last.keep or 0.0) if last is not None else 0
+    keep = None if last is None else last.keep
+    return milliseconds(keep) if keep else 0
