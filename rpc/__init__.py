@@ -3,6 +3,7 @@ respond, a client that calls and waits, over any queue, through one small backen
 
 from typing import TYPE_CHECKING, Any
 
+from . import codecs as codecs
 from .aio import AsyncRpcClient
 from .client import RpcClient
 from .core.jobs import AsyncRequest, Request, Response, job

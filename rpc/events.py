@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from functools import partial
-from typing import Any, NamedTuple, TypeVar, get_type_hints
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
@@ -21,9 +21,10 @@ from .core.codecs import Accepted
 from .core.jobs import FINAL, JobOptions, marking
 from .core.lifecycle import next_attempt
 from .core.middleware import ContextFactory
+from .core.parameters import conversions, is_annotated
 from .core.patterns import matcher
 from .core.protocol import decode_call, remote_error
-from .errors import InvalidParams, RpcError, SettingsError
+from .errors import RpcError, SettingsError
 from .transport import ADDRESS_NAME as NAME
 from .transport import OWN, Address, Delivery, Message, topic
 
@@ -136,9 +137,12 @@ class Listener:
         ]
         if len(parameters) != 1 or parameters[0].kind is parameters[0].KEYWORD_ONLY:
             raise SettingsError(f"listener {name}: it gets one argument, the data or the `event`")
-        kind = _hint(handler, parameters[0].name)
-        self._wants_event = parameters[0].name == "event" or kind is Event
-        self._kind = None if self._wants_event else kind
+        self._parameter = parameters[0].name
+        self._wants_event = self._parameter == "event" or is_annotated(handler, self._parameter, Event)
+        try:
+            self._convert = None if self._wants_event else conversions(handler).get(self._parameter)
+        except TypeError as error:
+            raise SettingsError(f"listener {name}: {error}") from error
         self.failures = 0
         """How often it raised."""
 
@@ -146,10 +150,7 @@ class Listener:
         """What it is called with; InvalidParams if the data is not what it wants."""
         if self._wants_event:
             return event
-        try:
-            return event.data if self._kind is None else msgspec.convert(event.data, self._kind)
-        except msgspec.ValidationError as error:
-            raise InvalidParams(str(error)) from error
+        return event.data if self._convert is None else self._convert(event.data, self._parameter)
 
     def call(self, event: Event) -> Any:
         return self._handler(self.argument(event))
@@ -238,15 +239,3 @@ class Events:
             logger.warning(
                 "event %r (%s) could be neither postponed nor buried: %s", event.topic, event.id, trouble
             )
-
-
-def _hint(handler: Callable[..., Any], parameter: str) -> Any:
-    """What a parameter is to be converted to; None if it is not."""
-    try:
-        kind = get_type_hints(handler).get(parameter)
-        if kind is not None and kind is not Event:
-            msgspec.json.Decoder(kind)
-    except (NameError, TypeError) as error:
-        logger.warning("%r: %s; its argument is not validated", handler, error)
-        return None
-    return None if kind is Any else kind

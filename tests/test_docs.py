@@ -73,6 +73,11 @@ def test_the_programs_of_a_page_work_together(page: str, client: str, tmp_path: 
             assert worker.wait(PATIENCE) == 0
 
 
+def test_the_values_of_getting_started_travel(tmp_path: Path) -> None:
+    (tmp_path / "money.py").write_text(programs("docs/getting-started.md")["money.py"])
+    run(tmp_path, "money.py")
+
+
 @pytest.mark.redis
 def test_the_fixtures_of_getting_started_work(tmp_path: Path) -> None:
     (tmp_path / "test_page.py").write_text(list(programs("docs/getting-started.md").values())[-1])

@@ -1,21 +1,19 @@
 """Values to bytes and back: JSON by default, MessagePack beside it. There is no pickle.
 
-Whatever msgspec encodes is a value. A plain object becomes its public attributes, recursively; cycles,
-functions, classes, modules, generators and files are refused. Decoding never makes anything but dicts,
-lists, strings, numbers, booleans, None, and with MessagePack bytes and datetimes.
+Whatever msgspec encodes is a value, and what `values` adds to that; anything else is refused. Decoding never
+makes anything but dicts, lists, strings, numbers, booleans, None, and with MessagePack bytes and datetimes.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from types import SimpleNamespace
-from typing import Any, Generic, Protocol
+from typing import Any
 
 import msgspec
 
 from ..errors import SerializationError, SettingsError
+from .values import parts, to_wire
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +34,21 @@ class Codec:
         except Exception as error:  # attributes are the user's: reading one may raise anything
             raise SerializationError(str(error) or type(error).__name__) from error
 
+    def located(self, error: SerializationError, **values: Any) -> SerializationError:
+        """What `encode` raised of these values, each under its name, with the path to the part that it is
+        about."""
+        path, why, inner = "", str(error), values
+        while error.__cause__:  # what is nested too deeply has none
+            for step, part in parts(inner):
+                try:
+                    self.encode(part)
+                except SerializationError as narrower:
+                    path, inner, error, why = path + step, part, narrower, str(narrower)
+                    break
+            else:
+                break
+        return SerializationError(f"{path[1:200]}: {why}" if path else why)
+
     def decode(self, body: bytes) -> Any:
         """The value in these bytes; SerializationError if they are not of this codec."""
         try:
@@ -46,50 +59,6 @@ class Codec:
             raise SerializationError(f"not readable as {self.name}: {error}") from error
 
 
-_PLAIN: dict[type, Callable[[Any], Any]] = {
-    str: lambda value: str.__add__(value, ""),
-    int: int.__pos__,
-    float: float.__pos__,
-    bytes: lambda value: bytes.__add__(value, b""),
-}
-"""How an instance of a subclass becomes one of the class itself, whatever it overrides."""
-
-
-def public_attributes(value: Any) -> Any:
-    """What a plain object is on the wire: its data attributes without a leading underscore, those of its
-    classes first. Properties and methods are not evaluated. An instance of a subclass of str, int, float or
-    bytes is one of those. What is not plain (callables, exceptions, files, whatever the standard library
-    defines) would lose its meaning, and is refused with TypeError."""
-    kind = type(value)
-    for builtin, plain in _PLAIN.items():
-        if isinstance(value, builtin):
-            return plain(value)
-    if kind is object or callable(value) or any(map(_is_of_the_library, kind.__mro__[:-1])):
-        raise TypeError(f"a value of type {kind.__qualname__} cannot be encoded")
-    attributes = {
-        name: attribute
-        for ancestor in reversed(kind.__mro__[:-1])
-        for name, attribute in vars(ancestor).items()
-        if not hasattr(attribute, "__get__")
-    }
-    attributes |= {name: getattr(value, name) for name in _slots(kind) if hasattr(value, name)}
-    attributes |= getattr(value, "__dict__", {})
-    return {name: attribute for name, attribute in attributes.items() if not name.startswith("_")}
-
-
-_LIBRARY = {*sys.stdlib_module_names, "builtins"} - {"__main__"}
-
-
-def _is_of_the_library(kind: type) -> bool:
-    module = kind.__module__.partition(".")[0]
-    return module in _LIBRARY and kind not in (SimpleNamespace, Generic, Protocol)
-
-
-def _slots(kind: type) -> list[str]:
-    slots = (vars(ancestor).get("__slots__", ()) for ancestor in kind.__mro__)
-    return [name for names in slots for name in ([names] if isinstance(names, str) else names)]
-
-
 def _refused(code: int, data: memoryview) -> Any:
     raise ValueError(f"extension type {code} means nothing here")
 
@@ -97,13 +66,13 @@ def _refused(code: int, data: memoryview) -> Any:
 JSON = Codec(
     "json",
     "application/json",
-    msgspec.json.Encoder(enc_hook=public_attributes).encode,
+    msgspec.json.Encoder(enc_hook=to_wire).encode,
     msgspec.json.Decoder().decode,
 )
 MSGPACK = Codec(
     "msgpack",
     "application/msgpack",
-    msgspec.msgpack.Encoder(enc_hook=public_attributes).encode,
+    msgspec.msgpack.Encoder(enc_hook=to_wire).encode,
     msgspec.msgpack.Decoder(ext_hook=_refused).decode,
 )
 CODECS: Mapping[str, Codec] = {codec.name: codec for codec in (JSON, MSGPACK)}

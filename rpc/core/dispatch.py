@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import nullcontext, suppress
 from functools import partial
+from types import CoroutineType
 from typing import Any
 
 from ..errors import (
@@ -25,7 +26,7 @@ from ..errors import (
 )
 from ..transport import FAILED, IDEMPOTENCY_KEY, NAME, Delivery, Message
 from .codecs import JSON, Accepted, Codec
-from .jobs import AsyncRequest, Calls, DeliveryMode, Job, Jobs, Request, current_request
+from .jobs import Calls, DeliveryMode, Job, Jobs, Request, current_request
 from .lifecycle import UNKNOWN_FOR, Fate, after_failure, after_refusal, next_attempt, passed_on, reason
 from .middleware import ContextFactory, Hooks, Middleware
 from .protocol import decode_call, encode_error, encode_result, printable, remote_error
@@ -92,7 +93,7 @@ class Dispatcher:
         self._await, self._calls, self.aside, self.handed_back = await_, calls, aside, handed_back
         self.kept, self._keep_results, self._unknown_for = kept, keep_results, unknown_for
         self.keeps_elsewhere = keeps_elsewhere
-        self._spawn = None if middleware else spawn
+        self._spawn, self.detaches = spawn, spawn is not None and not middleware
         self.clock, self.dice = clock, dice
         self.hooks, self.middleware, self.context = hooks, middleware, context
         self._running: dict[Delivery, bool] = {}
@@ -114,8 +115,7 @@ class Dispatcher:
             job = self._jobs.find(call.method)
             deadline = self._deadline(message.ttl)
             work = _Work(self, delivery, codec, self._keep(delivery, job))
-            kind = AsyncRequest if job.is_coroutine else Request
-            request = kind(delivery, call, deadline, work.respond, self._calls)
+            request = job.request_type(delivery, call, deadline, work.respond, self._calls)
             handler = job.bound(call, request)
             if delivery.cancelled:
                 raise Cancelled("the caller left before a worker came to it")
@@ -124,11 +124,10 @@ class Dispatcher:
         except RpcError as error:
             self._refuse(delivery, error, codec)
             return
-        is_detached = job.is_coroutine and self._spawn is not None
-        self._running[delivery] = not is_detached
-        if is_detached and self._spawn:
-            self._spawn(work.await_(job, handler, request), delivery)
+        if job.is_coroutine and self.detaches:
+            self.detach(work.await_(job, handler, request), delivery)
         else:
+            self._running[delivery] = True
             work.run(job, handler, request)
 
     def _refuse(self, delivery: Delivery, error: RpcError, codec: Codec) -> None:
@@ -207,11 +206,18 @@ class Dispatcher:
         trace = "".join(traceback.format_exception(error)) if self._send_tracebacks else None
         return remote_error(error, trace)
 
-    def awaited(self, coroutine: Coroutine[Any, Any, Any], delivery: Delivery) -> Any:
+    def awaited(self, coroutine: Coroutine[Any, Any, Any], request: Request, delivery: Delivery) -> Any:
+        """Its result, which this thread waits for."""
         if self._await is None:
             coroutine.close()
             raise SerializationError("this receiver runs no coroutines")
-        return self._await(coroutine, delivery)
+        return self._await(_in_context(coroutine, request, self.context), delivery)
+
+    def detach(self, work: Coroutine[Any, Any, None], delivery: Delivery) -> None:
+        """Have it done without a thread."""
+        self._running[delivery] = False
+        if self._spawn:
+            self._spawn(work, delivery)
 
 
 def is_attended(delivery: Delivery) -> bool:
@@ -258,7 +264,13 @@ class _Work:
     def run(self, job: Job, handler: Callable[[], Any], request: Request) -> None:
         """Call the handler in this thread, and finish the delivery."""
         try:
-            last = self._succeeded(request, self._value(job, handler, request))
+            value = self._value(job, handler, request)
+            if type(value) is CoroutineType:  # also of a plain function, such as one that decorates another
+                if self._dispatcher.detaches and not self._dispatcher.hooks:
+                    self._dispatcher.detach(self.await_(job, lambda: value, request), self._delivery)
+                    return
+                value = self._awaited(job, value, request)
+            last = self._succeeded(request, value)
         except BaseException as error:  # a handler may raise anything, and its caller must be told
             self._failed(job, request, error)
         else:
@@ -341,19 +353,21 @@ class _Work:
 
     def _value(self, job: Job, handler: Callable[[], Any], request: Request) -> Any:
         dispatcher, token = self._dispatcher, current_request.set(request)
-        way = self._through_middleware if dispatcher.middleware or dispatcher.hooks else self._returned
+        call = handler
+        if dispatcher.middleware or dispatcher.hooks:
+            call = partial(self._through_middleware, job, handler, request)
         try:
             if dispatcher.context is nullcontext:  # it would cost as much as a small handler
-                return way(job, handler, request)
+                return call()
             with dispatcher.context():
-                return way(job, handler, request)
+                return call()
         finally:
             current_request.reset(token)
 
     def _through_middleware(self, job: Job, handler: Callable[[], Any], request: Request) -> Any:
         def innermost(passed: Request) -> Any:
             _must_be_the_same(passed, request)
-            return self._outcome(self._returned(job, handler, request))
+            return self._outcome(self._awaited(job, handler(), request))
 
         call: Callable[[Request], Any] = innermost
         hooks = self._dispatcher.hooks
@@ -361,11 +375,11 @@ class _Work:
             call = _wrapped(each, call, request)
         return call(request)
 
-    def _returned(self, job: Job, handler: Callable[[], Any], request: Request) -> Any:
-        if job.is_coroutine:
-            coroutine = _in_context(handler, request, self._dispatcher.context)
-            return self._dispatcher.awaited(coroutine, self._delivery)
-        return handler()
+    def _awaited(self, job: Job, value: Any, request: Request) -> Any:
+        """What a handler that returned this comes to, which this thread waits for."""
+        if job.is_coroutine or type(value) is CoroutineType:
+            return self._dispatcher.awaited(value, request, self._delivery)
+        return value
 
 
 def _wrapped(
@@ -384,9 +398,9 @@ def _must_be_the_same(passed: Request, request: Request) -> None:
         raise TypeError(f"call_next takes the request that the middleware was given, not {passed!r:.100}")
 
 
-async def _in_context(handler: Callable[[], Any], request: Request, context: ContextFactory) -> Any:
+async def _in_context(coroutine: Coroutine[Any, Any, Any], request: Request, context: ContextFactory) -> Any:
     current_request.set(request)
-    return await contained(handler(), context)
+    return await contained(coroutine, context)
 
 
 async def contained(coroutine: Coroutine[Any, Any, Any], context: ContextFactory = nullcontext) -> Any:

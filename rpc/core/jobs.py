@@ -25,7 +25,7 @@ from ..errors import (
     Unsupported,
 )
 from ..transport import HANDED_BACK, Delivery
-from .parameters import Parameters, wants_request
+from .parameters import Parameters, function_of, wants_request
 from .protocol import Call
 
 DeliveryMode = Literal["at-least-once", "at-most-once"]
@@ -245,13 +245,19 @@ class Job:
         if not callable(handler):
             raise SettingsError(f"job {name!r} is mapped to {handler!r}, which cannot be called")
         self.name, self.handler = name, handler
-        self.options: JobOptions = getattr(handler, "__rpc_job__", JobOptions())
-        call = handler if inspect.isroutine(handler) else type(handler).__call__
-        self.is_coroutine = inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(call)
+        function = function_of(handler)
+        of_function = getattr(function, "__rpc_job__", JobOptions())
+        self.options: JobOptions = getattr(handler, "__rpc_job__", of_function)
+        functions = (handler, function, type(function).__call__)
+        self.is_coroutine = any(map(inspect.iscoroutinefunction, functions))
+        decorated = inspect.iscoroutinefunction(inspect.unwrap(function))
+        self.request_type = AsyncRequest if self.is_coroutine or decorated else Request
         try:
             self._parameters = None if wants_request(handler, Request) else Parameters(handler)
         except ValueError as error:
             raise SettingsError(f"job {name!r}: {error}; map it to a function of your own") from error
+        except TypeError as error:
+            raise SettingsError(f"job {name!r}: {error}") from error
 
     def bound(self, call: Call, request: Request) -> Callable[[], Any]:
         """The handler with its arguments; InvalidParams if they do not fit."""

@@ -9,16 +9,17 @@ import inspect
 import logging
 from collections.abc import Callable
 from functools import partial
+from types import SimpleNamespace
 from typing import Any, get_type_hints
-
-import msgspec
 
 from ..errors import InvalidParams
 from .protocol import Call
+from .values import ANY_KIND, Conversion, conversion
 
 logger = logging.getLogger(__name__)
 
 _PLAIN = {str, int, float, bool, bytes}
+_VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
 _NAMED = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 
 
@@ -26,19 +27,22 @@ class Parameters:
     """The parameters of a handler in typed style."""
 
     def __init__(self, handler: Callable[..., Any]) -> None:
+        """TypeError as `conversions`."""
         self._signature = inspect.signature(handler)
-        parameters = self._signature.parameters.values()
-        self._kinds = {
-            name: kind for name, kind in _hints(handler).items() if _is_usable(name, kind, handler)
+        parameters = self._signature.parameters
+        self._conversions = {
+            name: each._replace(kind=_gathered(each.kind, parameters[name].kind))
+            for name, each in conversions(handler).items()
         }
-        self._variadic = {
-            p.name: p.kind
-            for p in parameters
-            if p.kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+        self._plain = {
+            name: each.kind
+            for name, each in self._conversions.items()
+            if isinstance(each.kind, type) and each.kind in _PLAIN
         }
-        self._named = {p.name for p in parameters}
-        self._required = {p.name for p in parameters if p.default is p.empty}
-        self._all_named = all(p.kind in _NAMED for p in parameters)
+        """Instances of these are what they are to be."""
+        self._named = {*parameters}
+        self._required = {name for name, each in parameters.items() if each.default is each.empty}
+        self._all_named = all(each.kind in _NAMED for each in parameters.values())
 
     def bind(self, call: Call) -> tuple[tuple[Any, ...], dict[str, Any]]:
         """The positional and named arguments for the handler; InvalidParams says which is wrong and why."""
@@ -47,7 +51,7 @@ class Parameters:
             named = params or {}
             keys = named.keys()
             if keys == self._named or (self._required <= keys <= self._named):
-                return (), self._converted(named) if self._kinds else named
+                return (), self._converted(named) if self._conversions else named
         try:
             if isinstance(params, list):
                 bound = self._signature.bind(*params, **(call.kwargs or {}))
@@ -61,23 +65,10 @@ class Parameters:
     def _converted(self, arguments: dict[str, Any]) -> dict[str, Any]:
         converted = {}
         for name, value in arguments.items():
-            kind = self._kinds.get(name)
-            as_it_is = kind is None or (type(value) is kind and kind in _PLAIN)
-            converted[name] = value if as_it_is else self._convert(name, value, kind)
+            if type(value) is not self._plain.get(name) and (convert := self._conversions.get(name)):
+                value = convert(value, name)
+            converted[name] = value
         return converted
-
-    def _convert(self, name: str, value: Any, kind: Any) -> Any:
-        match self._variadic.get(name):
-            case inspect.Parameter.VAR_POSITIONAL:
-                kind = tuple[kind, ...]
-            case inspect.Parameter.VAR_KEYWORD:
-                kind = dict[str, kind]
-        try:
-            return msgspec.convert(value, kind)
-        except msgspec.ValidationError as error:
-            raise InvalidParams(f"{name}: {error}") from None
-        except Exception as error:  # the type is the user's: making one may raise anything
-            raise InvalidParams(f"{name}: {type(error).__name__}: {error}") from error
 
 
 def wants_request(handler: Callable[..., Any], request_type: type) -> bool:
@@ -85,25 +76,81 @@ def wants_request(handler: Callable[..., Any], request_type: type) -> bool:
     parameters = list(inspect.signature(handler).parameters.values())
     if len(parameters) != 1 or parameters[0].kind not in (inspect.Parameter.POSITIONAL_ONLY, *_NAMED[:1]):
         return False
-    kind = _hints(handler).get(parameters[0].name)
-    return parameters[0].name == "request" or (isinstance(kind, type) and issubclass(kind, request_type))
+    return parameters[0].name == "request" or is_annotated(handler, parameters[0].name, request_type)
 
 
-def _is_usable(name: str, kind: Any, handler: Callable[..., Any]) -> bool:
-    try:
-        msgspec.json.Decoder(kind)
-    except TypeError as error:
-        logger.warning("%r: %s; its argument %s is not validated", handler, error, name)
-        return False
-    return kind is not Any
+def is_annotated(handler: Callable[..., Any], parameter: str, kind: type) -> bool:
+    """Whether a parameter is annotated with this class or a subclass, if need be going by the name alone: it
+    may have been imported for type checkers only."""
+    found, unresolved = _hints(handler)
+    if parameter in unresolved:
+        name = str(function_of(handler).__annotations__[parameter]).rpartition(".")[2]
+        return name in {each.__name__ for each in (kind, *kind.__subclasses__())}
+    hint = found.get(parameter)
+    return isinstance(hint, type) and issubclass(hint, kind)
 
 
-def _hints(handler: Callable[..., Any]) -> dict[str, Any]:
+def conversions(handler: Callable[..., Any]) -> dict[str, Conversion]:
+    """How arguments become what their annotations say, by the names of the parameters. An annotation that
+    cannot be resolved is logged and left out. TypeError if one that is required can never be what its
+    annotation says; if it is not required, it cannot be sent, which is logged."""
+    found, unresolved = _hints(handler)
+    result = {}
+    for name, parameter in inspect.signature(handler).parameters.items():
+        kind, why = found.get(name, Any), unresolved.get(name)
+        if kind in (Any, object) and why is None:
+            continue
+        try:
+            if why is None:
+                result[name] = conversion(kind)
+        except TypeError as error:
+            impossible = f"{name}: {inspect.formatannotation(kind)}: {error}"
+            if parameter.kind in _VARIADIC:
+                why = error
+            elif parameter.default is parameter.empty:
+                raise TypeError(f"parameter {impossible}") from error
+            else:
+                logger.warning("%r: callers cannot give its parameter %s", handler, impossible)
+                result[name] = Conversion(kind, ANY_KIND)
+        except Exception as error:  # to resolve an annotation may raise anything
+            why = error
+        if why is not None:
+            logger.warning("%r: its argument %s is not validated: %s", handler, name, why)
+    return result
+
+
+def function_of(handler: Callable[..., Any]) -> Callable[..., Any]:
+    """What a partial, or an object that can be called, calls in the end; of what wraps another, itself, as it
+    has the attributes of that."""
     while isinstance(handler, partial):
         handler = handler.func
-    function = handler if inspect.isroutine(handler) else type(handler).__call__
+    if inspect.isroutine(handler) or hasattr(handler, "__wrapped__"):
+        return handler
+    return type(handler).__call__
+
+
+def _gathered(kind: Any, of: Any) -> Any:
+    match of:
+        case inspect.Parameter.VAR_POSITIONAL:
+            return tuple[kind, ...]
+        case inspect.Parameter.VAR_KEYWORD:
+            return dict[str, kind]
+    return kind
+
+
+def _hints(handler: Callable[..., Any]) -> tuple[dict[str, Any], dict[str, Exception]]:
+    """Annotations by name, and why those that cannot be resolved cannot be."""
+    function = function_of(handler)
     try:
-        return get_type_hints(function, include_extras=True)
-    except (NameError, AttributeError, SyntaxError, TypeError) as error:
-        logger.warning("%r: %s; its arguments are not validated", handler, error)
-        return {}
+        return get_type_hints(function, include_extras=True), {}
+    except Exception:  # evaluating one may raise anything: which one it was, is seen below
+        found: dict[str, Any] = {}
+        unresolved: dict[str, Exception] = {}
+    names = getattr(inspect.unwrap(function), "__globals__", {})
+    for name, annotation in function.__annotations__.items():
+        try:
+            alone = SimpleNamespace(__annotations__={name: annotation})
+            found |= get_type_hints(alone, names, include_extras=True)
+        except Exception as error:
+            unresolved[name] = error
+    return found, unresolved

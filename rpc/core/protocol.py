@@ -7,6 +7,7 @@ the wire is any bytes at all: each function here returns a value or raises an Rp
 
 from __future__ import annotations
 
+from types import NoneType
 from typing import Any
 
 import msgspec
@@ -16,6 +17,7 @@ from ..errors import RemoteError, RpcError, SerializationError
 from .codecs import Codec
 
 PARSE_ERROR, INVALID_REQUEST = -32700, -32600
+_STRUCTURED = (dict, list, tuple, NoneType)
 
 _BY_CODE: dict[int, type[RpcError]] = {
     kind.code: kind
@@ -52,13 +54,17 @@ def encode_call(call: Call, id: str, codec: Codec) -> bytes:
     once it is encoded."""
     members: dict[str, Any] = {"jsonrpc": "2.0", "id": id, "method": call.method}
     if call.params is not None:
-        if not isinstance(call.params, dict | list | tuple) and not _is_structured(call.params, codec):
-            kind = type(call.params).__name__
-            raise SerializationError(f"data of type {kind} cannot be sent: it must be a dict or a list")
         members["params"] = call.params
     if call.kwargs:
         members["kwargs"] = call.kwargs
-    return codec.encode(members)
+    try:
+        body = codec.encode(members)
+    except SerializationError as error:
+        raise codec.located(error, data=call.params, kwargs=call.kwargs) from error
+    if not isinstance(call.params, _STRUCTURED) and not _is_structured(call.params, codec):
+        kind = type(call.params).__name__
+        raise SerializationError(f"data of type {kind} cannot be sent: it must be a dict or a list")
+    return body
 
 
 def _is_structured(params: Any, codec: Codec) -> bool:
@@ -93,7 +99,10 @@ def _call(decoded: Any) -> Call:
 
 def encode_result(id: str, result: Any, codec: Codec) -> bytes:
     """The body of the reply that carries a result; SerializationError if it cannot be encoded."""
-    return codec.encode({"jsonrpc": "2.0", "id": id, "result": result})
+    try:
+        return codec.encode({"jsonrpc": "2.0", "id": id, "result": result})
+    except SerializationError as error:
+        raise codec.located(error, result=result) from error
 
 
 def encode_error(id: str, error: RpcError, codec: Codec) -> bytes:

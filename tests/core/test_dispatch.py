@@ -34,6 +34,7 @@ from rpc.core.codecs import CODECS, JSON, MSGPACK, Accepted
 from rpc.core.conversation import Conversation, call_message
 from rpc.core.dispatch import Dispatcher
 from rpc.core.jobs import Response, current_request, jobs_from
+from rpc.core.middleware import Hooks
 from rpc.errors import Interrupted
 from rpc.transport import FAILED, Message, packed, queue, unpacked
 
@@ -474,8 +475,48 @@ def test_the_current_request_is_known_while_its_handler_runs():
     assert asked(coroutine, spawn=in_a_loop)
 
 
-def test_without_a_loop_a_coroutine_is_refused():
-    reply = the_reply(dispatcher_of(wait, await_=None), pending())
+async def doubled(a):
+    await asyncio.sleep(0)
+    if a is None:
+        raise KeyError("why")
+    return 2 * a
+
+
+def in_middleware(request, call_next):
+    return call_next(request) + 1
+
+
+@pytest.mark.parametrize("handler", [lambda request: doubled(request.data["a"]), lambda a: doubled(a)])
+@pytest.mark.parametrize(("options", "result"), [
+    ({}, 14), ({"spawn": in_a_loop}, 14), ({"middleware": [in_middleware]}, 15),
+    ({"spawn": in_a_loop, "middleware": [in_middleware]}, 15),
+], ids=["in a thread", "in a loop", "middleware", "a loop and middleware"])  # fmt: skip
+def test_a_coroutine_that_a_plain_function_returns_is_awaited(handler, options, result):
+    assert asked(handler, {"a": 7}, **options) == result
+    with pytest.raises(RemoteError, match="KeyError: 'why'"):
+        asked(handler, {"a": None}, **options)
+
+
+def test_a_coroutine_that_a_plain_function_returns_holds_no_thread():
+    spawned, delivery = [], Delivery(pending({"a": 7}))
+    dispatcher = dispatcher_of(lambda a: doubled(a), spawn=lambda coroutine, _: spawned.append(coroutine))
+    dispatcher(delivery)
+    assert (delivery.ends, dispatcher.running(threads=True), dispatcher.running(threads=False)) == ([], 0, 1)
+    asyncio.run(spawned.pop())
+    assert (delivery.last is None, dispatcher.running(threads=False)) == (False, 0)
+
+
+def test_hooks_are_told_once_of_a_coroutine_that_a_plain_function_returns():
+    told, hooks = [], Hooks(asyncio.run)
+    hooks.add("pre_call", lambda request: told.append("begun"))
+    hooks.add("post_success", lambda request, result: told.append(result))
+    assert asked(lambda a: doubled(a), {"a": 7}, hooks=hooks, spawn=in_a_loop) == 14
+    assert told == ["begun", 14]
+
+
+@pytest.mark.parametrize("handler", [wait, lambda request: wait(request)], ids=["coroutine", "plain"])
+def test_without_a_loop_a_coroutine_is_refused(handler):
+    reply = the_reply(dispatcher_of(handler, await_=None), pending())
     assert reply.headers[FAILED] == "SerializationError"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from functools import partial
+from functools import lru_cache, partial, wraps
 from types import SimpleNamespace
 
 import pytest
@@ -75,10 +75,53 @@ class AsyncHandler:
     by_annotation, by_another_annotation, annotated_otherwise, positional_only, defaulted,
     lambda request: request.data["a"], lambda a: a, Handlers().method, Handlers(), AsyncHandler(),
     partial(lambda b, request: request.data[b], "a"), coroutine, typed_coroutine, Handlers().coroutine_method,
-    AsyncHandler().__call__, partial(coroutine), partial(typed_coroutine),
+    AsyncHandler().__call__, partial(coroutine), partial(typed_coroutine), partial(AsyncHandler()),
 ])  # fmt: skip
 def test_a_handler_may_be_anything_that_can_be_called(handler):
     assert outcome(handler, {"a": 7}) == 7
+
+
+def for_type_checkers(order: Undefined.Request):  # noqa: F821 - imported for type checkers only
+    return order.data["a"]
+
+
+def for_type_checkers_too(order: AsyncRequest):  # noqa: F821
+    return order.data["a"]
+
+
+@pytest.mark.parametrize("handler", [for_type_checkers, for_type_checkers_too, partial(for_type_checkers)])
+def test_a_request_that_is_imported_for_type_checkers_is_known_by_its_name(handler, caplog):
+    assert outcome(handler, {"a": 7}) == 7
+    assert not caplog.text
+
+
+@job(retries=3)
+def tried(a):
+    return a
+
+
+class Tried:
+    @job(retries=3)
+    def __call__(self, a):
+        return a
+
+
+@pytest.mark.parametrize("handler", [
+    tried, partial(tried), partial(partial(tried), 1), wraps(tried)(lambda a: a), lru_cache(tried), Tried(),
+    partial(Tried()), Tried().__call__,
+    job(retries=3)(partial(defaulted)), job(retries=3)(wraps(annotated_otherwise)(lambda a: a)),
+])  # fmt: skip
+def test_a_job_has_its_options_whatever_is_around_its_handler(handler):
+    assert Job("work", handler).options.retries == 3
+
+
+@pytest.mark.parametrize(("handler", "kind"), [
+    (coroutine, rpc.AsyncRequest), (partial(coroutine), rpc.AsyncRequest),
+    (partial(AsyncHandler()), rpc.AsyncRequest),
+    (wraps(coroutine)(lambda request: coroutine(request)), rpc.AsyncRequest), (defaulted, Request),
+])  # fmt: skip
+def test_whoever_awaits_gets_a_request_that_is_awaited(handler, kind):
+    assert Job("work", handler).request_type is kind
 
 
 @pytest.mark.parametrize(("handler", "data"), [

@@ -1,0 +1,263 @@
+"""Which objects are values: what they are on the wire, and how an annotation gets them back from it.
+
+msgspec encodes most of them itself. The rest of them is here: what the application has registered, a few
+classes of the standard library, and pydantic's models, for which pydantic is not imported. Nothing else is
+encoded: what an object happens to hold is not what it means, and may be nobody's business.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
+from datetime import date, datetime, time, timedelta
+from decimal import Decimal
+from enum import Enum
+from ipaddress import IPv4Address, IPv4Interface, IPv4Network, IPv6Address, IPv6Interface, IPv6Network
+from pathlib import PurePath
+from types import NoneType, SimpleNamespace
+from typing import Any, Generic, NamedTuple, Protocol, TypeVar, get_args, get_origin
+
+import msgspec
+
+from ..errors import InvalidParams
+
+T = TypeVar("T")
+
+
+class _Kind(NamedTuple):
+    """A class of values that msgspec does not know."""
+
+    to: Callable[[Any], Any]
+    """What an instance is on the wire."""
+    back: Callable[[Any], Any] | None = None
+    """An instance of what is on the wire; None if there is no way back."""
+    wire: Any = None
+    """Or the annotation of what the class itself is called with."""
+
+
+def _moment(value: time | datetime) -> time:
+    return time(value.hour, value.minute, value.second, value.microsecond, value.tzinfo, fold=value.fold)
+
+
+_TEXTS = (IPv4Address, IPv6Address, IPv4Network, IPv6Network, IPv4Interface, IPv6Interface, PurePath)
+_FAMILIAR: dict[type, _Kind] = {each: _Kind(str, wire=str) for each in _TEXTS} | {
+    deque: _Kind(list, wire=list),
+    OrderedDict: _Kind(dict, wire=dict),
+    SimpleNamespace: _Kind(lambda value: _public(vars(value))),
+    # Instances of subclasses become some of the class itself, whatever they override.
+    str: _Kind(lambda value: str.__add__(value, ""), wire=str),
+    int: _Kind(int.__pos__, wire=int),
+    float: _Kind(float.__pos__, wire=float),
+    bytes: _Kind(lambda value: bytes.__add__(value, b""), wire=bytes),
+    Decimal: _Kind(Decimal, wire=Decimal),
+    datetime: _Kind(lambda value: datetime.combine(date(value.year, value.month, value.day), _moment(value))),
+    date: _Kind(lambda value: date(value.year, value.month, value.day)),
+    time: _Kind(_moment),
+    timedelta: _Kind(lambda value: timedelta(value.days, value.seconds, value.microseconds)),
+}
+"""Classes of the standard library. Those with a `wire` are called with what is there, as their subclasses."""
+_registered: dict[type, _Kind] = {}
+_DECODED = (dict, list, str, int, float, bool, NoneType, bytes, datetime)
+"""What there is on the wire."""
+
+
+def public_attributes(value: Any) -> dict[str, Any]:
+    """The data attributes of a plain object without a leading underscore, those of its classes first, by
+    name. Properties and methods are not evaluated. TypeError if there are none, and for what is not plain:
+    callables, exceptions, files, whatever the standard library defines."""
+    kind = type(value)
+    if kind is object or callable(value) or any(map(_is_of_the_library, kind.__mro__[:-1])):
+        raise TypeError(_refusal(kind))
+    attributes = {
+        name: attribute
+        for ancestor in reversed(kind.__mro__[:-1])
+        for name, attribute in vars(ancestor).items()
+        if not hasattr(attribute, "__get__")
+    }
+    attributes |= {name: getattr(value, name) for name in _slots(kind) if hasattr(value, name)}
+    found = _public(attributes | getattr(value, "__dict__", {}))
+    if not found:
+        raise TypeError(f"a value of type {_name(kind)} has no public attributes")
+    return found
+
+
+def register(
+    kind: type[T],
+    to: Callable[[T], Any] = public_attributes,
+    from_: Callable[[Any], T] | None = None,
+) -> None:
+    """Have instances of a class, and of its subclasses, encoded as what `to` makes of them: by default their
+    public attributes. `from_` makes one of what was decoded, for parameters that are annotated with just this
+    class. Registering a class again replaces what was said of it. Raises TypeError for what is no class, and
+    ValueError for a class that is encoded in another way, which cannot be changed."""
+    if not isinstance(kind, type):
+        raise TypeError(f"{kind!r} is no class")
+    if issubclass(kind, _NATIVE) or not isinstance(
+        msgspec.inspect.type_info(kind), msgspec.inspect.CustomType
+    ):
+        raise ValueError(  # noqa: TRY004 - it is a class, but the wrong one
+            f"{_name(kind)} is encoded already, and cannot be encoded otherwise"
+        )
+    _registered[kind] = _Kind(to, from_)
+
+
+_NATIVE = (dict, list, tuple, set, frozenset, Enum)
+
+
+def to_wire(value: Any) -> Any:
+    """What an object is on the wire that msgspec does not encode; TypeError if it is no value."""
+    kind = type(value)
+    for ancestor in kind.__mro__:
+        if ancestor is object and _is_model(kind):
+            return value.model_dump(mode="json", by_alias=True)
+        if known := _registered.get(ancestor) or _FAMILIAR.get(ancestor):
+            return known.to(value)
+    raise TypeError(_refusal(kind))
+
+
+class Conversion(NamedTuple):
+    """How what was decoded becomes what an annotation wants. Made by `conversion`."""
+
+    kind: Any
+    options: dict[str, Any]
+    """Of `msgspec.convert`: those that are needed, as each of them takes its time."""
+
+    def __call__(self, value: Any, name: str) -> Any:
+        """InvalidParams, which begins with the name of the parameter, says why it cannot."""
+        try:
+            return msgspec.convert(value, self.kind, **self.options)
+        except msgspec.ValidationError as error:
+            raise InvalidParams(f"{name}: {error}") from None
+        except Exception as error:  # the type is the user's: making one may raise anything
+            raise InvalidParams(f"{name}: {type(error).__name__}: {error}") from error
+
+
+def conversion(kind: Any) -> Conversion:
+    """The conversion to this annotation. TypeError if nothing that travels can become what it says; NameError
+    if a part of it cannot be resolved."""
+    types = list(_types_in(msgspec.inspect.type_info(kind), set()))
+    customs = [each.cls for each in types if isinstance(each, msgspec.inspect.CustomType)]
+    for custom in customs:
+        if not _can_be_made(custom):
+            raise TypeError(
+                f"nothing that is decoded becomes a {_name(custom)}: use a dataclass, or give "
+                "rpc.codecs.register the class and a `from_`"
+            )
+    mappings = [each for each in types if isinstance(each, msgspec.inspect.DictType)]
+    has_keys = any(not isinstance(each.key_type, msgspec.inspect.StrType) for each in mappings)
+    return Conversion(kind, ANY_KIND if customs or has_keys else {})
+
+
+def parts(value: Any) -> Iterator[tuple[str, Any]]:
+    """What a value consists of on the wire, each with the step of a path that leads there."""
+    if isinstance(value, Mapping):
+        for key, each in value.items():
+            yield f".{key}" if isinstance(key, str) and key.isidentifier() else f"[{key!r}]", each
+    elif isinstance(value, (list, tuple, set, frozenset)):
+        for index, each in enumerate(value):
+            yield f"[{index}]", each
+    elif fields := _fields(type(value)):
+        for name in fields:
+            if hasattr(value, name):
+                yield f".{name}", getattr(value, name)
+    else:
+        with suppress(Exception):  # it has no parts, then
+            if type(on_wire := to_wire(value)) is not type(value):
+                yield "", on_wire
+
+
+def _fields(kind: type) -> list[str]:
+    attrs = [each.name for each in getattr(kind, "__attrs_attrs__", ())]
+    return [*getattr(kind, "__struct_fields__", ()), *getattr(kind, "__dataclass_fields__", ()), *attrs]
+
+
+def _made(kind: Any, value: Any) -> Any:
+    """An instance of what msgspec does not know. ValueError is what it adds the path to."""
+    origin, args = get_origin(kind) or kind, get_args(kind)
+    try:
+        known = _known(origin)
+        if known and known.back:
+            return known.back(value)
+        if known:
+            return origin(_convert(value, known.wire[args] if args else known.wire))
+        if _is_model(origin):
+            return origin.model_validate_json(msgspec.json.encode(value))
+        if args:  # such as Iterable[int]
+            return _convert(value, list[args] if issubclass(list, origin) else dict[args])  # type: ignore[misc,valid-type]
+    except Exception as error:  # the class is the user's: making one may raise anything
+        raise ValueError(_reason(error)) from error
+    return value  # msgspec looks whether it is an instance
+
+
+def _convert(value: Any, kind: Any) -> Any:
+    return msgspec.convert(value, kind, **ANY_KIND)
+
+
+ANY_KIND: dict[str, Any] = {"dec_hook": _made, "str_keys": True}
+"""Options of `msgspec.convert`. In JSON, keys are always texts."""
+
+
+def _reason(error: Exception) -> str:
+    if type(error).__module__.startswith("pydantic"):  # its text has several lines, and a link
+        details = error.errors()  # type: ignore[attr-defined]
+        return "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}".lstrip(": ") for each in details)
+    return str(error) or type(error).__name__
+
+
+def _can_be_made(kind: type) -> bool:
+    if known := _known(kind):
+        return bool(known.back or known.wire)
+    try:
+        return _is_model(kind) or any(issubclass(each, kind) for each in _DECODED)
+    except TypeError:  # a protocol that cannot be checked
+        return False
+
+
+def _known(kind: type) -> _Kind | None:
+    if kind in _registered:
+        return _registered[kind]
+    return next((known for each, known in _FAMILIAR.items() if issubclass(kind, each)), None)
+
+
+def _types_in(info: Any, seen: set[int]) -> Iterator[Any]:
+    """A type, as msgspec describes it, and those within."""
+    if isinstance(info, tuple):
+        for each in info:
+            yield from _types_in(each, seen)
+    elif isinstance(info, msgspec.inspect.Type | msgspec.inspect.Field) and id(info) not in seen:
+        seen.add(id(info))
+        yield info
+        for name in info.__struct_fields__:
+            yield from _types_in(getattr(info, name), seen)
+
+
+def _is_model(kind: type) -> bool:
+    """Whether it is one of pydantic's."""
+    return hasattr(kind, "__pydantic_validator__") and hasattr(kind, "model_validate_json")
+
+
+def _public(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: attribute for name, attribute in attributes.items() if not name.startswith("_")}
+
+
+_LIBRARY = {*sys.stdlib_module_names, "builtins"} - {"__main__"}
+
+
+def _is_of_the_library(kind: type) -> bool:
+    return kind.__module__.partition(".")[0] in _LIBRARY and kind not in (Generic, Protocol)
+
+
+def _slots(kind: type) -> list[str]:
+    slots = (vars(ancestor).get("__slots__", ()) for ancestor in kind.__mro__)
+    return [name for names in slots for name in ([names] if isinstance(names, str) else names)]
+
+
+def _name(kind: type) -> str:
+    return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
+
+
+def _refusal(kind: type) -> str:
+    refusal = f"a value of type {_name(kind)} cannot be encoded"
+    return refusal if _is_of_the_library(kind) else f"{refusal}: use a dataclass, or rpc.codecs.register"
