@@ -80,7 +80,7 @@ def list_command(settings: str | None, backend: str | None, queues: tuple[str, .
 @queues_option
 @json_option
 def show_command(id: str, settings: str | None, backend: str | None, queues: tuple[str, ...]) -> None:
-    """Show the dead letter ID: what the list has of it, its headers and its body.
+    """Show the dead letter ID: what the list has of it, its traceback, its headers and its body.
 
     With --json, what is printed is one object of these. A body that cannot be decoded is shown as
     {"base64": ...}; null is one that is no longer kept.
@@ -95,9 +95,11 @@ def show_command(id: str, settings: str | None, backend: str | None, queues: tup
     headers = {name: "***" if name in SECRETS else value for name, value in message.headers.items()}
     body = _body(letter, message)
     if json_wanted():
-        return print_line({**summary, "headers": headers, "body": body})
+        return print_line({**summary, "traceback": letter.traceback, "headers": headers, "body": body})
     for key in ("id", "name", "queue", "when", "why"):
         click.echo(f"{key + ':':<7} {printable(str(summary[key]))}")
+    if letter.traceback:
+        click.echo(printable(letter.traceback.rstrip(), keep="\n"))
     click.echo("headers:")
     for name, value in sorted(headers.items()):
         click.echo(f"  {printable(name)}: {printable(value)}")

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import sys
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import click
@@ -13,6 +14,7 @@ import msgspec
 
 from ..core.codecs import JSON
 
+Row = tuple[str, ...]
 _WANTED = f"{__name__}.json"
 _COLOURS = {"key": "blue", "string": "green", "literal": "magenta", "number": "cyan"}
 _STRING = r'"(?:\\.|[^"\\])*"'
@@ -60,6 +62,14 @@ def printable(text: str, keep: str = "") -> str:
 def one_line(text: str) -> str:
     """The text on one line, safe to show."""
     return printable(" ".join(text.split()))
+
+
+def aligned(rows: Sequence[Row]) -> Iterator[str]:
+    """A line of each, in columns; safe to show."""
+    shown = [[one_line(text) for text in row] for row in rows]
+    widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
+    for row in shown:
+        yield "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
 
 
 def _coloured(token: re.Match[str]) -> str:

@@ -11,11 +11,10 @@ import msgspec
 from ..client import RpcClient
 from ..describe import ListenerInfo, WorkerInfo
 from .options import backend_option, seconds, settings_option
-from .output import json_option, json_wanted, one_line, print_line
+from .output import Row, aligned, json_option, json_wanted, print_line
 
 WAIT = 0.5
 """Seconds."""
-Row = tuple[str, ...]
 
 
 @click.command("services")
@@ -55,7 +54,7 @@ def command(settings: str | None, backend: str | None, wait: float) -> None:
     for title, rows in _tables(workers):
         if rows:
             click.echo(title)
-            for line in _aligned(rows):
+            for line in aligned(rows):
                 click.echo(f"  {line}")
 
 
@@ -95,11 +94,3 @@ def _counted(rows: Iterable[Row]) -> list[Row]:
     """Each of them once, with the number of workers that have it."""
     found = Counter(rows)
     return [(*row, f"{found[row]} worker{'s' * (found[row] > 1)}") for row in sorted(found)]
-
-
-def _aligned(rows: list[Row]) -> Iterator[str]:
-    """A line of each, in columns; safe to show."""
-    shown = [[one_line(text) for text in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*shown, strict=True)]
-    for row in shown:
-        yield "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()

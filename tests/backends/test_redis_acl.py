@@ -26,13 +26,13 @@ LINES = dict(re.findall(r"^user (rpc-\w+) (.*)$", PAGE, re.MULTILINE))
 CONNECTING = "client|setname client|id client|reply script|load evalsha time"
 SAID = {
     "rpc-client": f"{CONNECTING} blmove lrange lrem rpush set get del zadd pexpire exists hgetall "
-    "xadd xread unlink lpop zrange zrem",
+    "xadd xread unlink lpop zrange zrem lindex llen zcard",
     "rpc-worker": f"{CONNECTING} client|unblock blmove bzpopmin lmove llen lrange lpop rpush set get del "
     "pexpire exists hgetall hdel xadd xread xrange xrevrange xreadgroup xdel unlink",
 }
 """What each says itself."""
 RUN = {
-    "rpc-client": ("SEND", "SEND_MANY", "SEND_ONCE", "SEND_LATER", "REVIVE", "BROADCAST"),
+    "rpc-client": ("SEND", "SEND_MANY", "SEND_ONCE", "SEND_LATER", "REVIVE", "WITHDRAW", "BROADCAST"),
     "rpc-worker": (
         *("NEXT", "BEGIN", "ACK", "FINISH", "CHANGE", "POSTPONE", "BURY", "RECOVER", "PROMOTE", "RELEASE"),
         *("SIGN_ON", "JOIN", "KEEP", "GONE", "LOCK", "UNLOCK"),

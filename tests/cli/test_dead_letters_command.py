@@ -75,7 +75,7 @@ def test_the_list_has_a_line_for_each(letters: Invoke, office: Office) -> None:
     first, second = result.stdout.splitlines()
     when, id, *rest = first.split("  ")
     assert abs((datetime.now(timezone.utc) - datetime.fromisoformat(when)).total_seconds()) < SECONDS
-    assert [id, *rest] == [ID, "default", "add", "ValueError: two lines"]
+    assert [id, *rest] == [ID, "default", "add", "ValueError: two"]
     assert second.split("  ")[1:3] == ["another", "low"]
 
 
@@ -116,7 +116,7 @@ def test_one_is_shown_as_json(letters: Invoke, office: Office) -> None:
     result = letters("show", ID, "--json")
     shown = json.loads(result.stdout)
     assert result.stdout.count("\n") == 1
-    assert shown.keys() == {"id", "name", "queue", "when", "why", "headers", "body"}
+    assert shown.keys() == {"id", "name", "queue", "when", "why", "traceback", "headers", "body"}
     assert shown["body"] == json.loads(CALL)
     assert shown["headers"]["name"] == "add"
 

@@ -17,7 +17,7 @@ from click.testing import Result
 from in_memory import until
 
 from rpc import RpcClient, RpcReceiver, every, expose, on
-from rpc.cli.services import _aligned
+from rpc.cli.output import aligned
 
 from .conftest import SECONDS, Process, error_in
 
@@ -143,7 +143,7 @@ def test_nobody_is_no_error(services: Invoke) -> None:
 
 
 def test_what_a_worker_says_cannot_steer_the_terminal() -> None:
-    assert list(_aligned([("a\x1b[31m\nb", "1"), ("c", "2")])) == ["a\\u001b[31m b  1", "c              2"]
+    assert list(aligned([("a\x1b[31m\nb", "1"), ("c", "2")])) == ["a\\u001b[31m b  1", "c              2"]
 
 
 @pytest.mark.parametrize("wait", ["0", "-1", "nan", "inf", "x"])

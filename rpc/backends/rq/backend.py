@@ -135,21 +135,27 @@ class PythonRqBackend(RedisBase):
         )
 
     def queue_info(self, queue: str) -> QueueInfo:
+        """How many messages a queue (str) has. Raises BackendUnavailable."""
         return self._records.queue_info(queue)
 
     def entries(self, queue: str, id: str | None = None) -> Iterator[Entry]:
+        """What waits in a queue (str), and what runs; only the one with this id (str), if given. Raises
+        BackendUnavailable."""
         return self._records.entries(queue, id)
 
     def withdraw(self, entry: Entry) -> bool:
+        """Take it out of its queue; whoever runs it is told. Raises BackendUnavailable."""
         with translated():
             self._withdraw(entry.queue, entry.id)
         return True
 
     def keep(self, queue: str, id: str, last: Message, seconds: float) -> None:
+        """Keep the last reply to a message that another backend carried. Raises BackendUnavailable."""
         with translated():
             self._client.set(self._records.result(queue, id), packed(last), px=milliseconds(seconds))
 
     def result(self, queue: str, id: str) -> Message | None:
+        """The last reply to a message, if it is kept. Raises BackendUnavailable."""
         with translated():
             frame = self._client.get(self._records.result(queue, id))
         return unpacked(frame) if frame else None

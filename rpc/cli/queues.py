@@ -1,0 +1,67 @@
+"""`rpc queues`: how many jobs are where."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+
+import click
+
+from ..client import RpcClient
+from ..inspection import QueueInfo
+from .options import backend_option, seconds, settings_option
+from .output import aligned, json_option, json_wanted, print_line
+
+COLUMNS = ("queue", "waiting", "running", "scheduled", "dead", "workers", "oldest")
+
+
+@click.command("queues")
+@click.option("--watch", is_flag=True, help="Show them again and again, until interrupted.")
+@click.option(
+    "--every",
+    metavar="SECONDS",
+    type=float,
+    default=2.0,
+    show_default=True,
+    callback=seconds,
+    help="How long to wait between two looks, with --watch.",
+)
+@settings_option
+@backend_option
+@json_option
+def command(watch: bool, every: float, settings: str | None, backend: str | None) -> None:
+    """Show how many jobs wait, run, are scheduled and dead in each queue, how many workers serve it, and the
+    seconds that the oldest of those that wait has waited.
+
+    The queues are those of RPC_QUEUES and RPC_ROUTES. What a backend cannot tell is shown as "-".
+
+    With --json, what is printed, for each look on one line, is {"queues": [{"queue": ..., "waiting": ...,
+    "running": ..., "scheduled": ..., "dead": ..., "workers": ..., "oldest": ...}, ...]}.
+
+    \b
+    Examples:
+      rpc queues
+      rpc queues --watch --every 5
+    """
+    with RpcClient(settings=settings, backend=backend) as client:
+        while True:
+            _show(client.queues())
+            if not watch:
+                return
+            time.sleep(every)
+            if not json_wanted():
+                click.echo()
+
+
+def _show(queues: Sequence[QueueInfo]) -> None:
+    if json_wanted():
+        return print_line({"queues": [asdict(each) for each in queues]})
+    for line in aligned([COLUMNS, *map(_row, queues)]):
+        click.echo(line)
+
+
+def _row(info: QueueInfo) -> tuple[str, ...]:
+    oldest = "-" if info.oldest is None else f"{info.oldest:.1f} s"
+    numbers = (info.waiting, info.running, info.scheduled, info.dead, info.workers)
+    return (info.queue, *("-" if number is None else str(number) for number in numbers), oldest)
