@@ -16,13 +16,12 @@ from ..backends import redacted
 from ..errors import Unsupported
 from ..receiver import RpcReceiver
 from ..settings import Settings, load_settings
+from .logs import FORMATS, LEVELS, log_to_stderr
 from .options import backend_option, queue_names, seconds, settings_option
 from .processes import Supervisor
 from .reload import RELOAD, run_and_reload
 
 logger = logging.getLogger(__name__)
-
-LEVELS = {True: logging.DEBUG, None: logging.INFO, False: logging.WARNING}
 
 
 @click.command("worker")
@@ -60,7 +59,19 @@ LEVELS = {True: logging.DEBUG, None: logging.INFO, False: logging.WARNING}
     help="How long what runs may go on after a signal to stop.",
 )
 @click.option(RELOAD, is_flag=True, help="Start again when a .py file below the working directory changes.")
-@click.option("--verbose/--quiet", default=None, help="Log everything, or only what went wrong.")
+@click.option(
+    "--log-level",
+    type=click.Choice(LEVELS),
+    help="Log from this level on; with info, or debug, each job has a line. By default info without those.",
+)
+@click.option(
+    "--log-format",
+    type=click.Choice(FORMATS),
+    default="text",
+    show_default=True,
+    help="Log lines for people, or a JSON object on each line.",
+)
+@click.option("--verbose/--quiet", default=None, help="The same as --log-level debug, or warning.")
 def command(
     settings: str | None,
     backend: str | None,
@@ -70,6 +81,8 @@ def command(
     processes: int,
     grace: float | None,
     reload: bool,
+    log_level: str | None,
+    log_format: str,
     verbose: bool | None,
 ) -> None:
     """Serve the jobs of the settings, and log to stderr.
@@ -81,7 +94,12 @@ def command(
     Example:
       rpc worker --settings shop.rpc_settings --queue high --queue default --concurrency 4
     """
-    log_to_stderr(LEVELS[verbose])
+    if verbose is not None:
+        if log_level:
+            raise click.UsageError("--log-level says it: not with --verbose or --quiet")
+        log_level = "debug" if verbose else "warning"
+    level = getattr(logging, log_level.upper()) if log_level else None
+    log_to_stderr(level, as_json=log_format == "json")
     if reload:
         return run_and_reload(Path.cwd(), [sys.executable, "-m", "rpc", *sys.argv[1:]])
     serve(
@@ -109,13 +127,6 @@ def serve(
         settled()
     logger.info("worker %d on %s", os.getpid(), _shown(backend, loaded))
     receiver.start()
-
-
-def log_to_stderr(level: int) -> None:
-    """Show people what happens: time, level, message."""
-    logging.basicConfig(
-        stream=sys.stderr, level=level, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"
-    )
 
 
 def _shown(backend: str | None, settings: Settings) -> str:

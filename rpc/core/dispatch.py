@@ -26,15 +26,19 @@ from ..errors import (
 from ..transport import FAILED, IDEMPOTENCY_KEY, NAME, Delivery, Message
 from .codecs import JSON, Accepted, Codec
 from .jobs import AsyncRequest, Calls, DeliveryMode, Job, Jobs, Request, current_request
-from .lifecycle import after_failure, next_attempt
+from .lifecycle import after_failure, blamed, next_attempt
 from .middleware import ContextFactory, Hooks, Middleware
 from .protocol import decode_call, encode_error, encode_result, printable, remote_error
 
 logger = logging.getLogger(__name__)
+finished = logging.getLogger("rpc.jobs")
+"""Has a line for each job that came to an end, at INFO."""
 
 _TOLD_AS_THEY_ARE = (InvalidParams, SerializationError, RpcTimeout, Unauthorized, Cancelled, RemoteError)
 """Errors that a handler may raise to say just that. Others of ours, such as the MethodNotFound of a call that
 it made itself, would mislead its caller."""
+_REFUSALS = InvalidParams, Unauthorized
+"""Errors that are no fault of the handler that raises them."""
 
 Await = Callable[[Coroutine[Any, Any, Any], Delivery], Any]
 """Runs a coroutine to its end, cancelling it when the delivery is cancelled; returns its result."""
@@ -101,7 +105,7 @@ class Dispatcher:
             call = decode_call(message.body, codec)
             job = self._jobs.find(call.method)
             deadline = self._deadline(message.ttl)
-            work = _Work(self, delivery, codec)
+            work = _Work(self, delivery, codec, job)
             kind = AsyncRequest if job.is_coroutine else Request
             request = kind(delivery, call, deadline, work.respond, self._calls)
             handler = job.bound(call, request)
@@ -117,9 +121,9 @@ class Dispatcher:
         is_detached = job.is_coroutine and self._spawn is not None
         self._running[delivery] = not is_detached
         if is_detached and self._spawn:
-            self._spawn(work.await_(job, handler, request), delivery)
+            self._spawn(work.await_(handler, request), delivery)
         else:
-            work.run(job, handler, request)
+            work.run(handler, request)
 
     def ended(self, delivery: Delivery) -> None:
         """Its handler does not run any more."""
@@ -158,7 +162,7 @@ class Dispatcher:
             return RpcTimeout(str(error))
         if isinstance(error, _TOLD_AS_THEY_ARE):
             return error
-        trace = "".join(traceback.format_exception(error)) if self._send_tracebacks else None
+        trace = "".join(traceback.format_exception(*blamed(error))) if self._send_tracebacks else None
         return remote_error(error, trace)
 
     def awaited(self, coroutine: Coroutine[Any, Any, Any], delivery: Delivery) -> Any:
@@ -166,6 +170,10 @@ class Dispatcher:
             coroutine.close()
             raise SerializationError("this receiver runs no coroutines")
         return self._await(coroutine, delivery)
+
+
+def _shown(error: BaseException) -> str:
+    return str(remote_error(error))[:500]  # which knows what to do if it has no text
 
 
 def _reply_headers(message: Message, codec: Codec) -> dict[str, str]:
@@ -176,11 +184,16 @@ def _reply_headers(message: Message, codec: Codec) -> dict[str, str]:
 class _Work:
     """One request on its way through its handler: remembers whether it was answered."""
 
-    __slots__ = ("_answered", "_codec", "_delivery", "_dispatcher", "_last", "_message", "_responded")
+    __slots__ = (
+        *("_answered", "_began", "_codec", "_delivery", "_dispatcher", "_job", "_last", "_message"),
+        "_responded",
+    )
 
-    def __init__(self, dispatcher: Dispatcher, delivery: Delivery, codec: Codec) -> None:
-        self._dispatcher, self._delivery, self._codec = dispatcher, delivery, codec
+    def __init__(self, dispatcher: Dispatcher, delivery: Delivery, codec: Codec, job: Job) -> None:
+        self._dispatcher, self._delivery, self._codec, self._job = dispatcher, delivery, codec, job
         self._message = delivery.message
+        self._began = dispatcher.clock() if finished.isEnabledFor(logging.INFO) else None
+        """None if nobody wants to know."""
         self._answered = False
         self._responded: list[Any] = []
         """What the handler responded with first, whether somebody waits for that or not."""
@@ -199,16 +212,16 @@ class _Work:
         self._last = reply if for_others else None
         return self._delivery.reply(reply)
 
-    def run(self, job: Job, handler: Callable[[], Any], request: Request) -> None:
+    def run(self, handler: Callable[[], Any], request: Request) -> None:
         """Call the handler in this thread, and finish the delivery."""
         try:
-            last = self._succeeded(request, self._value(job, handler, request))
+            last = self._succeeded(request, self._value(handler, request))
         except BaseException as error:  # a handler may raise anything, and its caller must be told
-            self._failed(job, request, error)
+            self._failed(request, error)
         else:
             self._end(last)
 
-    async def await_(self, job: Job, handler: Callable[[], Any], request: Request) -> None:
+    async def await_(self, handler: Callable[[], Any], request: Request) -> None:
         """The same for a coroutine function, in an event loop."""
         dispatcher, hooks = self._dispatcher, self._dispatcher.hooks
         current_request.set(request)
@@ -220,16 +233,24 @@ class _Work:
                 look = partial(dispatcher.handed_back, self._delivery)
                 gone = await dispatcher.aside(look) if dispatcher.aside else look()
                 error = HandedBack() if gone else Cancelled("the call was cancelled")
-            if dispatcher.aside and job.options.retries:  # it may take a word with the broker
-                await dispatcher.aside(partial(self._failed, job, request, error))
+            if dispatcher.aside and self._job.options.retries:  # it may take a word with the broker
+                await dispatcher.aside(partial(self._failed, request, error))
             else:
-                self._failed(job, request, error)
+                self._failed(request, error)
         else:
             self._end(last)
 
-    def _end(self, last: Message | None) -> None:
+    def _end(self, last: Message | None, outcome: str = "done") -> None:
         self._dispatcher.ended(self._delivery)
         self._delivery.finish(last)
+        self._note(outcome)
+
+    def _note(self, outcome: str) -> None:
+        if self._began is None:
+            return
+        name, id, seconds = self._job.name, self._message.id, self._dispatcher.clock() - self._began
+        fields = {"job": name, "id": id, "seconds": round(seconds, 6), "outcome": outcome}
+        finished.info("job %r (%s) took %.3f s: %s", name, id, seconds, outcome, extra=fields)
 
     def _succeeded(self, request: Request, value: Any) -> Message | None:
         """The last reply; None if there is none, or it was sent."""
@@ -243,57 +264,74 @@ class _Work:
         """What a handler that returned this came to: it may have responded before."""
         return self._responded[0] if self._responded else value
 
-    def _failed(self, job: Job, request: Request, error: BaseException) -> None:
+    def _failed(self, request: Request, error: BaseException) -> None:
         if isinstance(error, HandedBack):
-            self._end(None)
+            self._end(None, "handed back")
             return
-        if isinstance(error, Cancelled) and self._delivery.cancelled:
-            logger.info("job %r (%s) was cancelled", job.name, request.id)
-        else:
-            logger.error("job %r (%s) failed", job.name, request.id, exc_info=error)
+        dispatcher, delivery, options = self._dispatcher, self._delivery, self._job.options
+        remote, outcome = dispatcher.remote(error), f"failed: {type(error).__name__}"
+        if isinstance(error, Cancelled):
+            outcome = "cancelled"
         if self._answered:
-            self._end(self._last)
+            self._log(error)
+            self._end(self._last, outcome)
             return
         self._answered = True
-        dispatcher, delivery = self._dispatcher, self._delivery
-        remote = dispatcher.remote(error)
         failure = dispatcher.failure(self._message, remote, self._codec)
         left = None if request.deadline is None else request.deadline - dispatcher.clock()
         wanted, chance = not delivery.cancelled, dispatcher.dice()
-        fate = after_failure(
-            error, job.options, attempt=request.attempt, left=left, wanted=wanted, chance=chance
-        )
+        fate = after_failure(error, options, attempt=request.attempt, left=left, wanted=wanted, chance=chance)
+        self._log(error, fate if isinstance(fate, float) else None)
         if fate == "answer":
-            self._end(failure)
+            self._end(failure, outcome)
             return
         dispatcher.ended(delivery)
         try:
             if fate == "bury":
                 delivery.bury(printable(str(remote))[:500], failure)
             else:
-                logger.info("job %r (%s) is tried again in %.3g s", job.name, request.id, fate)
                 delivery.postpone(fate, next_attempt(self._message))
         except RpcError as trouble:
             logger.warning(
-                "job %r (%s) could be neither postponed nor buried: %s", job.name, request.id, trouble
+                "job %r (%s) could be neither postponed nor buried: %s", self._job.name, request.id, trouble
             )
             delivery.finish(failure)
+        self._note(outcome)
 
-    def _value(self, job: Job, handler: Callable[[], Any], request: Request) -> Any:
+    def _log(self, error: BaseException, again: float | None = None) -> None:
+        """Say that it failed: once with a traceback, unless it is tried `again` so many seconds later."""
+        what = self._job.name, self._message.id
+        if isinstance(error, Cancelled):
+            logger.info("job %r (%s) was cancelled", *what)
+        elif again is not None:
+            attempt, text = self._message.attempt, _shown(error)
+            logger.warning(
+                "job %r (%s) failed, attempt %d, and is tried again in %.3g s: %s",
+                *what,
+                attempt,
+                again,
+                text,
+            )
+        elif isinstance(error, _REFUSALS):
+            logger.warning("job %r (%s) refused: %s", *what, _shown(error))
+        else:
+            logger.error("job %r (%s) failed", *what, exc_info=blamed(error))
+
+    def _value(self, handler: Callable[[], Any], request: Request) -> Any:
         dispatcher, token = self._dispatcher, current_request.set(request)
         way = self._through_middleware if dispatcher.middleware or dispatcher.hooks else self._returned
         try:
             if dispatcher.context is nullcontext:  # it would cost as much as a small handler
-                return way(job, handler, request)
+                return way(handler, request)
             with dispatcher.context():
-                return way(job, handler, request)
+                return way(handler, request)
         finally:
             current_request.reset(token)
 
-    def _through_middleware(self, job: Job, handler: Callable[[], Any], request: Request) -> Any:
+    def _through_middleware(self, handler: Callable[[], Any], request: Request) -> Any:
         def innermost(passed: Request) -> Any:
             _must_be_the_same(passed, request)
-            return self._outcome(self._returned(job, handler, request))
+            return self._outcome(self._returned(handler, request))
 
         call: Callable[[Request], Any] = innermost
         hooks = self._dispatcher.hooks
@@ -301,8 +339,8 @@ class _Work:
             call = _wrapped(each, call, request)
         return call(request)
 
-    def _returned(self, job: Job, handler: Callable[[], Any], request: Request) -> Any:
-        if job.is_coroutine:
+    def _returned(self, handler: Callable[[], Any], request: Request) -> Any:
+        if self._job.is_coroutine:
             coroutine = _in_context(handler, request, self._dispatcher.context)
             return self._dispatcher.awaited(coroutine, self._delivery)
         return handler()

@@ -1,7 +1,10 @@
-"""What becomes of a job that failed: decided here, with the same words on every backend."""
+"""What becomes of a job that failed: decided here, with the same words on every backend. And what its
+traceback shows."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from types import TracebackType
 from typing import Literal
 
 from ..transport import ATTEMPT, HANDED_BACK, Message
@@ -31,3 +34,26 @@ def after_failure(
     pause = options.pause(attempt, chance)
     in_time = left is None or pause < left
     return pause if attempt <= options.retries and in_time and wanted else "bury"
+
+
+_PACKAGE = __name__.partition(".")[0]
+_CALLING = tuple(f"{_PACKAGE}.{name}" for name in ("core.dispatch", "core.middleware", "events", "ticker"))
+"""The modules that call what is the user's."""
+
+
+def _steps(trace: TracebackType | None) -> Iterator[TracebackType]:
+    while trace:
+        yield trace
+        trace = trace.tb_next
+
+
+def blamed(error: BaseException) -> tuple[type[BaseException], BaseException, TracebackType | None]:
+    """The error as loggers take it (`exc_info`), without the frames of this library: what they would say is
+    the same each time. With all of them if there are no others."""
+    steps = [each.tb_frame.f_globals.get("__name__", "") for each in _steps(error.__traceback__)]
+    begin = max((n + 1 for n, name in enumerate(steps) if name in _CALLING), default=0)
+    rest: TracebackType | None = None
+    for name, each in reversed([*zip(steps, _steps(error.__traceback__), strict=True)][begin:]):
+        if not name.startswith(f"{_PACKAGE}."):
+            rest = TracebackType(rest, each.tb_frame, each.tb_lasti, each.tb_lineno)
+    return type(error), error, rest or error.__traceback__

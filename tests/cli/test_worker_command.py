@@ -32,8 +32,8 @@ def test_it_serves_and_says_what(project: Path, spawn: Spawn, rpc: Run) -> None:
     worker = spawn("worker", "--queue", "one", "--queue", "two", "--concurrency", "2")
     answer = rpc("call", "add", "a:=1", "b:=1", "--queue", "two", "--json")
     assert (answer.returncode, json.loads(answer.stdout)["data"]) == (0, {"answer": 2})
-    assert f"INFO worker {worker.pid} on rq+redis://127.0.0.1:" in worker.said
-    assert "INFO serving one, two: add, echo, fail, slow, typed" in worker.said
+    assert f"rpc.cli.worker: worker {worker.pid} on rq+redis://127.0.0.1:" in worker.said
+    assert "rpc.receiver: serving one, two: add, echo, fail, slow, typed" in worker.said
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -146,7 +146,7 @@ def test_reload_picks_up_a_change(project: Path, url: str, spawn: Spawn) -> None
         worker.says("serving", times=2)
         assert client.call_and_wait("version").data == "two"
     assert worker.ends(signal.SIGTERM) == 0
-    assert worker.said.count("INFO stopped") == 2
+    assert worker.said.count("rpc.receiver: stopped") == 2
 
 
 @reloads
