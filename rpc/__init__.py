@@ -7,6 +7,7 @@ from .aio import AsyncRpcClient
 from .client import RpcClient
 from .core.jobs import AsyncRequest, Request, Response, job
 from .errors import (
+    BackendRefused,
     BackendUnavailable,
     Cancelled,
     InvalidParams,
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AsyncRequest",
     "AsyncRpcClient",
+    "BackendRefused",
     "BackendUnavailable",
     "Cancelled",
     "Event",

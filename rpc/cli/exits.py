@@ -22,11 +22,14 @@ logger = logging.getLogger(__name__)
 WRONG_USE = 2
 """Of a command line, as click has it, or of settings: to start again mends nothing."""
 
+NO_BROKER = 4
+"""It is away, or refuses us."""
+
 EXIT_CODES: tuple[tuple[type[RpcError], int], ...] = (
     (SettingsError, WRONG_USE),
     (Unsupported, WRONG_USE),
     (RpcTimeout, 3),
-    (BackendUnavailable, 4),
+    (BackendUnavailable, NO_BROKER),
     (RpcError, 1),  # whatever else the other side said
 )
 """The first that fits counts."""

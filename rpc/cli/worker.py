@@ -58,6 +58,12 @@ logger = logging.getLogger(__name__)
     callback=seconds,
     help="How long what runs may go on after a signal to stop.",
 )
+@click.option(
+    "--wait",
+    is_flag=True,
+    help="Wait for a broker that refuses us, too (a wrong password, no such vhost, no permission yet), not "
+    "only for one that is away.",
+)
 @click.option(RELOAD, is_flag=True, help="Start again when a .py file below the working directory changes.")
 @click.option(
     "--log-level",
@@ -80,6 +86,7 @@ def command(
     coroutines: int | None,
     processes: int,
     grace: float | None,
+    wait: bool,
     reload: bool,
     log_level: str | None,
     log_format: str,
@@ -89,6 +96,8 @@ def command(
 
     SIGTERM or Ctrl-C stops it: it takes no new job, finishes what runs within --grace seconds, hands back the
     rest and exits with 0. A second signal stops it at once. With --processes, all of them do.
+
+    A broker that is away is waited for; one that refuses us at the start ends it, with exit code 4.
 
     \b
     Example:
@@ -106,6 +115,7 @@ def command(
         partial(load_settings, settings),
         processes,
         backend=backend,
+        wait=wait,
         queues=queues or None,
         concurrency=concurrency,
         coroutines=coroutines,
@@ -114,19 +124,26 @@ def command(
 
 
 def serve(
-    load: Callable[[], Settings], processes: int = 1, *, backend: str | None = None, **options: Any
+    load: Callable[[], Settings],
+    processes: int = 1,
+    *,
+    backend: str | None = None,
+    wait: bool = False,
+    **options: Any,
 ) -> None:
-    """Serve with the settings that `load` gets, in so many processes, until a signal; the options are those
-    of RpcReceiver. Raises SettingsError and Unsupported, and SystemExit if there are several processes."""
+    """Serve with the settings that `load` gets, in so many processes, until a signal; `wait` is as for
+    `RpcReceiver.run`, the other options are those of RpcReceiver. Raises SettingsError, Unsupported and
+    BackendRefused, and SystemExit if there are several processes."""
     settled = Supervisor(processes).run() if processes > 1 else None  # returns in each worker
     loaded = load()
     receiver = RpcReceiver(settings=loaded, backend=backend, **options)
-    if settled:
-        if "processes" not in receiver.backend.features:
-            raise Unsupported("--processes needs a backend that reaches beyond one process, like redis:")
-        settled()
+    if "processes" not in receiver.backend.features:
+        raise Unsupported(
+            "a worker needs a backend that reaches beyond one process, like redis: nobody else could call it "
+            "here; in a program, serve beside your own code with `async with RpcReceiver(...)`"
+        )
     logger.info("worker %d on %s", os.getpid(), _shown(backend, loaded))
-    receiver.start()
+    receiver.run(wait=wait, arrived=settled or (lambda: None))
 
 
 def _shown(backend: str | None, settings: Settings) -> str:

@@ -32,6 +32,7 @@ from rpc import (
     job,
     on,
 )
+from rpc.backends._serving import Connections
 from rpc.backends.rq.worker import RqWorker
 from rpc.core.jobs import JobOptions
 from rpc.events import Subscription
@@ -310,7 +311,7 @@ def test_a_worker_minds_each_of_its_queues(bench: Bench) -> None:
     for to in topics:
         backend.send(to.subscription_queue, Message(to.name.encode(), {"id": uuid4().hex}))
         worker = RqWorker(
-            backend._records, [to.subscription_queue.name], handle, backend._options, bool, lambda told: None
+            backend._records, [to.subscription_queue.name], handle, backend._options, bool, Connections(bool)
         )
         eventually(worker.claim)  # and dies, as it were
     server = backend.server(topics, handle)

@@ -230,7 +230,7 @@ def test_the_workers_do_not_outlive_a_killed_supervisor(
     ("words", "complaint"),
     [
         (["--settings", "none_such"], "there is no settings module 'none_such'"),
-        (["--backend", "memory://"], "--processes needs a backend that reaches beyond one process"),
+        (["--backend", "memory://"], "a worker needs a backend that reaches beyond one process"),
     ],
 )
 def test_what_is_of_no_use_is_one_line_and_2(

@@ -96,8 +96,7 @@ def test_the_backend_on_the_command_line_counts(tmp_path: Path, url: str, spawn:
 
 def test_a_password_is_not_logged(project: Path, spawn: Spawn, url: str) -> None:
     worker = spawn("worker", "--backend", url.replace("//", "//:secret@"))
-    worker.says("trying again")
-    worker.close()
+    assert worker.ends() == 4
     assert "secret" not in worker.said
     assert ":***@" in worker.said
 
@@ -110,6 +109,11 @@ def test_a_password_is_not_logged(project: Path, spawn: Spawn, url: str) -> None
         ("RPC_BACKEND = 'memory://'", "RPC_SERVICES have no job"),
         ("RPC_JOB_MAPPING = {'f': print}", "has neither RPC_BACKEND nor RPC_RECEIVER_BACKEND"),
         ("RPC_COLOUR = 'red'", "unknown key RPC_COLOUR"),
+        (
+            "RPC_JOB_MAPPING = {'f': print}\nRPC_BACKEND = 'redis://h?foo=1'",
+            "nor of redis-py: 'foo'; it has lease, max_deliveries, ",
+        ),
+        ("RPC_JOB_MAPPING = {'f': lambda: 1}\nRPC_BACKEND = 'memory://'", "nobody else could call it"),
         ("RPC_JOB_MAPPING = {'f': 'no.such.thing'}\nRPC_BACKEND = 'memory://'", "RPC_JOB_MAPPING['f']"),
     ],
 )

@@ -1,4 +1,4 @@
-"""What `rpc worker` logs: each job if that is wanted, retries, failures; lines for people and for programs."""
+"""What `rpc worker` logs: each job if that is wanted, retries, failures; for people and for programs."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ class RqServer:
     ) -> None:
         plan, self._connections = Plan(addresses), Connections(on_change)
         self._stopped = self._ended = False
-        common: dict[str, Any] = {"stopped": self.is_stopped, "notify": self._connections.notify}
+        common: dict[str, Any] = {"stopped": self.is_stopped, "connections": self._connections}
         queues = [each.name for each in plan.queues]
         of_queues = [
             RqWorker(records, queues, handler, options, **common) for _ in range(threads if queues else 0)
@@ -74,6 +74,7 @@ class RqServer:
             discard=discard,
             stopped=self.is_stopped,
             ended=lambda: self._ended,
+            check=self._connections.check,
             on_change=self._connections.notify if not self._workers else lambda connected: None,
         )
 
@@ -118,7 +119,7 @@ class RqServer:
             with translated():
                 delivery = worker.claim()
         except BackendUnavailable as error:
-            self._connections.notify(False)
+            self._connections.lost(error)
             self._backoff.wait("%s; trying again", error)
             return None
         self._backoff.reset()

@@ -25,7 +25,7 @@ from rq.utils import now, utcformat
 
 from ...errors import Interrupted, SerializationError, WorkerLost
 from ...transport import FAILED, STREAM, Handler, Message, packed
-from .._serving import DIED, STOPPED, lost
+from .._serving import DIED, STOPPED, Connections, lost
 from ..redis.connection import BLOCK, persistent, run_with_reconnect, translated_or_logged
 from ..redis.maintenance import Absences
 from ..redis.topics import reply_key
@@ -65,10 +65,10 @@ class RqWorker:
         handler: Handler,
         options: RqOptions,
         stopped: Callable[[], bool],
-        notify: Callable[[bool], None],
+        connections: Connections,
     ) -> None:
-        self._records, self._queues, self._handler, self._notify = records, queues, handler, notify
-        self._options, self._stopped = options, stopped
+        self._records, self._queues, self._handler = records, queues, handler
+        self._options, self._stopped, self._connections = options, stopped, connections
         self._client = records.client
         self.name = WORKER_PREFIX + uuid4().hex
         self._claimed: Claimed | None = None
@@ -94,7 +94,7 @@ class RqWorker:
                 self.perform(delivery)
 
         try:
-            run_with_reconnect(step, self._stopped, lost=lambda: self._notify(False))
+            run_with_reconnect(step, self._stopped, lost=self._connections.lost)
         finally:
             self.leave()
 
@@ -102,7 +102,8 @@ class RqWorker:
         """It claims nothing any more."""
         with self._signing:
             self._done = True
-            self._leave()
+            if self._last_beat:
+                self._leave()
 
     def claim(self) -> RqDelivery | None:
         """The next job; None if there was none for a second. Raises redis.RedisError."""
@@ -114,7 +115,7 @@ class RqWorker:
             self._remember()
         arguments = [self.name, HORIZON, utcformat(now()), JOBS, EXECUTIONS]
         claim = self._records.run(scripts.CLAIM, self._keys, arguments)
-        self._notify(True)
+        self._connections.notify(True)
         if claim == 0:
             self._register()
         elif claim is None:
@@ -254,7 +255,8 @@ class RqWorker:
                 if cancelled and delivery and delivery.claimed.id == text(cancelled[1]):
                     delivery.cancel()
 
-        run_with_reconnect(step, lambda: all(worker._done for worker in workers))
+        check = workers[0]._connections.check
+        run_with_reconnect(step, lambda: all(worker._done for worker in workers), lost=check)
 
     def beat_if_due(self) -> None:
         if time.monotonic() - self._last_beat < self._options.beat:
