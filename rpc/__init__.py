@@ -31,7 +31,10 @@ from .services import expose, service
 from .timers import cron, every
 
 if TYPE_CHECKING:
-    from .backends.rq.backend import PythonRqBackend
+    from .backends.amqp import AmqpBackend as AmqpBackend  # not in __all__: `*` must not need its driver
+    from .backends.memory import MemoryBackend
+    from .backends.redis import RedisBackend
+    from .backends.rq import PythonRqBackend
 
 __all__ = [
     "AsyncRequest",
@@ -41,11 +44,13 @@ __all__ = [
     "Cancelled",
     "Event",
     "InvalidParams",
+    "MemoryBackend",
     "MethodNotExposed",
     "MethodNotFound",
     "NoReceivers",
     "PythonRqBackend",
     "QueueFull",
+    "RedisBackend",
     "RemoteError",
     "Request",
     "Response",
@@ -69,8 +74,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name == "PythonRqBackend":  # brings redis and rq along: only for those who ask
-        from .backends.rq.backend import PythonRqBackend
+    from .backends import BACKENDS, loaded
 
-        return PythonRqBackend
+    for scheme, (path, _) in BACKENDS.items():  # they bring drivers along: only for those who ask
+        if path.endswith(f":{name}"):
+            return loaded(scheme)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -61,7 +61,7 @@ def backend_from_url(url: str, **options: Any) -> Backend:
     except ValueError as error:
         # Its text may show a part of the password.
         raise SettingsError(f"a backend's URL cannot be read: {type(error).__name__}") from None
-    factory = _load(parts.scheme, url)
+    factory = loaded(parts.scheme, url)
     known = {
         name: parameter
         for name, parameter in signature(factory).parameters.items()
@@ -108,7 +108,9 @@ def redacted(url: str) -> str:
     return _SECRET.sub(lambda found: f"{found[1] or found[2]}***", url)
 
 
-def _load(scheme: str, url: str) -> Any:
+def loaded(scheme: str, url: str = "") -> Any:
+    """The class of a backend. Raises SettingsError if none goes by this scheme of a URL, and Unsupported if
+    its driver is not installed."""
     if scheme in BACKENDS:
         path, extra = BACKENDS[scheme]
     else:

@@ -211,6 +211,7 @@ class RedisBackend(RedisBase):
             return bool(run_on_client(self.servers, keys.queue, *before, command)[-1])
 
     def discard(self, queue: str) -> None:
+        """Delete a queue, with what is in it."""
         keys = keys_of(queue)
         client = self.servers.client(keys.queue)
         while raw := client.lpop(keys.queue):
