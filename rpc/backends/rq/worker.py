@@ -15,6 +15,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from typing import Any
 from uuid import uuid4
 
 import redis
@@ -84,6 +85,8 @@ class RqWorker:
         self._keys = [worker_key(self.name)]
         for name in queues:
             self._keys += (records.queue(name).key, records.started(name), records.bell(name))
+        self._own_bell, self._inbox = f"rpc:bell:{self.name}", f"rpc:cancel:{self.name}"
+        self._bells = [*self._keys[3::3], self._own_bell]
 
     def work(self) -> None:
         """Claim and perform until stopped, through whatever happens to Redis meanwhile. For a worker that
@@ -119,12 +122,19 @@ class RqWorker:
         if claim == 0:
             self._register()
         elif claim is None:
-            rung = self._client.blpop(self._keys[3::3], timeout=BLOCK)
-            if rung and self._stopped():  # it was meant for a worker that goes on
-                self._client.pipeline().lpush(rung[0], 1).pexpire(rung[0], 60_000).execute()
+            rung = self._client.blpop(self._bells, timeout=BLOCK)
+            if rung and self._stopped() and text(rung[0]) != self._own_bell:  # it was for one that goes on
+                self._ring(rung[0])
         else:
             return self._claimed_as(*claim)
         return None
+
+    def wake_up(self) -> None:
+        """Let it see at once that it is stopped. Any thread. Raises redis.RedisError."""
+        self._ring(self._own_bell)
+
+    def _ring(self, bell: Any) -> None:
+        self._client.pipeline().lpush(bell, 1).pexpire(bell, 60_000).execute()
 
     def _claimed_as(self, number: int, id: bytes, left: int, hash: list[bytes]) -> RqDelivery | None:
         fields = dict(zip(hash[::2], hash[1::2], strict=True))
@@ -241,7 +251,7 @@ class RqWorker:
         until all of them are done; `beaten` hears of each beat."""
         options, client = workers[0]._options, workers[0]._client
         of_different_queues = {tuple(worker._queues): worker for worker in workers}.values()
-        inboxes = [f"rpc:cancel:{worker.name}" for worker in workers]
+        inboxes = [worker._inbox for worker in workers]
 
         def step() -> None:
             for worker in workers:
@@ -310,7 +320,8 @@ class RqWorker:
             pipe.srem(SimpleWorker.redis_workers_keys, self._keys[0])
             for name in self._queues:
                 pipe.srem(worker_registration.WORKERS_BY_QUEUE_KEY % name, self._keys[0])
-            pipe.delete(self._keys[0], f"{self._keys[0]}:executions")
+            pipe.delete(self._keys[0], f"{self._keys[0]}:executions", self._own_bell)
+            pipe.lpush(self._inbox, "").pexpire(self._inbox, 1000)  # `keep_alive` waits there
             pipe.execute()
 
     # Those that died.
