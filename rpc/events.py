@@ -227,7 +227,11 @@ class Events:
             text = "listener %s failed: event %r (%s), attempt %d, and is tried again in %.3g s: %s"
             logger.warning(text, *what, attempt, pause, str(remote_error(error))[:500])
         else:
-            logger.error("listener %s failed: event %r (%s)", *what, exc_info=blamed(error))
+            logger.error(
+                "listener %s failed: event %r (%s)",
+                *what,
+                exc_info=error.with_traceback(blamed(error.__traceback__)),
+            )
         if not is_retried:
             return
         if not listener.subscription.durable:

@@ -98,7 +98,8 @@ class Ticker:
                 if inspect.iscoroutine(result):
                     self._run(result)
         except BaseException as error:  # as handlers, what ticks may raise anything
-            logger.error("timer %s failed", ticking.name, exc_info=blamed(error))
+            trace = blamed(error.__traceback__)
+            logger.error("timer %s failed", ticking.name, exc_info=error.with_traceback(trace))
 
     def _has_lock(self, name: str) -> bool:
         with self._changing:

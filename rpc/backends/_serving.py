@@ -81,6 +81,7 @@ class BaseDelivery:
     to: Address
     cancelled = False
     on_cancel: Callable[[], object] | None = None
+    error: BaseException | None = None
     finished = False
     """Whether it was finished, postponed or buried."""
 

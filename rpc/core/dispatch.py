@@ -116,6 +116,7 @@ class Dispatcher:
         except RpcError as error:
             name = message.headers.get(NAME, "")[:128]
             logger.warning("refused %r (%s): %s: %s", name, message.id, type(error).__name__, error)
+            delivery.error = error.with_traceback(None)
             delivery.finish(self.failure(message, error, codec))
             return
         is_detached = job.is_coroutine and self._spawn is not None
@@ -162,7 +163,7 @@ class Dispatcher:
             return RpcTimeout(str(error))
         if isinstance(error, _TOLD_AS_THEY_ARE):
             return error
-        trace = "".join(traceback.format_exception(*blamed(error))) if self._send_tracebacks else None
+        trace = "".join(traceback.format_exception(error)) if self._send_tracebacks else None
         return remote_error(error, trace)
 
     def awaited(self, coroutine: Coroutine[Any, Any, Any], delivery: Delivery) -> Any:
@@ -269,6 +270,7 @@ class _Work:
             self._end(None, "handed back")
             return
         dispatcher, delivery, options = self._dispatcher, self._delivery, self._job.options
+        delivery.error = error = error.with_traceback(blamed(error.__traceback__))
         remote, outcome = dispatcher.remote(error), f"failed: {type(error).__name__}"
         if isinstance(error, Cancelled):
             outcome = "cancelled"
@@ -315,7 +317,7 @@ class _Work:
         elif isinstance(error, _REFUSALS):
             logger.warning("job %r (%s) refused: %s", *what, _shown(error))
         else:
-            logger.error("job %r (%s) failed", *what, exc_info=blamed(error))
+            logger.error("job %r (%s) failed", *what, exc_info=error)
 
     def _value(self, handler: Callable[[], Any], request: Request) -> Any:
         dispatcher, token = self._dispatcher, current_request.set(request)

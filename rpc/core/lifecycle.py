@@ -47,13 +47,14 @@ def _steps(trace: TracebackType | None) -> Iterator[TracebackType]:
         trace = trace.tb_next
 
 
-def blamed(error: BaseException) -> tuple[type[BaseException], BaseException, TracebackType | None]:
-    """The error as loggers take it (`exc_info`), without the frames of this library: what they would say is
-    the same each time. With all of them if there are no others."""
-    steps = [each.tb_frame.f_globals.get("__name__", "") for each in _steps(error.__traceback__)]
-    begin = max((n + 1 for n, name in enumerate(steps) if name in _CALLING), default=0)
+def blamed(trace: TracebackType | None) -> TracebackType | None:
+    """A traceback without the frames of this library, which say the same each time; with them if there are no
+    others."""
+    steps = [*_steps(trace)]
+    names = [each.tb_frame.f_globals.get("__name__", "") for each in steps]
+    begin = max((n + 1 for n, name in enumerate(names) if name in _CALLING), default=0)
     rest: TracebackType | None = None
-    for name, each in reversed([*zip(steps, _steps(error.__traceback__), strict=True)][begin:]):
+    for name, each in reversed([*zip(names, steps, strict=True)][begin:]):
         if not name.startswith(f"{_PACKAGE}."):
             rest = TracebackType(rest, each.tb_frame, each.tb_lasti, each.tb_lineno)
-    return type(error), error, rest or error.__traceback__
+    return rest or trace

@@ -146,6 +146,33 @@ def test_what_failed_each_time_is_one_of_rqs_failed_jobs(bench: Bench, serve: Se
     for registry in failed:
         why = bench.redis.hget(f"rq:job:{registry.get_job_ids()[0]}", "exc_info")
         assert zlib.decompress(why) == b"ConnectionError: each time"
+    assert "in work\n" in shown(bench, id)
+    (letter,) = bench.client.backend.dead_letters(bench.queue)
+    assert bench.client.backend.drop(letter)
+    assert not bench.redis.exists(f"rq:results:{id}")
+
+
+def shown(bench: Bench, id: str) -> str:
+    """What dashboards show of a failed job."""
+    result = Job.fetch(id, connection=bench.redis, serializer=JSONSerializer).latest_result()
+    assert result is not None
+    assert result.type == result.Type.FAILED
+    return str(result.exc_string)
+
+
+def test_dashboards_show_the_traceback_of_a_failed_job(bench: Bench, serve: Serve) -> None:
+    def work(n: int) -> None:
+        raise ValueError("a reason")
+
+    serve({"work": work})
+    failed = FailedJobRegistry(bench.queue, connection=bench.redis)
+    id, refused = bench.client.call("work", [1]), bench.client.call("work", ["no number"])
+    eventually(lambda: failed.count == 2)
+    lines = shown(bench, id).splitlines()
+    assert (lines[0], lines[-1]) == ("Traceback (most recent call last):", "ValueError: a reason")
+    assert [line.split()[-1] for line in lines if line.startswith("  File")] == ["work"]
+    assert shown(bench, refused).startswith("rpc.errors.InvalidParams: ")
+    assert 0 < bench.redis.ttl(f"rq:results:{id}") <= 60
 
 
 # Nothing is left behind.

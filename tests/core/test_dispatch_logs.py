@@ -6,11 +6,10 @@ import logging
 import traceback
 
 import pytest
+from test_dispatch import Delivery, body, dispatcher_of
 
 from rpc import Cancelled, InvalidParams, SerializationError, Unauthorized
 from rpc.transport import Message
-
-from .test_dispatch import Delivery, body, dispatcher_of
 
 
 def handled(handler, data=None, **options):

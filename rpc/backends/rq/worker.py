@@ -42,6 +42,8 @@ from .records import (
     job_key,
     message_in,
     raw,
+    results_key,
+    shown,
     text,
     worker_key,
 )
@@ -147,7 +149,7 @@ class RqWorker:
         except SerializationError as error:
             if hash:
                 logger.error("refused rq job %r in queue %r: %s", claimed.id, claimed.queue, error)
-            self._finish(claimed, None, 1, failed=f"refused: {error}")
+            self._finish(claimed, None, f"refused: {error}")
             return None
         self._delivery = RqDelivery(self, claimed, message)
         return self._delivery
@@ -165,16 +167,19 @@ class RqWorker:
                 self._handler(delivery)
             if (last := delivery.last) is not None:
                 packed(last)
-        except (Exception, Interrupted):
+        except (Exception, Interrupted) as fault:
             logger.exception("a handler raised: %r", delivery.message)
+            delivery.error = fault
             last = lost(delivery.message, "its handler failed")
         failed = delivery.buried or ("" if last is None else last.headers.get(FAILED, ""))
-        self._finish(delivery.claimed, last, delivery.number, failed, dead=bool(delivery.buried))
+        self._finish(delivery.claimed, last, failed, delivery)
 
     def _finish(
-        self, claimed: Claimed, last: Message | None, number: int, failed: str, *, dead: bool = False
+        self, claimed: Claimed, last: Message | None, failed: str, delivery: RqDelivery | None = None
     ) -> None:
         options, records = self._options, self._records
+        dead, error = (bool(delivery.buried), delivery.error) if delivery else (False, None)
+        number = delivery.number if delivery else 1
         registry = records.failed(claimed.queue) if failed else records.finished(claimed.queue)
         keys = [
             records.started(claimed.queue),
@@ -195,6 +200,9 @@ class RqWorker:
             EXECUTIONS,
             int(dead),
         ]
+        if failed:
+            keys.append(results_key(claimed.id))
+            arguments.append(shown(failed, error))
         done = persistent(lambda: records.run(scripts.FINISH, keys, arguments), math.inf)
         self._claimed = self._delivery = None
         if not done:
@@ -356,6 +364,7 @@ class RqWorker:
             records.queue(queue).key,
             records.bell(queue),
             records.failed(queue),
+            results_key(id),
         ]
         arguments = [
             id,
@@ -367,6 +376,7 @@ class RqWorker:
             zlib.compress(why.encode()),
             packed(lost(Message(headers={"id": _shown(id)}), why)),
             EXECUTIONS,
+            shown(why),
         ]
         outcome = persistent(lambda: records.run(scripts.RECOVER, keys, arguments), options.lease)
         if outcome:
