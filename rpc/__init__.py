@@ -8,6 +8,7 @@ from .aio import AsyncRpcClient
 from .client import RpcClient
 from .core.jobs import AsyncRequest, Request, Response, job
 from .errors import (
+    BackendRefused,
     BackendUnavailable,
     Cancelled,
     InvalidParams,
@@ -31,20 +32,26 @@ from .services import expose, service
 from .timers import cron, every
 
 if TYPE_CHECKING:
-    from .backends.rq.backend import PythonRqBackend
+    from .backends.amqp import AmqpBackend as AmqpBackend  # not in __all__: `*` must not need its driver
+    from .backends.memory import MemoryBackend
+    from .backends.redis import RedisBackend
+    from .backends.rq import PythonRqBackend
 
 __all__ = [
     "AsyncRequest",
     "AsyncRpcClient",
+    "BackendRefused",
     "BackendUnavailable",
     "Cancelled",
     "Event",
     "InvalidParams",
+    "MemoryBackend",
     "MethodNotExposed",
     "MethodNotFound",
     "NoReceivers",
     "PythonRqBackend",
     "QueueFull",
+    "RedisBackend",
     "RemoteError",
     "Request",
     "Response",
@@ -68,8 +75,9 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name == "PythonRqBackend":  # brings redis and rq along: only for those who ask
-        from .backends.rq.backend import PythonRqBackend
+    from .backends import BACKENDS, loaded
 
-        return PythonRqBackend
+    for scheme, (path, _) in BACKENDS.items():  # they bring drivers along: only for those who ask
+        if path.endswith(f":{name}"):
+            return loaded(scheme)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

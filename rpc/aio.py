@@ -9,11 +9,13 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mappin
 from concurrent.futures import Future
 from contextlib import closing, suppress
 from datetime import datetime
+from functools import partial
 from types import TracebackType
 from typing import Any, TypeVar
 from weakref import WeakSet
 
 from .backends import asynchronous
+from .backends._retry import sent_within_async
 from .caller import AS_SET, REASON, Caller, PendingCall
 from .core.jobs import Response, current_request
 from .describe import Gathering, WorkerInfo
@@ -51,11 +53,12 @@ class AsyncRpcClient(Caller):
         headers: Mapping[str, str] | None = None,
     ) -> str:
         """As `RpcClient.call`."""
-        pause, attempt = self._pausing(self._allowed(AS_SET)), 0
+        allowed, attempt = self._allowed(AS_SET), 0
+        pause = self._pausing(allowed)
         while True:
             message = self._job(name, data, ttl, delay, at, idempotency_key, keep, headers)
             try:
-                await self._async.send(self._to(name, queue), message)
+                await sent_within_async(allowed, partial(self._async.send, self._to(name, queue), message))
                 return message.id
             except QueueFull as full:
                 await asyncio.sleep(pause(attempt, full))
@@ -145,7 +148,7 @@ class AsyncRpcClient(Caller):
     async def publish(self, event: str, data: Any = None, *, headers: Mapping[str, str] | None = None) -> str:
         """As `RpcClient.publish`."""
         to, message = self._event(event, data, headers)
-        await self._async.send(to, message)
+        await sent_within_async(self._allowed(AS_SET), partial(self._async.send, to, message))
         return message.id
 
     async def job(self, id: str, *, queue: str | None = None) -> JobInfo:

@@ -14,6 +14,7 @@ from weakref import WeakSet
 
 from .aio import answer, value
 from .backends import asynchronous
+from .backends._retry import sent_within
 from .caller import AS_SET, REASON, Caller, Pause, PendingCall
 from .core.jobs import Response, current_request
 from .describe import Gathering, WorkerInfo
@@ -60,7 +61,8 @@ class RpcClient(Caller):
         as long as it must). It is done after `delay` seconds, or `at` a time (one without a zone is local).
         Of the calls with one `idempotency_key`, only the first is done. Its outcome is kept for `keep`
         seconds after its end, for `job()`. Raises SerializationError before anything is sent, ValueError,
-        BackendUnavailable, QueueFull, Unsupported by this backend.
+        QueueFull, Unsupported by this backend, and BackendUnavailable when the broker cannot be had for 5
+        seconds, or the client's `timeout` if that is less.
         """
 
         def send() -> str:
@@ -68,7 +70,8 @@ class RpcClient(Caller):
             self.backend.send(self._to(name, queue), message)
             return message.id
 
-        return self._with_room(send, self._pausing(self._allowed(AS_SET)))
+        allowed = self._allowed(AS_SET)
+        return self._with_room(lambda: sent_within(allowed, send), self._pausing(allowed))
 
     def call_and_wait(
         self,
@@ -153,7 +156,7 @@ class RpcClient(Caller):
         SerializationError before anything is sent, BackendUnavailable, Unsupported by this backend.
         """
         to, message = self._event(event, data, headers)
-        self.backend.send(to, message)
+        sent_within(self._allowed(AS_SET), lambda: self.backend.send(to, message))
         return message.id
 
     def job(self, id: str, *, queue: str | None = None) -> JobInfo:

@@ -12,6 +12,7 @@ RpcError
 ├── Cancelled             the caller withdrew the call
 ├── QueueFull             the queue is bounded and has no room
 ├── BackendUnavailable    the broker or the network failed
+│   └── BackendRefused    the broker is there, and refuses us
 ├── SerializationError    a value, or a message, cannot be encoded or decoded
 ├── Unauthorized          the receiver does not accept this caller
 ├── Unsupported           this backend cannot do that
@@ -131,6 +132,12 @@ class BackendUnavailable(RpcError, ConnectionError):
     """The broker, or the network on the way to it, failed."""
 
     code = -32009
+
+
+class BackendRefused(BackendUnavailable):
+    """The broker is there, and refuses us: a wrong password, no such vhost or database, no permission."""
+
+    code = -32012
 
 
 class SettingsError(RpcError):

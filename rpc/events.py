@@ -19,7 +19,7 @@ import msgspec
 
 from .core.codecs import Accepted
 from .core.jobs import FINAL, JobOptions, marking
-from .core.lifecycle import next_attempt
+from .core.lifecycle import blamed, next_attempt
 from .core.middleware import ContextFactory
 from .core.parameters import conversions, is_annotated
 from .core.patterns import matcher
@@ -215,17 +215,26 @@ class Events:
                     self._run(result)
         except BaseException as error:  # as handlers, listeners may raise anything
             listener.failures += 1
-            logger.exception("listener %s failed: event %r (%s)", listener.name, event.topic, event.id)
             self._failed(listener, event, attempt, delivery, error)
 
     def _failed(
         self, listener: Listener, event: Event, attempt: int, delivery: Delivery, error: BaseException
     ) -> None:
-        options = listener.subscription.options
-        if not options.retries or not isinstance(error, options.retry_on):
-            return
-        again = attempt <= options.retries and not isinstance(error, FINAL)
+        options, what = listener.subscription.options, (listener.name, event.topic, event.id)
+        is_retried = options.retries > 0 and isinstance(error, options.retry_on)
+        again = is_retried and attempt <= options.retries and not isinstance(error, FINAL)
         pause = options.pause(attempt, random.random())
+        if again:
+            text = "listener %s failed: event %r (%s), attempt %d, and is tried again in %.3g s: %s"
+            logger.warning(text, *what, attempt, pause, str(remote_error(error))[:500])
+        else:
+            logger.error(
+                "listener %s failed: event %r (%s)",
+                *what,
+                exc_info=error.with_traceback(blamed(error.__traceback__)),
+            )
+        if not is_retried:
+            return
         if not listener.subscription.durable:
             if again and not self._later(pause, partial(self._hear, listener, event, attempt + 1, delivery)):
                 logger.warning("event %r (%s) is not tried again: too many are", event.topic, event.id)

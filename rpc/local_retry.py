@@ -45,6 +45,14 @@ class KeptDelivery:
     def on_cancel(self, action: Callable[[], object] | None) -> None:
         self._delivery.on_cancel = action
 
+    @property
+    def error(self) -> BaseException | None:
+        return self._delivery.error
+
+    @error.setter
+    def error(self, error: BaseException | None) -> None:
+        self._delivery.error = error
+
     def reply(self, message: Message) -> bool:
         return self._delivery.reply(message)
 

@@ -16,15 +16,17 @@ from typing import Any, TypeVar
 from uuid import uuid4
 
 from .aio import AsyncRpcClient
-from .backends import backend_from_url
+from .backends import backend_from_url, backend_of_receiver
+from .backends._retry import Backoff
 from .backends.features import unsupported
 from .client import RpcClient
 from .core.codecs import Accepted
-from .core.dispatch import Dispatcher, HandedBack, contained
+from .core.dispatch import Dispatcher
 from .core.jobs import Jobs, jobs_from
 from .core.middleware import ContextFactory, Hooks, Middleware, checked
+from .core.work import HandedBack, contained
 from .describe import ALL_WORKERS, DESCRIBE, WorkerInfo, worker_info
-from .errors import Cancelled, SettingsError, Unsupported
+from .errors import BackendRefused, Cancelled, SettingsError, Unsupported
 from .events import Events, listeners_in
 from .job_info import Keeper
 from .local_retry import retrying_locally
@@ -77,7 +79,7 @@ class RpcReceiver:
             wanted = settings is not None or backend is None or (jobs is None and services is None)
             settings = load_settings(settings) if wanted else Settings()
         self._settings = settings
-        self.backend = _backend(settings, backend)
+        self.backend = backend_of_receiver(settings, backend)
         self.concurrency = _slots("RPC_CONCURRENCY", concurrency, settings.concurrency)
         self.coroutines = _slots("RPC_COROUTINES", coroutines, settings.coroutines)
         self.queues = tuple(settings.queues if queues is None else queues)
@@ -212,13 +214,18 @@ class RpcReceiver:
         else:
             self._events(delivery)
 
-    def run(self) -> None:
+    def run(self, *, wait: bool = False, arrived: Callable[[], object] = lambda: None) -> None:
         """Serve until stopped; blocks. In the main thread, SIGTERM and SIGINT stop it: no new job is taken,
         those that run may finish within `grace` seconds, what is left then goes back to the queue and the
-        process exits with 0. A second signal ends the process at once."""
+        process exits with 0. A second signal ends the process at once.
+
+        A broker that is away is waited for. One that refuses the first connection (a wrong password, no such
+        vhost, no permission) is BackendRefused, or waited for, too, with `wait`. `arrived` is called, from
+        any thread, when there is a connection for the first time."""
+        self._on_arrival = arrived
         try:
             with stopped_by_signals(self.stop, self._hand_back, self.grace):
-                self._serve()
+                self._serve(wait)
         finally:
             self._close()
             self._stopping = False
@@ -280,20 +287,27 @@ class RpcReceiver:
         await asyncio.to_thread(self._close)
         self._serving, self._stopping = None, False
 
-    def _serve(self) -> None:
+    def _serve(self, wait: bool = False) -> None:
         self._begun = self._has_handed_back = False
         handler = (
             self._handle if "delay" in self.backend.features else retrying_locally(self._handle, self._later)
         )
         slots: dict[str, Any] = {"threads": self.concurrency, "coroutines": self.coroutines}
-        self._server = server = self.backend.server(
-            self._addresses, handler, on_change=self._changed, **slots
-        )
-        if self._stopping:
-            server.stop()
+        pauses = Backoff()
         try:
             self._ticker.start()
-            server.run()
+            while True:
+                self._server = server = self.backend.server(
+                    self._addresses, handler, on_change=self._changed, **slots
+                )
+                if self._stopping:
+                    server.stop()
+                try:
+                    return server.run()
+                except BackendRefused as error:
+                    if not wait:
+                        raise
+                    pauses.wait("%s; trying again", error)
         finally:
             self._server, self._stopping = None, True
             self._ticker.end()
@@ -400,15 +414,3 @@ def _slots(key: str, given: int | None, of_settings: int) -> int:
     if slots < 1:
         raise SettingsError(f"{key} is {slots}: at least one job must run at a time")
     return slots
-
-
-def _backend(settings: Settings, given: Backend | str | None) -> Backend:
-    chosen = settings.for_receivers if given is None else given
-    options = {"lease": settings.lease, "max_deliveries": settings.max_deliveries}
-    set_options = {name: value for name, value in options.items() if value is not None}
-    if isinstance(chosen, str):
-        return backend_from_url(chosen, **set_options)
-    if set_options:
-        names = " and ".join(f"RPC_{name.upper()}" for name in set_options)
-        raise SettingsError(f"{settings.module}: {names} goes with a backend's URL; an instance has its own")
-    return chosen

@@ -11,6 +11,7 @@ from typing import Any, cast
 from uuid import uuid4
 
 from .backends.features import unsupported
+from .core.lifecycle import blamed
 from .core.middleware import ContextFactory
 from .errors import RpcError
 from .timers import Ticking
@@ -96,8 +97,9 @@ class Ticker:
                 result = ticking.handler()
                 if inspect.iscoroutine(result):
                     self._run(result)
-        except BaseException:  # as handlers, what ticks may raise anything
-            logger.exception("timer %s failed", ticking.name)
+        except BaseException as error:  # as handlers, what ticks may raise anything
+            trace = blamed(error.__traceback__)
+            logger.error("timer %s failed", ticking.name, exc_info=error.with_traceback(trace))
 
     def _has_lock(self, name: str) -> bool:
         with self._changing:

@@ -224,6 +224,10 @@ class Delivery(Protocol):
     on_cancel: Callable[[], object] | None
     """Called, from any thread, when `cancelled` becomes true. Does not block."""
 
+    error: BaseException | None
+    """What its handler raised, with the traceback of the handler alone; set before the end. For backends that
+    show it to people."""
+
     def reply(self, message: Message) -> bool:
         """Send a reply before the end. False if nobody listens."""
 

@@ -13,8 +13,10 @@ import pytest
 
 import rpc
 from rpc import errors
-from rpc.transport import Backend
+from rpc.backends import BACKENDS
+from rpc.transport import Backend, DeadLetters, Locks, Presence, Subscriptions
 
+INTERFACES = Backend, DeadLetters, Locks, Presence, Subscriptions
 MODULES = [
     module.name
     for module in pkgutil.walk_packages(rpc.__path__, "rpc.")
@@ -50,6 +52,20 @@ def test_a_name_that_is_not_there_is_an_attribute_error():
         _ = rpc.nosuch
 
 
+def test_every_backend_can_be_imported_by_its_name():
+    pytest.importorskip("pamqp", reason="needs RabbitMQ's driver: pip install jobrpc[amqp]")
+    for path, _ in BACKENDS.values():
+        module, _, name = path.partition(":")
+        assert getattr(rpc, name) is getattr(import_module(module), name)
+
+
+def test_a_backend_whose_driver_is_missing_says_what_to_install():
+    program = "import sys; sys.modules['pamqp'] = None; from rpc import *; from rpc import AmqpBackend"
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
+    assert done.stderr.endswith("Unsupported: amqp: needs `pip install 'jobrpc[amqp]'`\n")
+
+
 @pytest.mark.parametrize("name", MODULES)
 def test_every_public_class_and_function_says_what_it_is(name):
     module = import_module(name)
@@ -63,7 +79,7 @@ def test_every_public_class_and_function_says_what_it_is(name):
 def test_every_public_method_says_what_it_does_here_or_in_the_interface(kind):
     for name, member in vars(kind).items():
         if not name.startswith("_") and (inspect.isfunction(member) or isinstance(member, property)):
-            assert member.__doc__ or hasattr(Backend, name), name
+            assert member.__doc__ or any(hasattr(each, name) for each in INTERFACES), name
 
 
 def test_neither_redis_nor_rq_is_needed_for_memory():

@@ -17,6 +17,7 @@ from urllib.parse import parse_qsl, urlencode, urlsplit
 import msgspec
 
 from ..errors import SettingsError, not_installed
+from ..settings import Settings
 from ..transport import AsyncBackend, Backend
 
 
@@ -60,7 +61,7 @@ def backend_from_url(url: str, **options: Any) -> Backend:
     except ValueError as error:
         # Its text may show a part of the password.
         raise SettingsError(f"a backend's URL cannot be read: {type(error).__name__}") from None
-    factory = _load(parts.scheme, url)
+    factory = loaded(parts.scheme, url)
     known = {
         name: parameter
         for name, parameter in signature(factory).parameters.items()
@@ -80,8 +81,23 @@ def backend_from_url(url: str, **options: Any) -> Backend:
         stem = url.partition("?")[0] + (f"?{rest}" if rest else "")
         backend: Backend = factory(stem, **options, **converted)
     except (msgspec.ValidationError, ValueError, TypeError) as error:
-        raise SettingsError(f"{redacted(url)}: {error}") from error
+        hint = f"; it has {', '.join(known)}" if rest else ""
+        raise SettingsError(f"{redacted(url)}: {error}{hint}") from error
     return backend
+
+
+def backend_of_receiver(settings: Settings, given: Backend | str | None) -> Backend:
+    """The backend that is given, as one or by its URL, else that of the settings. Raises SettingsError,
+    Unsupported."""
+    chosen = settings.for_receivers if given is None else given
+    options = {"lease": settings.lease, "max_deliveries": settings.max_deliveries}
+    set_options = {name: value for name, value in options.items() if value is not None}
+    if isinstance(chosen, str):
+        return backend_from_url(chosen, **set_options)
+    if set_options:
+        names = " and ".join(f"RPC_{name.upper()}" for name in set_options)
+        raise SettingsError(f"{settings.module}: {names} goes with a backend's URL; an instance has its own")
+    return chosen
 
 
 _SECRET = re.compile(r"(//[^:/?#@]*:).*(?=@)|(password=)[^&]+")
@@ -92,7 +108,9 @@ def redacted(url: str) -> str:
     return _SECRET.sub(lambda found: f"{found[1] or found[2]}***", url)
 
 
-def _load(scheme: str, url: str) -> Any:
+def loaded(scheme: str, url: str = "") -> Any:
+    """The class of a backend. Raises SettingsError if none goes by this scheme of a URL, and Unsupported if
+    its driver is not installed."""
     if scheme in BACKENDS:
         path, extra = BACKENDS[scheme]
     else:

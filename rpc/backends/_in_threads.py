@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextvars import copy_context
 from functools import partial
 from typing import Any, TypeVar
 
@@ -28,7 +29,8 @@ class InThreads:
         self._threads = PerLoop(Threads, lambda threads: threads.end())
 
     async def send(self, to: Address, message: Message) -> None:
-        await asyncio.wrap_future(self._threads.here().start(partial(self._backend.send, to, message)))
+        send = partial(copy_context().run, self._backend.send, to, message)
+        await asyncio.wrap_future(self._threads.here().start(send))
 
     async def request(self, to: Address, message: Message) -> AsyncReplies:
         threads = self._threads.here()

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import random
 import socket
 import struct
 import time
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from contextvars import ContextVar
 from typing import TypeVar
+
+from ..errors import BackendUnavailable
 
 logger = logging.getLogger(__name__)
 
@@ -16,6 +20,8 @@ T = TypeVar("T")
 
 RETRY_FOR = 5.0
 """Seconds that sending goes on trying while the broker cannot be had."""
+_most: ContextVar[float | None] = ContextVar("rpc.sending_for", default=None)
+"""The same for what is sent here, if it is less."""
 
 
 def backoff(attempt: int, cap: float = 1.0) -> float:
@@ -44,7 +50,32 @@ class Backoff:
 
 def patience(ttl: float | None) -> float:
     """Seconds that the sending of a message which lives so long may be tried."""
-    return RETRY_FOR if ttl is None else min(RETRY_FOR, ttl)
+    most = _most.get() or RETRY_FOR
+    return most if ttl is None else min(most, ttl)
+
+
+def sent_within(seconds: float | None, send: Callable[[], T]) -> T:
+    """What `send` returns, whose attempts go on for so many seconds at most (None: for as long as usual)."""
+    if seconds is None or seconds >= RETRY_FOR:
+        return send()
+    token = _most.set(max(seconds, 1e-6))
+    try:
+        return send()
+    finally:
+        _most.reset(token)
+
+
+async def sent_within_async(seconds: float | None, send: Callable[[], Awaitable[T]]) -> T:
+    """The same, awaited; BackendUnavailable after that time."""
+    if seconds is None or seconds >= RETRY_FOR:
+        return await send()
+    token = _most.set(max(seconds, 1e-6))
+    try:
+        return await asyncio.wait_for(send(), seconds)
+    except asyncio.TimeoutError:
+        raise BackendUnavailable(f"the broker did not take it within {seconds:g} s") from None
+    finally:
+        _most.reset(token)
 
 
 def retried(

@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Generic, TypeVar
 
+from ..errors import BackendRefused, BackendUnavailable
 from ..transport import FAILED, LOST, Address, Delivery, Handler, Message
 from .features import unsupported
 
@@ -80,6 +81,7 @@ class BaseDelivery:
     to: Address
     cancelled = False
     on_cancel: Callable[[], object] | None = None
+    error: BaseException | None = None
     finished = False
     """Whether it was finished, postponed or buried."""
 
@@ -171,6 +173,16 @@ class Connections:
                 self.count += connected
                 self._on_change(connected)
 
+    def lost(self, error: BackendUnavailable) -> None:
+        """There is none, for this reason. It is raised if it is a refusal, and there never was one."""
+        self.check(error)
+        self.notify(False)
+
+    def check(self, error: BackendUnavailable) -> None:
+        """Raise a refusal, if there never was a connection: to try again would mend nothing."""
+        if not self.count and isinstance(error, BackendRefused):
+            raise error
+
 
 class Serially:
     """Runs what comes to each address one after the other, those of different addresses side by side: in
@@ -229,7 +241,8 @@ class Turns(Generic[T]):
     def __init__(
         self, fetch: Callable[[], T | None], handle: Callable[[T], object], stopped: Callable[[], bool]
     ) -> None:
-        """`fetch` returns None when nothing came for a while, or it was woken up. Neither raises."""
+        """`fetch` returns None when nothing came for a while, or it was woken up. What it raises ends the
+        thread that called it; `handle` does not raise."""
         self._fetch, self._handle, self._stopped = fetch, handle, stopped
         self._turn = threading.Condition()
         self._fetching = threading.Lock()
@@ -256,15 +269,17 @@ class Turns(Generic[T]):
         """Fetch and handle until stopped. Each thread runs this."""
         me = threading.get_ident()
         while self._wait_for_turn(me):
-            while self._leader == me and not self._stopped():
-                with self._fetching:
-                    fetched = self._fetch()
-                if fetched is None:
-                    continue
-                if self._followers and self._average > FAST:
-                    self._hand_over(me)
-                self._call(me, fetched)
-            self._hand_over(me)
+            try:
+                while self._leader == me and not self._stopped():
+                    with self._fetching:
+                        fetched = self._fetch()
+                    if fetched is None:
+                        continue
+                    if self._followers and self._average > FAST:
+                        self._hand_over(me)
+                    self._call(me, fetched)
+            finally:
+                self._hand_over(me)
 
     def _call(self, me: int, fetched: T) -> None:
         began = time.perf_counter()

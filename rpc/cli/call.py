@@ -15,6 +15,7 @@ from ..client import RpcClient
 from ..core.codecs import JSON
 from ..core.jobs import JOB_NAME
 from ..errors import RpcError, SerializationError
+from ..transport import OWN, TRACE, propagated
 from .options import backend_option, queue_names, seconds, settings_option, time
 from .output import json_option, json_wanted, print_data, print_line
 
@@ -26,6 +27,19 @@ def job_name(ctx: click.Context, parameter: click.Parameter, value: str) -> str:
     if not JOB_NAME.fullmatch(value):
         raise click.BadParameter(f"{value!r}: a letter, then letters, digits, '_', '.' or '-'.")
     return value
+
+
+def headers_of(
+    ctx: click.Context, parameter: click.Parameter, value: tuple[str, ...]
+) -> dict[str, str] | None:
+    """Callback of an option: headers, by name."""
+    headers = dict(each.partition("=")[::2] for each in value)
+    wrong = [name for name in headers if name not in propagated(headers)]
+    if wrong or len(headers) < len(value) or not all("=" in each for each in value):
+        raise click.BadParameter(
+            f"{' '.join(value)!r}: each once, as {OWN}NAME=VALUE, or {', '.join(TRACE)} for NAME."
+        )
+    return headers or None
 
 
 @click.command("call")
@@ -64,6 +78,14 @@ def job_name(ctx: click.Context, parameter: click.Parameter, value: str) -> str:
     help="Of the calls with one key, in one queue, only the first is done, and all get its response.",
 )
 @click.option(
+    "--header",
+    "headers",
+    metavar="NAME=VALUE",
+    multiple=True,
+    callback=headers_of,
+    help="A header of the request, as x-tenant=acme or traceparent=…; may be repeated.",
+)
+@click.option(
     "--map",
     "lines",
     metavar="FILE",
@@ -88,6 +110,7 @@ def command(
     timeout: float | None,
     no_wait: bool,
     idempotency_key: str | None,
+    headers: dict[str, str] | None,
     lines: BinaryIO | None,
     window: int,
     **times: Any,
@@ -106,15 +129,18 @@ def command(
       rpc call add '{"a": 1, "b": 2}' --timeout 5 --json
       rpc call greet name=Ada --backend rq+redis://127.0.0.1:6379/0
       rpc call report --no-wait --at 2030-01-31T18:30
+      rpc call whoami --header x-user=ada
       rpc call resize --map pictures.jsonl > answers.jsonl
     """
     if no_wait and timeout is not None:
         raise click.UsageError("--timeout is for a call that waits: not with --no-wait")
     if given := [f"--{name}" for name, value in times.items() if value is not None and not no_wait]:
         raise click.UsageError(f"{', '.join(given)}: for a call that does not wait: add --no-wait")
-    if lines and (words or no_wait or idempotency_key):
-        raise click.UsageError("--map takes its data from the file, and waits: no words, --no-wait or key")
-    how: dict[str, Any] = {"queue": queue, "idempotency_key": idempotency_key}
+    if lines and (words or no_wait or idempotency_key or headers):
+        raise click.UsageError(
+            "--map takes its data from the file, and waits: no words, --no-wait, key or headers"
+        )
+    how: dict[str, Any] = {"queue": queue, "idempotency_key": idempotency_key, "headers": headers}
     data = data_of(words)
     with RpcClient(settings=settings, backend=backend) as client:
         if timeout is not None:

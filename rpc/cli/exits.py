@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import sys
 import threading
@@ -13,16 +14,22 @@ import click
 
 from ..core.protocol import INVALID_REQUEST
 from ..errors import BackendUnavailable, RemoteError, RpcError, RpcTimeout, SettingsError, Unsupported
+from .logs import is_json_log
 from .output import json_wanted, one_line, print_line
+
+logger = logging.getLogger(__name__)
 
 WRONG_USE = 2
 """Of a command line, as click has it, or of settings: to start again mends nothing."""
+
+NO_BROKER = 4
+"""It is away, or refuses us."""
 
 EXIT_CODES: tuple[tuple[type[RpcError], int], ...] = (
     (SettingsError, WRONG_USE),
     (Unsupported, WRONG_USE),
     (RpcTimeout, 3),
-    (BackendUnavailable, 4),
+    (BackendUnavailable, NO_BROKER),
     (RpcError, 1),  # whatever else the other side said
 )
 """The first that fits counts."""
@@ -74,7 +81,9 @@ def _interruptible() -> Iterator[None]:
 
 def _tell(ctx: click.Context, error: RpcError) -> None:
     """One JSON object on stdout, or one line on stderr."""
-    if not json_wanted(ctx):
+    if is_json_log(ctx):
+        logger.error("%s", error)
+    elif not json_wanted(ctx):
         click.echo(f"Error: {one_line(str(error))}", err=True)
     elif isinstance(error, RemoteError):
         _print_error(error.type, error.message, error.code)

@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from ..signals import stop_gently
-from .exits import WRONG_USE
+from .exits import NO_BROKER, WRONG_USE
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ class Place:
 
 
 class Supervisor:
-    """Runs so many workers, until a signal or wrong settings end them all."""
+    """Runs so many workers, until a signal, wrong settings or a broker that refuses them end them all."""
 
     def __init__(self, count: int) -> None:
         self._places = [Place() for _ in range(count)]
@@ -55,8 +55,9 @@ class Supervisor:
         self._code = 0
 
     def run(self) -> Callable[[], None]:
-        """Returns in the workers alone, with what each is to call when its settings have proved good: the
-        first one starts alone, so that one complains of them and not all. Here it ends with SystemExit."""
+        """Returns in the workers alone, with what each is to call when it has a connection: the first one
+        starts alone, so that one complains of settings, or of the broker, and not all. Here it ends with
+        SystemExit."""
         os.set_blocking(self._mouth, False)
         signal.set_wakeup_fd(self._mouth)
         for number in HEARD:
@@ -139,7 +140,8 @@ class Supervisor:
             self._code = self._code or (code if code >= 0 else 128 - code)
             if code:
                 logger.warning(what)
-        elif code == WRONG_USE:  # it has said why, and another one would say the same
+        elif code == WRONG_USE or (code == NO_BROKER and not self._settled):
+            # it has said why, and another one would say the same
             self._code = code
             if self._pids():
                 logger.error("%s: stopping the others", what)

@@ -34,7 +34,8 @@ def command(settings: str | None, backend: str | None, wait: float) -> None:
     """List what the workers that run now offer: jobs and methods of services, with their signatures;
     listeners; timers; and the workers themselves.
 
-    All workers are asked, and those that answer in time are listed: if there are none, nothing is.
+    All workers are asked, and those that answer in time are listed: if there are none, a line on stderr says
+    so.
 
     With --json, what is printed is {"workers": [{"id": ..., "host": ..., "pid": ..., "queues": [...],
     "concurrency": ..., "jobs": {NAME: SIGNATURE}, "listeners": [{"event": ..., "name": ..., "group": ...,

@@ -41,7 +41,7 @@ def command(settings: str | None, backend: str | None, program: str | None) -> N
       rpc shell -c 'print(services.example.foo(1, key=2))'
     """
     with RpcClient(settings=settings, backend=backend) as client:
-        names = {name: getattr(rpc, name) for name in rpc.__all__ if name != "PythonRqBackend"}
+        names = {name: getattr(rpc, name) for name in rpc.__all__ if not name.endswith("Backend")}
         names |= {"client": client, "services": client.services, "__name__": "__console__"}
         if program is None:
             interact(names, BANNER)

@@ -16,13 +16,12 @@ from ..backends import redacted
 from ..errors import Unsupported
 from ..receiver import RpcReceiver
 from ..settings import Settings, load_settings
+from .logs import FORMATS, LEVELS, log_to_stderr
 from .options import backend_option, queue_names, seconds, settings_option
 from .processes import Supervisor
 from .reload import RELOAD, run_and_reload
 
 logger = logging.getLogger(__name__)
-
-LEVELS = {True: logging.DEBUG, None: logging.INFO, False: logging.WARNING}
 
 
 @click.command("worker")
@@ -59,8 +58,26 @@ LEVELS = {True: logging.DEBUG, None: logging.INFO, False: logging.WARNING}
     callback=seconds,
     help="How long what runs may go on after a signal to stop.",
 )
+@click.option(
+    "--wait",
+    is_flag=True,
+    help="Wait for a broker that refuses us, too (a wrong password, no such vhost, no permission yet), not "
+    "only for one that is away.",
+)
 @click.option(RELOAD, is_flag=True, help="Start again when a .py file below the working directory changes.")
-@click.option("--verbose/--quiet", default=None, help="Log everything, or only what went wrong.")
+@click.option(
+    "--log-level",
+    type=click.Choice(LEVELS),
+    help="Log from this level on; with info, or debug, each job has a line. By default info without those.",
+)
+@click.option(
+    "--log-format",
+    type=click.Choice(FORMATS),
+    default="text",
+    show_default=True,
+    help="Log lines for people, or a JSON object on each line.",
+)
+@click.option("--verbose/--quiet", default=None, help="The same as --log-level debug, or warning.")
 def command(
     settings: str | None,
     backend: str | None,
@@ -69,7 +86,10 @@ def command(
     coroutines: int | None,
     processes: int,
     grace: float | None,
+    wait: bool,
     reload: bool,
+    log_level: str | None,
+    log_format: str,
     verbose: bool | None,
 ) -> None:
     """Serve the jobs of the settings, and log to stderr.
@@ -77,17 +97,25 @@ def command(
     SIGTERM or Ctrl-C stops it: it takes no new job, finishes what runs within --grace seconds, hands back the
     rest and exits with 0. A second signal stops it at once. With --processes, all of them do.
 
+    A broker that is away is waited for; one that refuses us at the start ends it, with exit code 4.
+
     \b
     Example:
       rpc worker --settings shop.rpc_settings --queue high --queue default --concurrency 4
     """
-    log_to_stderr(LEVELS[verbose])
+    if verbose is not None:
+        if log_level:
+            raise click.UsageError("--log-level says it: not with --verbose or --quiet")
+        log_level = "debug" if verbose else "warning"
+    level = getattr(logging, log_level.upper()) if log_level else None
+    log_to_stderr(level, as_json=log_format == "json")
     if reload:
         return run_and_reload(Path.cwd(), [sys.executable, "-m", "rpc", *sys.argv[1:]])
     serve(
         partial(load_settings, settings),
         processes,
         backend=backend,
+        wait=wait,
         queues=queues or None,
         concurrency=concurrency,
         coroutines=coroutines,
@@ -96,26 +124,26 @@ def command(
 
 
 def serve(
-    load: Callable[[], Settings], processes: int = 1, *, backend: str | None = None, **options: Any
+    load: Callable[[], Settings],
+    processes: int = 1,
+    *,
+    backend: str | None = None,
+    wait: bool = False,
+    **options: Any,
 ) -> None:
-    """Serve with the settings that `load` gets, in so many processes, until a signal; the options are those
-    of RpcReceiver. Raises SettingsError and Unsupported, and SystemExit if there are several processes."""
+    """Serve with the settings that `load` gets, in so many processes, until a signal; `wait` is as for
+    `RpcReceiver.run`, the other options are those of RpcReceiver. Raises SettingsError, Unsupported and
+    BackendRefused, and SystemExit if there are several processes."""
     settled = Supervisor(processes).run() if processes > 1 else None  # returns in each worker
     loaded = load()
     receiver = RpcReceiver(settings=loaded, backend=backend, **options)
-    if settled:
-        if "processes" not in receiver.backend.features:
-            raise Unsupported("--processes needs a backend that reaches beyond one process, like redis:")
-        settled()
+    if "processes" not in receiver.backend.features:
+        raise Unsupported(
+            "a worker needs a backend that reaches beyond one process, like redis: nobody else could call it "
+            "here; in a program, serve beside your own code with `async with RpcReceiver(...)`"
+        )
     logger.info("worker %d on %s", os.getpid(), _shown(backend, loaded))
-    receiver.start()
-
-
-def log_to_stderr(level: int) -> None:
-    """Show people what happens: time, level, message."""
-    logging.basicConfig(
-        stream=sys.stderr, level=level, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"
-    )
+    receiver.run(wait=wait, arrived=settled or (lambda: None))
 
 
 def _shown(backend: str | None, settings: Settings) -> str:

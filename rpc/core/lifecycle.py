@@ -1,8 +1,11 @@
-"""What becomes of a job that failed, or could not be begun: decided here, in the same words for all."""
+"""What becomes of a job that failed, or could not be begun: decided here, in the same words for all. And what
+its traceback shows."""
 
 from __future__ import annotations
 
 import traceback
+from collections.abc import Iterator
+from types import TracebackType
 from typing import Literal
 
 from ..errors import Cancelled, MethodNotFound, RemoteError, RpcError, ServiceNotFound
@@ -80,3 +83,27 @@ def after_failure(
     pause = options.pause(attempt, chance)
     in_time = left is None or pause < left
     return pause if attempt <= options.retries and in_time and wanted else "bury"
+
+
+_PACKAGE = __name__.partition(".")[0]
+_CALLING = tuple(f"{_PACKAGE}.{name}" for name in ("core.work", "core.middleware", "events", "ticker"))
+"""The modules that call what is the user's."""
+
+
+def _steps(trace: TracebackType | None) -> Iterator[TracebackType]:
+    while trace:
+        yield trace
+        trace = trace.tb_next
+
+
+def blamed(trace: TracebackType | None) -> TracebackType | None:
+    """A traceback without the frames of this library, which say the same each time; with them if there are no
+    others."""
+    steps = [*_steps(trace)]
+    names = [each.tb_frame.f_globals.get("__name__", "") for each in steps]
+    begin = max((n + 1 for n, name in enumerate(names) if name in _CALLING), default=0)
+    rest: TracebackType | None = None
+    for name, each in reversed([*zip(names, steps, strict=True)][begin:]):
+        if not name.startswith(f"{_PACKAGE}."):
+            rest = TracebackType(rest, each.tb_frame, each.tb_lasti, each.tb_lineno)
+    return rest or trace

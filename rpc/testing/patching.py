@@ -153,6 +153,7 @@ class _Delivery:
 
     cancelled = False
     on_cancel: Callable[[], object] | None = None
+    error: BaseException | None = None
 
     def __init__(self, to: Address, message: Message) -> None:
         self.to, self.message = to, message

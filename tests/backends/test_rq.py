@@ -32,6 +32,7 @@ from rpc import (
     job,
     on,
 )
+from rpc.backends._serving import Connections
 from rpc.backends.rq.worker import RqWorker
 from rpc.core.jobs import JobOptions
 from rpc.events import Subscription
@@ -76,7 +77,8 @@ def test_rqs_records_tell_what_is_queued_runs_and_ended(bench: Bench, serve: Ser
     [worker] = rq.Worker.all(connection=bench.redis, serializer=JSONSerializer)
     assert (worker.get_state(), worker.get_current_job_id()) == ("idle", None)
     assert (worker.successful_job_count, worker.failed_job_count) == (2, 1)
-    assert all(0 < bench.redis.ttl(f"rq:job:{id}") <= 60 for id in (running, waiting, failing))
+    assert all(0 < bench.redis.ttl(f"rq:job:{id}") <= 60 for id in (running, waiting))
+    assert bench.redis.ttl(f"rq:job:{failing}") > 60, "it is a dead letter"
 
 
 def test_rq_info_lists_the_queue_and_its_worker(bench: Bench, serve: Serve) -> None:
@@ -144,7 +146,36 @@ def test_what_failed_each_time_is_one_of_rqs_failed_jobs(bench: Bench, serve: Se
     assert failed[0].get_job_ids() == [id]
     for registry in failed:
         why = bench.redis.hget(f"rq:job:{registry.get_job_ids()[0]}", "exc_info")
-        assert zlib.decompress(why) == b"ConnectionError: each time"
+        assert zlib.decompress(why).startswith(
+            b"ConnectionError: each time\nTraceback" if registry is failed[0] else b"ConnectionError: each"
+        )
+    assert "in work\n" in shown(bench, id)
+    (letter,) = bench.client.backend.dead_letters(bench.queue)
+    assert bench.client.backend.drop(letter)
+    assert not bench.redis.exists(f"rq:results:{id}")
+
+
+def shown(bench: Bench, id: str) -> str:
+    """What dashboards show of a failed job."""
+    result = Job.fetch(id, connection=bench.redis, serializer=JSONSerializer).latest_result()
+    assert result is not None
+    assert result.type == result.Type.FAILED
+    return str(result.exc_string)
+
+
+def test_dashboards_show_the_traceback_of_a_failed_job(bench: Bench, serve: Serve) -> None:
+    def work(n: int) -> None:
+        raise ValueError("a reason")
+
+    serve({"work": work})
+    failed = FailedJobRegistry(bench.queue, connection=bench.redis)
+    id, refused = bench.client.call("work", [1]), bench.client.call("work", ["no number"])
+    eventually(lambda: failed.count == 2)
+    lines = shown(bench, id).splitlines()
+    assert (lines[0], lines[-1]) == ("Traceback (most recent call last):", "ValueError: a reason")
+    assert [line.split()[-1] for line in lines if line.startswith("  File")] == ["work"]
+    assert shown(bench, refused).startswith("rpc.errors.InvalidParams: ")
+    assert bench.redis.ttl(f"rq:results:{id}") > 60
 
 
 # Nothing is left behind.
@@ -310,7 +341,7 @@ def test_a_worker_minds_each_of_its_queues(bench: Bench) -> None:
     for to in topics:
         backend.send(to.subscription_queue, Message(to.name.encode(), {"id": uuid4().hex}))
         worker = RqWorker(
-            backend._records, [to.subscription_queue.name], handle, backend._options, bool, lambda told: None
+            backend._records, [to.subscription_queue.name], handle, backend._options, bool, Connections(bool)
         )
         eventually(worker.claim)  # and dies, as it were
     server = backend.server(topics, handle)

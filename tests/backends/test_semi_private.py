@@ -28,6 +28,7 @@ from rq.registry import FailedJobRegistry, FinishedJobRegistry, StartedJobRegist
 from rq.serializers import JSONSerializer
 
 from rpc.backends._retry import time_in_the_kernel
+from rpc.backends._serving import Connections
 from rpc.backends.redis.servers import _NO_MAINTENANCE, is_elsewhere, servers_of
 from rpc.backends.rq import PythonRqBackend
 from rpc.backends.rq.records import EXECUTIONS, JOBS, RqOptions, job_for, job_key, message_in, worker_key
@@ -266,7 +267,7 @@ def backend(rpc_redis: RedisServer) -> Iterator[PythonRqBackend]:
 
 def worker_of(backend: PythonRqBackend) -> RqWorker:
     never: Any = lambda *_: None  # noqa: E731
-    return RqWorker(backend._records, ["default"], never, backend._options, lambda: True, never)
+    return RqWorker(backend._records, ["default"], never, backend._options, lambda: True, Connections(never))
 
 
 def test_rqs_keys_are_where_we_look(backend: PythonRqBackend) -> None:

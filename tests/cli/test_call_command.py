@@ -321,3 +321,18 @@ def read_to_its_end(terminal: int) -> Iterator[str]:
     with suppress(OSError), open(terminal, "rb", buffering=0) as screen:  # at its end Linux raises
         while data := screen.read(4096):
             yield data.decode()
+
+
+def test_headers_reach_the_handler(invoke: Call, rpc_receiver: Callable[..., Any], memory_url: str) -> None:
+    names = "x-a", "tracestate"
+    headers = lambda request: [request.headers.get(name) for name in names]  # noqa: E731
+    rpc_receiver(jobs={"headers": headers}, backend=memory_url)
+    words = ("--header", "x-a=b=c", "--header", "tracestate=t", "--backend", memory_url)
+    assert json.loads(invoke("call", "headers", *words).stdout) == ["b=c", "t"]
+
+
+@pytest.mark.parametrize("words", [["x-a"], ["id=1"], ["=1"], ["x-a=1", "x-a=2"]])
+def test_headers_that_are_not_ones_own_are_wrong_use(call: Call, words: list[str]) -> None:
+    result = call("echo", *(part for word in words for part in ("--header", word)))
+    assert result.exit_code == 2
+    assert "as x-NAME=VALUE" in result.stderr

@@ -70,8 +70,8 @@ def client(project: Path, url: str) -> Iterator[RpcClient]:
 
 def serving(command: Process, times: int = 2) -> list[int]:
     """The pids of the workers, once so many have begun to serve."""
-    said = command.says("INFO serving", times)
-    return [int(pid) for pid in re.findall(r"INFO worker (\d+) on", said)]
+    said = command.says("rpc.receiver: serving", times)
+    return [int(pid) for pid in re.findall(r"rpc.cli.worker: worker (\d+) on", said)]
 
 
 def holding(project: Path, client: RpcClient) -> tuple[Future[Response], int]:
@@ -150,7 +150,7 @@ def test_a_signal_lets_all_finish(
     (project / "released").touch()
     assert future.result().data
     assert command.ends() == 0
-    assert command.said.count("INFO stopped") == 2
+    assert command.said.count("rpc.receiver: stopped") == 2
     assert "WARNING" not in command.said
     assert "Traceback" not in command.said
 
@@ -223,14 +223,14 @@ def test_the_workers_do_not_outlive_a_killed_supervisor(
     assert future.result().data
     assert command.ends() == -signal.SIGKILL
     assert command.is_silent, "a worker still has stderr open"
-    assert command.said.count("INFO stopped") == 2
+    assert command.said.count("rpc.receiver: stopped") == 2
 
 
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [
         (["--settings", "none_such"], "there is no settings module 'none_such'"),
-        (["--backend", "memory://"], "--processes needs a backend that reaches beyond one process"),
+        (["--backend", "memory://"], "a worker needs a backend that reaches beyond one process"),
     ],
 )
 def test_what_is_of_no_use_is_one_line_and_2(
@@ -250,7 +250,7 @@ def test_settings_that_have_become_wrong_end_all(project: Path, client: RpcClien
     assert command.ends() == 2
     assert "cannot be imported: ZeroDivisionError" in command.said
     assert "ended with exit code 2: stopping the others" in command.said
-    assert command.said.count("INFO stopped") == 1
+    assert command.said.count("rpc.receiver: stopped") == 1
 
 
 @pytest.mark.skipif(
@@ -265,7 +265,7 @@ def test_reload_restarts_all(project: Path, client: RpcClient, spawn: Spawn) -> 
     after = set(serving(command, times=4)) - set(before)
     assert -client.call_and_wait("pid").data in after
     assert command.ends(signal.SIGINT) == 0
-    assert command.said.count("INFO stopped") == 4
+    assert command.said.count("rpc.receiver: stopped") == 4
 
 
 def test_the_supervisor_has_nothing_that_a_fork_could_break() -> None:

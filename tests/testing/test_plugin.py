@@ -5,13 +5,17 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from rpc import MethodNotFound, RpcClient, expose, on
-from rpc.testing import RedisServer
+from rpc.backends.redis import subscriber
+from rpc.backends.redis.servers import SOCKET_TIMEOUT
+from rpc.backends.rq import worker
+from rpc.testing import RedisServer, plugin
 
 Start = Callable[..., RpcClient]
 
@@ -90,3 +94,15 @@ def test_the_fixture_ends_what_it_started(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_it.py"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
     assert "2 passed" in done.stdout, done.stdout
+
+
+@pytest.mark.redis
+def test_on_rq_a_stop_does_not_wait_for_the_end_of_a_wait(
+    rpc_redis: RedisServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for module in worker, subscriber:  # longer than connections allow: it would be noticed, and logged
+        monkeypatch.setattr(module, "BLOCK", 2 * SOCKET_TIMEOUT)
+    with contextmanager(plugin.rpc_receiver.__wrapped__)() as start:
+        client = start(Example, backend=f"rq+{rpc_redis.url}?lease=60", queues=["plugin"], concurrency=2)
+        assert client.services.example.foo.options(queue="plugin")(1) == 2
+    assert not caplog.records

@@ -65,6 +65,7 @@ class AmqpBackend:
         self._locks = Locks(self.connect)
 
     def connect(self, wakeup: Alarm | None = None) -> Connection:
+        """A connection, which `wakeup` wakes up. Raises Broken."""
         return Connection(self.servers, self._heartbeats, wakeup)
 
     def send(self, to: Address, message: Message) -> None:

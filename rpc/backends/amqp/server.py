@@ -204,11 +204,11 @@ class AmqpServer:
 
     def _break(self, error: Broken) -> None:
         session, self._session = self._session, None
-        self._connections.notify(False)
         if session:
             session.connection.drop(error)
-            if time.monotonic() - session.began > LASTED:  # maybe for hours
-                self._backoff.reset()
+        self._connections.lost(unavailable(error))
+        if session and time.monotonic() - session.began > LASTED:  # maybe for hours
+            self._backoff.reset()
         if (wakeup := self._wakeup) and not self._is_stopping:
             self._backoff.wait("RabbitMQ: %s; trying again", error, wakeup.wait)
 

@@ -11,8 +11,8 @@ from functools import cached_property
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
-from ...errors import DISTRIBUTION, BackendUnavailable
-from .wire import GREETING, LARGEST_FRAME, Connection, Queue, frames
+from ...errors import DISTRIBUTION, BackendRefused, BackendUnavailable
+from .wire import GREETING, LARGEST_FRAME, Broken, Connection, Queue, frames
 
 SOCKET_TIMEOUT = 5.0
 """Seconds that connecting, and each write, may take."""
@@ -26,8 +26,13 @@ _ABILITIES: Any = {
 }
 
 
+_REFUSALS = 403, 406, 530
+"""RabbitMQ's codes: access refused, something is there that is not as we want it, no such vhost."""
+
+
 def unavailable(error: object) -> BackendUnavailable:
-    return BackendUnavailable(f"RabbitMQ: {error}")
+    is_refusal = isinstance(error, Broken) and error.code in _REFUSALS
+    return (BackendRefused if is_refusal else BackendUnavailable)(f"RabbitMQ: {error}")
 
 
 @dataclass(frozen=True)

@@ -42,9 +42,11 @@ class MemoryBackend:
         return replies
 
     def put(self, to: Address, message: Message, replies: MemoryReplies | None) -> None:
+        """Send it; what is replied goes there. Raises QueueFull."""
         self.hub.put(to, message, replies, self._max_length)
 
     def asynchronous(self) -> AsyncMemory:
+        """What callers in event loops use."""
         return AsyncMemory(self)
 
     def server(
@@ -70,6 +72,7 @@ class MemoryBackend:
             self.hub.waiting.pop(to.subscription_queue, None)
 
     def subscribed(self) -> list[Address]:
+        """The durable topics of groups that there are."""
         return [each for kept in list(self.hub.kept.values()) for each in list(kept)]
 
     def acquire(self, name: str, owner: str, lease: float) -> bool:

@@ -167,6 +167,7 @@ class RedisBackend(RedisInspection, RedisBase):
         self.servers.close()
 
     def discard(self, queue: str) -> None:
+        """Delete a queue, with what is in it."""
         keys = keys_of(queue)
         client = self.servers.client(keys.queue)
         while raw := client.lpop(keys.queue):

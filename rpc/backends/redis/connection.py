@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import select
 import socket
 import time
@@ -17,9 +18,9 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import redis
-from redis.exceptions import NoScriptError
+from redis.exceptions import AuthorizationError, NoPermissionError, NoScriptError
 
-from ...errors import BackendUnavailable, RpcTimeout
+from ...errors import BackendRefused, BackendUnavailable, RpcTimeout
 from ...loops import process
 from .._retry import RETRY_FOR, Backoff, backoff, retried, time_in_the_kernel
 from .servers import SOCKET_TIMEOUT, Servers, is_elsewhere
@@ -59,7 +60,13 @@ _TEXT = frozenset((str, bytes))
 
 
 def unavailable(error: BaseException) -> BackendUnavailable:
-    return BackendUnavailable(f"Redis: {error}")
+    is_refusal = isinstance(error, _REFUSALS) or _REFUSED.search(str(error))
+    return (BackendRefused if is_refusal else BackendUnavailable)(f"Redis: {error}")
+
+
+_REFUSALS = redis.AuthenticationError, AuthorizationError, NoPermissionError
+_REFUSED = re.compile("username-password pair|Authentication required|DB index is out of range|NOPERM")
+"""What clusters, or our own connections, pass on as text."""
 
 
 @contextmanager
@@ -67,6 +74,8 @@ def translated() -> Iterator[None]:
     """Driver errors leave as ours."""
     try:
         yield
+    except BackendUnavailable:  # which is an OSError
+        raise
     except FAILURES as error:
         raise unavailable(error) from error
 
@@ -112,12 +121,11 @@ def poll_until(read: Callable[[float], T | None], timeout: float | None) -> T:
 def run_with_reconnect(
     step: Callable[[], object],
     stopped: Callable[[], bool],
-    cap: float = BLOCK,
-    lost: Callable[[], object] = lambda: None,
+    lost: Callable[[BackendUnavailable], object],
 ) -> None:
-    """Take step after step until stopped, through whatever happens to Redis meanwhile; `cap` is the longest
-    pause between two attempts, in seconds. `lost` is called when a step fails."""
-    pauses = Backoff(cap)
+    """Take step after step until stopped, through whatever happens to Redis meanwhile. `lost` is told why a
+    step failed; what it raises is the end."""
+    pauses = Backoff(BLOCK)
     while not stopped():
         began = time.monotonic()
         try:
@@ -125,7 +133,7 @@ def run_with_reconnect(
                 step()
             pauses.reset()
         except BackendUnavailable as error:
-            lost()
+            lost(error)
             if time.monotonic() - began > RETRY_FOR:  # a step may be a session that lasted for hours
                 pauses.reset()
             pauses.wait("%s; trying again", error)

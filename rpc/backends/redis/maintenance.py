@@ -12,6 +12,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import redis
 
+from ...errors import BackendRefused, BackendUnavailable
 from ...loops import Alarm
 from ...transport import Message, packed
 from .._lease import LeaseKeeper
@@ -59,6 +60,7 @@ class Served(Protocol):
     def is_laden(self) -> bool: ...
     def relieve(self) -> None: ...
     def promoted(self) -> None: ...
+    def check(self, error: BackendUnavailable) -> None: ...
 
 
 class Absences(Generic[T]):
@@ -123,10 +125,15 @@ class Maintenance:
 
     def begin(self) -> None:
         """Sign on, through whatever happens to Redis meanwhile, unless it is stopped. In the thread that runs
-        the server."""
+        the server. Raises BackendRefused."""
         if self._server.keys:
             self._keeper.start()
-            run_with_reconnect(self.sign_on, lambda: self._last_beat > 0 or self._server.is_stopped())
+            try:
+                is_done = lambda: self._last_beat > 0 or self._server.is_stopped()  # noqa: E731
+                run_with_reconnect(self.sign_on, is_done, lost=self._server.check)
+            except BackendRefused:
+                self._keeper.end()
+                raise
 
     def run(self) -> None:
         """Until the server has ended."""

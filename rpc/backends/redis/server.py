@@ -63,6 +63,7 @@ class RedisServer:
         self.slots, self._room = Slots(coroutines), threading.Event()
         self._turns = Turns(self._fetch, self.handle, self.is_stopped)
         self._connections, self._backoff = Connections(on_change), Backoff()
+        self.check = self._connections.check
         self._stopped = self._ended = False
         self.alarm = Alarm()
         """Wakes up maintenance. Rung by a signal handler, too."""
@@ -104,6 +105,7 @@ class RedisServer:
             discard=discard,
             stopped=self.is_stopped,
             ended=self.has_ended,
+            check=self.check,
             on_change=self._connections.notify if not pages else lambda connected: None,
         )
 
@@ -193,8 +195,8 @@ class RedisServer:
                 self.acks.flush()
             return self.begun(taken) if taken else None
         except redis.RedisError as error:
-            self._connections.notify(False)
-            self._backoff.wait("Redis: %s; trying again", error)
+            self._connections.lost(reason := unavailable(error))
+            self._backoff.wait("%s; trying again", reason)
             return None
 
     def _has_room(self) -> bool:

@@ -38,6 +38,7 @@ _KEEPALIVE = {getattr(socket, f"TCP_{name}", None): value for name, value in _TC
 _KEEPALIVE.pop(None, None)  # what this platform does not have
 _WHERE = {"host", "port", "path", "db", "server"}
 _KEPT = {*_WHERE, "username", "password", "credential_provider"}
+_UNKNOWN = "AbstractConnection.__init__() got an unexpected keyword argument"
 _ELSEWHERE = re.compile(r"\b(MOVED|ASK|TRYAGAIN|CLUSTERDOWN|MASTERDOWN|READONLY|UNBLOCKED)\b")
 
 _Sentinel: Any = sentinel.Sentinel
@@ -153,6 +154,8 @@ def _read(url: str) -> dict[str, Any]:
         pool.connection_class(**pool.connection_kwargs)
     except redis.RedisError as error:
         raise ValueError(str(error)) from None
+    except TypeError as error:
+        raise TypeError(str(error).replace(_UNKNOWN, "no option of this backend, nor of redis-py:")) from None
     return {**_kept(pool), "protocol": int(protocol)}
 
 

@@ -11,11 +11,11 @@ from typing import Any, Protocol
 
 import redis
 
-from ...errors import RpcError, SerializationError
+from ...errors import BackendUnavailable, RpcError, SerializationError
 from ...transport import Address, Handler, Message, packed, unpacked
 from .._retry import Backoff
 from .._serving import BaseDelivery, OnChange, Serially
-from .connection import BLOCK, Connection, milliseconds, run_with_reconnect
+from .connection import BLOCK, Connection, milliseconds, run_with_reconnect, unavailable
 from .scripts import JOIN
 from .servers import Servers, is_elsewhere
 from .topics import KEEP_TOPIC, Run, Topics, channel_key, entries, reply_key
@@ -65,8 +65,11 @@ class Subscriber:
         discard: Callable[[str], object],
         stopped: Callable[[], bool],
         ended: Callable[[], bool],
+        check: Callable[[BackendUnavailable], object],
         on_change: OnChange,
     ) -> None:
+        """`check` raises what is not to be tried again at the beginning."""
+        self._check = check
         self._run, self._handler, self._stopped, self.ended = run, handler, stopped, ended
         self._topics, self._discard, self._on_change = Topics(servers, run), discard, on_change
         self._durable = durable
@@ -96,11 +99,12 @@ class Subscriber:
         def step() -> None:
             try:
                 left[0]()
-            except redis.ResponseError as error:  # what this user may not do, the loop tries again
-                logger.warning("Redis: %s", error)
+            except redis.ResponseError as error:  # the loop tries it again
+                self._check(reason := unavailable(error))
+                logger.warning("%s", reason)
             del left[0]
 
-        run_with_reconnect(step, lambda: not left or self._stopped())
+        run_with_reconnect(step, lambda: not left or self._stopped(), lost=self._check)
         if not left:
             self._on_change(True)
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from ...errors import BackendUnavailable, SerializationError
 from ...transport import KEEP_SUBSCRIPTION, LOST, STREAM, Address, Message, packed, topic, unpacked
-from .._retry import RETRY_FOR
+from .._retry import RETRY_FOR, patience
 from .connection import (
     BLOCK,
     evaluated,
@@ -156,7 +156,7 @@ class Topics:
             key = channel_key(to)
             return self._run(key, (BROADCAST, 2, key, _subscriptions(to), *arguments))[0]
 
-        kept, gone = persistent(publish, RETRY_FOR)
+        kept, gone = persistent(publish, patience(message.ttl))
         return _durable(to, kept), _durable(to, gone)
 
     def request(self, to: Address, message: Message) -> RedisReplies:

@@ -30,7 +30,7 @@ from ..redis.keys import digest
 from ..redis.servers import servers_of
 from ..redis.topics import KEEP_REPLY, RedisReplies, Topics, reply_key
 from . import scripts
-from .records import Records, RqOptions, job_for, job_key
+from .records import Records, RqOptions, job_for, job_key, results_key
 from .server import RqServer
 
 NO_ANSWER_FROM = {
@@ -180,7 +180,7 @@ class PythonRqBackend(RedisBase):
         return self._settle(letter)
 
     def _settle(self, letter: DeadLetter, *places: str, fields: Sequence[Any] = ()) -> bool:
-        keys = [self._records.failed(letter.queue), job_key(letter.id), *places]
+        keys = [self._records.failed(letter.queue), job_key(letter.id), results_key(letter.id), *places]
         with translated():
             return bool(self._records.run(scripts.REVIVE, keys, [letter.id, *fields]))
 

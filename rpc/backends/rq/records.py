@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import re
 import time
+import traceback
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -27,6 +28,8 @@ PERFORM = "rpc.backends.rq.perform"
 LARGEST_JOB = 128 * 1024 * 1024
 """Bytes of a job's data once decompressed: a small one can hide gigabytes."""
 BEATS_PER_LEASE = 3
+LONGEST_TRACE = 64 * 1024
+"""Characters of a traceback that are kept, its last ones."""
 LONGEST = 10_000
 """Bytes of a reason that are shown."""
 _TIME, _ID = re.compile(rb"[0-9]{1,16}"), re.compile(rb"[A-Za-z0-9_-]{1,128}")
@@ -45,6 +48,11 @@ worker's record, and this is empty."""
 def job_key(id: str) -> str:
     """rq's own `Job.key_for` refuses ids that it would not have given; here any may be found in a queue."""
     return f"{JOBS}{id}"
+
+
+def results_key(id: str) -> str:
+    """Where rq looks for how a job ended."""
+    return f"{JOBS.removesuffix('job:')}results:{id}"
 
 
 def worker_key(name: str) -> str:
@@ -199,6 +207,12 @@ def _time(stamp: str) -> float | None:
         return utcparse(stamp).timestamp()
     except ValueError:
         return None
+
+
+def shown(why: str, error: BaseException | None = None) -> str:
+    """What rq's dashboards show of a failed job, as the `exc_string` of an rq result."""
+    text = "".join(traceback.format_exception(error)) if error else why
+    return base64.b64encode(zlib.compress(text[-LONGEST_TRACE:].encode(errors="replace"))).decode()
 
 
 def _decompressed(data: bytes) -> bytes:

@@ -8,18 +8,21 @@ from functools import partial
 from typing import Any
 
 from ...errors import BackendUnavailable
-from ...loops import run_together
+from ...loops import Alarm, run_together
 from ...transport import Address, Handler
 from .._lease import LeaseKeeper
 from .._retry import Backoff
 from .._serving import Connections, OnChange, Plan, Turns, arriving, guarded
-from ..redis.connection import translated
+from ..redis.connection import translated, translated_or_logged
 from ..redis.servers import Servers
 from ..redis.subscriber import Subscriber
 from ..redis.topics import run_on_client
 from .delivery import RqDelivery
 from .records import Records, RqOptions
 from .worker import RqWorker
+
+LONGEST_WAIT = 3600.0
+"""Seconds."""
 
 
 class _WorkedOff:
@@ -49,7 +52,10 @@ class RqServer:
     ) -> None:
         plan, self._connections = Plan(addresses), Connections(on_change)
         self._stopped = self._ended = False
-        common: dict[str, Any] = {"stopped": self.is_stopped, "notify": self._connections.notify}
+        self._alarm: Alarm | None = None
+        """Rung by a signal handler, too."""
+        self._client = records.client
+        common: dict[str, Any] = {"stopped": self.is_stopped, "connections": self._connections}
         queues = [each.name for each in plan.queues]
         of_queues = [
             RqWorker(records, queues, handler, options, **common) for _ in range(threads if queues else 0)
@@ -74,6 +80,7 @@ class RqServer:
             discard=discard,
             stopped=self.is_stopped,
             ended=lambda: self._ended,
+            check=self._connections.check,
             on_change=self._connections.notify if not self._workers else lambda connected: None,
         )
 
@@ -87,6 +94,9 @@ class RqServer:
         beside = [
             threading.Thread(target=loop, name="rpc-topics", daemon=True) for loop in self._subscriber.loops()
         ]
+        alarm = self._alarm = Alarm()
+        waker = threading.Thread(target=self._wake_up, args=[alarm], name="rpc-stop", daemon=True)
+        waker.start()
         try:
             if self._workers and not self._forks:
                 self._lease.start()
@@ -99,9 +109,13 @@ class RqServer:
             self._stopped = self._ended = True
             self._lease.end()
             self._connections.notify(False)
-            for thread in beside:
-                if thread.ident:
-                    thread.join()
+            alarm.ring()
+            for thread in [each for each in (waker, *beside) if each.ident]:
+                while thread.is_alive():
+                    self._end_waits()
+                    thread.join(0.05)
+            self._alarm = None
+            alarm.close()
             self._subscriber.drop()
 
     def _take_turns(self, worker: RqWorker) -> None:
@@ -118,7 +132,7 @@ class RqServer:
             with translated():
                 delivery = worker.claim()
         except BackendUnavailable as error:
-            self._connections.notify(False)
+            self._connections.lost(error)
             self._backoff.wait("%s; trying again", error)
             return None
         self._backoff.reset()
@@ -128,8 +142,23 @@ class RqServer:
         worker: RqWorker = self._here.worker
         worker.perform(delivery)
 
+    def _wake_up(self, alarm: Alarm) -> None:
+        """Wake those who wait for jobs, once they need not any more."""
+        while not self._stopped:
+            alarm.wait(LONGEST_WAIT)
+        with translated_or_logged():
+            for worker in self._workers if self._connections.count else ():
+                worker.wake_up()
+
+    def _end_waits(self) -> None:
+        with translated_or_logged():
+            for number in self._subscriber.connections():
+                self._client.client_unblock(number)
+
     def stop(self) -> None:
         self._stopped = True
+        if alarm := self._alarm:
+            alarm.ring()
 
     def hand_back(self) -> None:
         for worker in self._workers:

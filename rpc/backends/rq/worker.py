@@ -15,6 +15,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from typing import Any
 from uuid import uuid4
 
 import redis
@@ -25,7 +26,7 @@ from rq.utils import now, utcformat
 
 from ...errors import Interrupted, SerializationError, WorkerLost
 from ...transport import FAILED, STREAM, Handler, Message, packed
-from .._serving import DIED, STOPPED, lost
+from .._serving import DIED, STOPPED, Connections, lost
 from ..redis.connection import BLOCK, milliseconds, persistent, run_with_reconnect, translated_or_logged
 from ..redis.maintenance import Absences
 from ..redis.topics import reply_key
@@ -41,6 +42,8 @@ from .records import (
     job_key,
     message_in,
     raw,
+    results_key,
+    shown,
     text,
     worker_key,
 )
@@ -65,10 +68,10 @@ class RqWorker:
         handler: Handler,
         options: RqOptions,
         stopped: Callable[[], bool],
-        notify: Callable[[bool], None],
+        connections: Connections,
     ) -> None:
-        self._records, self._queues, self._handler, self._notify = records, queues, handler, notify
-        self._options, self._stopped = options, stopped
+        self._records, self._queues, self._handler = records, queues, handler
+        self._options, self._stopped, self._connections = options, stopped, connections
         self._client = records.client
         self.name = WORKER_PREFIX + uuid4().hex
         self._claimed: Claimed | None = None
@@ -84,6 +87,8 @@ class RqWorker:
         self._keys = [worker_key(self.name)]
         for name in queues:
             self._keys += (records.queue(name).key, records.started(name), records.bell(name))
+        self._own_bell, self._inbox = f"rpc:bell:{self.name}", f"rpc:cancel:{self.name}"
+        self._bells = [*self._keys[3::3], self._own_bell]
 
     def work(self) -> None:
         """Claim and perform until stopped, through whatever happens to Redis meanwhile. For a worker that
@@ -94,7 +99,7 @@ class RqWorker:
                 self.perform(delivery)
 
         try:
-            run_with_reconnect(step, self._stopped, lost=lambda: self._notify(False))
+            run_with_reconnect(step, self._stopped, lost=self._connections.lost)
         finally:
             self.leave()
 
@@ -102,7 +107,8 @@ class RqWorker:
         """It claims nothing any more."""
         with self._signing:
             self._done = True
-            self._leave()
+            if self._last_beat:
+                self._leave()
 
     def claim(self) -> RqDelivery | None:
         """The next job; None if there was none for a second. Raises redis.RedisError."""
@@ -114,16 +120,23 @@ class RqWorker:
             self._remember()
         arguments = [self.name, HORIZON, utcformat(now()), JOBS, EXECUTIONS]
         claim = self._records.run(scripts.CLAIM, self._keys, arguments)
-        self._notify(True)
+        self._connections.notify(True)
         if claim == 0:
             self._register()
         elif claim is None:
-            rung = self._client.blpop(self._keys[3::3], timeout=BLOCK)
-            if rung and self._stopped():  # it was meant for a worker that goes on
-                self._client.pipeline().lpush(rung[0], 1).pexpire(rung[0], 60_000).execute()
+            rung = self._client.blpop(self._bells, timeout=BLOCK)
+            if rung and self._stopped() and text(rung[0]) != self._own_bell:  # it was for one that goes on
+                self._ring(rung[0])
         else:
             return self._claimed_as(*claim)
         return None
+
+    def wake_up(self) -> None:
+        """Let it see at once that it is stopped. Any thread. Raises redis.RedisError."""
+        self._ring(self._own_bell)
+
+    def _ring(self, bell: Any) -> None:
+        self._client.pipeline().lpush(bell, 1).pexpire(bell, 60_000).execute()
 
     def _claimed_as(self, number: int, id: bytes, left: int, hash: list[bytes]) -> RqDelivery | None:
         fields = dict(zip(hash[::2], hash[1::2], strict=True))
@@ -136,7 +149,7 @@ class RqWorker:
         except SerializationError as error:
             if hash:
                 logger.error("refused rq job %r in queue %r: %s", claimed.id, claimed.queue, error)
-            self._finish(claimed, None, 1, failed=f"refused: {error}")
+            self._finish(claimed, None, f"refused: {error}")
             return None
         self._delivery = RqDelivery(self, claimed, message)
         return self._delivery
@@ -154,16 +167,19 @@ class RqWorker:
                 self._handler(delivery)
             if (last := delivery.last) is not None:
                 packed(last)
-        except (Exception, Interrupted):
+        except (Exception, Interrupted) as fault:
             logger.exception("a handler raised: %r", delivery.message)
+            delivery.error = fault
             last = lost(delivery.message, "its handler failed")
         failed = delivery.buried or ("" if last is None else last.headers.get(FAILED, ""))
-        self._finish(delivery.claimed, last, delivery.number, failed, dead=bool(delivery.buried))
+        self._finish(delivery.claimed, last, failed, delivery)
 
     def _finish(
-        self, claimed: Claimed, last: Message | None, number: int, failed: str, *, dead: bool = False
+        self, claimed: Claimed, last: Message | None, failed: str, delivery: RqDelivery | None = None
     ) -> None:
         options, records = self._options, self._records
+        dead, error = (bool(delivery.buried), delivery.error) if delivery else (False, None)
+        number = delivery.number if delivery else 1
         registry = records.failed(claimed.queue) if failed else records.finished(claimed.queue)
         keys = [
             records.started(claimed.queue),
@@ -188,6 +204,9 @@ class RqWorker:
             packed(last) if last is not None and keep else b"",
             milliseconds(keep),
         ]
+        if failed:
+            keys.append(results_key(claimed.id))
+            arguments.append(shown(failed, error))
         done = persistent(lambda: records.run(scripts.FINISH, keys, arguments), math.inf)
         self._claimed = self._delivery = None
         if not done:
@@ -244,7 +263,7 @@ class RqWorker:
         until all of them are done; `beaten` hears of each beat."""
         options, client = workers[0]._options, workers[0]._client
         of_different_queues = {tuple(worker._queues): worker for worker in workers}.values()
-        inboxes = [f"rpc:cancel:{worker.name}" for worker in workers]
+        inboxes = [worker._inbox for worker in workers]
 
         def step() -> None:
             for worker in workers:
@@ -258,7 +277,8 @@ class RqWorker:
                 if cancelled and delivery and delivery.claimed.id == text(cancelled[1]):
                     delivery.cancel()
 
-        run_with_reconnect(step, lambda: all(worker._done for worker in workers))
+        check = workers[0]._connections.check
+        run_with_reconnect(step, lambda: all(worker._done for worker in workers), lost=check)
 
     def beat_if_due(self) -> None:
         if time.monotonic() - self._last_beat < self._options.beat:
@@ -312,7 +332,8 @@ class RqWorker:
             pipe.srem(SimpleWorker.redis_workers_keys, self._keys[0])
             for name in self._queues:
                 pipe.srem(worker_registration.WORKERS_BY_QUEUE_KEY % name, self._keys[0])
-            pipe.delete(self._keys[0], f"{self._keys[0]}:executions")
+            pipe.delete(self._keys[0], f"{self._keys[0]}:executions", self._own_bell)
+            pipe.lpush(self._inbox, "").pexpire(self._inbox, 1000)  # `keep_alive` waits there
             pipe.execute()
 
     # Those that died.
@@ -347,6 +368,7 @@ class RqWorker:
             records.queue(queue).key,
             records.bell(queue),
             records.failed(queue),
+            results_key(id),
         ]
         arguments = [
             id,
@@ -358,6 +380,7 @@ class RqWorker:
             zlib.compress(why.encode()),
             packed(lost(Message(headers={"id": _shown(id)}), why)),
             EXECUTIONS,
+            shown(why),
         ]
         outcome = persistent(lambda: records.run(scripts.RECOVER, keys, arguments), options.lease)
         if outcome:

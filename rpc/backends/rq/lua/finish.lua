@@ -1,6 +1,6 @@
 -- include now
--- KEYS started worker job registry way_back result
--- ARGV id worker_name status ended_at keep_s why frame number executions dead kept keep_ms
+-- KEYS started worker job registry way_back result [results]
+-- ARGV id worker_name status ended_at keep_s why frame number executions dead kept keep_ms [shown]
 -- -> 1 done, 0 it was given to another worker meanwhile
 -- include let_go
 if redis.call('EXISTS', KEYS[2]) == 1 then redis.call('HSET', KEYS[2], 'state', 'idle') end
@@ -26,6 +26,10 @@ end
 redis.call('HSET', KEYS[3], 'status', ARGV[3], 'ended_at', ARGV[4])
 if ARGV[6] ~= '' then redis.call('HSET', KEYS[3], 'exc_info', ARGV[6]) end
 if ARGV[10] == '1' then redis.call('HSET', KEYS[3], 'rpc_dead', string.format('%.0f', t[1] * 1000000 + t[2])) end
+if KEYS[7] then
+  redis.pcall('XADD', KEYS[7], 'MAXLEN', 10, '*', 'type', 2, 'worker_name', ARGV[2], 'exc_string', ARGV[13])
+  redis.call('EXPIRE', KEYS[7], ARGV[5])
+end
 redis.call('EXPIRE', KEYS[3], ARGV[5])
 redis.call('ZADD', KEYS[4], t[1] + ARGV[5], ARGV[1])
 return 1

@@ -1,6 +1,6 @@
 -- include now
--- KEYS started worker job queue bell failed
--- ARGV id worker_name force died max_deliveries keep_s why frame executions
+-- KEYS started worker job queue bell failed results
+-- ARGV id worker_name force died max_deliveries keep_s why frame executions shown
 -- -> 0 nothing to do, 1 back in the queue, 2 given up
 if ARGV[3] == '0' and redis.call('EXISTS', KEYS[2]) == 1 then return 0 end
 if redis.call('ZREM', KEYS[1], ARGV[1] .. ':' .. ARGV[2]) == 0 then return 0 end
@@ -12,6 +12,8 @@ local once = redis.call('HEXISTS', KEYS[3], 'rpc_once') == 1
 if once or lost >= tonumber(ARGV[5]) then
   redis.call('HSET', KEYS[3], 'status', 'failed', 'exc_info', ARGV[7],
     'rpc_dead', string.format('%.0f', t[1] * 1000000 + t[2]))
+  redis.pcall('XADD', KEYS[7], 'MAXLEN', 10, '*', 'type', 2, 'worker_name', ARGV[2], 'exc_string', ARGV[10])
+  redis.call('EXPIRE', KEYS[7], ARGV[6])
   redis.call('EXPIRE', KEYS[3], ARGV[6])
   redis.call('ZADD', KEYS[6], t[1] + ARGV[6], ARGV[1])
   local reply_to = redis.call('HGET', KEYS[3], 'rpc_reply_to')

@@ -12,15 +12,16 @@ from django.core.management.base import BaseCommand, CommandParser
 from django.db import connections
 from django.utils.autoreload import get_child_arguments
 
+from rpc.cli.logs import log_to_stderr
 from rpc.cli.reload import RELOAD, run_and_reload
-from rpc.cli.worker import log_to_stderr, serve
+from rpc.cli.worker import serve
 from rpc.transport import queue
 
 from ...commands import told
 from ...conf import settings
 from ...connections import connections_kept
 
-LEVELS = {0: logging.WARNING, 1: logging.INFO}
+LEVELS = {0: logging.WARNING, 1: None}
 
 
 def positive(text: str) -> int:
