@@ -12,6 +12,7 @@ import random
 import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from contextvars import copy_context
 from functools import partial
 from typing import Any, NamedTuple, TypeVar, get_type_hints
 
@@ -208,14 +209,17 @@ class Events:
 
     def _hear(self, listener: Listener, event: Event, attempt: int, delivery: Delivery) -> None:
         try:
-            with self._context():
-                result = listener.call(event)
-                if inspect.iscoroutine(result):
-                    self._run(result)
+            copy_context().run(self._call, listener, event)
         except BaseException as error:  # as handlers, listeners may raise anything
             listener.failures += 1
             logger.exception("listener %s failed: event %r (%s)", listener.name, event.topic, event.id)
             self._failed(listener, event, attempt, delivery, error)
+
+    def _call(self, listener: Listener, event: Event) -> None:
+        with self._context():
+            result = listener.call(event)
+            if inspect.iscoroutine(result):
+                self._run(result)
 
     def _failed(
         self, listener: Listener, event: Event, attempt: int, delivery: Delivery, error: BaseException
@@ -226,7 +230,8 @@ class Events:
         again = attempt <= options.retries and not isinstance(error, FINAL)
         pause = options.pause(attempt, random.random())
         if not listener.subscription.durable:
-            if again and not self._later(pause, partial(self._hear, listener, event, attempt + 1, delivery)):
+            hear = partial(copy_context().run, self._hear, listener, event, attempt + 1, delivery)
+            if again and not self._later(pause, hear):
                 logger.warning("event %r (%s) is not tried again: too many are", event.topic, event.id)
             return
         try:

@@ -103,6 +103,17 @@ class RunningLoop(LoopThread):
             _cancel(task.get_loop(), task)
 
 
+def in_contexts(function: Callable[..., T]) -> Callable[..., T]:
+    """The function, each call of which runs in a context (`contextvars`) of its own: a copy of the one that
+    is current here and now, in whatever thread it is called."""
+    origin = copy_context()
+
+    def call(*arguments: Any) -> T:
+        return origin.copy().run(function, *arguments)
+
+    return call
+
+
 async def to_its_end(action: Callable[[], T]) -> T:
     """What it returns, in a thread; it is waited for also if that is cancelled."""
     future = asyncio.get_running_loop().run_in_executor(None, copy_context().run, action)

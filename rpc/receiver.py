@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import nullcontext, suppress
+from contextvars import copy_context
 from types import ModuleType, TracebackType
 from typing import Any, TypeVar
 from uuid import uuid4
@@ -26,13 +27,13 @@ from .describe import ALL_WORKERS, DESCRIBE, WorkerInfo, worker_info
 from .errors import Cancelled, SettingsError, Unsupported
 from .events import Events, listeners_in
 from .local_retry import retrying_locally
-from .loops import DelayQueue, LoopThread, RunningLoop, locked_cached_property, to_its_end
+from .loops import DelayQueue, LoopThread, RunningLoop, in_contexts, locked_cached_property, to_its_end
 from .services import gathered, service
 from .settings import Settings, load_settings
 from .signals import stopped_by_signals
 from .ticker import Ticker
 from .timers import timers_in
-from .transport import Address, Backend, Delivery, Server, queue
+from .transport import Address, Backend, Delivery, Handler, Server, queue
 
 logger = logging.getLogger(__name__)
 
@@ -234,7 +235,7 @@ class RpcReceiver:
                 loop.call_soon_threadsafe(begun.set)
 
         self._loop, self._on_arrival = RunningLoop(), arrive
-        self._serving = threading.Thread(target=serve, name="rpc-receiver", daemon=True)
+        self._serving = threading.Thread(target=in_contexts(serve), name="rpc-receiver", daemon=True)
         self._serving.start()
         try:
             await begun.wait()
@@ -264,9 +265,9 @@ class RpcReceiver:
 
     def _serve(self) -> None:
         self._begun = self._has_handed_back = False
-        handler = (
-            self._handle if "delay" in self.backend.features else retrying_locally(self._handle, self._later)
-        )
+        handler: Handler = in_contexts(self._handle)
+        if "delay" not in self.backend.features:
+            handler = retrying_locally(handler, self._later)
         slots: dict[str, Any] = {"threads": self.concurrency, "coroutines": self.coroutines}
         self._server = server = self.backend.server(
             self._addresses, handler, on_change=self._changed, **slots
@@ -334,7 +335,7 @@ class RpcReceiver:
         name = "on_connect" if connected else "on_disconnect"
         try:
             with self._context():
-                self.hooks.tell(name)
+                copy_context().run(self.hooks.tell, name)
         except Exception:  # the context is the user's
             logger.exception("hooks %s failed", name)
 

@@ -13,6 +13,7 @@ from uuid import uuid4
 from .backends.features import unsupported
 from .core.middleware import ContextFactory
 from .errors import RpcError
+from .loops import in_contexts
 from .timers import Ticking
 from .transport import Backend, Locks
 
@@ -57,7 +58,10 @@ class Ticker:
     def start(self) -> None:
         self._ended.clear()
         self._done.clear()
-        self._threads = [_thread(f"rpc-timer {each.name}", self._tick_on, each) for each in self.ticking]
+        tick = in_contexts(self._tick)
+        self._threads = [
+            _thread(f"rpc-timer {each.name}", self._tick_on, each, tick) for each in self.ticking
+        ]
         self._keepers = []
         if any(each.timer.singleton for each in self.ticking):
             self._keepers.append(_thread("rpc-timer-locks", self._keep))
@@ -73,7 +77,7 @@ class Ticker:
         for thread in self._keepers:
             thread.join()
 
-    def _tick_on(self, ticking: Ticking) -> None:
+    def _tick_on(self, ticking: Ticking, tick: Callable[[Ticking], None]) -> None:
         schedule, singleton = ticking.timer.schedule, ticking.timer.singleton
         longest = min(LONGEST, self._lease / RENEWALS) if singleton else LONGEST
         now = schedule.clock()
@@ -86,7 +90,7 @@ class Ticker:
                 self._ended.wait(min(due - now, longest))
                 continue
             if not singleton or self._has_lock(ticking.name):
-                self._tick(ticking)
+                tick(ticking)
             due = schedule.after(due, schedule.clock())
         self._give_back(ticking.name)
 
