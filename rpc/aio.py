@@ -17,6 +17,7 @@ from .backends import asynchronous
 from .caller import AS_SET, REASON, Caller, PendingCall
 from .core.jobs import Response, current_request
 from .describe import Gathering, WorkerInfo
+from .durations import Duration, seconds
 from .errors import NoReceivers, QueueFull, RpcTimeout
 from .proxies import Services
 from .transport import Address, AsyncBackend
@@ -41,8 +42,8 @@ class AsyncRpcClient(Caller):
         data: Any = None,
         *,
         queue: str | None = None,
-        ttl: float | None = None,
-        delay: float | None = None,
+        ttl: Duration | None = None,
+        delay: Duration | None = None,
         at: datetime | None = None,
         idempotency_key: str | None = None,
         headers: Mapping[str, str] | None = None,
@@ -63,7 +64,7 @@ class AsyncRpcClient(Caller):
         name: str,
         data: Any = None,
         *,
-        timeout: float | None = AS_SET,
+        timeout: Duration | None = AS_SET,
         queue: str | None = None,
         idempotency_key: str | None = None,
         headers: Mapping[str, str] | None = None,
@@ -77,7 +78,7 @@ class AsyncRpcClient(Caller):
         name: str,
         data: Any = None,
         *,
-        timeout: float | None = AS_SET,
+        timeout: Duration | None = AS_SET,
         queue: str | None = None,
         idempotency_key: str | None = None,
         headers: Mapping[str, str] | None = None,
@@ -105,7 +106,7 @@ class AsyncRpcClient(Caller):
         name: str,
         data: Any,
         *,
-        timeout: float | None = AS_SET,
+        timeout: Duration | None = AS_SET,
         queue: str | None = None,
         idempotency_key: str | None = None,
         headers: Mapping[str, str] | None = None,
@@ -122,7 +123,7 @@ class AsyncRpcClient(Caller):
         iterable: Iterable[Any],
         *,
         window: int = 100,
-        timeout: float | None = AS_SET,
+        timeout: Duration | None = AS_SET,
         queue: str | None = None,
     ) -> AsyncIterator[Response]:
         """As `RpcClient.map`."""
@@ -150,8 +151,9 @@ class AsyncRpcClient(Caller):
         """As `RpcClient.services`; a call is awaited."""
         return Services(self)
 
-    async def describe(self, *, wait: float = 0.5) -> list[WorkerInfo]:
+    async def describe(self, *, wait: Duration = 0.5) -> list[WorkerInfo]:
         """As `RpcClient.describe`."""
+        wait = seconds(wait, "wait")
         gathered, end = Gathering(), time.monotonic() + wait
         asked = self._describing(wait)
         with suppress(RpcTimeout, NoReceivers), closing(await self._async.request(*asked)) as replies:

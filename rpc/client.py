@@ -17,6 +17,7 @@ from .backends import asynchronous
 from .caller import AS_SET, REASON, Caller, Pause, PendingCall
 from .core.jobs import Response, current_request
 from .describe import Gathering, WorkerInfo
+from .durations import Duration, seconds
 from .errors import NoReceivers, QueueFull, RpcTimeout
 from .loops import LoopThread
 from .proxies import Services
@@ -45,8 +46,8 @@ class RpcClient(Caller):
         data: Any = None,
         *,
         queue: str | None = None,
-        ttl: float | None = None,
-        delay: float | None = None,
+        ttl: Duration | None = None,
+        delay: Duration | None = None,
         at: datetime | None = None,
         idempotency_key: str | None = None,
         headers: Mapping[str, str] | None = None,
@@ -71,7 +72,7 @@ class RpcClient(Caller):
         name: str,
         data: Any = None,
         *,
-        timeout: float | None = AS_SET,
+        timeout: Duration | None = AS_SET,
         queue: str | None = None,
         idempotency_key: str | None = None,
         headers: Mapping[str, str] | None = None,
@@ -94,7 +95,7 @@ class RpcClient(Caller):
         name: str,
         data: Any = None,
         *,
-        timeout: float | None = AS_SET,
+        timeout: Duration | None = AS_SET,
         queue: str | None = None,
         idempotency_key: str | None = None,
         headers: Mapping[str, str] | None = None,
@@ -123,7 +124,7 @@ class RpcClient(Caller):
         iterable: Iterable[Any],
         *,
         window: int = 100,
-        timeout: float | None = AS_SET,
+        timeout: Duration | None = AS_SET,
         queue: str | None = None,
     ) -> Iterator[Response]:
         """The responses to a job called with each item as its data, in order. At most `window` of them are
@@ -157,9 +158,10 @@ class RpcClient(Caller):
         """What services expose, to be called like functions: `client.services.example.foo(1, key=2)`."""
         return Services(self)
 
-    def describe(self, *, wait: float = 0.5) -> list[WorkerInfo]:
+    def describe(self, *, wait: Duration = 0.5) -> list[WorkerInfo]:
         """What the workers that run now offer, as told by those that answer within `wait` seconds. Raises
         BackendUnavailable, Unsupported by this backend."""
+        wait = seconds(wait, "wait")
         gathered, end = Gathering(), time.monotonic() + wait
         asked = self._describing(wait)
         with suppress(RpcTimeout, NoReceivers), closing(self.backend.request(*asked)) as replies:
@@ -187,7 +189,7 @@ class RpcClient(Caller):
         name: str,
         data: Any,
         *,
-        timeout: float | None = AS_SET,
+        timeout: Duration | None = AS_SET,
         queue: str | None = None,
         idempotency_key: str | None = None,
         headers: Mapping[str, str] | None = None,

@@ -24,6 +24,7 @@ from .core.lifecycle import next_attempt
 from .core.middleware import ContextFactory
 from .core.patterns import matcher
 from .core.protocol import decode_call, remote_error
+from .durations import Duration
 from .errors import InvalidParams, RpcError, SettingsError
 from .transport import ADDRESS_NAME as NAME
 from .transport import OWN, Address, Delivery, Message, topic
@@ -85,7 +86,7 @@ def on(
     group: str | None = None,
     durable: bool = False,
     retries: int = 0,
-    backoff: float = 1.0,
+    backoff: Duration = 1.0,
     retry_on: type[BaseException] | tuple[type[BaseException], ...] = (Exception,),
 ) -> Callable[[F], F]:
     """Have a function, or a method of a service, called with each event of this name. May be repeated.

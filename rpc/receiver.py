@@ -24,6 +24,7 @@ from .core.dispatch import Dispatcher, HandedBack, contained
 from .core.jobs import Jobs, jobs_from
 from .core.middleware import ContextFactory, Hooks, Middleware, checked
 from .describe import ALL_WORKERS, DESCRIBE, WorkerInfo, worker_info
+from .durations import Duration, seconds
 from .errors import Cancelled, SettingsError, Unsupported
 from .events import Events, listeners_in
 from .local_retry import retrying_locally
@@ -67,7 +68,7 @@ class RpcReceiver:
         queues: Sequence[str] | None = None,
         concurrency: int | None = None,
         coroutines: int | None = None,
-        grace: float | None = None,
+        grace: Duration | None = None,
         hooks: Mapping[str, Any] | None = None,
         middleware: Sequence[Middleware] | None = None,
         context: ContextFactory = nullcontext,
@@ -80,7 +81,7 @@ class RpcReceiver:
         self.concurrency = _slots("RPC_CONCURRENCY", concurrency, settings.concurrency)
         self.coroutines = _slots("RPC_COROUTINES", coroutines, settings.coroutines)
         self.queues = tuple(settings.queues if queues is None else queues)
-        self.grace = settings.grace if grace is None else grace
+        self.grace = settings.grace if grace is None else seconds(grace, "grace")
         self.id = uuid4().hex
         self._context = context
         self._loop = LoopThread("rpc-coroutines")

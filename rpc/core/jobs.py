@@ -12,6 +12,7 @@ from typing import Any, Literal, Protocol, TypeVar, get_args
 
 import msgspec
 
+from ..durations import Duration, seconds
 from ..errors import (
     Cancelled,
     InvalidParams,
@@ -179,14 +180,15 @@ class JobOptions:
         cls,
         delivery: DeliveryMode | None,
         retries: int,
-        backoff: float,
+        backoff: Duration,
         retry_on: type[BaseException] | tuple[type[BaseException], ...],
     ) -> JobOptions:
         """ValueError for what makes no sense."""
         if delivery is not None and delivery not in get_args(DeliveryMode):
             raise ValueError(f"delivery is one of {', '.join(get_args(DeliveryMode))}, not {delivery!r}")
-        if retries < 0 or backoff < 0:
-            raise ValueError("retries and backoff are not negative")
+        if isinstance(retries, bool) or not isinstance(retries, int) or retries < 0:
+            raise ValueError(f"retries is a number from 0 on, not {retries!r:.80}")
+        backoff = seconds(backoff, "backoff")
         retry_on = retry_on if isinstance(retry_on, tuple) else (retry_on,)
         if not all(isinstance(kind, type) and issubclass(kind, BaseException) for kind in retry_on):
             raise ValueError("retry_on is an exception class, or a tuple of them")
@@ -202,7 +204,7 @@ def job(
     *,
     delivery: DeliveryMode | None = None,
     retries: int = 0,
-    backoff: float = 1.0,
+    backoff: Duration = 1.0,
     retry_on: type[BaseException] | tuple[type[BaseException], ...] = (Exception,),
 ) -> Callable[[F], F]:
     """Options of one job.

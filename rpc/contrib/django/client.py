@@ -11,6 +11,7 @@ from django.core.signals import setting_changed
 from django.db import transaction
 
 from ...client import RpcClient
+from ...durations import Duration
 from .conf import NAME, settings
 
 _made: dict[str, RpcClient] = {}
@@ -45,8 +46,8 @@ def call_on_commit(
     *,
     using: str | None = None,
     queue: str | None = None,
-    ttl: float | None = None,
-    delay: float | None = None,
+    ttl: Duration | None = None,
+    delay: Duration | None = None,
     at: datetime | None = None,
     idempotency_key: str | None = None,
     headers: Mapping[str, str] | None = None,
