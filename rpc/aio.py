@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 from weakref import WeakSet
 
 from .backends import asynchronous
-from .caller import AS_SET, REASON, Caller, PendingCall
+from .caller import AS_SET, REASON, Caller, Key, PendingCall
 from .core.jobs import Response, current_request
 from .describe import Gathering, WorkerInfo
 from .durations import Duration, seconds
@@ -45,7 +45,7 @@ class AsyncRpcClient(Caller):
         ttl: Duration | None = None,
         delay: Duration | None = None,
         at: datetime | None = None,
-        idempotency_key: str | None = None,
+        idempotency_key: Key | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> str:
         """As `RpcClient.call`."""
@@ -66,7 +66,7 @@ class AsyncRpcClient(Caller):
         *,
         timeout: Duration | None = AS_SET,
         queue: str | None = None,
-        idempotency_key: str | None = None,
+        idempotency_key: Key | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> Response:
         """As `RpcClient.call_and_wait`. A task that is cancelled withdraws what it waits for."""
@@ -80,7 +80,7 @@ class AsyncRpcClient(Caller):
         *,
         timeout: Duration | None = AS_SET,
         queue: str | None = None,
-        idempotency_key: str | None = None,
+        idempotency_key: Key | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> asyncio.Future[Response]:
         """As `RpcClient.submit`, but an asyncio.Future: for `gather`, `as_completed` and the like. Is not
@@ -108,7 +108,7 @@ class AsyncRpcClient(Caller):
         *,
         timeout: Duration | None = AS_SET,
         queue: str | None = None,
-        idempotency_key: str | None = None,
+        idempotency_key: Key | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> asyncio.Future[T]:
         """A task of `what`: `answer`, or `value`."""

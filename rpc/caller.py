@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import operator
 import random
 import sys
 import time
@@ -16,6 +17,7 @@ from os import register_at_fork, urandom
 from threading import Thread
 from types import ModuleType
 from typing import Any, Final, Literal, cast
+from uuid import UUID
 
 from .backends import backend_from_url
 from .backends.features import unsupported
@@ -43,6 +45,11 @@ REASON = 0.5
 """Seconds that an error which is due waits for the reason, at most."""
 
 _FEATURES = {DELAY: "delay", IDEMPOTENCY_KEY: "idempotency"}
+
+Key = str | int | UUID
+"""What an idempotency key may be."""
+LONGEST_KEY = 1024
+"""Bytes in UTF-8."""
 
 Pause = Callable[[int, QueueFull], float]
 """Seconds to wait after so many attempts, the last of which was refused; raises that, if it is to be."""
@@ -88,7 +95,7 @@ class Caller:
         ttl: Duration | None,
         delay: Duration | None,
         at: datetime | None,
-        idempotency_key: str | None,
+        idempotency_key: Key | None,
         headers: Mapping[str, str] | None,
     ) -> Message:
         """The message of a job that nobody waits for."""
@@ -105,13 +112,13 @@ class Caller:
         name: str,
         data: Any,
         ttl: float | None,
-        idempotency_key: str | None,
+        idempotency_key: Key | None,
         headers: Mapping[str, str],
         *,
         replies: bool,
     ) -> Message:
         if idempotency_key is not None:
-            headers = {**headers, IDEMPOTENCY_KEY: idempotency_key}
+            headers = {**headers, IDEMPOTENCY_KEY: _key(name, idempotency_key)}
         for header in headers:
             if (feature := _FEATURES.get(header, "")) and feature not in self.backend.features:
                 raise unsupported(feature)
@@ -207,7 +214,7 @@ class PendingCall(Conversation):
         name: str,
         data: Any,
         timeout: float | None,
-        idempotency_key: str | None,
+        idempotency_key: Key | None,
         headers: Mapping[str, str] | None,
     ) -> None:
         self._caller, self._what = caller, (data, idempotency_key, _own(headers))
@@ -260,6 +267,18 @@ def _own(headers: Mapping[str, str] | None) -> Mapping[str, str]:
     return {**inherited, **own}
 
 
+def _key(name: str, key: Key) -> str:
+    """The header: the key of another job is another one. ValueError for what is no key."""
+    try:
+        text = key if isinstance(key, str) else str(key if isinstance(key, UUID) else operator.index(key))
+        if not isinstance(key, bool) and len(text.encode()) <= LONGEST_KEY:
+            return f"{name}:" + text
+    except (TypeError, ValueError):  # nothing of the three, half of a character, a number without end
+        pass
+    kinds = f"a str of at most {LONGEST_KEY} bytes in UTF-8, an int or a UUID"
+    raise ValueError(f"an idempotency key is {kinds}, not this {type(key).__name__}")
+
+
 def _until(at: datetime) -> float:
     """Seconds from now until then, 0 if it is past; ValueError if it is no time, or too far off."""
     try:
@@ -269,7 +288,7 @@ def _until(at: datetime) -> float:
     return seconds(max(0.0, left), "the delay until `at`")
 
 
-def _delay(wait: float, ttl: float | None, idempotency_key: str | None) -> str:
+def _delay(wait: float, ttl: float | None, idempotency_key: Key | None) -> str:
     """The header; ValueError if it makes no sense."""
     if (ttl is not None and ttl <= wait) or idempotency_key is not None:
         raise ValueError("a delay is less than ttl, and goes with no idempotency_key")

@@ -14,7 +14,7 @@ from weakref import WeakSet
 
 from .aio import answer, value
 from .backends import asynchronous
-from .caller import AS_SET, REASON, Caller, Pause, PendingCall
+from .caller import AS_SET, REASON, Caller, Key, Pause, PendingCall
 from .core.jobs import Response, current_request
 from .describe import Gathering, WorkerInfo
 from .durations import Duration, seconds
@@ -49,15 +49,16 @@ class RpcClient(Caller):
         ttl: Duration | None = None,
         delay: Duration | None = None,
         at: datetime | None = None,
-        idempotency_key: str | None = None,
+        idempotency_key: Key | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> str:
         """Send a job and do not wait: the id of the request. Returns once the broker has it.
 
         `data` is a dict or a list; `ttl` is the seconds after which it is no longer wanted (None: it waits
         as long as it must). It is done after `delay` seconds, or `at` a time (one without a zone is local).
-        Of the calls with one `idempotency_key`, only the first is done. Raises SerializationError before
-        anything is sent, ValueError, BackendUnavailable, QueueFull, Unsupported by this backend.
+        Of the calls of this job with one `idempotency_key` (a str, an int or a UUID), only the first is done.
+        Raises SerializationError before anything is sent, ValueError, BackendUnavailable, QueueFull,
+        Unsupported by this backend.
         """
 
         def send() -> str:
@@ -74,18 +75,19 @@ class RpcClient(Caller):
         *,
         timeout: Duration | None = AS_SET,
         queue: str | None = None,
-        idempotency_key: str | None = None,
+        idempotency_key: Key | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> Response:
         """Send a job and wait for its response.
 
         `data` is a dict or a list; `timeout` is in seconds (None: without end); `headers` are texts, of the
-        trace (`traceparent`, `tracestate`, `baggage`) or the application's own (`x-…`). Of calls with one
-        `idempotency_key`, only the first is done, and all get its response. Called by a handler, it is a part
-        of that request: within its time, and with those headers of it. Raises RemoteError if the
-        handler raised, MethodNotFound, InvalidParams, WorkerLost, SerializationError, RpcTimeout when the
-        time is up, BackendUnavailable, QueueFull, Unsupported by this backend. A caller that stops waiting,
-        for whatever reason, withdraws a job that has no such key.
+        trace (`traceparent`, `tracestate`, `baggage`) or the application's own (`x-…`). Of calls of this job
+        with one `idempotency_key` (a str, an int or a UUID), only the first is done, and all get its
+        response. Called by a handler, it is a part of that request: within its time, and with those headers
+        of it. Raises ValueError for wrong arguments, RemoteError if the handler raised, MethodNotFound,
+        InvalidParams, WorkerLost, SerializationError, RpcTimeout when the time is up, BackendUnavailable,
+        QueueFull, Unsupported by this backend. A caller that stops waiting, for whatever reason, withdraws a
+        job that has no such key.
         """
         pending = PendingCall(self, name, data, self._allowed(timeout), idempotency_key, headers)
         return self._with_room(lambda: self._answer(pending, queue), pending.pause)
@@ -97,7 +99,7 @@ class RpcClient(Caller):
         *,
         timeout: Duration | None = AS_SET,
         queue: str | None = None,
-        idempotency_key: str | None = None,
+        idempotency_key: Key | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> Future[Response]:
         """Send a job, and return a future of its response. Errors as in `call_and_wait`: those of the data
@@ -191,7 +193,7 @@ class RpcClient(Caller):
         *,
         timeout: Duration | None = AS_SET,
         queue: str | None = None,
-        idempotency_key: str | None = None,
+        idempotency_key: Key | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> Future[T]:
         """A future of `what`: `answer`, or `value`."""

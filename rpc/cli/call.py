@@ -61,7 +61,7 @@ def job_name(ctx: click.Context, parameter: click.Parameter, value: str) -> str:
 @click.option(
     "--idempotency-key",
     metavar="KEY",
-    help="Of the calls with one key, in one queue, only the first is done, and all get its response.",
+    help="Of the calls of this job with one key, in one queue, only the first is done; all get its response.",
 )
 @click.option(
     "--map",
