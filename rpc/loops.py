@@ -10,6 +10,7 @@ import select
 import socket
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
@@ -17,10 +18,72 @@ from contextvars import copy_context
 from functools import cached_property, partial
 from heapq import heappop, heappush
 from itertools import count
+from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
+
+MOST = 32
+"""Threads for what blocks, of an event loop, as asyncio has it."""
+
+
+class DaemonThreads(concurrent.futures.ThreadPoolExecutor):
+    """An executor of at most so many threads. They do not keep the process from ending, and what comes when
+    its main thread has ended, or in `atexit`, is done: that of `concurrent.futures` refuses it."""
+
+    def __init__(self, most: int, name: str) -> None:
+        super().__init__(most, name)
+        self._most, self._name, self._submitting = most, name, threading.Lock()
+        self._free, self._todo = threading.Semaphore(0), SimpleQueue[_Todo]()
+        self._started: list[threading.Thread] = []
+        self._end = weakref.finalize(self, _end_all, self._todo, self._started)
+        self._end.atexit = False
+
+    def submit(
+        self, action: Callable[..., T], /, *arguments: Any, **named: Any
+    ) -> concurrent.futures.Future[T]:
+        """Raises RuntimeError after `shutdown`."""
+        future: concurrent.futures.Future[T] = concurrent.futures.Future()
+        with self._submitting:
+            if not self._end.alive:
+                raise RuntimeError(f"the threads {self._name} were shut down")
+            self._todo.put((future, partial(action, *arguments, **named)))
+            if not self._free.acquire(blocking=False) and len(self._started) < self._most:
+                name, work = f"{self._name}_{len(self._started)}", (self._todo, self._free)
+                self._started.append(threading.Thread(target=_work_off, args=work, name=name, daemon=True))
+                self._started[-1].start()
+        return future
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Let the threads end as soon as there is nothing to do."""
+        with self._submitting:
+            while cancel_futures and not self._todo.empty():
+                with suppress(Empty):
+                    self._todo.get_nowait()[0].cancel()  # type: ignore[index]
+            self._end()
+        for thread in self._started if wait else ():
+            thread.join()
+
+
+_Todo = tuple["concurrent.futures.Future[Any]", Callable[[], Any]] | None
+
+
+def _end_all(todo: SimpleQueue[_Todo], threads: list[threading.Thread]) -> None:
+    for _ in threads:
+        todo.put(None)
+
+
+def _work_off(todo: SimpleQueue[_Todo], free: threading.Semaphore) -> None:
+    while (work := todo.get()) is not None:
+        future, action = work
+        if future.set_running_or_notify_cancel():
+            try:
+                future.set_result(action())
+            except BaseException as error:  # it is raised where somebody waits
+                future.set_exception(error)
+        del work, future, action  # which are not to live until there is more to do
+        free.release()
 
 
 class LoopThread:
@@ -63,6 +126,7 @@ class LoopThread:
         with self._lock:
             if self._loop is None:
                 self._loop = asyncio.new_event_loop()
+                self._loop.set_default_executor(DaemonThreads(MOST, self._name))
                 self._thread = threading.Thread(
                     target=_serve, args=[self._loop], name=self._name, daemon=True
                 )

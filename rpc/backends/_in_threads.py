@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from functools import partial
+from threading import Thread
 from typing import Any, TypeVar
 
 from ..errors import BackendUnavailable, Cancelled, RpcTimeout
-from ..loops import PerLoop
+from ..loops import DaemonThreads, PerLoop
 from ..transport import Address, AsyncReplies, Backend, Message, Replies
 
 T = TypeVar("T")
@@ -42,14 +43,14 @@ class InThreads:
     async def close(self) -> None:
         if threads := self._threads.pop():
             threads.end()
-            await asyncio.get_running_loop().run_in_executor(None, threads.join)
+            await asyncio.wrap_future(DaemonThreads(1, "rpc-close").submit(threads.join))
 
 
 class Threads:
     """Of one event loop."""
 
     def __init__(self) -> None:
-        self._pool = ThreadPoolExecutor(MOST, thread_name_prefix="rpc-client")
+        self._pool = DaemonThreads(MOST, "rpc-client")
         self.open: set[RepliesInThreads] = set()
         self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Done at the end."""
@@ -111,7 +112,7 @@ class RepliesInThreads:
         if self in self._threads.open:
             self._threads.open.discard(self)
             if self._threads.over.done():  # it was on its way at the end
-                asyncio.get_running_loop().run_in_executor(None, self._replies.close)
+                Thread(target=self._replies.close, name="rpc-close", daemon=True).start()
             else:
                 self._threads.start(self._replies.close)
 
