@@ -148,9 +148,11 @@ class RqWorker:
         else:
             self._perform(delivery)
 
-    def _perform(self, delivery: RqDelivery) -> None:
+    def _perform(self, delivery: RqDelivery) -> bool:
+        """Whether it was interrupted."""
+        interrupted: list[float] = []
         try:
-            with interrupted_after(self._options.job_timeout):
+            with interrupted_after(self._options.job_timeout) as interrupted:
                 self._handler(delivery)
             if (last := delivery.last) is not None:
                 packed(last)
@@ -159,6 +161,7 @@ class RqWorker:
             last = lost(delivery.message, "its handler failed")
         failed = delivery.buried or ("" if last is None else last.headers.get(FAILED, ""))
         self._finish(delivery.claimed, last, delivery.number, failed, dead=bool(delivery.buried))
+        return bool(interrupted)
 
     def _finish(
         self, claimed: Claimed, last: Message | None, number: int, failed: str, *, dead: bool = False
@@ -218,9 +221,9 @@ class RqWorker:
             logger.error("the process of %r ended with status %d", claimed.id, status)
         self._claimed = self._delivery = None
 
-    def _perform_as_child(self, delivery: RqDelivery) -> None:
+    def _perform_as_child(self, delivery: RqDelivery) -> bool:
         threading.Thread(target=RqWorker.keep_alive, args=[[self]], daemon=True).start()
-        self._perform(delivery)
+        return self._perform(delivery)
 
     # Signs of life.
 
