@@ -100,12 +100,18 @@ def serve(
 ) -> None:
     """Serve with the settings that `load` gets, in so many processes, until a signal; the options are those
     of RpcReceiver. Raises SettingsError and Unsupported, and SystemExit if there are several processes."""
-    settled = Supervisor(processes).run() if processes > 1 else None  # returns in each worker
+    is_init = (
+        os.getpid() == 1
+    )  # of a container: orphans become its children, and only a supervisor buries them
+    supervised = processes > 1 or is_init
+    settled = (
+        Supervisor(processes, replaces=processes > 1).run() if supervised else None
+    )  # returns in workers
     loaded = load()
     receiver = RpcReceiver(settings=loaded, backend=backend, **options)
+    if processes > 1 and "processes" not in receiver.backend.features:
+        raise Unsupported("--processes needs a backend that reaches beyond one process, like redis:")
     if settled:
-        if "processes" not in receiver.backend.features:
-            raise Unsupported("--processes needs a backend that reaches beyond one process, like redis:")
         settled()
     logger.info("worker %d on %s", os.getpid(), _shown(backend, loaded))
     receiver.start()
