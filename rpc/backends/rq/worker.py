@@ -335,8 +335,11 @@ class RqWorker:
                 if worker.startswith(WORKER_PREFIX) and not self._client.exists(raw(worker_key(worker))):
                     yield queue, id, worker
 
-    def _recover(self, queue: str, id: str, worker: str, *, force: bool, died: bool) -> bool:
-        """Put a job back, or give it up. False if there is nothing to do: it was finished."""
+    def _recover(
+        self, queue: str, id: str, worker: str, *, force: bool, died: bool, patience: float | None = None
+    ) -> bool:
+        """Put a job back, or give it up. False if there is nothing to do: it was finished. Redis is tried for
+        `patience` seconds (None: the lease); then raises BackendUnavailable."""
         records, options = self._records, self._options
         why = DIED if died else STOPPED
         keys = [
@@ -358,7 +361,8 @@ class RqWorker:
             packed(lost(Message(headers={"id": _shown(id)}), why)),
             EXECUTIONS,
         ]
-        outcome = persistent(lambda: records.run(scripts.RECOVER, keys, arguments), options.lease)
+        seconds = options.lease if patience is None else patience
+        outcome = persistent(lambda: records.run(scripts.RECOVER, keys, arguments), seconds)
         if outcome:
             what = "died with" if died else "gives back"
             then = "is delivered again" if outcome == 1 else "is given up"
@@ -366,12 +370,12 @@ class RqWorker:
         return bool(outcome)
 
     def hand_back(self) -> None:
-        """Give back the job that is still running here, at once."""
+        """Give back the job that is still running here, at once. Raises BackendUnavailable."""
         if claimed := self._claimed:
             if self._child:
                 self._child.kill()
-            with translated_or_logged():
-                self._recover(claimed.queue, claimed.id, self.name, force=True, died=False)
+            name = self.name
+            self._recover(claimed.queue, claimed.id, name, force=True, died=False, patience=BLOCK)
             self._claimed = None
             self._leave()
 
