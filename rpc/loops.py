@@ -22,6 +22,8 @@ from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import Any, Generic, TypeVar
 
+from .errors import BackendUnavailable
+
 T = TypeVar("T")
 
 MOST = 32
@@ -43,16 +45,17 @@ class DaemonThreads(concurrent.futures.ThreadPoolExecutor):
     def submit(
         self, action: Callable[..., T], /, *arguments: Any, **named: Any
     ) -> concurrent.futures.Future[T]:
-        """Raises RuntimeError after `shutdown`."""
+        """Raises RuntimeError after `shutdown`, and if no thread can be started."""
         future: concurrent.futures.Future[T] = concurrent.futures.Future()
         with self._submitting:
             if not self._end.alive:
                 raise RuntimeError(f"the threads {self._name} were shut down")
-            self._todo.put((future, partial(action, *arguments, **named)))
             if not self._free.acquire(blocking=False) and len(self._started) < self._most:
                 name, work = f"{self._name}_{len(self._started)}", (self._todo, self._free)
-                self._started.append(threading.Thread(target=_work_off, args=work, name=name, daemon=True))
-                self._started[-1].start()
+                thread = threading.Thread(target=_work_off, args=work, name=name, daemon=True)
+                thread.start()
+                self._started.append(thread)
+            self._todo.put((future, partial(action, *arguments, **named)))
         return future
 
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
@@ -102,8 +105,14 @@ class LoopThread:
         return self._loop is not None and self._pid == os.getpid()
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
-        """Run it there. To cancel the future is to cancel the coroutine."""
-        return asyncio.run_coroutine_threadsafe(coroutine, self._running())
+        """Run it there. To cancel the future is to cancel the coroutine. Raises BackendUnavailable if there
+        is no loop, and no thread for one can be started."""
+        try:
+            loop = self._running()
+        except BackendUnavailable:
+            coroutine.close()
+            raise
+        return asyncio.run_coroutine_threadsafe(coroutine, loop)
 
     def spawn(
         self, coroutine: Coroutine[Any, Any, None], started: Callable[[Callable[[], object]], object]
@@ -125,12 +134,15 @@ class LoopThread:
             self._pid, self._lock, self._loop = os.getpid(), threading.Lock(), None
         with self._lock:
             if self._loop is None:
-                self._loop = asyncio.new_event_loop()
-                self._loop.set_default_executor(DaemonThreads(MOST, self._name))
-                self._thread = threading.Thread(
-                    target=_serve, args=[self._loop], name=self._name, daemon=True
-                )
-                self._thread.start()
+                loop = asyncio.new_event_loop()
+                loop.set_default_executor(DaemonThreads(MOST, self._name))
+                thread = threading.Thread(target=_serve, args=[loop], name=self._name, daemon=True)
+                try:
+                    thread.start()
+                except RuntimeError as error:  # some releases of Python 3.12 start none in `atexit`
+                    loop.close()
+                    raise BackendUnavailable(f"no thread for what waits: {error}") from error
+                self._loop, self._thread = loop, thread
             return self._loop
 
     def close(self) -> None:

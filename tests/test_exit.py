@@ -8,8 +8,9 @@ import threading
 from collections.abc import Iterator
 
 import pytest
+from in_memory import until
 
-from rpc import RpcClient, RpcReceiver
+from rpc import BackendUnavailable, RpcClient, RpcReceiver
 from rpc.loops import DaemonThreads
 
 SECONDS = 40
@@ -83,6 +84,7 @@ def test_threads_are_used_again_and_no_more_than_are_needed() -> None:
     assert names <= {"pool_0", "pool_1"}
     gate = threading.Event()
     waiting = [pool.submit(gate.wait, SECONDS) for _ in range(5)]
+    until(lambda: sum(each.running() for each in waiting) == 2)
     pool.shutdown(wait=False, cancel_futures=True)
     gate.set()
     pool.shutdown()
@@ -99,3 +101,16 @@ def test_threads_that_nobody_has_any_more_end() -> None:
     del pool
     thread.join(SECONDS)
     assert not thread.is_alive()
+
+
+def test_without_a_thread_it_is_an_error_of_ours_each_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As at the exit of some releases of Python 3.12."""
+
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't create new thread at interpreter shutdown")
+
+    with RpcClient(backend="memory://exit", timeout=1) as client, monkeypatch.context() as patched:
+        patched.setattr(threading.Thread, "start", refuse)
+        for _ in range(2):
+            with pytest.raises(BackendUnavailable, match="no thread for what waits"):
+                client.submit("inc", [1])

@@ -56,10 +56,13 @@ class Threads:
         """Done at the end."""
 
     def start(self, action: Callable[[], T]) -> Future[T]:
-        """Raises Cancelled after the end."""
+        """Raises Cancelled after the end, and BackendUnavailable if no thread can be had."""
         if self.over.done():
             raise Cancelled("the client was closed")
-        return self._pool.submit(action)
+        try:
+            return self._pool.submit(action)
+        except RuntimeError as error:
+            raise BackendUnavailable(f"no thread for what waits: {error}") from error
 
     def end(self) -> None:
         """Nobody waits any more for what runs."""
