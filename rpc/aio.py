@@ -16,9 +16,10 @@ from weakref import WeakSet
 
 from .backends import asynchronous
 from .backends._retry import sent_within_async
-from .caller import AS_SET, REASON, Caller, PendingCall
+from .caller import AS_SET, REASON, Caller, Key, PendingCall
 from .core.jobs import Response, current_request
 from .describe import Gathering, WorkerInfo
+from .durations import Duration, seconds
 from .errors import NoReceivers, QueueFull, RpcTimeout
 from .inspection import QueueInfo
 from .job_info import JobInfo, JobState
@@ -45,11 +46,11 @@ class AsyncRpcClient(Caller):
         data: Any = None,
         *,
         queue: str | None = None,
-        ttl: float | None = None,
-        delay: float | None = None,
+        ttl: Duration | None = None,
+        delay: Duration | None = None,
         at: datetime | None = None,
-        idempotency_key: str | None = None,
-        keep: float | None = None,
+        idempotency_key: Key | None = None,
+        keep: Duration | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> str:
         """As `RpcClient.call`."""
@@ -69,9 +70,9 @@ class AsyncRpcClient(Caller):
         name: str,
         data: Any = None,
         *,
-        timeout: float | None = AS_SET,
+        timeout: Duration | None = AS_SET,
         queue: str | None = None,
-        idempotency_key: str | None = None,
+        idempotency_key: Key | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> Response:
         """As `RpcClient.call_and_wait`. A task that is cancelled withdraws what it waits for."""
@@ -83,9 +84,9 @@ class AsyncRpcClient(Caller):
         name: str,
         data: Any = None,
         *,
-        timeout: float | None = AS_SET,
+        timeout: Duration | None = AS_SET,
         queue: str | None = None,
-        idempotency_key: str | None = None,
+        idempotency_key: Key | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> asyncio.Future[Response]:
         """As `RpcClient.submit`, but an asyncio.Future: for `gather`, `as_completed` and the like. Is not
@@ -111,9 +112,9 @@ class AsyncRpcClient(Caller):
         name: str,
         data: Any,
         *,
-        timeout: float | None = AS_SET,
+        timeout: Duration | None = AS_SET,
         queue: str | None = None,
-        idempotency_key: str | None = None,
+        idempotency_key: Key | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> asyncio.Future[T]:
         """A task of `what`: `answer`, or `value`."""
@@ -128,7 +129,7 @@ class AsyncRpcClient(Caller):
         iterable: Iterable[Any],
         *,
         window: int = 100,
-        timeout: float | None = AS_SET,
+        timeout: Duration | None = AS_SET,
         queue: str | None = None,
     ) -> AsyncIterator[Response]:
         """As `RpcClient.map`."""
@@ -178,8 +179,9 @@ class AsyncRpcClient(Caller):
         """As `RpcClient.services`; a call is awaited."""
         return Services(self)
 
-    async def describe(self, *, wait: float = 0.5) -> list[WorkerInfo]:
+    async def describe(self, *, wait: Duration = 0.5) -> list[WorkerInfo]:
         """As `RpcClient.describe`."""
+        wait = seconds(wait, "wait")
         gathered, end = Gathering(), time.monotonic() + wait
         asked = self._describing(wait)
         with suppress(RpcTimeout, NoReceivers), closing(await self._async.request(*asked)) as replies:

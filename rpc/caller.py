@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import operator
 import random
 import sys
 import time
@@ -16,6 +17,7 @@ from os import register_at_fork, urandom
 from threading import Thread
 from types import ModuleType
 from typing import Any, Final, Literal, cast
+from uuid import UUID
 
 from .backends import backend_from_url
 from .backends.features import unsupported
@@ -24,6 +26,7 @@ from .core.conversation import Conversation, call_message
 from .core.jobs import current_request
 from .core.patterns import matcher
 from .describe import ALL_WORKERS, DESCRIBE
+from .durations import Duration, seconds, seconds_or_none
 from .errors import BackendUnavailable, QueueFull, SettingsError, Unsupported
 from .events import event_address
 from .inspection import Results
@@ -56,6 +59,11 @@ REASON = 0.5
 
 _FEATURES = {DELAY: "delay", IDEMPOTENCY_KEY: "idempotency"}
 
+Key = str | int | UUID
+"""What an idempotency key may be."""
+LONGEST_KEY = 1024
+"""Bytes in UTF-8."""
+
 Pause = Callable[[int, QueueFull], float]
 """Seconds to wait after so many attempts, the last of which was refused; raises that, if it is to be."""
 
@@ -68,7 +76,7 @@ class Caller:
         *,
         settings: str | ModuleType | Settings | None = None,
         backend: Backend | str | None = None,
-        timeout: float | None = AS_SET,
+        timeout: Duration | None = AS_SET,
         queue: str = "default",
         codec: str | Codec | None = None,
         max_message_bytes: int | None = None,
@@ -79,7 +87,7 @@ class Caller:
         chosen = settings.for_clients if backend is None else backend
         self.backend: Backend = backend_from_url(chosen) if isinstance(chosen, str) else chosen
         self._owns_backend = isinstance(chosen, str)
-        self.timeout = settings.timeout if timeout is AS_SET else timeout
+        self.timeout = settings.timeout if timeout is AS_SET else seconds_or_none(timeout, "timeout")
         if when_full not in ("raise", "wait"):
             raise SettingsError(f"when_full is 'raise' or 'wait', not {when_full!r}")
         self._waits_for_room = when_full == "wait"
@@ -102,41 +110,42 @@ class Caller:
         self,
         name: str,
         data: Any,
-        ttl: float | None,
-        delay: float | None,
+        ttl: Duration | None,
+        delay: Duration | None,
         at: datetime | None,
-        idempotency_key: str | None,
-        keep: float | None,
+        idempotency_key: Key | None,
+        keep: Duration | None,
         headers: Mapping[str, str] | None,
     ) -> Message:
         """The message of a job that nobody waits for."""
         if at is not None and delay is not None:
             raise ValueError("give delay or at, not both")
-        wait = delay if at is None else max(0.0, at.timestamp() - time.time())
+        ttl, wait = seconds_or_none(ttl, "ttl"), seconds_or_none(delay, "delay")
+        if at is not None:
+            wait = _until(at)
         more = {} if wait is None else {DELAY: _delay(wait, ttl, idempotency_key)}
         if keep is not None:
             more[KEEP] = self._kept(keep)
         return self._message(name, data, ttl, idempotency_key, {**_own(headers), **more}, replies=False)
 
-    def _kept(self, keep: float) -> str:
-        if not 0 <= keep < math.inf:
-            raise ValueError(f"keep is a number of seconds, finite and not negative, not {keep!r}")
+    def _kept(self, keep: Duration) -> str:
+        kept_for = seconds(keep, "keep")
         if not self._inspector.keeps:
             raise Unsupported(f"{unsupported('results')}; RPC_STORE may name one of them")
-        return f"{keep:.3f}"
+        return f"{kept_for:.3f}"
 
     def _message(
         self,
         name: str,
         data: Any,
         ttl: float | None,
-        idempotency_key: str | None,
+        idempotency_key: Key | None,
         headers: Mapping[str, str],
         *,
         replies: bool,
     ) -> Message:
         if idempotency_key is not None:
-            headers = {**headers, IDEMPOTENCY_KEY: idempotency_key}
+            headers = {**headers, IDEMPOTENCY_KEY: _key(name, idempotency_key)}
         for header in headers:
             if (feature := _FEATURES.get(header, "")) and feature not in self.backend.features:
                 raise unsupported(feature)
@@ -173,10 +182,9 @@ class Caller:
             queue = next((each for fits, each in self._routes if fits(name)), None)
         return queue_address(queue or self._queue)
 
-    def _allowed(self, timeout: float | None) -> float | None:
+    def _allowed(self, timeout: Duration | None) -> float | None:
         """The timeout, within the time that is left to the request that is being handled here, if one is."""
-        if timeout is AS_SET:
-            timeout = self.timeout
+        timeout = self.timeout if timeout is AS_SET else seconds_or_none(timeout, "timeout")
         request = current_request.get()
         if request is None or request.deadline is None:
             return timeout
@@ -233,7 +241,7 @@ class PendingCall(Conversation):
         name: str,
         data: Any,
         timeout: float | None,
-        idempotency_key: str | None,
+        idempotency_key: Key | None,
         headers: Mapping[str, str] | None,
     ) -> None:
         self._caller, self._what = caller, (data, idempotency_key, _own(headers))
@@ -242,10 +250,10 @@ class PendingCall(Conversation):
     def pause(self, attempt: int, refused: QueueFull) -> float:
         """A Pause. After it this is asked as another message: with an id of its own, and the time left."""
         end = math.inf if self._deadline is None else self._deadline
-        seconds = self._caller._pause(end, attempt, refused)
-        left = None if self._deadline is None else self._deadline - time.monotonic() - seconds
+        pause = self._caller._pause(end, attempt, refused)
+        left = None if self._deadline is None else self._deadline - time.monotonic() - pause
         self.request = self._message(self.name, left)
-        return seconds
+        return pause
 
     def reason(self, to: Address) -> Future[str]:
         """As that of the caller."""
@@ -286,8 +294,29 @@ def _own(headers: Mapping[str, str] | None) -> Mapping[str, str]:
     return {**inherited, **own}
 
 
-def _delay(seconds: float, ttl: float | None, idempotency_key: str | None) -> str:
+def _key(name: str, key: Key) -> str:
+    """The header: the key of another job is another one. ValueError for what is no key."""
+    try:
+        text = key if isinstance(key, str) else str(key if isinstance(key, UUID) else operator.index(key))
+        if not isinstance(key, bool) and len(text.encode()) <= LONGEST_KEY:
+            return f"{name}:" + text
+    except (TypeError, ValueError):  # nothing of the three, half of a character, a number without end
+        pass
+    kinds = f"a str of at most {LONGEST_KEY} bytes in UTF-8, an int or a UUID"
+    raise ValueError(f"an idempotency key is {kinds}, not this {type(key).__name__}")
+
+
+def _until(at: datetime) -> float:
+    """Seconds from now until then, 0 if it is past; ValueError if it is no time, or too far off."""
+    try:
+        left = at.timestamp() - time.time()
+    except (AttributeError, OverflowError, OSError, ValueError):  # a year that the machine cannot count
+        raise ValueError(f"at is a datetime that is not too far off, not {at!r:.80}") from None
+    return seconds(max(0.0, left), "the delay until `at`")
+
+
+def _delay(wait: float, ttl: float | None, idempotency_key: Key | None) -> str:
     """The header; ValueError if it makes no sense."""
-    if not 0 <= seconds < math.inf or (ttl is not None and ttl <= seconds) or idempotency_key is not None:
-        raise ValueError("a delay is finite, not negative, less than ttl, and goes with no idempotency_key")
-    return f"{seconds:.3f}"
+    if (ttl is not None and ttl <= wait) or idempotency_key is not None:
+        raise ValueError("a delay is less than ttl, and goes with no idempotency_key")
+    return f"{wait:.3f}"

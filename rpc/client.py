@@ -15,9 +15,10 @@ from weakref import WeakSet
 from .aio import answer, value
 from .backends import asynchronous
 from .backends._retry import sent_within
-from .caller import AS_SET, REASON, Caller, Pause, PendingCall
+from .caller import AS_SET, REASON, Caller, Key, Pause, PendingCall
 from .core.jobs import Response, current_request
 from .describe import Gathering, WorkerInfo
+from .durations import Duration, seconds
 from .errors import NoReceivers, QueueFull, RpcTimeout
 from .inspection import QueueInfo
 from .job_info import JobInfo, JobState
@@ -48,21 +49,21 @@ class RpcClient(Caller):
         data: Any = None,
         *,
         queue: str | None = None,
-        ttl: float | None = None,
-        delay: float | None = None,
+        ttl: Duration | None = None,
+        delay: Duration | None = None,
         at: datetime | None = None,
-        idempotency_key: str | None = None,
-        keep: float | None = None,
+        idempotency_key: Key | None = None,
+        keep: Duration | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> str:
         """Send a job and do not wait: the id of the request. Returns once the broker has it.
 
         `data` is a dict or a list; `ttl` is the seconds after which it is no longer wanted (None: it waits
         as long as it must). It is done after `delay` seconds, or `at` a time (one without a zone is local).
-        Of the calls with one `idempotency_key`, only the first is done. Its outcome is kept for `keep`
-        seconds after its end, for `job()`. Raises SerializationError before anything is sent, ValueError,
-        QueueFull, Unsupported by this backend, and BackendUnavailable when the broker cannot be had for 5
-        seconds, or the client's `timeout` if that is less.
+        Of the calls of this job with one `idempotency_key` (a str, an int or a UUID), only the first is done.
+        Its outcome is kept for `keep` seconds after its end, for `job()`. Raises SerializationError before
+        anything is sent, ValueError, QueueFull, Unsupported by this backend, and BackendUnavailable when the
+        broker cannot be had for 5 seconds, or the client's `timeout` if that is less.
         """
 
         def send() -> str:
@@ -78,20 +79,21 @@ class RpcClient(Caller):
         name: str,
         data: Any = None,
         *,
-        timeout: float | None = AS_SET,
+        timeout: Duration | None = AS_SET,
         queue: str | None = None,
-        idempotency_key: str | None = None,
+        idempotency_key: Key | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> Response:
         """Send a job and wait for its response.
 
         `data` is a dict or a list; `timeout` is in seconds (None: without end); `headers` are texts, of the
-        trace (`traceparent`, `tracestate`, `baggage`) or the application's own (`x-…`). Of calls with one
-        `idempotency_key`, only the first is done, and all get its response. Called by a handler, it is a part
-        of that request: within its time, and with those headers of it. Raises RemoteError if the
-        handler raised, MethodNotFound, InvalidParams, WorkerLost, SerializationError, RpcTimeout when the
-        time is up, BackendUnavailable, QueueFull, Unsupported by this backend. A caller that stops waiting,
-        for whatever reason, withdraws a job that has no such key.
+        trace (`traceparent`, `tracestate`, `baggage`) or the application's own (`x-…`). Of calls of this job
+        with one `idempotency_key` (a str, an int or a UUID), only the first is done, and all get its
+        response. Called by a handler, it is a part of that request: within its time, and with those headers
+        of it. Raises ValueError for wrong arguments, RemoteError if the handler raised, MethodNotFound,
+        InvalidParams, WorkerLost, SerializationError, RpcTimeout when the time is up, BackendUnavailable,
+        QueueFull, Unsupported by this backend. A caller that stops waiting, for whatever reason, withdraws a
+        job that has no such key.
         """
         pending = PendingCall(self, name, data, self._allowed(timeout), idempotency_key, headers)
         return self._with_room(lambda: self._answer(pending, queue), pending.pause)
@@ -101,9 +103,9 @@ class RpcClient(Caller):
         name: str,
         data: Any = None,
         *,
-        timeout: float | None = AS_SET,
+        timeout: Duration | None = AS_SET,
         queue: str | None = None,
-        idempotency_key: str | None = None,
+        idempotency_key: Key | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> Future[Response]:
         """Send a job, and return a future of its response. Errors as in `call_and_wait`: those of the data
@@ -130,7 +132,7 @@ class RpcClient(Caller):
         iterable: Iterable[Any],
         *,
         window: int = 100,
-        timeout: float | None = AS_SET,
+        timeout: Duration | None = AS_SET,
         queue: str | None = None,
     ) -> Iterator[Response]:
         """The responses to a job called with each item as its data, in order. At most `window` of them are
@@ -189,9 +191,10 @@ class RpcClient(Caller):
         """What services expose, to be called like functions: `client.services.example.foo(1, key=2)`."""
         return Services(self)
 
-    def describe(self, *, wait: float = 0.5) -> list[WorkerInfo]:
+    def describe(self, *, wait: Duration = 0.5) -> list[WorkerInfo]:
         """What the workers that run now offer, as told by those that answer within `wait` seconds. Raises
         BackendUnavailable, Unsupported by this backend."""
+        wait = seconds(wait, "wait")
         gathered, end = Gathering(), time.monotonic() + wait
         asked = self._describing(wait)
         with suppress(RpcTimeout, NoReceivers), closing(self.backend.request(*asked)) as replies:
@@ -219,9 +222,9 @@ class RpcClient(Caller):
         name: str,
         data: Any,
         *,
-        timeout: float | None = AS_SET,
+        timeout: Duration | None = AS_SET,
         queue: str | None = None,
-        idempotency_key: str | None = None,
+        idempotency_key: Key | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> Future[T]:
         """A future of `what`: `answer`, or `value`."""

@@ -12,6 +12,7 @@ import random
 import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
+from contextvars import copy_context
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
@@ -24,6 +25,7 @@ from .core.middleware import ContextFactory
 from .core.parameters import conversions, is_annotated
 from .core.patterns import matcher
 from .core.protocol import decode_call, remote_error
+from .durations import Duration
 from .errors import RpcError, SettingsError
 from .transport import ADDRESS_NAME as NAME
 from .transport import OWN, Address, Delivery, Message, topic
@@ -85,7 +87,7 @@ def on(
     group: str | None = None,
     durable: bool = False,
     retries: int = 0,
-    backoff: float = 1.0,
+    backoff: Duration = 1.0,
     retry_on: type[BaseException] | tuple[type[BaseException], ...] = (Exception,),
 ) -> Callable[[F], F]:
     """Have a function, or a method of a service, called with each event of this name. May be repeated.
@@ -209,13 +211,16 @@ class Events:
 
     def _hear(self, listener: Listener, event: Event, attempt: int, delivery: Delivery) -> None:
         try:
-            with self._context():
-                result = listener.call(event)
-                if inspect.iscoroutine(result):
-                    self._run(result)
+            copy_context().run(self._call, listener, event)
         except BaseException as error:  # as handlers, listeners may raise anything
             listener.failures += 1
             self._failed(listener, event, attempt, delivery, error)
+
+    def _call(self, listener: Listener, event: Event) -> None:
+        with self._context():
+            result = listener.call(event)
+            if inspect.iscoroutine(result):
+                self._run(result)
 
     def _failed(
         self, listener: Listener, event: Event, attempt: int, delivery: Delivery, error: BaseException
@@ -236,7 +241,8 @@ class Events:
         if not is_retried:
             return
         if not listener.subscription.durable:
-            if again and not self._later(pause, partial(self._hear, listener, event, attempt + 1, delivery)):
+            hear = partial(copy_context().run, self._hear, listener, event, attempt + 1, delivery)
+            if again and not self._later(pause, hear):
                 logger.warning("event %r (%s) is not tried again: too many are", event.topic, event.id)
             return
         try:

@@ -10,11 +10,14 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from typing import Any, Literal, cast, get_args
 
+from .backends import backend_from_url
 from .backends.features import unsupported
 from .core.codecs import JSON, Accepted
+from .core.jobs import Jobs
 from .core.protocol import decode_reply, encode_error
-from .errors import Cancelled, RpcError, RpcTimeout, SerializationError
+from .errors import Cancelled, RpcError, RpcTimeout, SerializationError, Unsupported
 from .inspection import Counts, DeadLetter, DeadLetters, Entry, Inspection, QueueInfo, Results
+from .settings import Settings
 from .transport import FAILED, KEEP, NAME, Backend, Delivery, Message, unpacked
 
 logger = logging.getLogger(__name__)
@@ -220,6 +223,21 @@ class Keeper:
         except RpcError as error:
             logger.error("the outcome of %s cannot be kept: %s", message.id, error)
         return last
+
+
+def keeping(settings: Settings, backend: Backend, jobs: Jobs, worker: str) -> dict[str, Any]:
+    """What the dispatcher of a worker must know of outcomes that are kept. Raises Unsupported."""
+    store: Any = settings.store
+    store = backend_from_url(store) if isinstance(store, str) else store
+    wanted = settings.keep_results or any(job.options.keep for job in jobs.values())
+    if wanted and "results" not in (store or backend).features:
+        raise Unsupported(f"{unsupported('results')}; RPC_STORE may name one of them")
+    return {
+        "kept": Keeper(worker, store),
+        "keeps_elsewhere": store is not None,
+        "keep_results": settings.keep_results,
+        "unknown_for": settings.unknown_for,
+    }
 
 
 def _error_in(last: Message) -> RpcError | None:

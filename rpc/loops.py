@@ -10,6 +10,7 @@ import select
 import socket
 import threading
 import time
+import weakref
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
@@ -17,10 +18,75 @@ from contextvars import copy_context
 from functools import cached_property, partial
 from heapq import heappop, heappush
 from itertools import count
+from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import Any, Generic, TypeVar
 
+from .errors import BackendUnavailable
+
 T = TypeVar("T")
+
+MOST = 32
+"""Threads for what blocks, of an event loop, as asyncio has it."""
+
+
+class DaemonThreads(concurrent.futures.ThreadPoolExecutor):
+    """An executor of at most so many threads. They do not keep the process from ending, and what comes when
+    its main thread has ended, or in `atexit`, is done: that of `concurrent.futures` refuses it."""
+
+    def __init__(self, most: int, name: str) -> None:
+        super().__init__(most, name)
+        self._most, self._name, self._submitting = most, name, threading.Lock()
+        self._free, self._todo = threading.Semaphore(0), SimpleQueue[_Todo]()
+        self._started: list[threading.Thread] = []
+        self._end = weakref.finalize(self, _end_all, self._todo, self._started)
+        self._end.atexit = False
+
+    def submit(
+        self, action: Callable[..., T], /, *arguments: Any, **named: Any
+    ) -> concurrent.futures.Future[T]:
+        """Raises RuntimeError after `shutdown`, and if no thread can be started."""
+        future: concurrent.futures.Future[T] = concurrent.futures.Future()
+        with self._submitting:
+            if not self._end.alive:
+                raise RuntimeError(f"the threads {self._name} were shut down")
+            if not self._free.acquire(blocking=False) and len(self._started) < self._most:
+                name, work = f"{self._name}_{len(self._started)}", (self._todo, self._free)
+                thread = threading.Thread(target=_work_off, args=work, name=name, daemon=True)
+                thread.start()
+                self._started.append(thread)
+            self._todo.put((future, partial(action, *arguments, **named)))
+        return future
+
+    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
+        """Let the threads end as soon as there is nothing to do."""
+        with self._submitting:
+            while cancel_futures and not self._todo.empty():
+                with suppress(Empty):
+                    self._todo.get_nowait()[0].cancel()  # type: ignore[index]
+            self._end()
+        for thread in self._started if wait else ():
+            thread.join()
+
+
+_Todo = tuple["concurrent.futures.Future[Any]", Callable[[], Any]] | None
+
+
+def _end_all(todo: SimpleQueue[_Todo], threads: list[threading.Thread]) -> None:
+    for _ in threads:
+        todo.put(None)
+
+
+def _work_off(todo: SimpleQueue[_Todo], free: threading.Semaphore) -> None:
+    while (work := todo.get()) is not None:
+        future, action = work
+        if future.set_running_or_notify_cancel():
+            try:
+                future.set_result(action())
+            except BaseException as error:  # it is raised where somebody waits
+                future.set_exception(error)
+        del work, future, action  # which are not to live until there is more to do
+        free.release()
 
 
 class LoopThread:
@@ -39,8 +105,14 @@ class LoopThread:
         return self._loop is not None and self._pid == os.getpid()
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
-        """Run it there. To cancel the future is to cancel the coroutine."""
-        return asyncio.run_coroutine_threadsafe(coroutine, self._running())
+        """Run it there. To cancel the future is to cancel the coroutine. Raises BackendUnavailable if there
+        is no loop, and no thread for one can be started."""
+        try:
+            loop = self._running()
+        except BackendUnavailable:
+            coroutine.close()
+            raise
+        return asyncio.run_coroutine_threadsafe(coroutine, loop)
 
     def spawn(
         self, coroutine: Coroutine[Any, Any, None], started: Callable[[Callable[[], object]], object]
@@ -62,11 +134,15 @@ class LoopThread:
             self._pid, self._lock, self._loop = os.getpid(), threading.Lock(), None
         with self._lock:
             if self._loop is None:
-                self._loop = asyncio.new_event_loop()
-                self._thread = threading.Thread(
-                    target=_serve, args=[self._loop], name=self._name, daemon=True
-                )
-                self._thread.start()
+                loop = asyncio.new_event_loop()
+                loop.set_default_executor(DaemonThreads(MOST, self._name))
+                thread = threading.Thread(target=_serve, args=[loop], name=self._name, daemon=True)
+                try:
+                    thread.start()
+                except RuntimeError as error:  # some releases of Python 3.12 start none in `atexit`
+                    loop.close()
+                    raise BackendUnavailable(f"no thread for what waits: {error}") from error
+                self._loop, self._thread = loop, thread
             return self._loop
 
     def close(self) -> None:
@@ -101,6 +177,17 @@ class RunningLoop(LoopThread):
             future.cancel()
         for task in [*self._tasks]:
             _cancel(task.get_loop(), task)
+
+
+def in_contexts(function: Callable[..., T]) -> Callable[..., T]:
+    """The function, each call of which runs in a context (`contextvars`) of its own: a copy of the one that
+    is current here and now, in whatever thread it is called."""
+    origin = copy_context()
+
+    def call(*arguments: Any) -> T:
+        return origin.copy().run(function, *arguments)
+
+    return call
 
 
 async def to_its_end(action: Callable[[], T]) -> T:

@@ -11,14 +11,14 @@ import threading
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import nullcontext, suppress
+from contextvars import copy_context
 from types import ModuleType, TracebackType
 from typing import Any, TypeVar
 from uuid import uuid4
 
 from .aio import AsyncRpcClient
-from .backends import backend_from_url, backend_of_receiver
+from .backends import backend_of_receiver
 from .backends._retry import Backoff
-from .backends.features import unsupported
 from .client import RpcClient
 from .core.codecs import Accepted
 from .core.dispatch import Dispatcher
@@ -26,17 +26,18 @@ from .core.jobs import Jobs, jobs_from
 from .core.middleware import ContextFactory, Hooks, Middleware, checked
 from .core.work import HandedBack, contained
 from .describe import ALL_WORKERS, DESCRIBE, WorkerInfo, worker_info
+from .durations import Duration, seconds
 from .errors import BackendRefused, Cancelled, SettingsError, Unsupported
 from .events import Events, listeners_in
-from .job_info import Keeper
+from .job_info import keeping
 from .local_retry import retrying_locally
-from .loops import DelayQueue, LoopThread, RunningLoop, locked_cached_property, to_its_end
+from .loops import DelayQueue, LoopThread, RunningLoop, in_contexts, locked_cached_property, to_its_end
 from .services import gathered, service
 from .settings import Settings, load_settings
 from .signals import stopped_by_signals
 from .ticker import Ticker
 from .timers import timers_in
-from .transport import Address, Backend, Delivery, Server, queue
+from .transport import Address, Backend, Delivery, Handler, Server, queue
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +71,7 @@ class RpcReceiver:
         queues: Sequence[str] | None = None,
         concurrency: int | None = None,
         coroutines: int | None = None,
-        grace: float | None = None,
+        grace: Duration | None = None,
         hooks: Mapping[str, Any] | None = None,
         middleware: Sequence[Middleware] | None = None,
         context: ContextFactory = nullcontext,
@@ -83,7 +84,7 @@ class RpcReceiver:
         self.concurrency = _slots("RPC_CONCURRENCY", concurrency, settings.concurrency)
         self.coroutines = _slots("RPC_COROUTINES", coroutines, settings.coroutines)
         self.queues = tuple(settings.queues if queues is None else queues)
-        self.grace = settings.grace if grace is None else grace
+        self.grace = settings.grace if grace is None else seconds(grace, "grace")
         self.id = uuid4().hex
         self._context = context
         self._loop = LoopThread("rpc-coroutines")
@@ -120,7 +121,7 @@ class RpcReceiver:
             aside=to_its_end,
             handed_back=self._handed_back,
             calls=self,
-            **self._keeping(),
+            **keeping(settings, self.backend, self.jobs, self.id),
             context=context,
             middleware=checked(settings.loaded_middleware() if middleware is None else middleware),
         )
@@ -137,21 +138,6 @@ class RpcReceiver:
             dice=random.random,
             **options,
         )
-
-    def _keeping(self) -> dict[str, Any]:
-        """What the dispatcher must know of outcomes that are kept. Raises Unsupported."""
-        settings = self._settings
-        store: Any = settings.store
-        store = backend_from_url(store) if isinstance(store, str) else store
-        wanted = settings.keep_results or any(job.options.keep for job in self.jobs.values())
-        if wanted and "results" not in (store or self.backend).features:
-            raise Unsupported(f"{unsupported('results')}; RPC_STORE may name one of them")
-        return {
-            "kept": Keeper(self.id, store),
-            "keeps_elsewhere": store is not None,
-            "keep_results": settings.keep_results,
-            "unknown_for": settings.unknown_for,
-        }
 
     def hook(self, name: str) -> Callable[[F], F]:
         """A decorator that adds a hook. Raises SettingsError for a name that is none."""
@@ -259,7 +245,7 @@ class RpcReceiver:
                 loop.call_soon_threadsafe(begun.set)
 
         self._loop, self._on_arrival = RunningLoop(), arrive
-        self._serving = threading.Thread(target=serve, name="rpc-receiver", daemon=True)
+        self._serving = threading.Thread(target=in_contexts(serve), name="rpc-receiver", daemon=True)
         self._serving.start()
         try:
             await begun.wait()
@@ -289,9 +275,9 @@ class RpcReceiver:
 
     def _serve(self, wait: bool = False) -> None:
         self._begun = self._has_handed_back = False
-        handler = (
-            self._handle if "delay" in self.backend.features else retrying_locally(self._handle, self._later)
-        )
+        handler: Handler = in_contexts(self._handle)
+        if "delay" not in self.backend.features:
+            handler = retrying_locally(handler, self._later)
         slots: dict[str, Any] = {"threads": self.concurrency, "coroutines": self.coroutines}
         pauses = Backoff()
         try:
@@ -366,7 +352,7 @@ class RpcReceiver:
         name = "on_connect" if connected else "on_disconnect"
         try:
             with self._context():
-                self.hooks.tell(name)
+                copy_context().run(self.hooks.tell, name)
         except Exception:  # the context is the user's
             logger.exception("hooks %s failed", name)
 

@@ -17,17 +17,20 @@ from typing import Annotated, Any, Literal, get_type_hints
 
 import msgspec
 
+from .durations import seconds
 from .errors import SettingsError
 
 VARIABLES = ("RPC_SETTINGS_MODULE", "SETTINGS_IMPORT_PATH")
 DEFAULT_MODULE = "settings"
 BACKEND_KEYS = ("RPC_BACKEND", "RPC_RECEIVER_BACKEND", "RPC_CLIENT_BACKEND", "RPC_STORE")
+DURATIONS = frozenset({"timeout", "lease", "grace", "keep_results", "unknown_for"})
 DEFAULT_QUEUES = ("high", "default", "low")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """Every key `RPC_<NAME IN CAPITALS>` of a settings module, with its default. Times are in seconds."""
+    """Every key `RPC_<NAME IN CAPITALS>` of a settings module, with its default. Times are in seconds; a
+    module may have a timedelta there."""
 
     module: str = "(none)"
     job_mapping: Mapping[str, Any] = field(default_factory=dict)
@@ -44,7 +47,7 @@ class Settings:
     """The same, for receivers alone."""
     client_backend: Any = None
     """The same, for clients alone."""
-    timeout: Annotated[float, msgspec.Meta(ge=0)] | None = 30.0
+    timeout: float | None = 30.0
     """How long a call waits. None: without end."""
     concurrency: Annotated[int, msgspec.Meta(ge=1)] = 1
     """How many plain functions a worker runs at a time."""
@@ -67,13 +70,13 @@ class Settings:
     """The largest request or reply, in bytes."""
     send_tracebacks: bool = False
     """Whether a RemoteError has the receiver's traceback."""
-    keep_results: Annotated[float, msgspec.Meta(ge=0)] = 0.0
+    keep_results: float = 0.0
     """How long the outcome of a job that nobody waits for is kept."""
     store: Any = None
     """A backend, or its URL, that keeps outcomes. None: the one that carries the jobs."""
-    unknown_for: Annotated[float, msgspec.Meta(ge=0)] = 60.0
+    unknown_for: float = 60.0
     """How long workers pass on a job that they do not know, if nobody waits for it."""
-    grace: Annotated[float, msgspec.Meta(ge=0)] = 30.0
+    grace: float = 30.0
     """How long a worker that is told to stop may finish what it runs."""
 
     @property
@@ -150,8 +153,10 @@ def settings_from(keys: Mapping[str, Any], module: str) -> Settings:
         if key not in known:
             raise SettingsError(f"{module} has the unknown key {key}; known are {', '.join(known)}")
         try:
-            values[known[key]] = msgspec.convert(value, types[known[key]])
-        except msgspec.ValidationError as error:
+            of = known[key]
+            given = seconds(value, "it") if of in DURATIONS and value is not None else value
+            values[of] = msgspec.convert(given, types[of])
+        except (msgspec.ValidationError, ValueError) as error:
             raise SettingsError(f"{module}: {key}: {error}") from None
         if key in BACKEND_KEYS and not _is_backend(value):
             raise SettingsError(f"{module}: {key}: {value!r} is neither a backend nor its URL")

@@ -14,6 +14,8 @@ from contextlib import contextmanager
 logger = logging.getLogger(__name__)
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
+AT_LEAST = 1.0
+"""Seconds for what else is to end, however long the rest took."""
 TOLD = 0
 """What is said to the thread, among the numbers of signals: none has this one."""
 
@@ -23,8 +25,9 @@ def stopped_by_signals(
     stop: Callable[[], object], hand_back: Callable[[], object], grace: float
 ) -> Iterator[None]:
     """Until the end of the block a signal calls `stop`, from any thread. If the block has not ended `grace`
-    seconds later, `hand_back` is called, and the process ends with 0. The second signal ends it at once. Does
-    nothing outside of the main thread, where Python has no signals."""
+    seconds later, `hand_back` is called, and the process ends with 0. The second signal ends it at once.
+    If the main thread ends after the block, threads that are left do not keep the process for longer than
+    that. Does nothing outside of the main thread, where Python has no signals."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -88,12 +91,12 @@ class _Ear:
         os.write(self._tell, bytes([TOLD]))
 
     def _listen(self) -> None:
-        """The pipe is closed when the block has ended."""
+        """The pipe is closed when the block has ended; that of a process which was told to stop ends, too."""
         came, end = 0, 0.0
         with open(self._told, "rb", buffering=0) as pipe:
             while select.select([pipe], [], [], max(0.0, end - time.monotonic()) if end else None)[0]:
                 if not (heard := pipe.read(64)):
-                    return
+                    return _end_with_main_thread(end) if end else None
                 numbers = [number for number in heard if number in SIGNALS]
                 came += len(numbers)
                 if came > 1:  # the first one's handler did not get to run
@@ -108,6 +111,22 @@ class _Ear:
         finally:
             logging.shutdown()
             os._exit(0)
+
+
+def _end_with_main_thread(end: float) -> None:
+    """Python waits for threads that are no daemons, and for child processes: what handlers have left behind.
+    It does until `end`, but a little at least. Returns if it is the main thread that goes on."""
+    end = max(end, time.monotonic() + AT_LEAST)
+    main = threading.main_thread()
+    while main.is_alive() and not getattr(threading, "_SHUTTING_DOWN", False):  # then it waits for executors
+        main.join(0.1)
+        if time.monotonic() > end:
+            return
+    time.sleep(max(0.0, end - time.monotonic()))  # if all is well, the process has ended before that
+    left = [f"thread {each.name!r}" for each in threading.enumerate() if not each.daemon and each is not main]
+    logger.warning("ending although this still runs: %s", ", ".join(left) or "what is called at the exit")
+    logging.shutdown()
+    os._exit(0)
 
 
 class _Fork(threading.local):

@@ -14,6 +14,7 @@ from .backends.features import unsupported
 from .core.lifecycle import blamed
 from .core.middleware import ContextFactory
 from .errors import RpcError
+from .loops import in_contexts
 from .timers import Ticking
 from .transport import Backend, Locks
 
@@ -58,7 +59,10 @@ class Ticker:
     def start(self) -> None:
         self._ended.clear()
         self._done.clear()
-        self._threads = [_thread(f"rpc-timer {each.name}", self._tick_on, each) for each in self.ticking]
+        tick = in_contexts(self._tick)
+        self._threads = [
+            _thread(f"rpc-timer {each.name}", self._tick_on, each, tick) for each in self.ticking
+        ]
         self._keepers = []
         if any(each.timer.singleton for each in self.ticking):
             self._keepers.append(_thread("rpc-timer-locks", self._keep))
@@ -74,7 +78,7 @@ class Ticker:
         for thread in self._keepers:
             thread.join()
 
-    def _tick_on(self, ticking: Ticking) -> None:
+    def _tick_on(self, ticking: Ticking, tick: Callable[[Ticking], None]) -> None:
         schedule, singleton = ticking.timer.schedule, ticking.timer.singleton
         longest = min(LONGEST, self._lease / RENEWALS) if singleton else LONGEST
         now = schedule.clock()
@@ -87,7 +91,7 @@ class Ticker:
                 self._ended.wait(min(due - now, longest))
                 continue
             if not singleton or self._has_lock(ticking.name):
-                self._tick(ticking)
+                tick(ticking)
             due = schedule.after(due, schedule.clock())
         self._give_back(ticking.name)
 

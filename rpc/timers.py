@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import inspect
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from datetime import datetime, tzinfo
+from datetime import datetime, timedelta, timezone, tzinfo
 from typing import Any, Protocol, TypeVar
 
 from .core.jobs import marking
+from .durations import Duration
+from .durations import seconds as checked
 from .errors import SettingsError, not_installed
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -42,6 +43,26 @@ class Every:
         return due + self.seconds * (1 + late // self.seconds)
 
 
+class Local(tzinfo):
+    """The time zone of this machine, with the days on which its clocks change."""
+
+    def utcoffset(self, when: datetime | None) -> timedelta:
+        local = (when or datetime.now()).replace(tzinfo=None)
+        return local - datetime.fromtimestamp(local.timestamp(), timezone.utc).replace(tzinfo=None)
+
+    def dst(self, when: datetime | None) -> None:
+        """It is not known which part of the offset that is."""
+
+    def tzname(self, when: datetime | None) -> str:
+        return "local"
+
+    def fromutc(self, when: datetime) -> datetime:
+        return datetime.fromtimestamp(when.replace(tzinfo=timezone.utc).timestamp()).replace(tzinfo=self)
+
+
+LOCAL = Local()
+
+
 @dataclass(frozen=True)
 class Cron:
     """As crontab(5) has it, in a time zone, or local time."""
@@ -56,7 +77,7 @@ class Cron:
     def after(self, due: float, now: float) -> float:
         from cronsim import CronSim
 
-        start = datetime.fromtimestamp(max(due, now), self.zone).astimezone(self.zone)
+        start = datetime.fromtimestamp(max(due, now), self.zone or LOCAL)
         found: datetime = next(CronSim(self.expression, start))
         return found.timestamp()
 
@@ -72,7 +93,7 @@ class Timer:
         return f"{self.schedule}, by one worker at a time" if self.singleton else str(self.schedule)
 
 
-def every(*, seconds: float, singleton: bool = False) -> Callable[[F], F]:
+def every(*, seconds: Duration, singleton: bool = False) -> Callable[[F], F]:
     """Have a function, or a method of a service, called every so many seconds while a worker serves; for the
     first time after that time.
 
@@ -81,9 +102,8 @@ def every(*, seconds: float, singleton: bool = False) -> Callable[[F], F]:
     have it at a time, by a lock of the broker's, and in another one soon after that one died. Raises
     ValueError.
     """
-    if not 0 < seconds < math.inf:
-        raise ValueError("seconds is more than 0, and finite")
-    return marking("__rpc_timers__", Timer(Every(seconds), singleton), several=True)
+    rate = Every(checked(seconds, "seconds", above=True))
+    return marking("__rpc_timers__", Timer(rate, singleton), several=True)
 
 
 def cron(expression: str, *, zone: tzinfo | None = None, singleton: bool = False) -> Callable[[F], F]:
@@ -94,10 +114,14 @@ def cron(expression: str, *, zone: tzinfo | None = None, singleton: bool = False
         from cronsim import CronSim, CronSimError
     except ModuleNotFoundError as error:
         raise not_installed("cron:", "cron") from error
+    if zone is not None and not isinstance(zone, tzinfo):
+        raise ValueError(f'zone is a tzinfo, such as ZoneInfo("Europe/Berlin"), not {zone!r:.80}')
     try:
-        CronSim(expression, datetime.now())
-    except CronSimError as error:
+        next(CronSim(expression, datetime.now()))
+    except (CronSimError, AttributeError) as error:  # it may be no text
         raise ValueError(f"{expression!r} is no crontab expression: {error}") from None
+    except StopIteration:
+        raise ValueError(f"{expression!r} is no crontab expression: it names no day that there is") from None
     return marking("__rpc_timers__", Timer(Cron(expression, zone), singleton), several=True)
 
 

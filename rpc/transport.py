@@ -85,7 +85,7 @@ DELAY = "delay"
 
 IDEMPOTENCY_KEY = "idempotency-key"
 """Header: of the messages with the same one, in one queue, only the first is handled, and its last reply goes
-to all (feature `idempotency`)."""
+to all (feature `idempotency`). Callers begin it with the name of the job, and a colon."""
 
 KEEP = "keep"
 """Header: seconds for which the last reply is kept, for anybody who knows the id (feature `results`)."""

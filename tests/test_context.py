@@ -1,15 +1,18 @@
-"""`RpcReceiver(context=…)`: all code of the user runs in it, coroutines in its asynchronous colour."""
+"""`RpcReceiver(context=…)`: all code of the user runs in it, coroutines in its asynchronous colour. And what
+a ContextVar has: each job has a context of its own, as have listeners, what ticks, and hooks."""
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import Callable
+from contextvars import ContextVar, copy_context
 from typing import Any
 
 import pytest
 from in_memory import until
 
-from rpc import RemoteError, Request, RpcClient, RpcReceiver, every, expose, on
+from rpc import AsyncRpcClient, RemoteError, Request, RpcClient, RpcReceiver, every, expose, on
 
 SECONDS = 30
 
@@ -161,3 +164,87 @@ def test_without_it_nothing_is_around() -> None:
     receiver = RpcReceiver(jobs={"len": len}, backend="memory://around")
     assert sorted(receiver.jobs) == ["len"]
     receiver.backend.close()
+
+
+tenant: ContextVar[str] = ContextVar("tenant", default="nobody")
+
+
+class Tenants:
+    """Whatever runs here looks who the tenant is, and becomes it."""
+
+    name = "tenants"
+
+    def __init__(self) -> None:
+        self.seen: list[str] = []
+        self.ticks = 0
+
+    def enter(self) -> str:
+        before = tenant.get()
+        tenant.set("ada")
+        return before
+
+    plain = expose(enter)
+
+    @expose
+    async def soon(self) -> str:
+        return self.enter()
+
+    @expose
+    def found(self) -> list[str]:
+        return self.seen
+
+    @on("login", retries=1, backoff=0.0)
+    def hear(self, event: Any) -> None:
+        self.seen.append(self.enter())
+        raise ValueError("once more")
+
+    @on("login")
+    async def hear_soon(self, event: Any) -> None:
+        self.seen.append(self.enter())
+
+    @every(seconds=0.01)
+    def tick(self) -> None:
+        if self.ticks < 3:
+            self.ticks += 1
+            self.seen.append(self.enter())
+
+
+@pytest.mark.parametrize(
+    "middleware", [[], [passed_through]], ids=["holds no thread", "a thread waits for it"]
+)
+def test_nothing_that_runs_sees_what_another_one_set(rpc_worker: Start, middleware: Any) -> None:
+    tenants = Tenants()
+    client = rpc_worker({}, services=[tenants], middleware=middleware, hooks={"on_connect": tenants.enter})
+    for name in ("plain", "soon") * 3:
+        assert getattr(client.services.tenants, name)() == "nobody"
+    client.publish("login")
+    until(lambda: len(tenants.seen) == 6)  # two attempts of one listener, the other one, three ticks
+    assert tenants.seen == ["nobody"] * 6
+    assert client.services.tenants.plain() == "nobody"
+
+
+def test_jobs_begin_with_the_context_that_the_receiver_was_started_in(any_url: str) -> None:
+    receiver = RpcReceiver(services=[Tenants()], backend=any_url, concurrency=2)
+    context = copy_context()
+    context.run(tenant.set, "the house")
+    thread = threading.Thread(target=context.run, args=[receiver.run])
+    thread.start()
+    try:
+        with RpcClient(backend=any_url, timeout=SECONDS) as client:
+            for name in ("plain", "soon") * 4:
+                assert getattr(client.services.tenants, name)() == "the house"
+    finally:
+        receiver.stop()
+        thread.join()
+
+
+def test_they_do_in_the_event_loop_of_an_application(memory_url: str) -> None:
+    async def main() -> list[str]:
+        tenant.set("the house")
+        async with (
+            RpcReceiver(services=[Tenants()], backend=memory_url),
+            AsyncRpcClient(backend=memory_url, timeout=SECONDS) as client,
+        ):
+            return [await getattr(client.services.tenants, name)() for name in ("plain", "soon") * 2]
+
+    assert asyncio.run(main()) == ["the house"] * 4

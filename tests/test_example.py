@@ -90,7 +90,7 @@ COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text
 
 
 def test_compose_has_the_three_services_and_nothing_unknown() -> None:
-    known = {"image", "build", "command", "environment", "depends_on", "healthcheck", "restart"}
+    known = {"image", "build", "command", "environment", "depends_on", "healthcheck", "restart", "init"}
     assert COMPOSE.keys() == {"services"}
     assert COMPOSE["services"].keys() == {"redis", "worker", "client"}
     for service in COMPOSE["services"].values():

@@ -14,7 +14,8 @@ import pytest
 import rpc
 from rpc import errors
 from rpc.backends import BACKENDS
-from rpc.transport import Backend, DeadLetters, Locks, Presence, Subscriptions
+from rpc.inspection import DeadLetters
+from rpc.transport import Backend, Locks, Presence, Subscriptions
 
 INTERFACES = Backend, DeadLetters, Locks, Presence, Subscriptions
 MODULES = [

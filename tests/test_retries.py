@@ -197,5 +197,5 @@ def test_attempts_share_the_time_of_the_call(site: Site) -> None:
     {"retry_on": int},
 ], ids=str)  # fmt: skip
 def test_options_that_make_no_sense_are_refused(options: Any) -> None:
-    with pytest.raises(ValueError, match=r"retries|retry_on"):
+    with pytest.raises(ValueError, match=r"retries|retry_on|backoff"):
         job(**options)

@@ -6,9 +6,11 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from datetime import datetime, timedelta, timezone
+from enum import Enum, IntEnum
 from functools import partial
 from threading import Thread
 from typing import Any
+from uuid import UUID
 
 import pytest
 from in_memory import LONG, Flaky, Site, until
@@ -17,6 +19,7 @@ from rpc import (
     QueueFull,
     RemoteError,
     RpcClient,
+    RpcReceiver,
     SettingsError,
     Unsupported,
 )
@@ -262,3 +265,71 @@ def test_a_call_takes_the_first_route_that_its_name_fits_unless_it_names_a_queue
         getattr(client, way)(name, queue=queue)
         until(lambda sent=number + 1: len(done) == sent)
     assert done == ["stock", "one", "default", "default"]
+
+
+KEYED: list[Callable[[RpcClient, Any], Any]] = [
+    lambda client, key: client.call_and_wait("count", idempotency_key=key).data,
+    lambda client, key: client.submit("count", idempotency_key=key).result(LONG).data,
+    lambda client, key: client.services.shop.count.options(idempotency_key=key)(),
+    lambda client, key: client.call("count", idempotency_key=key),
+]
+
+
+class Colour(str, Enum):
+    red = "r"
+
+
+class Size(IntEnum):
+    large = 17
+
+
+@pytest.mark.parametrize("url", [
+    "memory://keys", "redis://127.0.0.1:1", "rq+redis://127.0.0.1:1", "amqp://127.0.0.1:1",
+])  # fmt: skip
+@pytest.mark.parametrize("call", KEYED, ids=["call_and_wait", "submit", "proxy", "call"])
+def test_what_is_no_key_is_refused_in_the_same_words(url: str, call: Any) -> None:
+    """Nobody is there: what is sent would raise another error."""
+    with RpcClient(backend=url) as client:
+        for bad in True, 1.5, b"k", ("a",), {}, object(), "\ud800", "ä" * 513, 10**5000, datetime.now():
+            with pytest.raises(
+                ValueError, match="an idempotency key is a str of at most 1024 bytes in UTF-8"
+            ):
+                call(client, bad)
+
+
+@pytest.fixture(params=["memory", pytest.param("redis", marks=pytest.mark.redis)])
+def with_keys(request: pytest.FixtureRequest) -> Iterator[RpcClient]:
+    """A client, on a backend with the feature `idempotency`, of jobs that count how often they are called."""
+    calls = dict.fromkeys(("count", "refund"), 0)
+
+    def counting(name: str) -> Callable[[], str]:
+        def called() -> str:
+            calls[name] += 1
+            return f"{name} {calls[name]}"
+
+        return called
+
+    jobs = {name: counting(name) for name in calls}
+    backend = request.getfixturevalue(f"{request.param}_url")
+    receiver = RpcReceiver(jobs=jobs, backend=backend)
+    thread = Thread(target=receiver.run)
+    thread.start()
+    with RpcClient(backend=backend, timeout=LONG) as client:
+        yield client
+    receiver.stop()
+    thread.join()
+
+
+@pytest.mark.parametrize("same", [
+    (17, "17", Size.large), (UUID(int=5), str(UUID(int=5))), (Colour.red, "r"), ("",), ("ä" * 512,), (-3,),
+    ("a\nb",),
+], ids=["int", "uuid", "enum", "empty", "long", "negative", "newline"])  # fmt: skip
+def test_any_str_int_or_uuid_is_a_key(with_keys: RpcClient, same: tuple[Any, ...]) -> None:
+    for key in same * 2:
+        assert with_keys.call_and_wait("count", idempotency_key=key).data == "count 1"
+
+
+def test_a_key_belongs_to_a_job(with_keys: RpcClient) -> None:
+    for _ in range(2):
+        assert with_keys.call_and_wait("count", idempotency_key="order 17").data == "count 1"
+        assert with_keys.call_and_wait("refund", idempotency_key="order 17").data == "refund 1"

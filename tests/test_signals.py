@@ -105,3 +105,45 @@ thread = threading.Thread(target=block)
 thread.start()
 thread.join()
 """) == (0, "True\n")
+
+
+@pytest.mark.parametrize("left", [
+    "threading.Thread(target=time.sleep, args=[60], name='loiterer').start()",
+    "import concurrent.futures as f; f.ThreadPoolExecutor(1, 'loiterer').submit(time.sleep, 60)",
+    "import atexit; atexit.register(time.sleep, 60)",
+], ids=["thread", "pool", "exit"])  # fmt: skip
+def test_what_handlers_left_behind_does_not_keep_the_process(left: str) -> None:
+    code, said = run(f"""
+import logging
+logging.basicConfig(stream=sys.stdout, format="%(message)s")
+with stopped_by_signals(stop, hand_back, 0.1):
+    {left}
+    kill()
+    stopped.acquire()
+print("stopped")
+""")
+    assert code == 0
+    assert said.startswith("stopped\nending although this still runs: ")
+    assert ("loiterer" in said) == ("loiterer" in left)
+
+
+def test_a_program_that_goes_on_after_the_block_does() -> None:
+    assert run("""
+import rpc.signals
+rpc.signals.AT_LEAST = 0.05
+with stopped_by_signals(stop, hand_back, 0.05):
+    kill()
+    stopped.acquire()
+while any(each.name == "rpc-grace" for each in threading.enumerate()):
+    time.sleep(0.01)
+threading.Thread(target=lambda: (time.sleep(0.3), print("went on"))).start()
+""") == (0, "went on\n")
+
+
+def test_threads_that_end_in_time_are_waited_for() -> None:
+    assert run("""
+with stopped_by_signals(stop, hand_back, 60):
+    threading.Thread(target=lambda: (time.sleep(0.3), print("done"))).start()
+    kill()
+    stopped.acquire()
+""") == (0, "done\n")

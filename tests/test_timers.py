@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from datetime import datetime, timezone
@@ -107,17 +108,39 @@ def test_cron_that_ticks_all_the_time_does_so_through_the_night_of_the_change() 
     assert {after - before for before, after in pairwise(due[1:])} == {1800.0}
 
 
-def test_local_time_is_that_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    import time
-
-    monkeypatch.setenv("TZ", "Asia/Tokyo")
-    time.tzset()
-    try:
-        due = Cron("0 12 * * *", None).after(0, at("2026-06-01T00:00", timezone.utc))
-        assert due == at("2026-06-01T03:00", timezone.utc)
-    finally:
-        monkeypatch.undo()
+@pytest.fixture
+def zone_of_machine(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], None]]:
+    def put(name: str) -> None:
+        monkeypatch.setenv("TZ", name)
         time.tzset()
+
+    yield put
+    monkeypatch.undo()
+    time.tzset()
+
+
+def test_local_time_is_that_of_the_machine(zone_of_machine: Callable[[str], None]) -> None:
+    zone_of_machine("Asia/Tokyo")
+    due = Cron("0 12 * * *", None).after(0, at("2026-06-01T00:00", timezone.utc))
+    assert due == at("2026-06-01T03:00", timezone.utc)
+
+
+@pytest.mark.parametrize("start", [
+    "2026-03-28T08:00", "2026-03-29T01:45", "2026-10-24T08:00", "2026-10-25T01:45", "2026-12-31T23:59",
+])  # fmt: skip
+@pytest.mark.parametrize("name", ["Europe/Berlin", "America/New_York", "Australia/Lord_Howe", "UTC"])
+@pytest.mark.parametrize(
+    "expression", ["0 9 * * *", "30 2 * * *", "*/20 * * * *", "15 * * * *", "7 0 2,3 * * *"]
+)
+def test_its_clocks_change_as_those_of_its_zone_do(
+    expression: str, name: str, start: str, zone_of_machine: Callable[[str], None]
+) -> None:
+    zone_of_machine(name)
+    zone = ZoneInfo(name)
+    local = named = at(start, zone)
+    for _ in range(12):
+        local, named = Cron(expression, None).after(local, local), Cron(expression, zone).after(named, named)
+        assert local == named
 
 
 def test_cron_makes_up_for_nothing_but_is_not_late_twice() -> None:
@@ -134,10 +157,15 @@ def test_no_time_is_no_rate(seconds: float) -> None:
         every(seconds=seconds)
 
 
-@pytest.mark.parametrize("expression", ["", "*", "61 * * * *", "0 0 30 2 *", "@daily", "a b c d e"])
-def test_what_is_no_crontab_expression_is_refused(expression: str) -> None:
+@pytest.mark.parametrize("expression", ["", "*", "61 * * * *", "0 0 30 2 *", "@daily", "a b c d e", None, 5])
+def test_what_is_no_crontab_expression_is_refused(expression: Any) -> None:
     with pytest.raises(ValueError, match="no crontab expression"):
         cron(expression)
+
+
+def test_a_zone_is_no_name() -> None:
+    with pytest.raises(ValueError, match="ZoneInfo"):
+        cron("* * * * *", zone="Europe/Berlin")  # type: ignore[arg-type]
 
 
 def test_without_the_extra_cron_says_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:

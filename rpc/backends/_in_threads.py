@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextvars import copy_context
 from functools import partial
+from threading import Thread
 from typing import Any, TypeVar
 
 from ..errors import BackendUnavailable, Cancelled, RpcTimeout
-from ..loops import PerLoop
+from ..loops import DaemonThreads, PerLoop
 from ..transport import Address, AsyncReplies, Backend, Message, Replies
 
 T = TypeVar("T")
@@ -44,23 +45,26 @@ class InThreads:
     async def close(self) -> None:
         if threads := self._threads.pop():
             threads.end()
-            await asyncio.get_running_loop().run_in_executor(None, threads.join)
+            await asyncio.wrap_future(DaemonThreads(1, "rpc-close").submit(threads.join))
 
 
 class Threads:
     """Of one event loop."""
 
     def __init__(self) -> None:
-        self._pool = ThreadPoolExecutor(MOST, thread_name_prefix="rpc-client")
+        self._pool = DaemonThreads(MOST, "rpc-client")
         self.open: set[RepliesInThreads] = set()
         self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Done at the end."""
 
     def start(self, action: Callable[[], T]) -> Future[T]:
-        """Raises Cancelled after the end."""
+        """Raises Cancelled after the end, and BackendUnavailable if no thread can be had."""
         if self.over.done():
             raise Cancelled("the client was closed")
-        return self._pool.submit(action)
+        try:
+            return self._pool.submit(action)
+        except RuntimeError as error:
+            raise BackendUnavailable(f"no thread for what waits: {error}") from error
 
     def end(self) -> None:
         """Nobody waits any more for what runs."""
@@ -113,7 +117,7 @@ class RepliesInThreads:
         if self in self._threads.open:
             self._threads.open.discard(self)
             if self._threads.over.done():  # it was on its way at the end
-                asyncio.get_running_loop().run_in_executor(None, self._replies.close)
+                Thread(target=self._replies.close, name="rpc-close", daemon=True).start()
             else:
                 self._threads.start(self._replies.close)
 

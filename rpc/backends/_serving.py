@@ -8,10 +8,10 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Generic, TypeVar
 
 from ..errors import BackendRefused, BackendUnavailable
+from ..loops import DaemonThreads
 from ..transport import FAILED, LOST, Address, Delivery, Handler, Message
 from .features import unsupported
 
@@ -190,7 +190,7 @@ class Serially:
 
     def __init__(self, addresses: int, done: Callable[[], object] = lambda: None) -> None:
         """`done` is called after each action, once it does not count as waiting any more."""
-        self._pool, self._done = ThreadPoolExecutor(max(1, addresses), thread_name_prefix="rpc-events"), done
+        self._pool, self._done = DaemonThreads(max(1, addresses), "rpc-events"), done
         self._lock = threading.Lock()
         self._waiting: dict[Address, deque[Callable[[], object]]] = {}
         self._ended = False

@@ -75,7 +75,7 @@ def headers_of(
 @click.option(
     "--idempotency-key",
     metavar="KEY",
-    help="Of the calls with one key, in one queue, only the first is done, and all get its response.",
+    help="Of the calls of this job with one key, in one queue, only the first is done; all get its response.",
 )
 @click.option(
     "--header",

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 import re
 from datetime import datetime
 
 import click
 
+from .. import durations
 from ..transport import queue
 
 settings_option = click.option(
@@ -24,9 +24,10 @@ backend_option = click.option(
 
 def seconds(ctx: click.Context, parameter: click.Parameter, value: float | None) -> float | None:
     """Callback of an option: a time that is more than nothing and less than for ever."""
-    if value is not None and not 0 < value < math.inf:
-        raise click.BadParameter(f"{value} is no number of seconds: more than 0, and finite.")
-    return value
+    try:
+        return durations.seconds_or_none(value, "it", above=True)
+    except ValueError as error:
+        raise click.BadParameter(f"{error}.") from None
 
 
 def time(ctx: click.Context, parameter: click.Parameter, value: str | None) -> datetime | None:

@@ -1,4 +1,4 @@
-"""`rpc worker --processes`: one process forks the workers, and minds them.
+"""`rpc worker --processes`, and `rpc worker` as process 1: one process forks the workers, and minds them.
 
 It has no thread, no connection and none of the user's code: there is nothing in it that a fork could break.
 """
@@ -45,9 +45,11 @@ class Place:
 
 
 class Supervisor:
-    """Runs so many workers, until a signal, wrong settings or a broker that refuses them end them all."""
+    """Runs so many workers, until a signal, wrong settings or a broker that refuses them end them all. If it
+    `replaces` none, it ends with the first that does, and like it."""
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: int, *, replaces: bool = True) -> None:
+        self._replaces = replaces
         self._places = [Place() for _ in range(count)]
         self._ear, self._mouth = os.pipe()
         self._end, self._held = os.pipe()  # what this process holds ends with it, if not before
@@ -140,9 +142,9 @@ class Supervisor:
             self._code = self._code or (code if code >= 0 else 128 - code)
             if code:
                 logger.warning(what)
-        elif code == WRONG_USE or (code == NO_BROKER and not self._settled):
+        elif code == WRONG_USE or (code == NO_BROKER and not self._settled) or not self._replaces:
             # it has said why, and another one would say the same
-            self._code = code
+            self._code = code if code >= 0 else 128 - code
             if self._pids():
                 logger.error("%s: stopping the others", what)
             self._pass_on(signal.SIGTERM)

@@ -134,7 +134,11 @@ def serve(
     """Serve with the settings that `load` gets, in so many processes, until a signal; `wait` is as for
     `RpcReceiver.run`, the other options are those of RpcReceiver. Raises SettingsError, Unsupported and
     BackendRefused, and SystemExit if there are several processes."""
-    settled = Supervisor(processes).run() if processes > 1 else None  # returns in each worker
+    # Orphans become children of a container's first process, and only a supervisor buries them.
+    supervised = processes > 1 or os.getpid() == 1
+    settled = None
+    if supervised:
+        settled = Supervisor(processes, replaces=processes > 1).run()  # returns in each worker
     loaded = load()
     receiver = RpcReceiver(settings=loaded, backend=backend, **options)
     if "processes" not in receiver.backend.features:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -13,6 +12,7 @@ from typing import Any, Literal, Protocol, TypeVar, get_args
 
 import msgspec
 
+from ..durations import Duration, seconds
 from ..errors import (
     Cancelled,
     InvalidParams,
@@ -181,21 +181,20 @@ class JobOptions:
         cls,
         delivery: DeliveryMode | None,
         retries: int,
-        backoff: float,
+        backoff: Duration,
         retry_on: type[BaseException] | tuple[type[BaseException], ...],
-        keep: float = 0.0,
+        keep: Duration = 0.0,
     ) -> JobOptions:
         """ValueError for what makes no sense."""
         if delivery is not None and delivery not in get_args(DeliveryMode):
             raise ValueError(f"delivery is one of {', '.join(get_args(DeliveryMode))}, not {delivery!r}")
-        if retries < 0 or backoff < 0:
-            raise ValueError("retries and backoff are not negative")
+        if isinstance(retries, bool) or not isinstance(retries, int) or retries < 0:
+            raise ValueError(f"retries is a number from 0 on, not {retries!r:.80}")
+        backoff = seconds(backoff, "backoff")
         retry_on = retry_on if isinstance(retry_on, tuple) else (retry_on,)
         if not all(isinstance(kind, type) and issubclass(kind, BaseException) for kind in retry_on):
             raise ValueError("retry_on is an exception class, or a tuple of them")
-        if not 0 <= keep < math.inf:
-            raise ValueError("keep is a number of seconds, finite and not negative")
-        return cls(delivery, retries, backoff, retry_on, keep)
+        return cls(delivery, retries, backoff, retry_on, seconds(keep, "keep"))
 
     def pause(self, attempt: int, chance: float) -> float:
         """Seconds between an attempt, the first being 1, and the next: doubled each time, and less by up to a
@@ -207,9 +206,9 @@ def job(
     *,
     delivery: DeliveryMode | None = None,
     retries: int = 0,
-    backoff: float = 1.0,
+    backoff: Duration = 1.0,
     retry_on: type[BaseException] | tuple[type[BaseException], ...] = (Exception,),
-    keep: float = 0.0,
+    keep: Duration = 0.0,
 ) -> Callable[[F], F]:
     """Options of one job.
 

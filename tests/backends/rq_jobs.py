@@ -83,6 +83,16 @@ def leave(code: int) -> None:
     os._exit(code)
 
 
+def start(then: str) -> None:
+    """Starts a process of its own."""
+    process = subprocess.Popen(["sleep", "600"])
+    note(f"{process.pid} started")
+    if then == "wait":
+        process.wait()
+    if then == "die":
+        os._exit(3)
+
+
 def stick() -> None:
     """In C code that never lets go of the interpreter."""
     note("sticks")
@@ -118,6 +128,7 @@ JOBS: dict[str, Callable[..., Any]] = {
     "die": die,
     "die_once": die_once,
     "leave": leave,
+    "start": start,
     "stick": stick,
     "sleep": sleep,
     "nested": nested,

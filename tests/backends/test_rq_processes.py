@@ -228,6 +228,45 @@ def test_a_child_that_is_stuck_in_c_code_is_killed(bench: Bench) -> None:
     assert bench.client.call_and_wait("add", {"a": 1, "b": 1}).data == 2
 
 
+def started_by(bench: Bench) -> int:
+    """The process that the last `start` has started."""
+    return int(eventually(bench.lines)[-1].split()[0])
+
+
+def test_what_a_job_has_started_ends_with_its_time(bench: Bench) -> None:
+    bench.worker(FORK + "&job_timeout=1")
+    with pytest.raises(RpcTimeout, match="longer than 1 s"):
+        bench.client.call_and_wait("start", {"then": "wait"})
+    eventually(lambda: gone(started_by(bench)), "it goes on")
+    assert bench.client.call_and_wait("add", {"a": 1, "b": 1}).data == 2
+
+
+def test_what_a_job_has_started_ends_when_its_process_dies(bench: Bench) -> None:
+    bench.worker(FORK + "&max_deliveries=1")
+    with pytest.raises(WorkerLost):
+        bench.client.call_and_wait("start", {"then": "die"})
+    eventually(lambda: gone(started_by(bench)), "it goes on")
+
+
+@pytest.mark.parametrize("how", ["the grace period", "a kill"])
+def test_what_a_job_has_started_ends_with_its_worker(bench: Bench, how: str) -> None:
+    worker = bench.worker(FORK, grace=0.3)
+    bench.client.call("start", {"then": "wait"})
+    started = started_by(bench)
+    worker.terminate() if how == "the grace period" else worker.kill()
+    worker.wait(PATIENCE)
+    eventually(lambda: gone(started), "it goes on")
+
+
+def test_what_a_job_leaves_behind_when_all_is_well_lives_on(bench: Bench) -> None:
+    bench.worker(FORK + "&job_timeout=10")
+    bench.client.call_and_wait("start", {"then": "return"})
+    started = started_by(bench)
+    assert bench.client.call_and_wait("add", {"a": 1, "b": 1}).data == 2  # by the next process
+    assert not gone(started)
+    os.kill(started, signal.SIGKILL)
+
+
 def test_a_cancellation_reaches_the_child(bench: Bench) -> None:
     bench.worker(FORK)
     future = bench.client.submit("hold")

@@ -28,7 +28,7 @@ Run = Callable[..., subprocess.CompletedProcess[str]]
 TWO = ("worker", "--processes", "2")
 
 SETTINGS = """
-import os, time
+import os, subprocess, time
 from pathlib import Path
 
 def pid():
@@ -46,7 +46,10 @@ def hold(request):
         time.sleep(0.01)
     return os.getpid()
 
-RPC_JOB_MAPPING = {"pid": pid, "together": together, "hold": hold}
+def orphan():
+    return int(subprocess.run(["sh", "-c", "sleep 0.1 >&- & echo $!"], stdout=subprocess.PIPE).stdout)
+
+RPC_JOB_MAPPING = {"pid": pid, "together": together, "hold": hold, "orphan": orphan}
 """
 
 
@@ -266,6 +269,43 @@ def test_reload_restarts_all(project: Path, client: RpcClient, spawn: Spawn) -> 
     assert -client.call_and_wait("pid").data in after
     assert command.ends(signal.SIGINT) == 0
     assert command.said.count("rpc.receiver: stopped") == 4
+
+
+PROCESS_1 = """
+import ctypes, types
+import rpc.cli, rpc.cli.worker
+ctypes.CDLL(None).prctl(36, 1)  # PR_SET_CHILD_SUBREAPER: orphans of this process become its children
+rpc.cli.worker.os = types.SimpleNamespace(getpid=lambda: 1)
+rpc.cli.main()
+"""
+
+
+@pytest.fixture
+def process_1(project: Path) -> Iterator[Spawn]:
+    """Start a command as if it were process 1 of a container."""
+    command = Process(sys.executable, "-c", PROCESS_1, "worker", cwd=project, env={**os.environ})
+    yield lambda: command
+    command.close()
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="prctl is of Linux")
+def test_process_1_buries_the_orphans_of_handlers(client: RpcClient, process_1: Spawn) -> None:
+    command = process_1()
+    orphans = [client.call_and_wait("orphan").data for _ in range(3)]
+    end = time.monotonic() + SECONDS
+    while any(Path(f"/proc/{pid}").exists() for pid in orphans):
+        assert time.monotonic() < end, "they stay as zombies"
+        time.sleep(0.01)
+    assert client.call_and_wait("pid").data != command.pid
+    assert command.ends(signal.SIGTERM) == 0
+    assert command.said.count("INFO stopped") == 1
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="prctl is of Linux")
+def test_process_1_ends_as_its_only_worker_does(client: RpcClient, process_1: Spawn) -> None:
+    command = process_1()
+    os.kill(client.call_and_wait("pid").data, signal.SIGKILL)
+    assert command.ends() == 128 + signal.SIGKILL
 
 
 def test_the_supervisor_has_nothing_that_a_fork_could_break() -> None:

@@ -38,7 +38,8 @@ class AsyncConnection(Dialogue, asyncio.Protocol):
             connection = cls()
             try:
                 await asyncio.wait_for(connection._open(servers, *server), SOCKET_TIMEOUT)
-            except (OSError, asyncio.TimeoutError) as error:
+            except (OSError, RuntimeError, asyncio.TimeoutError) as error:
+                # RuntimeError: a loop looks up names in threads, and has none once the main thread has ended
                 failure = Broken(str(error) or "no connection")
                 connection.drop(failure)
             except BaseException as error:

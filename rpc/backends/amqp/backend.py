@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
+from ...durations import seconds, seconds_or_none
 from ...inspection import DeadLetter, QueueInfo
 from ...loops import Alarm, pop_or_none
 from ...transport import DELAY, IDEMPOTENCY_KEY, Address, Handler, Message
@@ -53,7 +54,9 @@ class AmqpBackend:
     ) -> None:
         """`lease`, which is RPC_LEASE, is that of singleton timers, which name it with each lock. Jobs need
         none: a worker has them for as long as its connection."""
-        if max_deliveries < 1 or max_length < 0 or (heartbeat and heartbeat < 2):
+        seconds_or_none(lease, "lease", above=True)
+        heartbeat = seconds(heartbeat, "heartbeat")
+        if max_deliveries < 1 or max_length < 0 or 0 < heartbeat < 2:
             raise ValueError("max_deliveries is at least 1, max_length at least 0, heartbeat at least 2 or 0")
         self.servers = Servers(url, heartbeat, queue_type)
         self._max_length, self._max_deliveries = max_length, max_deliveries

@@ -10,6 +10,7 @@ from typing import Any
 
 from ...loops import process
 from .connection import BLOCK, Connection, persistently
+from .messages import LONGEST_TTL
 from .wire import Broken, Queue
 
 CHANNEL = 1
@@ -41,7 +42,7 @@ class Locks:
                 return False
             if holder != owner or before != lease:
                 self._let_go(connection, name)
-            expires: Any = {"x-expires": max(1, round(lease * 1000))}
+            expires: Any = {"x-expires": min(LONGEST_TTL, max(1, round(lease * 1000)))}
             queue = Queue.Declare(queue=_queue(name), exclusive=True, arguments=expires)
             is_mine = connection.succeeds(CHANNEL, queue, Queue.DeclareOk, 405)
             if is_mine:

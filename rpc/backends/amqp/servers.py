@@ -12,6 +12,7 @@ from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from ...errors import DISTRIBUTION, BackendRefused, BackendUnavailable
+from .messages import LONGEST_TTL
 from .wire import GREETING, LARGEST_FRAME, Broken, Connection, Queue, frames
 
 SOCKET_TIMEOUT = 5.0
@@ -124,7 +125,7 @@ class Servers:
         """A durable queue, which is forgotten when it was not used for so many seconds (0: never)."""
         arguments: dict[str, Any] = {"x-queue-type": self.queue_type} if self.queue_type != "classic" else {}
         if expires:
-            arguments["x-expires"] = round(expires * 1000)
+            arguments["x-expires"] = min(LONGEST_TTL, round(expires * 1000))
         return Queue.Declare(queue=name, durable=True, arguments=arguments)
 
 

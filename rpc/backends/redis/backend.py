@@ -12,6 +12,7 @@ from collections.abc import Sequence
 
 import redis
 
+from ...durations import seconds
 from ...errors import Unsupported
 from ...loops import pop_or_none, run_together
 from ...transport import (
@@ -61,10 +62,10 @@ class RedisBackend(RedisInspection, RedisBase):
         max_length: int = 0,
         idempotency_window: float = 86400.0,
     ) -> None:
-        if lease < 1 or max_deliveries < 1 or max_length < 0 or idempotency_window <= 0:
-            raise ValueError(
-                "lease and max_deliveries are at least 1, max_length at least 0, idempotency_window above it"
-            )
+        lease = seconds(lease, "lease", least=1)
+        idempotency_window = seconds(idempotency_window, "idempotency_window", above=True)
+        if max_deliveries < 1 or max_length < 0:
+            raise ValueError("max_deliveries is at least 1, max_length at least 0")
         self.servers, self._options = servers_of(source), Options(lease, max_deliveries)
         self._sender = Sender(self.servers, max_length, idempotency_window)
         self.topics = Topics(self.servers)

@@ -12,12 +12,14 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from functools import partial
+from math import ceil
 from typing import Any
 
 import redis
 from rq import Queue
 from rq.job import JobStatus
 
+from ...durations import seconds, seconds_or_none
 from ...errors import Unsupported
 from ...inspection import DeadLetter, Entry, QueueInfo
 from ...transport import ATTEMPT, Address, Handler, Message, packed, unpacked
@@ -71,8 +73,14 @@ class PythonRqBackend(RedisBase):
         result_ttl: int = 30,
         failure_ttl: int = 60,
     ) -> None:
-        if lease < 1 or max_deliveries < 1 or result_ttl < 0 or failure_ttl < 1:
-            raise ValueError("lease, max_deliveries and failure_ttl are at least 1, result_ttl is at least 0")
+        lease, job_timeout = (
+            seconds(lease, "lease", least=1),
+            seconds_or_none(job_timeout, "job_timeout", above=True),
+        )
+        result_ttl = ceil(seconds(result_ttl, "result_ttl"))
+        failure_ttl = ceil(seconds(failure_ttl, "failure_ttl", least=1))
+        if max_deliveries < 1:
+            raise ValueError("max_deliveries is at least 1")
         here = servers_of(source.removeprefix("rq+") if isinstance(source, str) else source)
         if isinstance(source, redis.RedisCluster):
             raise Unsupported("rq needs a single Redis server, not a cluster")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -20,6 +21,8 @@ from ..redis.topics import run_on_client
 from .delivery import RqDelivery
 from .records import Records, RqOptions
 from .worker import RqWorker
+
+logger = logging.getLogger(__name__)
 
 LONGEST_WAIT = 3600.0
 """Seconds."""
@@ -161,8 +164,11 @@ class RqServer:
             alarm.ring()
 
     def hand_back(self) -> None:
-        for worker in self._workers:
-            worker.hand_back()
+        try:
+            for worker in self._workers:
+                worker.hand_back()
+        except BackendUnavailable as error:  # nor could the others: the process is to end now
+            logger.warning("%s; what is in hand is delivered again after the lease", error)
 
     def _beaten(self) -> None:
         """The workers have given signs of life."""

@@ -161,9 +161,11 @@ class RqWorker:
         else:
             self._perform(delivery)
 
-    def _perform(self, delivery: RqDelivery) -> None:
+    def _perform(self, delivery: RqDelivery) -> bool:
+        """Whether it was interrupted."""
+        interrupted: list[float] = []
         try:
-            with interrupted_after(self._options.job_timeout):
+            with interrupted_after(self._options.job_timeout) as interrupted:
                 self._handler(delivery)
             if (last := delivery.last) is not None:
                 packed(last)
@@ -173,6 +175,7 @@ class RqWorker:
             last = lost(delivery.message, "its handler failed")
         failed = delivery.buried or ("" if last is None else last.headers.get(FAILED, ""))
         self._finish(delivery.claimed, last, failed, delivery)
+        return bool(interrupted)
 
     def _finish(
         self, claimed: Claimed, last: Message | None, failed: str, delivery: RqDelivery | None = None
@@ -241,9 +244,9 @@ class RqWorker:
             logger.error("the process of %r ended with status %d", claimed.id, status)
         self._claimed = self._delivery = None
 
-    def _perform_as_child(self, delivery: RqDelivery) -> None:
+    def _perform_as_child(self, delivery: RqDelivery) -> bool:
         threading.Thread(target=RqWorker.keep_alive, args=[[self]], daemon=True).start()
-        self._perform(delivery)
+        return self._perform(delivery)
 
     # Signs of life.
 
@@ -357,8 +360,11 @@ class RqWorker:
                 if worker.startswith(WORKER_PREFIX) and not self._client.exists(raw(worker_key(worker))):
                     yield queue, id, worker
 
-    def _recover(self, queue: str, id: str, worker: str, *, force: bool, died: bool) -> bool:
-        """Put a job back, or give it up. False if there is nothing to do: it was finished."""
+    def _recover(
+        self, queue: str, id: str, worker: str, *, force: bool, died: bool, patience: float | None = None
+    ) -> bool:
+        """Put a job back, or give it up. False if there is nothing to do: it was finished. Redis is tried for
+        `patience` seconds (None: the lease); then raises BackendUnavailable."""
         records, options = self._records, self._options
         why = DIED if died else STOPPED
         keys = [
@@ -382,7 +388,8 @@ class RqWorker:
             EXECUTIONS,
             shown(why),
         ]
-        outcome = persistent(lambda: records.run(scripts.RECOVER, keys, arguments), options.lease)
+        seconds = options.lease if patience is None else patience
+        outcome = persistent(lambda: records.run(scripts.RECOVER, keys, arguments), seconds)
         if outcome:
             what = "died with" if died else "gives back"
             then = "is delivered again" if outcome == 1 else "is given up"
@@ -390,12 +397,12 @@ class RqWorker:
         return bool(outcome)
 
     def hand_back(self) -> None:
-        """Give back the job that is still running here, at once."""
+        """Give back the job that is still running here, at once. Raises BackendUnavailable."""
         if claimed := self._claimed:
             if self._child:
                 self._child.kill()
-            with translated_or_logged():
-                self._recover(claimed.queue, claimed.id, self.name, force=True, died=False)
+            name = self.name
+            self._recover(claimed.queue, claimed.id, name, force=True, died=False, patience=BLOCK)
             self._claimed = None
             self._leave()
 

@@ -10,7 +10,9 @@ from typing import Any, cast
 from django.core.signals import setting_changed
 from django.db import transaction
 
+from ...caller import Key
 from ...client import RpcClient
+from ...durations import Duration
 from .conf import NAME, settings
 
 _made: dict[str, RpcClient] = {}
@@ -45,10 +47,10 @@ def call_on_commit(
     *,
     using: str | None = None,
     queue: str | None = None,
-    ttl: float | None = None,
-    delay: float | None = None,
+    ttl: Duration | None = None,
+    delay: Duration | None = None,
     at: datetime | None = None,
-    idempotency_key: str | None = None,
+    idempotency_key: Key | None = None,
     headers: Mapping[str, str] | None = None,
 ) -> None:
     """Send a job, as `RpcClient.call` does, as soon as the current transaction of the database `using` has

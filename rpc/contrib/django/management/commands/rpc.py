@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 from argparse import ArgumentTypeError
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from django.core.management.base import BaseCommand, CommandParser
 from django.db import connections
 from django.utils.autoreload import get_child_arguments
 
+from rpc import durations
 from rpc.cli.logs import log_to_stderr
 from rpc.cli.reload import RELOAD, run_and_reload
 from rpc.cli.worker import serve
@@ -32,12 +32,9 @@ def positive(text: str) -> int:
 
 def seconds(text: str) -> float:
     try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not 0 < value < math.inf:
-        raise ArgumentTypeError(f"{text!r} is no number of seconds: more than 0, and finite")
-    return value
+        return durations.seconds(float(text), "it", above=True)
+    except ValueError as error:
+        raise ArgumentTypeError(f"{text!r} is no time: {error}") from None
 
 
 def queue_name(text: str) -> str:
