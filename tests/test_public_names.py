@@ -14,10 +14,10 @@ import pytest
 import rpc
 from rpc import errors
 from rpc.backends import BACKENDS
-from rpc.inspection import DeadLetters
+from rpc.inspection import Counts, DeadLetters, Inspection, Results
 from rpc.transport import Backend, Locks, Presence, Subscriptions
 
-INTERFACES = Backend, DeadLetters, Locks, Presence, Subscriptions
+INTERFACES = Backend, Counts, DeadLetters, Inspection, Locks, Presence, Results, Subscriptions
 MODULES = [
     module.name
     for module in pkgutil.walk_packages(rpc.__path__, "rpc.")
