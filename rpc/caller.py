@@ -24,8 +24,9 @@ from .core.conversation import Conversation, call_message
 from .core.jobs import current_request
 from .core.patterns import matcher
 from .describe import ALL_WORKERS, DESCRIBE
-from .errors import BackendUnavailable, QueueFull, SettingsError
+from .errors import QueueFull, RpcError, SettingsError
 from .events import event_address
+from .loops import started
 from .settings import Settings, load_settings
 from .transport import DELAY, IDEMPOTENCY_KEY, OWN, TRACE, Address, Backend, Message, Presence, propagated
 from .transport import queue as queue_address
@@ -162,7 +163,10 @@ class Caller:
             found = Future()
             self._reasons[to] = time.monotonic(), found
             looked_for = (self.backend, to, found)
-            Thread(target=_find_reason, args=looked_for, name="rpc-reason", daemon=True).start()
+            try:
+                started(Thread(target=_find_reason, args=looked_for, name="rpc-reason", daemon=True))
+            except RpcError:
+                found.set_result("")
         return found
 
     def _pausing(self, timeout: float | None) -> Pause:
@@ -234,7 +238,7 @@ def _find_reason(backend: Backend, to: Address, found: Future[str]) -> None:
     try:
         if "presence" in backend.features and to.kind == "queue":
             is_served = cast("Presence", backend).is_served(to.name)
-    except BackendUnavailable as error:
+    except RpcError as error:
         logger.debug("whether %s is served: %s", to, error)
     finally:
         found.set_result("" if is_served else f"no worker serves queue {to.name!r}")

@@ -25,7 +25,7 @@ from .core.patterns import matcher
 from .core.protocol import decode_call, remote_error
 from .errors import InvalidParams, RpcError, SettingsError
 from .transport import ADDRESS_NAME as NAME
-from .transport import OWN, Address, Delivery, Message, topic
+from .transport import OWN, Address, Delivery, Message, shown, topic
 
 logger = logging.getLogger(__name__)
 
@@ -192,7 +192,9 @@ class Events:
         try:
             event = self._event(message)
         except RpcError as error:
-            logger.warning("refused an event (%s): %s: %s", message.id, type(error).__name__, error)
+            logger.warning(
+                "refused an event (%s): %s: %s", shown(message.id), type(error).__name__, shown(error)
+            )
         else:
             for listener in self.listeners:
                 if listener.address == delivery.to and listener.matches(event.topic):
@@ -214,7 +216,7 @@ class Events:
                     self._run(result)
         except BaseException as error:  # as handlers, listeners may raise anything
             listener.failures += 1
-            logger.exception("listener %s failed: event %r (%s)", listener.name, event.topic, event.id)
+            logger.exception("listener %s failed: event %r (%s)", listener.name, event.topic, shown(event.id))
             self._failed(listener, event, attempt, delivery, error)
 
     def _failed(
@@ -227,7 +229,7 @@ class Events:
         pause = options.pause(attempt, random.random())
         if not listener.subscription.durable:
             if again and not self._later(pause, partial(self._hear, listener, event, attempt + 1, delivery)):
-                logger.warning("event %r (%s) is not tried again: too many are", event.topic, event.id)
+                logger.warning("event %r (%s) is not tried again: too many are", event.topic, shown(event.id))
             return
         try:
             if again:
@@ -236,7 +238,10 @@ class Events:
                 delivery.bury(str(remote_error(error))[:500], None)
         except RpcError as trouble:
             logger.warning(
-                "event %r (%s) could be neither postponed nor buried: %s", event.topic, event.id, trouble
+                "event %r (%s) could be neither postponed nor buried: %s",
+                event.topic,
+                shown(event.id),
+                trouble,
             )
 
 

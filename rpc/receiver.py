@@ -26,7 +26,7 @@ from .describe import ALL_WORKERS, DESCRIBE, WorkerInfo, worker_info
 from .errors import Cancelled, SettingsError, Unsupported
 from .events import Events, listeners_in
 from .local_retry import retrying_locally
-from .loops import DelayQueue, LoopThread, RunningLoop, locked_cached_property, to_its_end
+from .loops import DelayQueue, LoopThread, RunningLoop, locked_cached_property, started, to_its_end
 from .services import gathered, service
 from .settings import Settings, load_settings
 from .signals import stopped_by_signals
@@ -234,8 +234,7 @@ class RpcReceiver:
                 loop.call_soon_threadsafe(begun.set)
 
         self._loop, self._on_arrival = RunningLoop(), arrive
-        self._serving = threading.Thread(target=serve, name="rpc-receiver", daemon=True)
-        self._serving.start()
+        self._serving = started(threading.Thread(target=serve, name="rpc-receiver", daemon=True))
         try:
             await begun.wait()
         except BaseException:

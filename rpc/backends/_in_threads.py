@@ -8,7 +8,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from typing import Any, TypeVar
 
-from ..errors import BackendUnavailable, Cancelled, RpcTimeout
+from ..errors import BackendUnavailable, Cancelled, RpcError, RpcTimeout
 from ..loops import PerLoop
 from ..transport import Address, AsyncReplies, Backend, Message, Replies
 
@@ -55,10 +55,13 @@ class Threads:
         """Done at the end."""
 
     def start(self, action: Callable[[], T]) -> Future[T]:
-        """Raises Cancelled after the end."""
+        """Raises Cancelled after the end, and RpcError if there can be no thread for it."""
         if self.over.done():
             raise Cancelled("the client was closed")
-        return self._pool.submit(action)
+        try:
+            return self._pool.submit(action)
+        except RuntimeError as error:
+            raise RpcError(f"no thread can be started: {error}") from error
 
     def end(self) -> None:
         """Nobody waits any more for what runs."""

@@ -26,6 +26,7 @@ STUCK = 0.005
 DIED = "its worker died; it is not delivered again"
 BEGUN = "it was begun, and may not be done twice"
 STOPPED = "its worker was stopped"
+UNREADABLE = "it could not be read"
 """Why a message is given up, in the words that callers and dead letters have on every backend."""
 
 OnChange = Callable[[bool], object]
@@ -181,6 +182,9 @@ class Serially:
         self._pool, self._done = ThreadPoolExecutor(max(1, addresses), thread_name_prefix="rpc-events"), done
         self._lock = threading.Lock()
         self._waiting: dict[Address, deque[Callable[[], object]]] = {}
+        self._begun: set[Address] = set()
+        """Those that a thread works off, or will."""
+        self._working: set[Address] = set()
         self._ended = False
 
     def run(self, to: Address, action: Callable[[], object]) -> None:
@@ -188,11 +192,15 @@ class Serially:
         with self._lock:
             if self._ended:
                 return
-            if (waiting := self._waiting.get(to)) is not None:
-                waiting.append(action)
+            self._waiting.setdefault(to, deque()).append(action)
+            if to in self._begun:
                 return
-            self._waiting[to] = deque([action])
-            self._pool.submit(self._work_off, to)
+            try:
+                self._pool.submit(self._work_off, to)
+            except RuntimeError as error:  # it is begun with the next one
+                logger.warning("%s waits: %s", to, error)
+            else:
+                self._begun.add(to)
 
     def waiting(self, to: Address) -> int:
         """How many actions are not done."""
@@ -207,11 +215,17 @@ class Serially:
         self._pool.shutdown()
 
     def _work_off(self, to: Address) -> None:
+        with self._lock:
+            if to in self._working:  # what could not be begun at first comes, too
+                return
+            self._working.add(to)
         while True:
             with self._lock:
-                waiting = self._waiting[to]
+                waiting = self._waiting.get(to)
                 if not waiting:
-                    del self._waiting[to]
+                    self._waiting.pop(to, None)
+                    self._begun.discard(to)
+                    self._working.discard(to)
                     return
                 action = waiting[0]
             action()
@@ -255,15 +269,18 @@ class Turns(Generic[T]):
     def work(self) -> None:
         """Fetch and handle until stopped. Each thread runs this."""
         me = threading.get_ident()
-        while self._wait_for_turn(me):
-            while self._leader == me and not self._stopped():
-                with self._fetching:
-                    fetched = self._fetch()
-                if fetched is None:
-                    continue
-                if self._followers and self._average > FAST:
-                    self._hand_over(me)
-                self._call(me, fetched)
+        try:
+            while self._wait_for_turn(me):
+                while self._leader == me and not self._stopped():
+                    with self._fetching:
+                        fetched = self._fetch()
+                    if fetched is None:
+                        continue
+                    if self._followers and self._average > FAST:
+                        self._hand_over(me)
+                    self._call(me, fetched)
+                self._hand_over(me)
+        finally:  # also if it raises: the others go on
             self._hand_over(me)
 
     def _call(self, me: int, fetched: T) -> None:

@@ -23,7 +23,7 @@ from ..errors import (
     SerializationError,
     Unauthorized,
 )
-from ..transport import FAILED, IDEMPOTENCY_KEY, NAME, Delivery, Message
+from ..transport import FAILED, IDEMPOTENCY_KEY, NAME, Delivery, Message, shown
 from .codecs import JSON, Accepted, Codec
 from .jobs import AsyncRequest, Calls, DeliveryMode, Job, Jobs, Request, current_request
 from .lifecycle import after_failure, next_attempt
@@ -111,13 +111,21 @@ class Dispatcher:
                 delivery.forbid_redelivery()
         except RpcError as error:
             name = message.headers.get(NAME, "")[:128]
-            logger.warning("refused %r (%s): %s: %s", name, message.id, type(error).__name__, error)
+            logger.warning(
+                "refused %r (%s): %s: %s", name, shown(message.id), type(error).__name__, shown(error)
+            )
             delivery.finish(self.failure(message, error, codec))
             return
         is_detached = job.is_coroutine and self._spawn is not None
         self._running[delivery] = not is_detached
         if is_detached and self._spawn:
-            self._spawn(work.await_(job, handler, request), delivery)
+            coroutine = work.await_(job, handler, request)
+            try:
+                self._spawn(coroutine, delivery)
+            except RpcError as error:  # there is no thread for it
+                coroutine.close()
+                self.ended(delivery)
+                delivery.finish(self.failure(message, error, codec))
         else:
             work.run(job, handler, request)
 
@@ -248,9 +256,9 @@ class _Work:
             self._end(None)
             return
         if isinstance(error, Cancelled) and self._delivery.cancelled:
-            logger.info("job %r (%s) was cancelled", job.name, request.id)
+            logger.info("job %r (%s) was cancelled", job.name, shown(request.id))
         else:
-            logger.error("job %r (%s) failed", job.name, request.id, exc_info=error)
+            logger.error("job %r (%s) failed", job.name, shown(request.id), exc_info=error)
         if self._answered:
             self._end(self._last)
             return
@@ -271,11 +279,11 @@ class _Work:
             if fate == "bury":
                 delivery.bury(printable(str(remote))[:500], failure)
             else:
-                logger.info("job %r (%s) is tried again in %.3g s", job.name, request.id, fate)
+                logger.info("job %r (%s) is tried again in %.3g s", job.name, shown(request.id), fate)
                 delivery.postpone(fate, next_attempt(self._message))
         except RpcError as trouble:
             logger.warning(
-                "job %r (%s) could be neither postponed nor buried: %s", job.name, request.id, trouble
+                "job %r (%s) could be neither postponed nor buried: %s", job.name, shown(request.id), trouble
             )
             delivery.finish(failure)
 

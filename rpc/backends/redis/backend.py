@@ -7,14 +7,17 @@ broke off is read again.
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import suppress
 from functools import partial
+from hashlib import sha256
 
 import redis
 
-from ...errors import Unsupported
-from ...loops import pop_or_none, run_together
+from ...errors import SerializationError, Unsupported
+from ...loops import pop_or_none
 from ...transport import (
     ATTEMPT,
     IDEMPOTENCY_KEY,
@@ -28,7 +31,7 @@ from ...transport import (
     unpacked,
 )
 from .._in_threads import InThreads
-from .._retry import patience
+from .._retry import patience, run_together
 from .._serving import OnChange
 from ..features import FEATURES
 from . import scripts
@@ -41,6 +44,8 @@ from .sending import Sender
 from .server import RedisServer
 from .servers import servers_of
 from .topics import Topics, run_on_client
+
+_LETTER = re.compile(rb"(\d{1,16})\n([^\n]*)\n").match
 
 
 class RedisBackend(RedisBase):
@@ -183,12 +188,17 @@ class RedisBackend(RedisBase):
             client = self.servers.client(keys.queue)
             found = []
             for raw in client.lrange(keys.dead, 0, -1):
-                at, why, packed_record = raw.split(b"\n", 2)
-                record = Record.unpacked(packed_record)
-                frame = (client.get(keys.body(record.id)) or b"") if record.is_large else record.frame
-                found.append(
-                    DeadLetter(record.id, queue, int(at) / 1000, why.decode(errors="replace"), frame, raw)
-                )
+                if (letter := _LETTER(raw)) is None:
+                    continue  # it is none of ours
+                at, why, packed_record = letter[1], letter[2], raw[letter.end() :]
+                try:
+                    record = Record.unpacked(packed_record)
+                    id, frame = record.id, record.frame
+                    if record.is_large:
+                        frame = client.get(keys.body(id)) or b""
+                except SerializationError:  # it was given up for that
+                    id, frame = sha256(packed_record).hexdigest()[:32], packed_record
+                found.append(DeadLetter(id, queue, int(at) / 1000, why.decode(errors="replace"), frame, raw))
             return found
 
     def revive(self, letter: DeadLetter) -> bool:
@@ -214,9 +224,9 @@ class RedisBackend(RedisBase):
         keys = keys_of(queue)
         client = self.servers.client(keys.queue)
         while raw := client.lpop(keys.queue):
-            record = Record.unpacked(raw)
-            if record.is_large:
-                client.unlink(keys.body(record.id))
+            with suppress(SerializationError):  # it is none of ours
+                if (record := Record.unpacked(raw)).is_large:
+                    client.unlink(keys.body(record.id))
         client.unlink(keys.delayed, keys.wakeup)
 
 

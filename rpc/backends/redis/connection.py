@@ -19,7 +19,7 @@ from typing import Any, TypeVar
 import redis
 from redis.exceptions import NoScriptError
 
-from ...errors import BackendUnavailable, RpcTimeout
+from ...errors import BackendUnavailable, RpcTimeout, SettingsError, Unsupported
 from ...loops import process
 from .._retry import RETRY_FOR, Backoff, backoff, retried, time_in_the_kernel
 from .servers import SOCKET_TIMEOUT, Servers, is_elsewhere
@@ -33,8 +33,9 @@ except ModuleNotFoundError:  # the extra `fast`
 else:
     HAS_HIREDIS = True
 
-FAILURES = redis.RedisError, OSError
-"""What redis-py raises: the second one if no descriptor is left to look its own version up."""
+FAILURES = redis.RedisError, OSError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError
+"""What redis-py raises: the second one if no descriptor is left to look its own version up; and what reading
+an answer raises that is of another kind than Redis gives."""
 T = TypeVar("T")
 Command = Sequence[Any]
 BLOCK = 1.0
@@ -59,7 +60,15 @@ _TEXT = frozenset((str, bytes))
 
 
 def unavailable(error: BaseException) -> BackendUnavailable:
-    return BackendUnavailable(f"Redis: {error}")
+    """The error that callers get for one of these."""
+    if isinstance(error, (redis.RedisError, OSError)):
+        return BackendUnavailable(f"Redis: {error}")
+    return BackendUnavailable(f"Redis: what it answered makes no sense ({type(error).__name__}: {error})")
+
+
+def is_wrong_type(error: BaseException) -> bool:
+    """Whether a key of ours is something else: anybody may have put it there."""
+    return isinstance(error, redis.ResponseError) and "WRONGTYPE" in str(error)
 
 
 @contextmanager
@@ -115,8 +124,9 @@ def run_with_reconnect(
     cap: float = BLOCK,
     lost: Callable[[], object] = lambda: None,
 ) -> None:
-    """Take step after step until stopped, through whatever happens to Redis meanwhile; `cap` is the longest
-    pause between two attempts, in seconds. `lost` is called when a step fails."""
+    """Take step after step until stopped, through whatever happens meanwhile; `cap` is the longest pause
+    between two attempts, in seconds. `lost` is called when a step fails. Raises what trying again cannot
+    mend: SettingsError, Unsupported."""
     pauses = Backoff(cap)
     while not stopped():
         began = time.monotonic()
@@ -124,11 +134,14 @@ def run_with_reconnect(
             with translated():
                 step()
             pauses.reset()
-        except BackendUnavailable as error:
+        except (SettingsError, Unsupported):
+            raise
+        except Exception as error:
             lost()
             if time.monotonic() - began > RETRY_FOR:  # a step may be a session that lasted for hours
                 pauses.reset()
-            pauses.wait("%s; trying again", error)
+            trace = None if isinstance(error, BackendUnavailable) else error
+            pauses.wait("%s; trying again", error, trace=trace)
 
 
 def milliseconds(seconds: float) -> int:

@@ -45,6 +45,7 @@ PROMOTE = _script("promote")
 RELEASE = _script("release")
 RECOVER = _script("recover")
 BURY = _script("bury")
+MEND = _script("mend")
 REVIVE = _script("revive")
 
 BROADCAST = _script("broadcast")

@@ -8,10 +8,10 @@ from functools import partial
 from typing import Any
 
 from ...errors import BackendUnavailable
-from ...loops import run_together
+from ...loops import started
 from ...transport import Address, Handler
 from .._lease import LeaseKeeper
-from .._retry import Backoff
+from .._retry import Backoff, beside, lasting, run_together
 from .._serving import Connections, OnChange, Plan, Turns, arriving, guarded
 from ..redis.connection import translated
 from ..redis.servers import Servers
@@ -84,22 +84,20 @@ class RqServer:
             many = len(self._of_queues)
             loops[:many] = [partial(self._take_turns, worker) for worker in self._of_queues]
             loops += [partial(RqWorker.keep_alive, self._workers, self._beaten)] * bool(self._workers)
-        beside = [
-            threading.Thread(target=loop, name="rpc-topics", daemon=True) for loop in self._subscriber.loops()
-        ]
+        threads = beside(self._subscriber.loops(), "rpc-topics")
         try:
             if self._workers and not self._forks:
                 self._lease.start()
             self._subscriber.begin()
-            for thread in beside:
-                thread.start()
+            for thread in threads:
+                started(thread)
             run_together(loops or [self._subscriber.wait], self.stop)
             self._subscriber.end()
         finally:
             self._stopped = self._ended = True
             self._lease.end()
             self._connections.notify(False)
-            for thread in beside:
+            for thread in threads:
                 if thread.ident:
                     thread.join()
             self._subscriber.drop()
@@ -108,7 +106,7 @@ class RqServer:
         """One thread at a time waits for jobs, as the worker that it is to rq."""
         self._here.worker = worker
         try:
-            self._turns.work()
+            lasting(self._turns.work)()
         finally:
             worker.leave()
 

@@ -1,13 +1,14 @@
+-- include ours
+-- include bell
 -- KEYS failed job [queue queues bell: back into the queue with it]   ARGV id field value ...
 -- -> 1 done, 0 it is no dead letter
-if redis.call('TYPE', KEYS[2]).ok ~= 'hash' or redis.call('HEXISTS', KEYS[2], 'rpc_dead') == 0 then return 0 end
-redis.call('ZREM', KEYS[1], ARGV[1])
+if not is_ours(KEYS[2]) or redis.call('HEXISTS', KEYS[2], 'rpc_dead') == 0 then return 0 end
+own('ZREM', KEYS[1], ARGV[1])
 redis.call('DEL', KEYS[2])
 if KEYS[3] then
   redis.call('HSET', KEYS[2], unpack(ARGV, 2))
-  redis.call('SADD', KEYS[4], KEYS[3])
-  redis.call('RPUSH', KEYS[3], ARGV[1])
-  redis.call('LPUSH', KEYS[5], 1)
-  redis.call('PEXPIRE', KEYS[5], 60000)
+  redis.pcall('SADD', KEYS[4], KEYS[3])
+  own('RPUSH', KEYS[3], ARGV[1])
+  ring(KEYS[5])
 end
 return 1
