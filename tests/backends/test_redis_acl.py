@@ -28,7 +28,7 @@ SAID = {
     "rpc-client": f"{CONNECTING} blmove lrange lrem rpush set get del zadd pexpire exists hgetall "
     "xadd xread unlink lpop zrange zrem",
     "rpc-worker": f"{CONNECTING} client|unblock blmove bzpopmin lmove llen lrange lpop rpush set get del "
-    "pexpire exists hgetall hdel xadd xread xrange xrevrange xreadgroup xdel unlink xsetid scan hsetnx",
+    "pexpire exists hgetall hdel xadd xread xrange xrevrange xreadgroup xdel unlink xsetid scan hsetnx mget",
 }
 """What each says itself."""
 RUN = {

@@ -11,7 +11,7 @@ from uuid import uuid4
 
 from ...errors import QueueFull, RpcTimeout, SerializationError
 from ...loops import pop_or_none, process
-from ...transport import IDEMPOTENCY_KEY, STREAM, Message, shown, unpacked
+from ...transport import FAILED, IDEMPOTENCY_KEY, STREAM, Message, shown, unpacked
 from .._retry import patience
 from .connection import (
     BLOCK,
@@ -134,6 +134,8 @@ class CallReplies:
         try:
             reply = poll_until(self._next, timeout)
             self._ended = STREAM not in reply.headers
+            if FAILED in reply.headers:  # a dead letter needs its body
+                self._body_again = False
             return reply
         finally:
             self._receiving.release()
@@ -146,7 +148,8 @@ class CallReplies:
             return
         self._closed = True
         if not self._ended and not self._failed and IDEMPOTENCY_KEY not in self._message.headers:
-            self._sender.withdraw(self._keys, self._id, self._message.ttl)
+            mine = self._mine.inbox
+            self._sender.withdraw(self._keys, self._message, self._id, mine, self._sent_at)
         self._give_back()
 
     def _give_back(self) -> None:

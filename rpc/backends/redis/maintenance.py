@@ -30,6 +30,7 @@ from .connection import (
 )
 from .fetch import Fetcher, Pages, Taken
 from .keys import Keys
+from .sending import KEEP_WAKEUP
 from .servers import Servers
 from .topics import mend
 
@@ -39,8 +40,6 @@ T = TypeVar("T")
 BEATS_PER_LEASE = 3
 TOO_LONG = 0.05
 """Seconds after which a handler is not fast: what was taken with its message goes back."""
-KEEP_WAKEUP = 60.0
-"""Seconds that a queue which nobody serves any more can wake somebody up."""
 KEEP_WORKERS = 86_400_000
 """Milliseconds that it is remembered who served a queue, after the last sign of life of anybody who did."""
 MOST_PAGES = 10_000
@@ -293,7 +292,7 @@ class Maintenance:
         server = self._server
         if server.keys:
             self.hand_back()
-            forgotten = [("PEXPIRE", keys.wakeup, milliseconds(KEEP_WAKEUP)) for keys in server.keys]
+            forgotten = [("PEXPIRE", keys.wakeup, KEEP_WAKEUP) for keys in server.keys]
             server.acks.ask(*forgotten, ("DEL", server.keys[0].alive(server.name)))
 
     def _bring_back(self, keys: Keys, name: bytes, pages: int, *, force: bool, died: bool) -> None:

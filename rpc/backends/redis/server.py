@@ -20,7 +20,7 @@ from .._retry import Backoff, beside, run_together
 from .._serving import BEGUN, UNREADABLE, Connections, OnChange, Plan, Slots, Turns, guarded, lost
 from . import scripts
 from .acks import Ack, AckBuffer, Group, Page
-from .connection import FAILURES, Command, is_wrong_type, persistent, translated_or_logged, unavailable
+from .connection import FAILURES, Command, persistent, translated_or_logged, unavailable
 from .delivery import RedisDelivery
 from .fetch import Fetcher, Pages, Taken
 from .keys import Keys, Record, keys_of
@@ -86,9 +86,8 @@ class RedisServer:
         self.acks = AckBuffer(servers, home, self._confirmed, self.alarm.ring)
         self.pages: Mapping[Keys, Pages] = {each: Pages(each, self.name) for each in self.keys}
         self.maintenance = Maintenance(self)
-        self.mend = self.maintenance.mend
+        self.mend, sign_on = self.maintenance.mend, self.maintenance.sign_on
         pages = [self.pages[each] for each in self.queues]
-        sign_on = self.maintenance.sign_on
         self.fetcher = (
             Fetcher(servers, pages, self.acks, knows=self.knows, sign_on=sign_on) if pages else None
         )
@@ -217,8 +216,8 @@ class RedisServer:
     def begun(self, taken: Taken, to: Address | None = None) -> RedisDelivery | None:
         """What is to be handled; None if nobody wants it any more, or it cannot be read. It came to the queue
         of its page, or to `to`. Raises redis.RedisError."""
-        page, raw = taken
         self._handled += 1
+        page, raw = taken
         self._in_hand.add(raw)
         try:
             return self._delivery(page, raw, to)
@@ -230,12 +229,14 @@ class RedisServer:
     def _delivery(self, page: Page, raw: bytes, to: Address | None) -> RedisDelivery | None:
         try:
             record = Record.unpacked(raw, page.queue.inboxes)
-            left = self._left_of(page.queue, record)
-            if left is not None and left <= 0:
+            left, frame = self._left_of(page.queue, record), record.frame
+            if record.is_large and (left is None or left > 0):
+                frame = self._fetched(page.queue, record.id)
+            if (left is not None and left <= 0) or (record.is_large and not frame):
                 special = (0, b"") if record.once or record.is_large else None
                 self.acks.owe(Ack(page, raw, "", b"", special=special))
                 return None
-            message = unpacked(self._fetched(page.queue, record.id) if record.is_large else record.frame)
+            message = unpacked(frame)
         except SerializationError as error:
             self._refuse(page, raw, error)
             return None
@@ -269,20 +270,16 @@ class RedisServer:
         return record.ttl / 1000 - age if record.ttl else None
 
     def _fetched(self, queue: Keys, id: str) -> bytes:
-        try:
-            frame = self.acks.ask(("GET", queue.body(id)))[0]
-        except redis.ResponseError as error:
-            if not is_wrong_type(error):
-                raise
-            frame = None
-        if frame is None:
+        """The body of a large message; empty if its caller left just now, and took it along."""
+        frame, token = self.acks.ask(("MGET", queue.body(id), queue.token(id)))[0]
+        if frame is None and token != b"left":
             raise SerializationError("its body has expired")
-        return bytes(frame)
+        return bytes(frame or b"")
 
     def _refuse(self, page: Page, raw: bytes, error: Exception) -> None:
         """Put what cannot be read among the dead letters, and tell its caller, if it names one."""
         logger.error("refused a record in queue %r: %s", page.queue.name, shown(error))
-        id = [*raw.split(b"\n", 2), b""][1].decode(errors="replace")
+        id = raw.partition(b"\n")[2].partition(b"\n")[0].decode(errors="replace")
         told = packed(lost(Message(headers={"id": id}), UNREADABLE))
         places = (page.key, page.queue.queue, page.queue.dead)
         self.acks.ask((scripts.BURY, len(places), *places, raw, f"refused: {shown(error)}", 1, told))

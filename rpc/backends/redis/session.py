@@ -87,7 +87,8 @@ class Session:
         each = self._underway.pop(replies.id, None)
         self._outbox.pop(replies.id, None)
         if each is None or each.written is not None:
-            self._say(self._sender.withdrawal(replies.keys, replies.id, replies.ttl), SOON if each else 0.0)
+            said = self._sender.withdrawal(replies.keys, replies.id, replies.ttl, replies.record)
+            self._say(said, SOON if each else 0.0)
 
     def _say(self, commands: Sequence[Command], later: float = 0.0) -> None:
         due = self.loop.time() + later
