@@ -27,10 +27,11 @@ from .core.jobs import current_request
 from .core.patterns import matcher
 from .describe import ALL_WORKERS, DESCRIBE
 from .durations import Duration, seconds, seconds_or_none
-from .errors import BackendUnavailable, QueueFull, SettingsError, Unsupported
+from .errors import QueueFull, RpcError, SettingsError, Unsupported
 from .events import event_address
 from .inspection import Results
 from .job_info import Inspector
+from .loops import started
 from .settings import Settings, load_settings
 from .transport import (
     DELAY,
@@ -198,7 +199,10 @@ class Caller:
             found = Future()
             self._reasons[to] = time.monotonic(), found
             looked_for = (self.backend, to, found)
-            Thread(target=_find_reason, args=looked_for, name="rpc-reason", daemon=True).start()
+            try:
+                started(Thread(target=_find_reason, args=looked_for, name="rpc-reason", daemon=True))
+            except RpcError:
+                found.set_result("")
         return found
 
     def _pausing(self, timeout: float | None) -> Pause:
@@ -270,7 +274,7 @@ def _find_reason(backend: Backend, to: Address, found: Future[str]) -> None:
     try:
         if "presence" in backend.features and to.kind == "queue":
             is_served = cast("Presence", backend).is_served(to.name)
-    except BackendUnavailable as error:
+    except RpcError as error:
         logger.debug("whether %s is served: %s", to, error)
     finally:
         found.set_result("" if is_served else f"no worker serves queue {to.name!r}")

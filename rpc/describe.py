@@ -18,7 +18,7 @@ from .core.protocol import decode_reply
 from .errors import RpcError
 from .events import Listener
 from .timers import Ticking
-from .transport import LOST, Message, topic
+from .transport import LOST, Message, shown, topic
 
 logger = logging.getLogger(__name__)
 
@@ -134,7 +134,7 @@ class Gathering:
             codec = _ACCEPTED.codec(reply.headers.get("content-type"))
             info = msgspec.convert(decode_reply(reply.body, codec), WorkerInfo)
         except (RpcError, msgspec.ValidationError) as error:
-            logger.warning("a worker did not say what it is: %s", error)
+            logger.warning("a worker did not say what it is: %s", shown(error))
             return
         self._by_id[info.id] = info
 

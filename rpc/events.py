@@ -28,7 +28,7 @@ from .core.protocol import decode_call, remote_error
 from .durations import Duration
 from .errors import RpcError, SettingsError
 from .transport import ADDRESS_NAME as NAME
-from .transport import OWN, Address, Delivery, Message, topic
+from .transport import OWN, Address, Delivery, Message, shown, topic
 
 logger = logging.getLogger(__name__)
 
@@ -195,7 +195,9 @@ class Events:
         try:
             event = self._event(message)
         except RpcError as error:
-            logger.warning("refused an event (%s): %s: %s", message.id, type(error).__name__, error)
+            logger.warning(
+                "refused an event (%s): %s: %s", shown(message.id), type(error).__name__, shown(error)
+            )
         else:
             for listener in self.listeners:
                 if listener.address == delivery.to and listener.matches(event.topic):
@@ -243,7 +245,7 @@ class Events:
         if not listener.subscription.durable:
             hear = partial(copy_context().run, self._hear, listener, event, attempt + 1, delivery)
             if again and not self._later(pause, hear):
-                logger.warning("event %r (%s) is not tried again: too many are", event.topic, event.id)
+                logger.warning("event %r (%s) is not tried again: too many are", event.topic, shown(event.id))
             return
         try:
             if again:
@@ -252,5 +254,8 @@ class Events:
                 delivery.bury(str(remote_error(error))[:500], None)
         except RpcError as trouble:
             logger.warning(
-                "event %r (%s) could be neither postponed nor buried: %s", event.topic, event.id, trouble
+                "event %r (%s) could be neither postponed nor buried: %s",
+                event.topic,
+                shown(event.id),
+                trouble,
             )

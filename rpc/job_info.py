@@ -18,7 +18,7 @@ from .core.protocol import decode_reply, encode_error
 from .errors import Cancelled, RpcError, RpcTimeout, SerializationError, Unsupported
 from .inspection import Counts, DeadLetter, DeadLetters, Entry, Inspection, QueueInfo, Results
 from .settings import Settings
-from .transport import FAILED, KEEP, NAME, Backend, Delivery, Message, unpacked
+from .transport import FAILED, KEEP, NAME, Backend, Delivery, Message, shown, unpacked
 
 logger = logging.getLogger(__name__)
 
@@ -221,7 +221,7 @@ class Keeper:
         try:
             self._store.keep(delivery.to.name, message.id, last, seconds)
         except RpcError as error:
-            logger.error("the outcome of %s cannot be kept: %s", message.id, error)
+            logger.error("the outcome of %s cannot be kept: %s", shown(message.id), error)
         return last
 
 

@@ -1,5 +1,5 @@
-"""Threads, event loops and processes: an event loop in a thread of its own, a delay queue, several loops at
-once, how to wake a thread, and what threads, event loops and forked processes have of their own."""
+"""Threads, event loops and processes: an event loop in a thread of its own, a delay queue, how to start and
+to wake a thread, and what threads, event loops and forked processes have of their own."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from contextvars import copy_context
 from functools import cached_property, partial
@@ -22,7 +22,7 @@ from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import Any, Generic, TypeVar
 
-from .errors import BackendUnavailable
+from .errors import RpcError
 
 T = TypeVar("T")
 
@@ -105,20 +105,19 @@ class LoopThread:
         return self._loop is not None and self._pid == os.getpid()
 
     def run(self, coroutine: Coroutine[Any, Any, T]) -> concurrent.futures.Future[T]:
-        """Run it there. To cancel the future is to cancel the coroutine. Raises BackendUnavailable if there
-        is no loop, and no thread for one can be started."""
+        """Run it there. To cancel the future is to cancel the coroutine. Raises RpcError if there is no loop,
+        and no thread for one can be started."""
         try:
-            loop = self._running()
-        except BackendUnavailable:
+            return asyncio.run_coroutine_threadsafe(coroutine, self._running())
+        except RpcError:
             coroutine.close()
             raise
-        return asyncio.run_coroutine_threadsafe(coroutine, loop)
 
     def spawn(
         self, coroutine: Coroutine[Any, Any, None], started: Callable[[Callable[[], object]], object]
     ) -> None:
         """Run it there. `started` is called there with what cancels it, from any thread, and does not come
-        before its first step."""
+        before its first step. Raises RpcError if there can be no thread for it."""
         loop = self._running()
 
         def start() -> None:
@@ -134,15 +133,18 @@ class LoopThread:
             self._pid, self._lock, self._loop = os.getpid(), threading.Lock(), None
         with self._lock:
             if self._loop is None:
-                loop = asyncio.new_event_loop()
+                try:
+                    loop = asyncio.new_event_loop()
+                except OSError as error:
+                    raise RpcError(f"no event loop can be made: {error}") from error
                 loop.set_default_executor(DaemonThreads(MOST, self._name))
                 thread = threading.Thread(target=_serve, args=[loop], name=self._name, daemon=True)
                 try:
-                    thread.start()
-                except RuntimeError as error:  # some releases of Python 3.12 start none in `atexit`
+                    self._thread = started(thread)
+                except RpcError:
                     loop.close()
-                    raise BackendUnavailable(f"no thread for what waits: {error}") from error
-                self._loop, self._thread = loop, thread
+                    raise
+                self._loop = loop
             return self._loop
 
     def close(self) -> None:
@@ -191,8 +193,12 @@ def in_contexts(function: Callable[..., T]) -> Callable[..., T]:
 
 
 async def to_its_end(action: Callable[[], T]) -> T:
-    """What it returns, in a thread; it is waited for also if that is cancelled."""
-    future = asyncio.get_running_loop().run_in_executor(None, copy_context().run, action)
+    """What it returns, in a thread, or here if there can be none; it is waited for also if that is
+    cancelled."""
+    try:
+        future = asyncio.get_running_loop().run_in_executor(None, copy_context().run, action)
+    except RuntimeError:
+        return action()
     while True:
         try:
             return await asyncio.shield(future)
@@ -216,14 +222,17 @@ class DelayQueue:
         self._ending = False
 
     def __call__(self, seconds: float, action: Callable[[], None]) -> bool:
-        """Do it after so many seconds. False if too much is to be done already, or this is the end."""
+        """Do it after so many seconds. False if too much is to be done already, this is the end, or there can
+        be no thread for it."""
         with self._changed:
             if self._ending or len(self._due) >= self._most:
                 return False
-            heappush(self._due, (time.monotonic() + seconds, next(self._count), action))
             if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name=self._name, daemon=True)
-                self._thread.start()
+                try:
+                    self._thread = started(Thread(target=self._run, name=self._name, daemon=True))
+                except RpcError:
+                    return False
+            heappush(self._due, (time.monotonic() + seconds, next(self._count), action))
             self._changed.notify()
             return True
 
@@ -319,26 +328,13 @@ def pop_or_none(idle: list[T] | deque[T]) -> T | None:
         return None
 
 
-def run_together(loops: Sequence[Callable[[], None]], stop: Callable[[], None]) -> None:
-    """Run the first loop here and the others in threads, until all have returned. If one raises, `stop` is
-    called so that the others end, and its exception is raised."""
-    failures: list[BaseException] = []
-
-    def guarded(loop: Callable[[], None]) -> None:
-        try:
-            loop()
-        except BaseException as error:  # raised again below, in the thread that called
-            failures.append(error)
-            stop()
-
-    threads = [Thread(target=guarded, args=[loop], name="rpc-loop", daemon=True) for loop in loops[1:]]
-    for thread in threads:
+def started(thread: Thread) -> Thread:
+    """The thread, which runs. Raises RpcError if there can be none."""
+    try:
         thread.start()
-    guarded(loops[0])
-    for thread in threads:
-        thread.join()
-    if failures:
-        raise failures[0]
+    except RuntimeError as error:
+        raise RpcError(f"no thread can be started: {error}") from error
+    return thread
 
 
 class Process:

@@ -31,7 +31,15 @@ from .errors import BackendRefused, Cancelled, SettingsError, Unsupported
 from .events import Events, listeners_in
 from .job_info import keeping
 from .local_retry import retrying_locally
-from .loops import DelayQueue, LoopThread, RunningLoop, in_contexts, locked_cached_property, to_its_end
+from .loops import (
+    DelayQueue,
+    LoopThread,
+    RunningLoop,
+    in_contexts,
+    locked_cached_property,
+    started,
+    to_its_end,
+)
 from .services import gathered, service
 from .settings import Settings, load_settings
 from .signals import stopped_by_signals
@@ -245,8 +253,7 @@ class RpcReceiver:
                 loop.call_soon_threadsafe(begun.set)
 
         self._loop, self._on_arrival = RunningLoop(), arrive
-        self._serving = threading.Thread(target=in_contexts(serve), name="rpc-receiver", daemon=True)
-        self._serving.start()
+        self._serving = started(threading.Thread(target=in_contexts(serve), name="rpc-receiver", daemon=True))
         try:
             await begun.wait()
         except BaseException:

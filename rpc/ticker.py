@@ -14,7 +14,7 @@ from .backends.features import unsupported
 from .core.lifecycle import blamed
 from .core.middleware import ContextFactory
 from .errors import RpcError
-from .loops import in_contexts
+from .loops import in_contexts, started
 from .timers import Ticking
 from .transport import Backend, Locks
 
@@ -67,7 +67,7 @@ class Ticker:
         if any(each.timer.singleton for each in self.ticking):
             self._keepers.append(_thread("rpc-timer-locks", self._keep))
         for thread in self._threads + self._keepers:
-            thread.start()
+            started(thread)
 
     def end(self) -> None:
         """Wait for the ticks that run."""

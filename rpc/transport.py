@@ -109,6 +109,12 @@ MAX_HEADERS = 64
 MAX_HEADER_BYTES = 8192
 
 
+def shown(foreign: object, most: int = 500) -> str:
+    """What somebody else wrote, for a log: it stays in its line, whatever is in it."""
+    text = str(foreign)[:most]
+    return text if text.isprintable() else text.encode("unicode_escape").decode()
+
+
 class Message(msgspec.Struct, frozen=True):
     """Headers (short strings) and a body (bytes). Changed by making another one: see `replace()`."""
 
@@ -116,7 +122,9 @@ class Message(msgspec.Struct, frozen=True):
     headers: Mapping[str, str] = msgspec.field(default_factory=dict)
 
     def __repr__(self) -> str:
-        return f"<Message {self.id or '-'}, {len(self.body)} bytes>"  # bodies and tokens stay out of logs
+        return (
+            f"<Message {shown(self.id) or '-'}, {len(self.body)} bytes>"  # bodies and tokens stay out of logs
+        )
 
     @property
     def id(self) -> str:

@@ -4,6 +4,7 @@ the interpreter, or compute in C, for longer than the lease."""
 from __future__ import annotations
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -12,6 +13,8 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+logger = logging.getLogger(__name__)
 
 _PROGRAM = Path(__file__).with_name("_lease_child.py")
 _HOW = ("host", "port", "path", "db", "username", "password")
@@ -30,9 +33,11 @@ class LeaseKeeper:
         if threading.current_thread() is not threading.main_thread() or not os.path.exists("/proc/self/stat"):
             return
         command = [sys.executable, "-I", "-S", str(_PROGRAM), str(os.getpid()), f"{self._lease / 2:.3f}"]
-        self._child = subprocess.Popen(  # noqa: S603 - a program of ours
-            command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, bufsize=0
-        )
+        pipes: dict[str, Any] = dict.fromkeys(("stdout", "stderr"), subprocess.DEVNULL)
+        try:
+            self._child = subprocess.Popen(command, stdin=subprocess.PIPE, bufsize=0, **pipes)  # noqa: S603 - ours
+        except OSError as error:
+            logger.warning("no process renews the lease while handlers hold the interpreter: %s", error)
 
     def beat(self, keys: Sequence[str], how: dict[str, Any]) -> None:
         """The process lives, and has just renewed these keys; it connects so. Does not raise."""

@@ -8,14 +8,17 @@ from importlib.resources import files
 _INCLUDE = re.compile(r"^-- include (\w+)\n", re.MULTILINE)
 
 
-def lua(package: str, name: str) -> str:
+def lua(package: str, name: str, shared: str = "") -> str:
     """The script `lua/<name>.lua` of a package, with `lua/include/<other>.lua` in place of each line
-    `-- include <other>`, the first time."""
+    `-- include <other>`, the first time; what the package does not have, the package `shared` has."""
     folder = files(package) / "lua"
     included: set[str] = set()
 
     def text_of(path: str) -> str:
-        return _INCLUDE.sub(include, (folder / f"{path}.lua").read_text())
+        found = folder / f"{path}.lua"
+        if shared and not found.is_file():
+            found = files(shared) / "lua" / f"{path}.lua"
+        return _INCLUDE.sub(include, found.read_text())
 
     def include(found: re.Match[str]) -> str:
         if found[1] in included:

@@ -1,4 +1,5 @@
-"""Trying again, where a broker may be away: for how long, and with which pauses."""
+"""Trying again, where a broker may be away: for how long, and with which pauses; and loops that go on,
+whatever happens to them."""
 
 from __future__ import annotations
 
@@ -8,11 +9,13 @@ import random
 import socket
 import struct
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from contextvars import ContextVar
+from threading import Thread
 from typing import TypeVar
 
-from ..errors import BackendUnavailable
+from ..errors import BackendUnavailable, RpcError, SettingsError, Unsupported
+from ..loops import started
 
 logger = logging.getLogger(__name__)
 
@@ -40,10 +43,17 @@ class Backoff:
         """It worked."""
         self._attempt = 0
 
-    def wait(self, text: str, error: object, sleep: Callable[[float], object] = time.sleep) -> None:
-        """Sleep before the next attempt; log the error now and then, in a text with one %s."""
+    def wait(
+        self,
+        text: str,
+        error: object,
+        sleep: Callable[[float], object] = time.sleep,
+        trace: Exception | None = None,
+    ) -> None:
+        """Sleep before the next attempt; log the error now and then, in a text with one %s, and with the
+        traceback of `trace`."""
         if self._attempt % 10 == 0:
-            logger.warning(text, error)
+            logger.warning(text, error, exc_info=trace)
         sleep(backoff(self._attempt, self._cap))
         self._attempt += 1
 
@@ -96,6 +106,59 @@ def retried(
                 raise told(error) from error
             time.sleep(pause)
             attempt += 1
+
+
+def lasting(loop: Callable[[], object]) -> Callable[[], None]:
+    """The loop, which ends for no exception: that is logged, and after a pause the loop is run again, until
+    it returns. But what trying again cannot mend, SettingsError and Unsupported, is raised."""
+
+    def run() -> None:
+        pauses = Backoff()
+        while True:
+            began = time.monotonic()
+            try:
+                loop()
+                return
+            except (SettingsError, Unsupported):
+                raise
+            except Exception as error:
+                if time.monotonic() - began > RETRY_FOR:
+                    pauses.reset()
+                pauses.wait("a loop failed (%s); it goes on", type(error).__name__, trace=error)
+
+    return run
+
+
+def beside(loops: Sequence[Callable[[], object]], name: str) -> list[Thread]:
+    """Threads, not started, in which these loops last."""
+    return [Thread(target=lasting(loop), name=name, daemon=True) for loop in loops]
+
+
+def run_together(loops: Sequence[Callable[[], object]], stop: Callable[[], object]) -> None:
+    """Run the first loop here and the others in threads, until all have returned. They end for no exception
+    (see `lasting`); if one cannot go on, `stop` is called so that the others end, and its error is raised.
+    Raises RpcError if there can be no thread."""
+    failures: list[BaseException] = []
+
+    def guarded(loop: Callable[[], object]) -> None:
+        try:
+            lasting(loop)()
+        except BaseException as error:  # raised again below, in the thread that called
+            failures.append(error)
+            stop()
+
+    running: list[Thread] = []
+    try:
+        for loop in loops[1:]:
+            running.append(started(Thread(target=guarded, args=[loop], name="rpc-loop", daemon=True)))
+    except RpcError as error:
+        failures.append(error)
+        stop()
+    guarded(loops[0])
+    for thread in running:
+        thread.join()
+    if failures:
+        raise failures[0]
 
 
 def time_in_the_kernel(wire: socket.socket, seconds: float, *ways: int) -> None:

@@ -27,6 +27,7 @@ STUCK = 0.005
 DIED = "its worker died; it is not delivered again"
 BEGUN = "it was begun, and may not be done twice"
 STOPPED = "its worker was stopped"
+UNREADABLE = "it could not be read"
 """Why a message is given up, in the words that callers and dead letters have on every backend."""
 
 OnChange = Callable[[bool], object]
@@ -193,6 +194,9 @@ class Serially:
         self._pool, self._done = DaemonThreads(max(1, addresses), "rpc-events"), done
         self._lock = threading.Lock()
         self._waiting: dict[Address, deque[Callable[[], object]]] = {}
+        self._begun: set[Address] = set()
+        """Those that a thread works off, or will."""
+        self._working: set[Address] = set()
         self._ended = False
 
     def run(self, to: Address, action: Callable[[], object]) -> None:
@@ -200,11 +204,15 @@ class Serially:
         with self._lock:
             if self._ended:
                 return
-            if (waiting := self._waiting.get(to)) is not None:
-                waiting.append(action)
+            self._waiting.setdefault(to, deque()).append(action)
+            if to in self._begun:
                 return
-            self._waiting[to] = deque([action])
-            self._pool.submit(self._work_off, to)
+            try:
+                self._pool.submit(self._work_off, to)
+            except RuntimeError as error:  # it is begun with the next one
+                logger.warning("%s waits: %s", to, error)
+            else:
+                self._begun.add(to)
 
     def waiting(self, to: Address) -> int:
         """How many actions are not done."""
@@ -219,11 +227,17 @@ class Serially:
         self._pool.shutdown()
 
     def _work_off(self, to: Address) -> None:
+        with self._lock:
+            if to in self._working:  # what could not be begun at first comes, too
+                return
+            self._working.add(to)
         while True:
             with self._lock:
-                waiting = self._waiting[to]
+                waiting = self._waiting.get(to)
                 if not waiting:
-                    del self._waiting[to]
+                    self._waiting.pop(to, None)
+                    self._begun.discard(to)
+                    self._working.discard(to)
                     return
                 action = waiting[0]
             action()

@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import Any
 
 from ..errors import Cancelled, RpcError, RpcTimeout, SerializationError
-from ..transport import NAME, Delivery
+from ..transport import NAME, Delivery, shown
 from .codecs import JSON, Accepted, Codec
 from .jobs import Calls, DeliveryMode, Job, Jobs
 from .lifecycle import UNKNOWN_FOR, after_refusal, passed_on, reason
@@ -71,7 +71,7 @@ class Dispatcher(Handling):
     def _refuse(self, delivery: Delivery, error: RpcError, codec: Codec) -> None:
         message, failure = delivery.message, self.failure(delivery.message, error, codec)
         name = message.headers.get(NAME, "")[:128]
-        logger.warning("refused %r (%s): %s: %s", name, message.id, type(error).__name__, error)
+        logger.warning("refused %r (%s): %s: %s", name, shown(message.id), type(error).__name__, shown(error))
         delivery.error = error.with_traceback(None)
         if is_attended(delivery):
             delivery.finish(failure)

@@ -20,7 +20,7 @@ from ..errors import (
     SerializationError,
     Unauthorized,
 )
-from ..transport import FAILED, IDEMPOTENCY_KEY, NAME, Delivery, Message
+from ..transport import FAILED, IDEMPOTENCY_KEY, NAME, Delivery, Message, shown
 from .codecs import Codec
 from .jobs import Job, Request, current_request
 from .lifecycle import Fate, after_failure, blamed, next_attempt, reason
@@ -105,7 +105,9 @@ class Handling:
                 delivery.postpone(fate, later)
         except RpcError as trouble:
             name = delivery.message.headers.get(NAME, "")[:128]
-            logger.warning("job %r (%s) could be neither postponed nor buried: %s", name, later.id, trouble)
+            logger.warning(
+                "job %r (%s) could be neither postponed nor buried: %s", name, shown(later.id), trouble
+            )
             delivery.finish(failure)
 
     def ended(self, delivery: Delivery) -> None:
@@ -256,7 +258,7 @@ class Work:
     def _note(self, outcome: str) -> None:
         if not finished.isEnabledFor(logging.INFO):
             return
-        name, id, seconds = self._job.name, self._message.id, self._took()
+        name, id, seconds = self._job.name, shown(self._message.id), self._took()
         fields = {"job": name, "id": id, "seconds": round(seconds, 6), "outcome": outcome}
         finished.info("job %r (%s) took %.3f s: %s", name, id, seconds, outcome, extra=fields)
 
@@ -306,7 +308,7 @@ class Work:
 
     def _log(self, error: BaseException, again: float | None = None) -> None:
         """Say that it failed: once with a traceback, unless it is tried `again` so many seconds later."""
-        what = self._job.name, self._message.id
+        what = self._job.name, shown(self._message.id)
         if isinstance(error, Cancelled):
             logger.info("job %r (%s) was cancelled", *what)
         elif again is not None:

@@ -157,6 +157,8 @@ class Bench:
         self.url, self.log, self._stack = url, log, ExitStack()
         log.touch()
         self.queue = f"q{uuid4().hex[:8]}"
+        self.rq_queue = f"rpc.{self.queue}"
+        """What it is called to rq."""
         self.redis: Any = self._stack.enter_context(redis.Redis.from_url(url))
         self.client = self.make_client()
 

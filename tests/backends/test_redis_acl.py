@@ -28,14 +28,14 @@ SAID = {
     "rpc-client": f"{CONNECTING} blmove lrange lrem rpush set get del zadd pexpire exists hgetall "
     "xadd xread unlink lpop zrange zrem lindex llen zcard",
     "rpc-worker": f"{CONNECTING} client|unblock blmove bzpopmin lmove llen lrange lpop rpush set get del "
-    "pexpire exists hgetall hdel xadd xread xrange xrevrange xreadgroup xdel unlink",
+    "pexpire exists hgetall hdel xadd xread xrange xrevrange xreadgroup xdel unlink xsetid scan hsetnx mget",
 }
 """What each says itself."""
 RUN = {
-    "rpc-client": ("SEND", "SEND_MANY", "SEND_ONCE", "SEND_LATER", "REVIVE", "WITHDRAW", "BROADCAST"),
+    "rpc-client": ("SEND", "SEND_MANY", "SEND_ONCE", "SEND_LATER", "REVIVE", "WITHDRAW", "BROADCAST", "MEND"),
     "rpc-worker": (
         *("NEXT", "BEGIN", "ACK", "FINISH", "CHANGE", "POSTPONE", "BURY", "RECOVER", "PROMOTE", "RELEASE"),
-        *("SIGN_ON", "JOIN", "KEEP", "GONE", "LOCK", "UNLOCK"),
+        *("SIGN_ON", "JOIN", "KEEP", "GONE", "LOCK", "UNLOCK", "MEND"),
     ),
 }
 """The scripts that each runs."""
@@ -47,7 +47,7 @@ def test_the_page_names_the_commands_of_the_code(user: str) -> None:
     in_scripts = {
         command.lower()
         for name in RUN[user]
-        for command in re.findall(r"redis\.p?call\(\s*'(\w+', '(?:CREATE|SETID)|\w+)'", SCRIPTS[name])
+        for command in re.findall(r"(?:redis\.p?call|own)\(\s*'(\w+', '(?:CREATE|SETID)|\w+)'", SCRIPTS[name])
     }
     in_scripts = {command.replace("', '", "|") for command in in_scripts}
     assert set(re.findall(r"\+(\S+)", LINES[user])) == {*SAID[user].split(), *in_scripts}

@@ -52,7 +52,7 @@ class RqStage(RedisStage):
         self.url = f"rq+{self.url}"
 
     def waiting(self) -> int:
-        return int(self.admin.llen("rq:queue:default"))
+        return int(self.admin.llen("rq:queue:rpc.default"))
 
 
 @pytest.fixture

@@ -54,12 +54,12 @@ def test_rqs_records_tell_what_is_queued_runs_and_ended(bench: Bench, serve: Ser
         entered.set()
         leave.wait(PATIENCE)
 
-    there = rq.Queue(bench.queue, connection=bench.redis, serializer=JSONSerializer)
+    there = rq.Queue(bench.rq_queue, connection=bench.redis, serializer=JSONSerializer)
     running, waiting = bench.client.call("hold"), bench.client.call("add", {"a": 1, "b": 2})
     failing = bench.client.call("fail", {"text": "no"})
     assert there.count == 3
     job = Job.fetch(waiting, connection=bench.redis, serializer=JSONSerializer)
-    assert (job.description, job.get_status(), job.origin) == ("add", "queued", bench.queue)
+    assert (job.description, job.get_status(), job.origin) == ("add", "queued", bench.rq_queue)
     assert job.func_name.startswith("rpc.")
     serve({"hold": hold})
     assert entered.wait(PATIENCE)
@@ -102,7 +102,7 @@ def test_a_worker_that_left_is_in_no_record(bench: Bench, serve: Serve) -> None:
     thread.join(PATIENCE)
     assert rq.Worker.all(connection=bench.redis) == []
     assert bench.redis.smembers("rq:workers") == set()
-    assert bench.redis.smembers(f"rq:workers:{bench.queue}") == set()
+    assert bench.redis.smembers(f"rq:workers:{bench.rq_queue}") == set()
 
 
 def test_a_failed_job_can_be_requeued_by_rq(bench: Bench, serve: Serve) -> None:
@@ -141,7 +141,9 @@ def test_what_failed_each_time_is_one_of_rqs_failed_jobs(bench: Bench, serve: Se
     id = bench.client.call("work")
     bench.client.publish("boom", {"n": 1})
     shelf = Subscription("boom", "team", True, JobOptions()).address.subscription_queue
-    failed = [FailedJobRegistry(name, connection=bench.redis) for name in (bench.queue, shelf.name)]
+    failed = [
+        FailedJobRegistry(name, connection=bench.redis) for name in (bench.rq_queue, f"rpc.{shelf.name}")
+    ]
     eventually(lambda: [each.count for each in failed] == [1, 1])
     assert failed[0].get_job_ids() == [id]
     for registry in failed:
@@ -254,7 +256,7 @@ def test_forbidding_redelivery_after_the_records_were_lost_writes_nothing_that_s
 )
 def test_a_job_that_is_ended_by_rqs_own_means_is_not_waited_for(bench: Bench, end: Any) -> None:
     future = bench.client.submit("add", {"a": 1, "b": 1})
-    waiting = rq.Queue(bench.queue, connection=bench.redis)
+    waiting = rq.Queue(bench.rq_queue, connection=bench.redis)
     eventually(lambda: waiting.job_ids)
     [id] = waiting.job_ids
     end(Job.fetch(id, connection=bench.redis, serializer=JSONSerializer))
@@ -315,7 +317,7 @@ def test_password_and_database_are_kept(rpc_redis: RedisServer) -> None:
         backend = PythonRqBackend(source)
         backend.send(queue("there"), Message(b"", {"id": os.urandom(4).hex(), "ttl": "9"}))
         backend.close()
-    assert by_client.llen("rq:queue:there") == 2
+    assert by_client.llen("rq:queue:rpc.there") == 2
     by_client.flushdb()
     by_client.close()
     with pytest.raises(BackendUnavailable):

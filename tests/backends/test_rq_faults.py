@@ -100,7 +100,7 @@ def under_load(bench: Bench, fault: Callable[[], None]) -> Counter[str]:
 
 def verdict(bench: Bench, figures: Counter[str], what: str) -> Counter[str]:
     """Wait until the queue is worked off; then count what ran, and print it."""
-    busy = [f"rq:queue:{bench.queue}", f"rq:wip:{bench.queue}"]
+    busy = [f"rq:queue:{bench.rq_queue}", f"rq:wip:{bench.rq_queue}"]
     eventually(lambda: not bench.redis.exists(*busy), "jobs are left", within=30)
     ran = Counter(bench.lines())
     figures["executed"], figures["lost"] = sum(ran.values()), JOBS - figures["not sent"] - len(ran)

@@ -364,7 +364,7 @@ def test_a_killed_caller_leaves_nothing_without_an_end(bench: Bench) -> None:
         f"RpcClient(backend='rq+{bench.url}', queue='{bench.queue}').call_and_wait('add', timeout=20)"
     )
     with subprocess.Popen([sys.executable, "-c", script]) as caller:
-        eventually(lambda: bench.redis.llen(f"rq:queue:{bench.queue}"))
+        eventually(lambda: bench.redis.llen(f"rq:queue:{bench.rq_queue}"))
         caller.kill()
     assert without_end(bench.redis) == []
 

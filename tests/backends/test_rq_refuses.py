@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import re
 import resource
 import sys
@@ -25,11 +24,11 @@ pytestmark = pytest.mark.redis
 
 
 def put(bench: Bench, id: bytes, hash: dict[Any, Any]) -> None:
-    """A job as anybody with access to Redis can write one, and a good one behind it."""
+    """A job as anybody with access to Redis can write one that looks like ours."""
     bench.redis.delete(b"rq:job:" + id)
     if hash:
-        bench.redis.hset(b"rq:job:" + id, mapping=hash)
-    bench.redis.rpush(f"rq:queue:{bench.queue}", id)
+        bench.redis.hset(b"rq:job:" + id, mapping={"rpc_queue": bench.rq_queue, **hash})
+    bench.redis.rpush(f"rq:queue:{bench.rq_queue}", id)
 
 
 def data(headers: dict[str, str], body: str = "{}", encoding: str = "utf-8", function: str = "") -> bytes:
@@ -53,7 +52,7 @@ def good_hash(bench: Bench) -> dict[bytes, bytes]:
     id = bench.client.call("add", {"a": 1, "b": 2}, queue="elsewhere")
     hash: dict[bytes, bytes] = bench.redis.hgetall(f"rq:job:{id}")
     _seen[:] = [Job.fetch(id, connection=bench.redis, serializer=JSONSerializer).func_name]
-    bench.redis.delete("rq:queue:elsewhere", f"rq:job:{id}")
+    bench.redis.delete("rq:queue:rpc.elsewhere", f"rq:job:{id}")
     return hash
 
 
@@ -61,25 +60,47 @@ def good_hash(bench: Bench) -> dict[bytes, bytes]:
 
 
 @pytest.mark.parametrize("serializer", [JSONSerializer, DefaultSerializer])
-def test_a_foreign_job_is_not_run_not_imported_and_becomes_a_failed_job_that_expires(
+def test_a_job_of_others_stays_as_it_is_and_is_warned_of_once(
     bench: Bench, serve: Serve, tmp_path: Path, caplog: pytest.LogCaptureFixture, serializer: Any
 ) -> None:
-    foreign = rq.Queue(bench.queue, connection=bench.redis, serializer=serializer)
+    foreign = rq.Queue(bench.rq_queue, connection=bench.redis, serializer=serializer)
     ran = tmp_path / "ran"
-    system = foreign.enqueue("os.system", f"touch {ran}")
+    system = foreign.enqueue("os.system", f"touch {ran}", ttl=300)
     imports = foreign.enqueue("antigravity.fly", on_failure=rq.Callback("antigravity.fly"))
+    before = [bench.redis.hgetall(job.key) for job in (system, imports)]
     thread = serve()
-    assert bench.asks() == 2
+    assert [bench.asks() for _ in range(3)] == [2, 2, 2]
     assert not ran.exists()
     assert "antigravity" not in sys.modules
-    for job in system, imports:
-        assert job.get_status() == JobStatus.FAILED
-        assert 0 < bench.redis.ttl(job.key) <= 60
-    failed = FailedJobRegistry(bench.queue, connection=bench.redis)
-    assert set(failed.get_job_ids()) == {system.id, imports.id}
-    refusals = [record for record in caplog.records if record.levelno == logging.ERROR]
-    assert {id for id in (system.id, imports.id) if any(id in r.getMessage() for r in refusals)}
+    assert [bench.redis.hgetall(job.key) for job in (system, imports)] == before
+    assert 0 < bench.redis.ttl(system.key) <= 300
+    assert bench.redis.ttl(imports.key) == -1
+    assert {*foreign.job_ids} == {system.id, imports.id}
+    assert FailedJobRegistry(bench.rq_queue, connection=bench.redis).count == 0
+    warned = [record for record in caplog.records if "jobs that are not ours" in record.getMessage()]
+    assert len(warned) == 1
     assert thread.is_alive()
+
+
+def test_a_started_job_of_others_that_somebody_calls_ours_stays_as_it_is(bench: Bench, serve: Serve) -> None:
+    job = rq.Queue("theirs", connection=bench.redis).enqueue("os.getpid")
+    before = bench.redis.hgetall(job.key)
+    bench.redis.zadd(f"rq:wip:{bench.rq_queue}", {f"{job.id}:rpc-dead": 1})
+    serve(lease=1)
+    eventually(lambda: not bench.redis.exists(f"rq:wip:{bench.rq_queue}"))
+    assert bench.asks() == 2
+    assert bench.redis.hgetall(job.key) == before
+
+
+def test_a_plain_rq_worker_and_ours_do_not_meet(bench: Bench, serve: Serve) -> None:
+    theirs = rq.Queue(bench.queue, connection=bench.redis)
+    job = theirs.enqueue("os.getpid")
+    serve()
+    ours = bench.client.call("add", {"a": 1, "b": 1}, queue="waits")
+    rq.SimpleWorker([theirs, "waits"], connection=bench.redis).work(burst=True)
+    assert bench.asks() == 2
+    assert job.get_status(refresh=True) == JobStatus.FINISHED
+    assert bench.redis.hget(f"rq:job:{ours}", "status") == b"queued"
 
 
 def test_callbacks_webhooks_and_dependencies_in_a_job_of_ours_are_ignored(
@@ -178,7 +199,7 @@ def test_the_worker_survives_a_strange_id(
     thread = serve()
     assert bench.asks() == 2
     assert thread.is_alive()
-    eventually(lambda: bench.redis.zcard(f"rq:wip:{bench.queue}") == 0, "it is held for ever")
+    eventually(lambda: bench.redis.zcard(f"rq:wip:{bench.rq_queue}") == 0, "it is held for ever")
     assert b"current_job" not in bench.redis.hgetall(bench.workers().pop())
 
 
@@ -193,11 +214,11 @@ def test_the_worker_survives_another_type_under_a_jobs_key(bench: Bench, serve: 
         "nothing": lambda: None,
     }
     write[kind]()
-    bench.redis.rpush(f"rq:queue:{bench.queue}", "bad")
+    bench.redis.rpush(f"rq:queue:{bench.rq_queue}", "bad")
     thread = serve()
     assert bench.asks() == 2
     assert thread.is_alive()
-    assert bench.redis.zcard(f"rq:wip:{bench.queue}") == 0
+    assert bench.redis.zcard(f"rq:wip:{bench.rq_queue}") == 0
 
 
 def test_a_small_job_that_hides_a_gigabyte_does_not_take_the_memory(

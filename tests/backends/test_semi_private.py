@@ -320,7 +320,7 @@ def test_rq_itself_takes_over_what_nobody_recovers(backend: PythonRqBackend) -> 
     worker = worker_of(backend)
     worker._register()
     assert worker.claim()
-    there = StartedJobRegistry("default", connection=backend._client, serializer=JSONSerializer)
+    there = StartedJobRegistry("rpc.default", connection=backend._client, serializer=JSONSerializer)
     there.cleanup(time.time() + HORIZON - 60)
     assert there.get_job_ids(cleanup=False) == ["a1"]
     there.cleanup(time.time() + HORIZON + 60)
@@ -337,7 +337,7 @@ def test_a_job_of_rqs_is_a_message_there_and_back(backend: PythonRqBackend) -> N
     fields = job.to_dict()
     told = {name: fields[name] for name in ("origin", "status", "retries_left", "timeout", "result_ttl")}
     assert told == {
-        "origin": "default",
+        "origin": "rpc.default",
         "status": JobStatus.QUEUED,
         "retries_left": 2,
         "timeout": 5,

@@ -17,7 +17,7 @@ from weakref import WeakSet
 
 from pamqp import base
 
-from ...loops import Alarm, process
+from ...loops import Alarm, process, started
 from .._retry import RETRY_FOR, retried, time_in_the_kernel
 from .dialogue import Dialogue
 from .servers import SOCKET_TIMEOUT, Servers, unavailable
@@ -54,8 +54,7 @@ class Heartbeats:
         with self._lock:
             self._connections.add(connection)
             if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="rpc-heartbeats", daemon=True)
-                self._thread.start()
+                self._thread = started(threading.Thread(target=self._run, name="rpc-heartbeats", daemon=True))
             self._changed.notify()
 
     def _run(self) -> None:

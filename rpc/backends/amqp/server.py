@@ -15,9 +15,9 @@ from functools import partial
 from threading import get_ident
 
 from ...errors import BackendUnavailable
-from ...loops import Alarm, run_together
+from ...loops import Alarm
 from ...transport import HANDED_BACK, Address, Handler, Message
-from .._retry import Backoff
+from .._retry import Backoff, run_together
 from .._serving import BEGUN, DIED, Connections, OnChange, Plan, Serially, Slots, Turns, guarded, lost
 from .connection import BLOCK, Connection
 from .deliveries import COUNTED, ChannelDelivery, QueueDelivery, reply_bytes, was_redelivered

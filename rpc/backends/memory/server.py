@@ -8,8 +8,8 @@ from contextlib import suppress
 from functools import partial
 from queue import Empty, SimpleQueue
 
-from ...loops import run_together
 from ...transport import Address, Handler
+from .._retry import run_together
 from .._serving import Connections, OnChange, Plan, Serially, Slots, guarded
 from .hub import Hub, MemoryDelivery
 

@@ -14,10 +14,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
-import redis
 
 from . import scripts
-from .connection import Command, Connection
+from .connection import FAILURES, Command, Connection, unavailable
 from .keys import Keys
 from .servers import Servers
 
@@ -138,9 +137,9 @@ class AckBuffer:
                     return
                 self._write()
                 self._failed = False
-            except redis.RedisError as error:
+            except FAILURES as error:
                 if not self._failed:  # a thousand handlers may end while Redis is away
-                    logger.warning("Redis: %s; what is owed is said again", error)
+                    logger.warning("%s; what is owed is said again", unavailable(error))
                 self._failed = True
                 self._late()
                 return

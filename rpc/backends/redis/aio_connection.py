@@ -18,7 +18,9 @@ import hiredis
 import redis
 from redis.exceptions import NoScriptError
 
-from .connection import Command, Connection, clock_offset_of, loaded, pack
+from ...errors import RpcError
+from ...loops import started
+from .connection import FAILURES, Command, Connection, clock_offset_of, loaded, pack
 from .servers import Servers
 
 Answered = Callable[[Any], None]
@@ -140,7 +142,7 @@ class AioConnection:
         try:
             while self._socket is not None and (answer := self._reader.gets()) is not _INCOMPLETE:
                 self._expected.popleft()(answer)
-        except (hiredis.ProtocolError, IndexError) as error:
+        except (hiredis.ProtocolError, *FAILURES) as error:
             self.fail(redis.ConnectionError(f"what came is no answer: {error}"))
 
     def _received(self) -> bytes:
@@ -187,8 +189,9 @@ def connect(
             connection = servers.connection(key)
             known = {script: loaded(connection, script, by_text) for script in scripts}
             offset = clock_offset_of(connection)
-        except redis.RedisError as error:
-            tell(partial(opened, error))
+        except FAILURES as error:
+            failure = error if isinstance(error, redis.RedisError) else redis.ConnectionError(str(error))
+            tell(partial(opened, failure))
         else:
             tell(lambda: opened(AioConnection(connection, known, offset, lost)), connection.disconnect)
 
@@ -198,4 +201,7 @@ def connect(
         except RuntimeError:  # the loop was closed
             otherwise()
 
-    Thread(target=connecting, name="rpc-connect", daemon=True).start()
+    try:
+        started(Thread(target=connecting, name="rpc-connect", daemon=True))
+    except RpcError as error:
+        loop.call_soon(opened, redis.ConnectionError(str(error)))

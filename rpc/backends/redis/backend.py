@@ -7,14 +7,16 @@ broke off is read again.
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
 from collections.abc import Sequence
+from contextlib import suppress
 
 import redis
 
 from ...durations import seconds
-from ...errors import Unsupported
-from ...loops import pop_or_none, run_together
+from ...errors import SerializationError, Unsupported
+from ...loops import pop_or_none
 from ...transport import (
     Address,
     AsyncBackend,
@@ -24,7 +26,7 @@ from ...transport import (
     Server,
 )
 from .._in_threads import InThreads
-from .._retry import patience
+from .._retry import patience, run_together
 from .._serving import OnChange
 from ..features import FEATURES
 from .base import RedisBase
@@ -37,6 +39,8 @@ from .sending import Sender
 from .server import RedisServer
 from .servers import servers_of
 from .topics import Topics
+
+_LETTER = re.compile(rb"(\d{1,16})\n([^\n]*)\n").match
 
 
 class RedisBackend(RedisInspection, RedisBase):
@@ -172,9 +176,9 @@ class RedisBackend(RedisInspection, RedisBase):
         keys = keys_of(queue)
         client = self.servers.client(keys.queue)
         while raw := client.lpop(keys.queue):
-            record = Record.unpacked(raw)
-            if record.is_large:
-                client.unlink(keys.body(record.id))
+            with suppress(SerializationError):  # it is none of ours
+                if (record := Record.unpacked(raw)).is_large:
+                    client.unlink(keys.body(record.id))
         client.unlink(keys.delayed, keys.wakeup)
 
 

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import threading
 import time
 from typing import Any
 from uuid import uuid4
 
-from ...errors import QueueFull, RpcTimeout
+from ...errors import QueueFull, RpcTimeout, SerializationError
 from ...loops import pop_or_none, process
-from ...transport import IDEMPOTENCY_KEY, STREAM, Message, unpacked
+from ...transport import FAILED, IDEMPOTENCY_KEY, STREAM, Message, shown, unpacked
 from .._retry import patience
 from .connection import (
     BLOCK,
@@ -26,6 +27,9 @@ from .keys import Keys, plain
 from .scripts import SEND, SEND_LATER, SEND_ONCE
 from .sending import UNATTENDED, Sender
 from .servers import Servers
+from .topics import mend
+
+logger = logging.getLogger(__name__)
 
 SCRIPTS = (SEND, SEND_ONCE, SEND_LATER)
 NUMBER = re.compile(rb"-?[0-9]{1,9}")
@@ -130,6 +134,8 @@ class CallReplies:
         try:
             reply = poll_until(self._next, timeout)
             self._ended = STREAM not in reply.headers
+            if FAILED in reply.headers:  # a dead letter needs its body
+                self._body_again = False
             return reply
         finally:
             self._receiving.release()
@@ -142,7 +148,8 @@ class CallReplies:
             return
         self._closed = True
         if not self._ended and not self._failed and IDEMPOTENCY_KEY not in self._message.headers:
-            self._sender.withdraw(self._keys, self._id, self._message.ttl)
+            mine = self._mine.inbox
+            self._sender.withdraw(self._keys, self._message, self._id, mine, self._sent_at)
         self._give_back()
 
     def _give_back(self) -> None:
@@ -181,6 +188,7 @@ class CallReplies:
                 return None
         except BaseException as error:
             self._mine.link.drop()
+            mend(self._sender.servers, error, {self._mine.inbox: "list"})
             self._failed = isinstance(error, FAILURES)
             if (
                 self._failed
@@ -197,6 +205,8 @@ class CallReplies:
         while left >= BLOCK or link.readable(end - time.monotonic()):
             answer = link.read()
             if not link.due:
+                if answer is not None and type(answer) is not bytes:
+                    raise TypeError(f"it is a {type(answer).__name__}")
                 self._failed = False
                 return answer
             self._sent = self._sent or link.due == 1
@@ -208,11 +218,15 @@ class CallReplies:
         number = int(head) if NUMBER.fullmatch(head) else 0
         if id.decode(errors="replace") != self._id:
             return None  # it was for an earlier request on this connection, or is none of ours
-        self._sent = True
         if number < 0:
-            self._ended = True
+            self._sent = self._ended = True
             raise full(self._keys)
-        reply = unpacked(frame)
+        try:
+            reply = unpacked(frame)
+        except SerializationError as error:  # anybody may have put it there: the reply is still to come
+            logger.warning("not a reply to %s: %s", self._id, shown(error))
+            return None
+        self._sent = True
         if STREAM in reply.headers and 0 < number <= self._number:
             return None  # it came twice; of the last one, another worker may have another count
         self._number = number

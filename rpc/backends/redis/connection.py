@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import redis
 from redis.exceptions import AuthorizationError, NoPermissionError, NoScriptError
 
-from ...errors import BackendRefused, BackendUnavailable, RpcTimeout
+from ...errors import BackendRefused, BackendUnavailable, RpcTimeout, SettingsError, Unsupported
 from ...loops import process
 from .._retry import RETRY_FOR, Backoff, backoff, retried, time_in_the_kernel
 from .servers import SOCKET_TIMEOUT, Servers, is_elsewhere
@@ -34,8 +34,9 @@ except ModuleNotFoundError:  # the extra `fast`
 else:
     HAS_HIREDIS = True
 
-FAILURES = redis.RedisError, OSError
-"""What redis-py raises: the second one if no descriptor is left to look its own version up."""
+FAILURES = redis.RedisError, OSError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError
+"""What redis-py raises: the second one if no descriptor is left to look its own version up; and what reading
+an answer raises that is of another kind than Redis gives."""
 T = TypeVar("T")
 Command = Sequence[Any]
 BLOCK = 1.0
@@ -60,8 +61,16 @@ _TEXT = frozenset((str, bytes))
 
 
 def unavailable(error: BaseException) -> BackendUnavailable:
+    """The error that callers get for one of these."""
+    if not isinstance(error, (redis.RedisError, OSError)):
+        return BackendUnavailable(f"Redis: what it answered makes no sense ({type(error).__name__}: {error})")
     is_refusal = isinstance(error, _REFUSALS) or _REFUSED.search(str(error))
     return (BackendRefused if is_refusal else BackendUnavailable)(f"Redis: {error}")
+
+
+def is_wrong_type(error: BaseException) -> bool:
+    """Whether a key of ours is something else: anybody may have put it there."""
+    return isinstance(error, redis.ResponseError) and "WRONGTYPE" in str(error)
 
 
 _REFUSALS = redis.AuthenticationError, AuthorizationError, NoPermissionError
@@ -123,8 +132,9 @@ def run_with_reconnect(
     stopped: Callable[[], bool],
     lost: Callable[[BackendUnavailable], object],
 ) -> None:
-    """Take step after step until stopped, through whatever happens to Redis meanwhile. `lost` is told why a
-    step failed; what it raises is the end."""
+    """Take step after step until stopped, through whatever happens meanwhile. `lost` is told if a step failed
+    because of Redis; what it raises is the end. Raises also what trying again cannot mend: SettingsError,
+    Unsupported."""
     pauses = Backoff(BLOCK)
     while not stopped():
         began = time.monotonic()
@@ -132,11 +142,15 @@ def run_with_reconnect(
             with translated():
                 step()
             pauses.reset()
-        except BackendUnavailable as error:
-            lost(error)
+        except (SettingsError, Unsupported):
+            raise
+        except Exception as error:
+            if isinstance(error, BackendUnavailable):
+                lost(error)
             if time.monotonic() - began > RETRY_FOR:  # a step may be a session that lasted for hours
                 pauses.reset()
-            pauses.wait("%s; trying again", error)
+            trace = None if isinstance(error, BackendUnavailable) else error
+            pauses.wait("%s; trying again", error, trace=trace)
 
 
 def milliseconds(seconds: float) -> int:

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 from msgspec.structs import replace
 
 from ...errors import BackendUnavailable, SerializationError, WorkerLost
-from ...transport import STREAM, Message, packed
+from ...transport import STREAM, Message, packed, shown
 from .._serving import BaseDelivery, lost
 from . import scripts
 from .acks import KEEP_REPLY, Ack, Page
@@ -130,7 +130,7 @@ class RedisDelivery(BaseDelivery):
         try:
             return packed(last)
         except SerializationError as error:
-            logger.error("the last reply to %s cannot be sent: %s", self.record.id, error)
+            logger.error("the last reply to %s cannot be sent: %s", self.record.id, shown(error))
             return packed(lost(self.message, "its reply cannot be sent"))
 
     def postpone(self, seconds: float, message: Message) -> None:

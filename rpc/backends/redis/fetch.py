@@ -125,6 +125,7 @@ class Fetcher:
             else:
                 self._wait(pages, groups, min(self._most, room))
         except BaseException:
+            self._connection.drop()  # who knows what its next answers are answers to
             self._acks.owe_again([*self._unchecked, *groups])
             self._unchecked = []
             raise

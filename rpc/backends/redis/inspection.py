@@ -3,10 +3,13 @@ the last replies that are kept."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from functools import partial
+from hashlib import sha256
 from typing import Any
 
+from ...errors import SerializationError
 from ...inspection import DeadLetter, Entry, QueueInfo
 from ...transport import ATTEMPT, IDEMPOTENCY_KEY, UNKNOWN, Message, packed, unpacked
 from . import scripts
@@ -18,6 +21,7 @@ from .sending import CONTROL_LENGTH, Sender
 from .servers import Servers
 from .topics import run_on_client
 
+_LETTER = re.compile(rb"(\d{1,16})\n([^\n]*)\n").match
 AT_A_TIME = 1000
 """Records that are read with one command."""
 
@@ -105,11 +109,15 @@ class RedisInspection:
         keys, found = keys_of(queue), []
         with translated():
             for raw in self._ask(keys, ("LRANGE", keys.dead, 0, -1))[0]:
-                at, why, packed_record = raw.split(b"\n", 2)
-                record = Record.unpacked(packed_record)
-                text = DeadLetter.told(why.decode(errors="replace").replace(NEW_LINE, "\n"))
-                frame = self._frame(keys, record)
-                found.append(DeadLetter(record.id, queue, int(at) / 1000, text[0], frame, raw, text[1]))
+                if (letter := _LETTER(raw)) is None:
+                    continue  # it is none of ours
+                told, rest = letter[2].decode(errors="replace"), raw[letter.end() :]
+                if record := _read(rest):
+                    id, frame = record.id, self._frame(keys, record)
+                else:  # it was given up for that
+                    id, frame = sha256(rest).hexdigest()[:32], rest
+                why, trace = DeadLetter.told(told.replace(NEW_LINE, "\n"))
+                found.append(DeadLetter(id, queue, int(letter[1]) / 1000, why, frame, raw, trace))
         return found
 
     def revive(self, letter: DeadLetter) -> bool:
@@ -152,5 +160,5 @@ def _pages(workers: dict[bytes, tuple[int, bool]]) -> Iterator[tuple[str, int]]:
 def _read(raw: bytes) -> Record | None:
     try:
         return Record.unpacked(raw)
-    except ValueError:
+    except SerializationError:
         return None

@@ -8,6 +8,7 @@ from hashlib import sha256
 
 import msgspec
 
+from ...errors import SerializationError
 from ...transport import queue as address
 
 PRIORITIES = ("high", "default", "low")
@@ -31,6 +32,8 @@ class Keys:
         """A hash: how many pages each worker has."""
         self.control = f"{self.queue}:control"
         """A stream: what those who serve the queue are told, such as which callers have left."""
+        self.inboxes = f"rpc:{{{self.tag}}}:in:"
+        """What the keys of callers' inboxes begin with."""
         self._token, self._body = f"{self.queue}:t:", f"{self.queue}:b:"
 
     def token(self, id: str) -> str:
@@ -59,7 +62,7 @@ class Keys:
 
     def inbox(self, caller: str) -> str:
         """Where replies to a caller go."""
-        return f"rpc:{{{self.tag}}}:in:{caller}"
+        return self.inboxes + caller
 
 
 @lru_cache(1024)
@@ -81,6 +84,11 @@ def plain(id: str) -> str:
 def digest(text: str) -> str:
     """What stands for any text in a key."""
     return sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
+
+
+_RECORD = re.compile(
+    rb"(\d{1,16}) ([kwaKWA])(\d{0,9})(\+?)\n([!-~]{1,128})\n([!-~]{0,512})\n([0-9a-f]{0,64})\n(\d{0,16})\n"
+).match
 
 
 class Record(msgspec.Struct, frozen=True):
@@ -117,20 +125,24 @@ class Record(msgspec.Struct, frozen=True):
         return b"%d %s" % (self.sent, self.unsent())
 
     @classmethod
-    def unpacked(cls, record: bytes) -> Record:
-        """Raises ValueError if it is none."""
-        head, id, inbox, once, ttl, frame = record.split(b"\n", 5)
-        sent, _, kind = head.decode().partition(" ")
+    def unpacked(cls, record: bytes, inboxes: str = "") -> Record:
+        """Raises SerializationError if it is none, anybody may have written it, or if its inbox has a key
+        that does not begin with `inboxes`."""
+        if (found := _RECORD(record)) is None:
+            raise SerializationError("it is no record of ours")
+        sent, kind, deaths, mark, id, to, once, ttl = found.groups()
+        if (inbox := to.decode()) and not inbox.startswith(inboxes):
+            raise SerializationError("what it wants to be replied to is no inbox")
         return cls(
-            kind[:1],
+            kind.decode(),
             id.decode(),
-            inbox.decode(),
+            inbox,
             once.decode(),
             int(ttl or 0),
-            frame,
+            record[found.end() :],
             int(sent),
-            int(kind[1:].removesuffix("+") or 0),
-            kind.endswith("+"),
+            int(deaths or 0),
+            bool(mark),
         )
 
     @property

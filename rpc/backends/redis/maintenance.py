@@ -14,15 +14,26 @@ import redis
 
 from ...errors import BackendRefused, BackendUnavailable
 from ...loops import Alarm
-from ...transport import Message, packed
+from ...transport import Message, packed, shown
 from .._lease import LeaseKeeper
 from .._retry import Backoff
 from .._serving import DIED, STOPPED, lost
 from . import scripts
 from .acks import AckBuffer
-from .connection import BLOCK, Command, milliseconds, run_with_reconnect, translated_or_logged
+from .connection import (
+    BLOCK,
+    FAILURES,
+    Command,
+    milliseconds,
+    run_with_reconnect,
+    translated_or_logged,
+    unavailable,
+)
 from .fetch import Fetcher, Pages, Taken
 from .keys import Keys
+from .sending import KEEP_WAKEUP
+from .servers import Servers
+from .topics import mend
 
 logger = logging.getLogger(__name__)
 
@@ -30,9 +41,9 @@ T = TypeVar("T")
 BEATS_PER_LEASE = 3
 TOO_LONG = 0.05
 """Seconds after which a handler is not fast: what was taken with its message goes back."""
-KEEP_WAKEUP = 60.0
-"""Seconds that a queue which nobody serves any more can wake somebody up."""
-MOST_PAGES = 100_000
+KEEP_WORKERS = 86_400_000
+"""Milliseconds that it is remembered who served a queue, after the last sign of life of anybody who did."""
+MOST_PAGES = 10_000
 """Of one worker: what says that it has more is not true."""
 
 
@@ -49,6 +60,7 @@ class Served(Protocol):
 
     name: str
     options: Options
+    servers: Servers
     keys: list[Keys]
     pages: Mapping[Keys, Pages]
     acks: AckBuffer
@@ -101,12 +113,12 @@ def workers_of(ask: Ask, keys: Keys) -> dict[bytes, tuple[int, bool]]:
     pages = {name: int(text) if text.isdigit() and int(text) <= MOST_PAGES else 1 for name, text in pairs}
     if not pages:
         return {}
-    lives = ask(*(("EXISTS", keys.alive(_text(name))) for name in pages))
-    return {name: (pages[name], bool(alive)) for name, alive in zip(pages, lives, strict=True)}
+    left = ask(*(("PTTL", keys.alive(_text(name))) for name in pages))
+    return {name: (pages[name], alive > 0) for name, alive in zip(pages, left, strict=True)}
 
 
 def _text(name: bytes) -> str:
-    return name.decode(errors="replace")
+    return name.decode(errors="replace")  # which nobody's name has: whoever put it there is absent
 
 
 class Maintenance:
@@ -130,10 +142,17 @@ class Maintenance:
             self._keeper.start()
             try:
                 is_done = lambda: self._last_beat > 0 or self._server.is_stopped()  # noqa: E731
-                run_with_reconnect(self.sign_on, is_done, lost=self._server.check)
+                run_with_reconnect(self._sign_on_or_mend, is_done, lost=self._server.check)
             except BackendRefused:
                 self._keeper.end()
                 raise
+
+    def _sign_on_or_mend(self) -> None:
+        try:
+            self.sign_on()
+        except FAILURES as error:
+            self.mend(error)
+            raise
 
     def run(self) -> None:
         """Until the server has ended."""
@@ -152,8 +171,11 @@ class Maintenance:
                 if self._server.keys:
                     self._step()
                 backoff.reset()
-            except redis.RedisError as error:
-                backoff.wait("Redis: %s; trying again", error)
+            except FAILURES as error:
+                self.mend(error)
+                if not isinstance(error, redis.RedisError):  # who knows what its answers are answers to
+                    self._server.acks.drop()
+                backoff.wait("%s; trying again", unavailable(error))
         self._keeper.end()
         with translated_or_logged():
             self._leave()
@@ -171,7 +193,32 @@ class Maintenance:
             return
         places = (server.keys[0].alive(server.name), *(keys.workers for keys in server.keys))
         pages = [len(server.pages[keys].all) for keys in server.keys]
-        self._ask_timed((scripts.SIGN_ON, len(places), *places, server.name, lease, *pages))
+        new = self._ask_timed(
+            (scripts.SIGN_ON, len(places), *places, server.name, lease, KEEP_WORKERS, *pages)
+        )
+        for keys in (server.keys[number] for number in new):
+            self._find_orphans(keys)
+
+    def _find_orphans(self, keys: Keys) -> None:
+        """Nobody served this queue for so long that it is forgotten who did: what they had when they died is
+        found by the names of the keys, and brought back as that of others."""
+        with translated_or_logged():
+            client, found = self._server.servers.client(keys.queue), dict[bytes, int]()
+            for key in client.scan_iter(f"{keys.queue}:taken:*", count=1000):
+                *_, name, number = key.split(b":")
+                if name != self._own and number.isdigit() and len(number) < 6:
+                    found[name] = max(found.get(name, 0), int(number) + 1)
+            for name, pages in found.items():
+                client.hsetnx(keys.workers, name, pages)
+
+    def mend(self, error: BaseException) -> None:
+        """If it says that a key of ours is something else, have that make room. Does not raise."""
+        kinds: dict[str, str] = {}
+        for keys in self._server.keys:
+            kinds |= {keys.queue: "list", keys.wakeup: "zset", keys.delayed: "zset", keys.dead: "list"}
+            kinds |= {keys.workers: "hash", keys.control: "stream"}
+            kinds |= dict.fromkeys((page.key for page in self._server.pages[keys].all), "list")
+        mend(self._server.servers, error, kinds)
 
     def wake_up(self, *connections: int) -> None:
         """End the waits of these connections. Raises redis.RedisError."""
@@ -198,11 +245,11 @@ class Maintenance:
         now, server = time.monotonic(), self._server
         if server.is_stopped() and server.fetcher:
             self.wake_up(server.fetcher.connection)
-        if now - self._last_beat >= self._lease / BEATS_PER_LEASE:
-            self._sign()
+        self._sign_if_due()
         if self._absences.look_is_due():
             for keys, name, pages in self._absences.lasting(self._absent()):
                 self._bring_back(keys, name, pages, force=False, died=True)
+                self._sign_if_due()  # there may be many, or what says that it has many pages
         if now >= self._due or now - self._last_look >= self._beat:
             self._last_look = now
             left = [self._promote(keys) for keys in server.keys]
@@ -214,9 +261,12 @@ class Maintenance:
         self._due = 0.0
         self._server.alarm.ring()
 
-    def _sign(self) -> None:
+    def _sign_if_due(self) -> None:
+        if time.monotonic() - self._last_beat < self._lease / BEATS_PER_LEASE:
+            return
         server = self._server
         alive = server.keys[0].alive(server.name)
+        self._server.acks.ask(*(("PEXPIRE", keys.workers, KEEP_WORKERS) for keys in server.keys))
         if not self._ask_timed(("PEXPIRE", alive, milliseconds(self._lease))):
             logger.warning("worker %s was given up: what it held may be done again", server.name)
             self.sign_on()
@@ -248,7 +298,7 @@ class Maintenance:
         server = self._server
         if server.keys:
             self.hand_back()
-            forgotten = [("PEXPIRE", keys.wakeup, milliseconds(KEEP_WAKEUP)) for keys in server.keys]
+            forgotten = [("PEXPIRE", keys.wakeup, KEEP_WAKEUP) for keys in server.keys]
             server.acks.ask(*forgotten, ("DEL", server.keys[0].alive(server.name)))
 
     def _bring_back(self, keys: Keys, name: bytes, pages: int, *, force: bool, died: bool) -> None:
@@ -260,6 +310,7 @@ class Maintenance:
         )
         back = given_up = 0
         for number in reversed(range(pages)):
+            self._sign_if_due()
             places = (keys.alive(worker), keys.page(worker, number), keys.queue, keys.wakeup, keys.dead)
             outcome = ask((scripts.RECOVER, len(places), *places, *arguments))[0]
             if not outcome:
@@ -268,4 +319,4 @@ class Maintenance:
         ask(("HDEL", keys.workers, name))
         if back or given_up:
             text = "of what worker %s held in %s, %d are delivered again, %d were given up"
-            logger.warning(text, worker, keys.queue, back, given_up)
+            logger.warning(text, shown(worker), keys.queue, back, given_up)

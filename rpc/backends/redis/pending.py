@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import Any, Protocol
 
 import redis
 
 from ...errors import Cancelled, RpcError, RpcTimeout, SerializationError
-from ...transport import DELAY, IDEMPOTENCY_KEY, STREAM, Message, unpacked
+from ...transport import DELAY, IDEMPOTENCY_KEY, STREAM, Message, shown, unpacked
 from .._retry import patience
 from .calls import full
 from .connection import Command, unavailable
 from .keys import Keys, plain
 from .sending import Sender
+
+logger = logging.getLogger(__name__)
 
 
 class PendingSend:
@@ -140,8 +143,8 @@ class AsyncRedisReplies(PendingSend):
             return
         try:
             reply = unpacked(frame)
-        except SerializationError as error:
-            self.fail(error)
+        except SerializationError as error:  # anybody may have put it there: the reply is still to come
+            logger.warning("not a reply to %s: %s", self.id, shown(error))
             return
         if STREAM in reply.headers and 0 < number <= self._number:
             return  # it came twice; of the last one, another worker may have another count

@@ -45,6 +45,7 @@ PROMOTE = _script("promote")
 RELEASE = _script("release")
 RECOVER = _script("recover")
 BURY = _script("bury")
+MEND = _script("mend")
 REVIVE = _script("revive")
 WITHDRAW = _script("withdraw")
 

@@ -14,6 +14,9 @@ UNATTENDED = 3600.0
 """Seconds that a message is wanted whose caller waits without end, after its last sign of life."""
 KEEP_BODY = 60.0
 """Seconds that the body of a large message outlives it."""
+KEEP_WAKEUP, END_EVERY = 60_000, 10_000
+"""Milliseconds that a queue which nobody serves any more can wake somebody up, and how often callers say so:
+it would cost as much as a message to say it with each."""
 KEEP_CONTROL = 3600.0
 CONTROL_LENGTH = 10_000
 """Entries of a control stream, about, that are kept."""
@@ -25,6 +28,8 @@ class Sender:
 
     def __init__(self, servers: Servers, max_length: int, window: float) -> None:
         self.servers, self.max_length, self._window = servers, max_length, window
+        self._ended: dict[Keys, int] = {}
+        """When the wakeup of each queue was last given an end, in milliseconds of the server's clock."""
         self.sweep = 0 if servers.is_cluster else 2
         """How many of the oldest messages a sender looks at, to drop those that have expired. On a cluster it
         cannot tell."""
@@ -56,6 +61,9 @@ class Sender:
         if self.max_length or DELAY in message.headers or IDEMPOTENCY_KEY in message.headers:
             return None
         before, record, lifetime = self.encode(keys, message, id, inbox, sent)
+        if sent - self._ended.get(keys, 0) > END_EVERY:  # what has a TTL keeps it
+            self._ended[keys] = sent
+            before = [*before, ("ZADD", keys.wakeup, 0, "1"), ("PEXPIRE", keys.wakeup, KEEP_WAKEUP)]
         return [
             *before,
             ("DEL", inbox),
@@ -96,21 +104,26 @@ class Sender:
         usual = (id, record.packed(), lifetime, most, self.sweep, int(again))
         return [*before, (scripts.SEND, len(places), *places, *usual)]
 
-    def withdrawal(self, keys: Keys, id: str, ttl: float | None) -> list[Command]:
+    def withdrawal(self, keys: Keys, id: str, ttl: float | None, record: bytes) -> list[Command]:
         """What was not started is not, what runs is told, and what nobody comes to takes no room; `ttl` is
-        the message's."""
+        the message's, `record` how it lies in its queue, mostly near the head when its time is up."""
         token = keys.token(id)
+        body = [("UNLINK", keys.body(id))] if record[: record.find(b"\n")].isupper() else []
         return [
             ("DEL", token) if ttl is None else ("SET", token, "left", "PX", milliseconds(ttl)),
             ("XADD", keys.control, "MAXLEN", "~", CONTROL_LENGTH, "*", "left", id),
             ("PEXPIRE", keys.control, milliseconds(KEEP_CONTROL)),
+            ("LREM", keys.queue, 1, record),
+            ("PEXPIRE", keys.wakeup, KEEP_WAKEUP),
+            *body,
         ]
 
-    def withdraw(self, keys: Keys, id: str, ttl: float | None) -> None:
-        """Say so; if Redis can be had."""
+    def withdraw(self, keys: Keys, message: Message, id: str, inbox: str, sent: int) -> None:
+        """Say so of a message that was sent at this time; if Redis can be had."""
+        _, record, _ = self.encode(keys, message, id, inbox, sent)
         with translated_or_logged():
             pipe = self.servers.client(keys.queue).pipeline(transaction=False)
-            for command in self.withdrawal(keys, id, ttl):
+            for command in self.withdrawal(keys, id, message.ttl, record.packed()):
                 pipe.execute_command(*command)
             pipe.execute()
 

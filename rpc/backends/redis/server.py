@@ -14,16 +14,16 @@ from uuid import uuid4
 import redis
 
 from ...errors import SerializationError
-from ...loops import Alarm, run_together
-from ...transport import HANDED_BACK, Address, Handler, Message, packed, unpacked
-from .._retry import Backoff
-from .._serving import BEGUN, Connections, OnChange, Plan, Slots, Turns, guarded, lost
+from ...loops import Alarm, started
+from ...transport import HANDED_BACK, Address, Handler, Message, packed, shown, unpacked
+from .._retry import Backoff, beside, run_together
+from .._serving import BEGUN, UNREADABLE, Connections, OnChange, Plan, Slots, Turns, guarded, lost
 from . import scripts
 from .acks import Ack, AckBuffer, Group, Page
-from .connection import Command, persistent, translated_or_logged, unavailable
+from .connection import FAILURES, Command, persistent, translated_or_logged, unavailable
 from .delivery import RedisDelivery
 from .fetch import Fetcher, Pages, Taken
-from .keys import Keys, Record, entry, keys_of
+from .keys import Keys, Record, keys_of
 from .maintenance import TOO_LONG, Maintenance, Options
 from .servers import Servers
 from .subscriber import Subscriber
@@ -83,12 +83,12 @@ class RedisServer:
         durable = {keys_of(each.subscription_queue.name): each for each in plan.durable}
         self.keys = [*self.queues, *durable]
         home = (self.keys or [keys_of("default")])[0].queue
-        self._servers = servers
+        self.servers = servers
         self.acks = AckBuffer(servers, home, self._confirmed, self.alarm.ring)
         self.pages: Mapping[Keys, Pages] = {each: Pages(each, self.name) for each in self.keys}
         self.maintenance = Maintenance(self)
+        self.mend, sign_on = self.maintenance.mend, self.maintenance.sign_on
         pages = [self.pages[each] for each in self.queues]
-        sign_on = self.maintenance.sign_on
         self.fetcher = (
             Fetcher(servers, pages, self.acks, knows=self.knows, sign_on=sign_on) if pages else None
         )
@@ -113,15 +113,15 @@ class RedisServer:
 
     def run(self) -> None:
         """Serve until stopped; what was begun is waited for."""
-        beside = [threading.Thread(target=self.maintenance.run, name="rpc-maintenance", daemon=True)]
-        beside += [
-            threading.Thread(target=loop, name="rpc-topics", daemon=True) for loop in self.subscriber.loops()
+        threads = [
+            *beside([self.maintenance.run], "rpc-maintenance"),
+            *beside(self.subscriber.loops(), "rpc-topics"),
         ]
         try:
             self.subscriber.begin()  # who sees that it is there may publish
             self.maintenance.begin()
-            for thread in beside:
-                thread.start()
+            for thread in threads:
+                started(thread)
             if self.fetcher:
                 run_together([self._turns.work] * self._threads, self.stop)
             else:
@@ -131,7 +131,7 @@ class RedisServer:
         finally:
             self._stopped = self._ended = True
             self._connections.notify(False)
-            self._end([thread for thread in beside if thread.ident])
+            self._end([thread for thread in threads if thread.ident])
 
     def stop(self) -> None:
         self._stopped = True
@@ -155,9 +155,9 @@ class RedisServer:
         """Whether nothing is in hand any more, either."""
         return self._ended
 
-    def _end(self, beside: Sequence[threading.Thread]) -> None:
+    def _end(self, threads: Sequence[threading.Thread]) -> None:
         """Wait for these threads, and give up the connections."""
-        for thread in beside:
+        for thread in threads:
             while thread.is_alive():
                 self.alarm.ring()
                 with translated_or_logged():
@@ -194,8 +194,9 @@ class RedisServer:
                 self._flushed = self._looked
                 self.acks.flush()
             return self.begun(taken) if taken else None
-        except redis.RedisError as error:
+        except FAILURES as error:
             self._connections.lost(reason := unavailable(error))
+            self.mend(error)
             self._backoff.wait("%s; trying again", reason)
             return None
 
@@ -217,28 +218,31 @@ class RedisServer:
     def begun(self, taken: Taken, to: Address | None = None) -> RedisDelivery | None:
         """What is to be handled; None if nobody wants it any more, or it cannot be read. It came to the queue
         of its page, or to `to`. Raises redis.RedisError."""
-        page, raw = taken
         self._handled += 1
+        page, raw = taken
         self._in_hand.add(raw)
         try:
             return self._delivery(page, raw, to)
-        except redis.RedisError:
+        except FAILURES:
             self._in_hand.discard(raw)
             self.doubt(page)
             raise
 
     def _delivery(self, page: Page, raw: bytes, to: Address | None) -> RedisDelivery | None:
         try:
-            record = Record.unpacked(raw)
-            frame = record.frame if not record.is_large else self._fetched(page.queue, record.id)
+            record = Record.unpacked(raw, page.queue.inboxes)
+            left, frame = self._left_of(page.queue, record), record.frame
+            # What has expired, and nobody waits for, is for the handler to refuse: it may be a dead letter.
+            is_over = left is not None and left <= 0 and bool(record.inbox or record.once)
+            if record.is_large and not is_over:
+                frame = self._fetched(page.queue, record.id)
+            if is_over or (record.is_large and not frame):
+                special = (0, b"", 0) if record.once or record.is_large else None
+                self.acks.owe(Ack(page, raw, "", b"", special=special))
+                return None
             message = unpacked(frame)
-        except (SerializationError, ValueError) as error:
+        except SerializationError as error:
             self._refuse(page, raw, error)
-            return None
-        left = self._left_of(page.queue, record)
-        if left is not None and left <= 0 and (record.inbox or record.once):
-            special = (0, b"", 0) if record.once or record.is_large else None
-            self.acks.owe(Ack(page, raw, "", b"", special=special))
             return None
         headers: Any = message.headers  # just made, and nobody else's
         if left is not None and "ttl" in headers:
@@ -270,16 +274,21 @@ class RedisServer:
         return record.ttl / 1000 - age if record.ttl else None
 
     def _fetched(self, queue: Keys, id: str) -> bytes:
-        frame = self.acks.ask(("GET", queue.body(id)))[0]
-        if frame is None:
-            raise ValueError("its body has expired")
-        return bytes(frame)
+        """The body of a large message; empty if its caller left just now, and took it along."""
+        frame, token = self.acks.ask(("MGET", queue.body(id), queue.token(id)))[0]
+        if frame is None and token != b"left":
+            raise SerializationError("its body has expired")
+        return bytes(frame or b"")
 
     def _refuse(self, page: Page, raw: bytes, error: Exception) -> None:
-        logger.error("refused a record in queue %r: %s", page.queue.name, error)
-        id, inbox = [*raw.decode(errors="replace").split("\n", 3), "", "", ""][1:3]
-        told = packed(lost(Message(headers={"id": id[:128]}), "it could not be read"))
-        self.acks.owe(Ack(page, raw, inbox, entry(1, id, told) if inbox else b""))
+        """Put what cannot be read among the dead letters, and tell its caller, if it names one."""
+        logger.error("refused a record in queue %r: %s", page.queue.name, shown(error))
+        id = raw.partition(b"\n")[2].partition(b"\n")[0].decode(errors="replace")
+        told = packed(lost(Message(headers={"id": id}), UNREADABLE))
+        places = (page.key, page.queue.queue, page.queue.dead)
+        self.acks.ask((scripts.BURY, len(places), *places, raw, f"refused: {shown(error)}", 1, told))
+        self._in_hand.discard(raw)
+        page.change(-1)
 
     # What deliveries need.
 
@@ -350,8 +359,8 @@ class RedisServer:
 
     def _run(self, key: str, *commands: Command) -> list[Any]:
         """Carries out commands on a key, which on a cluster may be anywhere."""
-        if self._servers.is_cluster:
-            return run_on_client(self._servers, key, *commands)
+        if self.servers.is_cluster:
+            return run_on_client(self.servers, key, *commands)
         return self.acks.ask(*commands)
 
     def promoted(self) -> None:

@@ -26,14 +26,14 @@ from ...errors import Cancelled
 from .._retry import backoff
 from .aio_connection import AioConnection, connect
 from .calls import UNCONFIRMED, full
-from .connection import BLOCK, CLOCK_IS_GOOD, Command, unavailable
+from .connection import BLOCK, CLOCK_IS_GOOD, Command, is_wrong_type, unavailable
 from .keys import Keys
 from .pending import AsyncRedisReplies, PendingSend
-from .scripts import SEND_LATER, SEND_MANY, SEND_ONCE
+from .scripts import MEND, SEND_LATER, SEND_MANY, SEND_ONCE
 from .sending import UNATTENDED, Sender
 from .servers import SOCKET_TIMEOUT, is_elsewhere
 
-SCRIPTS = (SEND_MANY, SEND_ONCE, SEND_LATER)
+SCRIPTS = (SEND_MANY, SEND_ONCE, SEND_LATER, MEND)
 AT_ONCE = 64
 """Messages that one command sends, at most: others are not kept waiting by it for long."""
 READ_AT_ONCE = 16 * 1024 * 1024
@@ -69,6 +69,8 @@ class Session:
         self._failures = 0
         self._by_text = False
         self._had_a_wire = self._armed = self._abandoned = False
+        self._is_spoiled = False
+        """Whether the inbox is something else, which anybody may have put there."""
         self._head: Any = None
         self._read, self._last = 0, b""
         """How many entries of the inbox were read and are still there, and how the last of them begins."""
@@ -85,7 +87,8 @@ class Session:
         each = self._underway.pop(replies.id, None)
         self._outbox.pop(replies.id, None)
         if each is None or each.written is not None:
-            self._say(self._sender.withdrawal(replies.keys, replies.id, replies.ttl), SOON if each else 0.0)
+            said = self._sender.withdrawal(replies.keys, replies.id, replies.ttl, replies.record)
+            self._say(said, SOON if each else 0.0)
 
     def _say(self, commands: Sequence[Command], later: float = 0.0) -> None:
         due = self.loop.time() + later
@@ -252,6 +255,7 @@ class Session:
         if not isinstance(answer, redis.RedisError):
             return False
         self._by_text = isinstance(answer, NoScriptError)  # somebody flushes them: do without
+        self._is_spoiled = self._is_spoiled or is_wrong_type(answer)
         if only_if_elsewhere and not (self._by_text or is_elsewhere(answer)):
             return False
         self._on_loss(answer)
@@ -293,7 +297,9 @@ class Session:
             self._flush()
             return
         self._armed = True  # until it is known what came meanwhile
-        wire.write([wire.ask(("LRANGE", self.inbox, 0, -1), self._on_stock)])
+        room = wire.say((MEND, 1, self.inbox, "list", 60_000)) if self._is_spoiled else b""
+        self._is_spoiled = False
+        wire.write([room, wire.ask(("LRANGE", self.inbox, 0, -1), self._on_stock)])
         self._tick_soon()
 
     def _on_stock(self, answer: Any) -> None:

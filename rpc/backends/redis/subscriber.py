@@ -12,13 +12,23 @@ from typing import Any, Protocol
 import redis
 
 from ...errors import BackendUnavailable, RpcError, SerializationError
-from ...transport import Address, Handler, Message, packed, unpacked
+from ...transport import Address, Handler, Message, packed, shown, unpacked
 from .._retry import Backoff
 from .._serving import BaseDelivery, OnChange, Serially
-from .connection import BLOCK, Connection, milliseconds, run_with_reconnect, unavailable
+from .connection import BLOCK, FAILURES, Connection, milliseconds, run_with_reconnect, unavailable
 from .scripts import JOIN
 from .servers import Servers, is_elsewhere
-from .topics import KEEP_TOPIC, Run, Topics, channel_key, entries, reply_key
+from .topics import (
+    KEEP_TOPIC,
+    Run,
+    Topics,
+    channel_key,
+    entries,
+    forget_the_future,
+    is_from_the_future,
+    mend,
+    reply_key,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -99,9 +109,9 @@ class Subscriber:
         def step() -> None:
             try:
                 left[0]()
-            except redis.ResponseError as error:  # the loop tries it again
+            except redis.ResponseError as error:  # what this user may not do, the loop tries again
                 self._check(reason := unavailable(error))
-                logger.warning("%s", reason)
+                logger.warning("%s", shown(reason))
             del left[0]
 
         run_with_reconnect(step, lambda: not left or self._stopped(), lost=self._check)
@@ -197,14 +207,14 @@ class Subscriber:
         if to.kind == "inbox":
             try:
                 self._run(channel_key(to), ("XDEL", channel_key(to), id))
-            except redis.RedisError as error:
-                logger.warning("Redis: %s; a message of %s may come again", error, to)
+            except FAILURES as error:
+                logger.warning("%s; a message of %s may come again", unavailable(error), to)
 
     def _handle(self, to: Address, fields: dict[bytes, bytes]) -> None:
         try:
             message = unpacked(fields[b"m"])
         except (SerializationError, KeyError) as error:
-            logger.warning("not a message of ours: %s", error)
+            logger.warning("not a message of ours (%s): %s", to, shown(error))
         else:
             self._handler(_ChannelDelivery(self._run, to, message))
 
@@ -221,15 +231,17 @@ class Subscriber:
         command = ("XREADGROUP", "GROUP", to.group, "any", "COUNT", 1, "NOACK", "STREAMS", key, ">")
         try:
             while not self._stopped() and (read := [*entries(self._run(key, command)[0])]):
-                for _, _, fields in read:
+                for _, id, fields in read:
                     self._handle(to, fields)
-        except redis.RedisError as error:
+                    if is_from_the_future(id):
+                        forget_the_future(partial(self._run, key), key, id, to.group)
+        except FAILURES as error:
             self._unread.add(to)
             if "NOGROUP" in str(error):
                 self._joined.add(to)
                 self._signed = 0.0  # it is made again
             else:
-                logger.warning("Redis: %s", error)
+                logger.warning("%s", unavailable(error))
 
     def _sign(self, to: Address) -> None:
         """Say that the group has members."""
@@ -285,14 +297,19 @@ class _Reader:
             try:
                 self._step()
                 backoff.reset()
-            except redis.RedisError as error:
-                if is_elsewhere(error):
+            except FAILURES as error:
+                if isinstance(error, redis.RedisError) and is_elsewhere(error):
                     self._servers.moved()
+                self._connection.drop()
                 self._subscriber.lost()
-                backoff.wait("Redis: %s; trying again", error)
+                self._mend(error)
+                backoff.wait("%s; trying again", unavailable(error))
 
     def drop(self) -> None:
         self._connection.drop()
+
+    def _mend(self, error: BaseException) -> None:
+        mend(self._servers, error, dict.fromkeys(self._cursors, "stream"))
 
     def _step(self) -> None:
         subscriber = self._subscriber
@@ -311,7 +328,10 @@ class _Reader:
         streams = [*wanted, *wanted.values()]
         read = self._connection.ask(("XREAD", "COUNT", 64, "BLOCK", milliseconds(block), "STREAMS", *streams))
         for key, id, fields in entries(read):
-            self._cursors[key] = id
+            if is_from_the_future(id):
+                forget_the_future(self._connection.ask, key, id)
+            else:
+                self._cursors[key] = id
             subscriber.heard(key, id, fields)
 
 
@@ -331,8 +351,10 @@ class _ChannelDelivery(BaseDelivery):
         if last is not None:
             try:
                 self.reply(last)
-            except (redis.RedisError, RpcError) as error:
-                logger.warning("Redis: %s; a reply is lost", error)
+            except (*FAILURES, RpcError) as error:
+                logger.warning(
+                    "%s; a reply is lost", error if isinstance(error, RpcError) else unavailable(error)
+                )
 
 
 def _members(to: Address) -> str:

@@ -7,10 +7,9 @@ import logging
 from collections import deque
 from typing import Protocol
 
-import redis
-
 from ...transport import Address
 from .acks import AckBuffer, Page
+from .connection import FAILURES, unavailable
 from .delivery import RedisDelivery
 from .fetch import Pages, Taken
 from .keys import Keys
@@ -27,6 +26,7 @@ class Holder(Protocol):
     def handle(self, delivery: RedisDelivery) -> None: ...
     def knows(self, raw: bytes) -> bool: ...
     def is_stopped(self) -> bool: ...
+    def mend(self, error: BaseException) -> None: ...
 
 
 class SubscriptionQueue:
@@ -40,7 +40,11 @@ class SubscriptionQueue:
 
     def has_some(self) -> bool:
         """Whether there is something to be worked off. Raises redis.RedisError."""
-        return self.doubtful or self._server.acks.ask(("LLEN", self._keys.queue))[0] > 0
+        try:
+            return self.doubtful or self._server.acks.ask(("LLEN", self._keys.queue))[0] > 0
+        except FAILURES as error:
+            self._server.mend(error)
+            raise
 
     def work_off(self) -> None:
         """Handle one message after the other, until there is none."""
@@ -49,9 +53,10 @@ class SubscriptionQueue:
             while not server.is_stopped() and (taken := self._next()):
                 if delivery := server.begun(taken, self._to):
                     server.handle(delivery)
-        except redis.RedisError as error:
+        except FAILURES as error:
             self.doubtful = True
-            logger.warning("Redis: %s; %s is looked at again", error, self._to)
+            self._server.mend(error)
+            logger.warning("%s; %s is looked at again", unavailable(error), self._to)
 
     def _next(self) -> Taken | None:
         if self.doubtful:

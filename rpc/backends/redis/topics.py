@@ -7,24 +7,28 @@ with an answer that never arrived. Each key has a TTL.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any
 
+import redis
+
 from ...errors import BackendUnavailable, SerializationError
-from ...transport import KEEP_SUBSCRIPTION, LOST, STREAM, Address, Message, packed, topic, unpacked
+from ...transport import KEEP_SUBSCRIPTION, LOST, STREAM, Address, Message, packed, shown, topic, unpacked
 from .._retry import RETRY_FOR, patience
 from .connection import (
     BLOCK,
     evaluated,
+    is_wrong_type,
     milliseconds,
     persistent,
     poll_until,
     translated,
     translated_or_logged,
 )
-from .scripts import BROADCAST, GONE, KEEP
+from .scripts import BROADCAST, GONE, KEEP, MEND
 from .servers import Servers
 
 logger = logging.getLogger(__name__)
@@ -33,6 +37,8 @@ KEEP_REPLY = 60.0
 """Seconds that a way back outlives the last sign of its reader."""
 KEEP_TOPIC = 3600.0
 TOPIC_LENGTH = 10_000
+KEEP_REFUSED = 7 * 86_400_000
+"""Milliseconds that a key is kept which was in the place of one of ours."""
 START = "0-1"
 """The first entry of a way back. It is made with the request, so that whoever replies can tell a caller who
 has gone (no stream) from one who has read everything."""
@@ -118,7 +124,7 @@ class RedisReplies:
             try:
                 return unpacked(fields.get(b"m", b""))
             except SerializationError as error:
-                logger.warning("not a reply to %r: %s", self._id, error)
+                logger.warning("not a reply to %r: %s", self._id, shown(error))
         return None
 
     def _check(self) -> str | None:
@@ -205,6 +211,37 @@ def run_on_client(servers: Servers, key: str, *commands: Sequence[Any]) -> list[
         else:
             answers.append(client.execute_command(*command))
     return answers
+
+
+def mend(servers: Servers, error: BaseException, kinds: Mapping[str, str]) -> None:
+    """If the error says that a key of ours is something else, which anybody may have put there, have it make
+    room: it is renamed, and expires. `kinds` are the types of the keys that it may be. Does not raise."""
+    if not is_wrong_type(error):
+        return
+    with translated_or_logged():
+        for key, kind in kinds.items():
+            found = run_on_client(servers, key, (MEND, 1, key, kind, KEEP_REFUSED))[0]
+            if found:
+                logger.error("%s was a %s, not a %s: it is %s:refused now", key, found.decode(), kind, key)
+
+
+def is_from_the_future(id: bytes) -> bool:
+    """Of an entry of a topic, an inbox or a control stream: anybody may have put it there, and nothing could
+    come after it."""
+    return id[13:14] != b"-"  # as milliseconds of the Unix epoch have 13 digits until the year 2286
+
+
+def forget_the_future(ask: Callable[..., Any], key: str, id: bytes, group: str | None = None) -> None:
+    """Delete such an entry, so that others come after the last one before it. `ask` carries out commands."""
+    logger.error("%s had an entry %r, which is not from Redis: it is deleted", key, id)
+    now = f"{int(time.time() * 1000)}-0"
+    for command in (
+        ("XDEL", key, id),
+        ("XSETID", key, now),
+        *([("XGROUP", "SETID", key, group, now)] if group else ()),
+    ):
+        with suppress(redis.ResponseError):  # another reader was faster
+            ask(command)
 
 
 def channel_key(address: Address) -> str:

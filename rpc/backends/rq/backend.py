@@ -8,6 +8,7 @@ inboxes and the way back are those of every backend on Redis.
 
 from __future__ import annotations
 
+import re
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -32,9 +33,10 @@ from ..redis.keys import digest
 from ..redis.servers import servers_of
 from ..redis.topics import KEEP_REPLY, RedisReplies, Topics, reply_key
 from . import scripts
-from .records import Records, RqOptions, job_for, job_key, results_key
+from .records import JOBS, Records, RqOptions, job_for, job_key, results_key
 from .server import RqServer
 
+_PREFIX = re.compile(r"[A-Za-z0-9_.\-]{0,64}")
 NO_ANSWER_FROM = {
     JobStatus.FAILED.value: DIED,
     JobStatus.STOPPED.value: "it was stopped",
@@ -56,7 +58,8 @@ class PythonRqBackend(RedisBase):
     job in a process of its own. `job_timeout` (seconds) ends a handler that runs longer, or is tried again
     for longer, with RpcTimeout: in the worker's main thread or with `fork=True`, as only there it can be
     interrupted. rq's records of finished and failed jobs are kept for `result_ttl` and `failure_ttl` seconds,
-    those of dead letters for a year. Connects at first use.
+    those of dead letters for a year. To rq, our queues are called `queue_prefix` and their names, so that a
+    team's own rq workers and ours do not meet. Connects at first use.
     """
 
     features = FEATURES["rq+redis"]
@@ -72,6 +75,7 @@ class PythonRqBackend(RedisBase):
         job_timeout: float | None = None,
         result_ttl: int = 30,
         failure_ttl: int = 60,
+        queue_prefix: str = "rpc.",
     ) -> None:
         lease, job_timeout = (
             seconds(lease, "lease", least=1),
@@ -81,13 +85,15 @@ class PythonRqBackend(RedisBase):
         failure_ttl = ceil(seconds(failure_ttl, "failure_ttl", least=1))
         if max_deliveries < 1:
             raise ValueError("max_deliveries is at least 1")
+        if not _PREFIX.fullmatch(queue_prefix):
+            raise ValueError("queue_prefix has letters, digits, '_', '.' and '-', at most 64")
         here = servers_of(source.removeprefix("rq+") if isinstance(source, str) else source)
         if isinstance(source, redis.RedisCluster):
             raise Unsupported("rq needs a single Redis server, not a cluster")
         self.servers, self._client = here, here.client("")
         self._options = RqOptions(lease, max_deliveries, fork, job_timeout, result_ttl, failure_ttl)
         self.topics = Topics(here)
-        self._records = Records(self._client)
+        self._records = Records(here, queue_prefix)
         self._read: deque[str] = deque()
 
     def __repr__(self) -> str:
@@ -199,7 +205,8 @@ class PythonRqBackend(RedisBase):
 
     def discard(self, queue: str) -> None:
         """Delete a queue, with what is in it."""
-        self._records.queue(queue).delete(delete_jobs=True)
+        keys = [self._records.queue(queue).key, Queue.redis_queues_keys]
+        self._records.run(scripts.DISCARD, keys, [JOBS])
 
     def _enqueue(self, to: Address, message: Message) -> None:
         queue = self._records.queue(to.name)
@@ -224,7 +231,8 @@ class PythonRqBackend(RedisBase):
     def _fields(self, message: Message, queue: Queue) -> list[Any]:
         """Names and values of an rq job."""
         job = job_for(message, queue, self._options)
-        return [part for field in job.to_dict().items() for part in field]
+        fields = {**job.to_dict(), "rpc_queue": queue.name}
+        return [part for field in fields.items() for part in field]
 
     def _sweep(self) -> None:
         """Remove ways back that were read to their end. They would expire, but only after a minute."""

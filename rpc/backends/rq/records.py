@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import base64
+import logging
 import re
 import time
 import traceback
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import msgspec
+import redis
 from rq import Queue, SimpleWorker, executions, worker_registration
 from rq.job import Job, JobStatus
 from rq.registry import FailedJobRegistry, FinishedJobRegistry, StartedJobRegistry
@@ -23,6 +25,10 @@ from ...errors import SerializationError
 from ...inspection import DeadLetter, Entry, QueueInfo
 from ...transport import NAME, Message, packed
 from ..redis.connection import translated
+from ..redis.servers import Servers
+from ..redis.topics import mend
+
+logger = logging.getLogger(__name__)
 
 PERFORM = "rpc.backends.rq.perform"
 LARGEST_JOB = 128 * 1024 * 1024
@@ -30,6 +36,10 @@ LARGEST_JOB = 128 * 1024 * 1024
 BEATS_PER_LEASE = 3
 LONGEST_TRACE = 64 * 1024
 """Characters of a traceback that are kept, its last ones."""
+WORKER_PREFIX = "rpc-"
+"""What the names of our workers begin with."""
+KEEP_WORKERS = 86400
+"""Seconds that it is remembered which workers a queue had, after the last sign of one."""
 LONGEST = 10_000
 """Bytes of a reason that are shown."""
 _TIME, _ID = re.compile(rb"[0-9]{1,16}"), re.compile(rb"[A-Za-z0-9_-]{1,128}")
@@ -85,32 +95,80 @@ class RqOptions:
 
 
 class Records:
-    """rq's records, by name, and scripts by their text."""
+    """rq's records, by the names of our queues, and scripts by their text. To rq, a queue is called `prefix`
+    and its name: what others have in rq is left alone."""
 
-    def __init__(self, client: Any) -> None:
-        self.client = client
+    def __init__(self, servers: Servers, prefix: str) -> None:
+        self._servers, self._prefix = servers, prefix
+        self.client = servers.client("")
         self._scripts: dict[str, Any] = {}
         self._queues: dict[str, Queue] = {}
+        self._kinds = {
+            Queue.redis_queue_namespace_prefix: "list",
+            StartedJobRegistry("", connection=self.client).key: "zset",
+            FinishedJobRegistry("", connection=self.client).key: "zset",
+            FailedJobRegistry("", connection=self.client).key: "zset",
+            worker_registration.WORKERS_BY_QUEUE_KEY % prefix: "set",
+            worker_key(WORKER_PREFIX): "hash",
+            "rpc:bell:": "list",
+            "rpc:cancel:": "list",
+        }
+        """What the keys begin with that nobody else should write to, and their types."""
+        self._warned = False
 
     def run(self, script: str, keys: Sequence[str], arguments: Iterable[Any]) -> Any:
         registered = self._scripts.get(script)
         if registered is None:
             registered = self._scripts[script] = self.client.register_script(script)
-        return registered([raw(key) for key in keys], [raw(each) for each in arguments])
+        with self.mending(*keys):
+            return registered([raw(key) for key in keys], [raw(each) for each in arguments])
+
+    @contextmanager
+    def mending(self, *keys: str) -> Iterator[None]:
+        """If one of these keys of ours is something else, have that make room; the error is raised."""
+        try:
+            yield
+        except redis.ResponseError as error:
+            self.mend(error, *keys)
+            raise
+
+    def mend(self, error: Exception, *keys: str) -> None:
+        """If it says that one of these keys of ours is something else, have that make room."""
+        known = self._kinds.items()
+        mend(
+            self._servers,
+            error,
+            {key: kind for key in keys for start, kind in known if key.startswith(start)},
+        )
+
+    def pass_over(self, id: bytes, queue: str) -> None:
+        """Say once that a queue has jobs of others; `id` is that of one, empty if there is none."""
+        if id and not self._warned:
+            self._warned = True
+            logger.warning(
+                "rq's queue %s has jobs that are not ours, such as %r: they are left there; give our queues "
+                "names of their own (queue_prefix)",
+                self.queue(queue).name,
+                text(id),
+            )
 
     def queue(self, name: str) -> Queue:
         if name not in self._queues:
-            self._queues[name] = Queue(name, connection=self.client, serializer=JSONSerializer)
+            self._queues[name] = Queue(self._prefix + name, connection=self.client, serializer=JSONSerializer)
         return self._queues[name]
 
     def started(self, queue: str) -> str:
-        return StartedJobRegistry(queue, connection=self.client).key
+        return StartedJobRegistry(self._prefix + queue, connection=self.client).key
 
     def finished(self, queue: str) -> str:
-        return FinishedJobRegistry(queue, connection=self.client).key
+        return FinishedJobRegistry(self._prefix + queue, connection=self.client).key
 
     def failed(self, queue: str) -> str:
-        return FailedJobRegistry(queue, connection=self.client).key
+        return FailedJobRegistry(self._prefix + queue, connection=self.client).key
+
+    def workers(self, queue: str) -> str:
+        """A set: the keys of the records of the workers of this queue."""
+        return str(worker_registration.WORKERS_BY_QUEUE_KEY % (self._prefix + queue))
 
     def dead_letters(self, queue: str) -> list[DeadLetter]:
         """Of the failed jobs those that were given up, the last one first."""
@@ -124,8 +182,11 @@ class Records:
                 continue
             if not _ID.fullmatch(id):
                 continue  # rq would refuse it
-            with suppress(SerializationError):  # it is not one of ours
+            try:
                 frame = packed(message_in(fields).replace(deliveries=None))
+            except SerializationError:  # it was given up for that
+                frame = fields.get(b"data", b"")
+            with suppress(SerializationError):
                 told = _decompressed(fields.get(b"exc_info", b""))[:LONGEST].decode(errors="replace")
                 (why, trace), at = DeadLetter.told(told), int(fields[b"rpc_dead"]) / 1e6
                 found.append(DeadLetter(text(id), queue, at, why, frame, id, trace))
@@ -169,13 +230,21 @@ class Records:
         return f"rpc:bell:{queue}"
 
     def has_workers(self, queue: str) -> bool:
-        return any(self.client.exists(key) for key in worker_registration.get_keys(self.queue(queue)))
+        ours = worker_key(WORKER_PREFIX).encode()
+        members = self.client.smembers(self.workers(queue))
+        return any(key.startswith(ours) and self.client.exists(key) for key in members)
 
     def tidy(self, queue: str) -> None:
         """Drop what rq's registries no longer need to know."""
-        FinishedJobRegistry(queue, connection=self.client).cleanup()
-        FailedJobRegistry(queue, connection=self.client).cleanup()
-        worker_registration.clean_worker_registry(self.queue(queue))
+        registry = self.workers(queue)
+        with self.mending(registry, self.finished(queue), self.failed(queue)):
+            FinishedJobRegistry(self._prefix + queue, connection=self.client).cleanup()
+            FailedJobRegistry(self._prefix + queue, connection=self.client).cleanup()
+            gone = [key for key in self.client.smembers(registry) if not self.client.exists(key)]
+            if gone:
+                self.client.srem(registry, *gone)
+                self.client.srem(SimpleWorker.redis_workers_keys, *gone)
+            self.client.expire(registry, KEEP_WORKERS)
 
 
 def job_for(message: Message, queue: Queue, options: RqOptions) -> Job:
@@ -209,7 +278,7 @@ def _time(stamp: str) -> float | None:
         return None
 
 
-def shown(why: str, error: BaseException | None = None) -> str:
+def exc_string(why: str, error: BaseException | None = None) -> str:
     """What rq's dashboards show of a failed job, as the `exc_string` of an rq result."""
     text = "".join(traceback.format_exception(error)) if error else why
     return base64.b64encode(zlib.compress(text[-LONGEST_TRACE:].encode(errors="replace"))).decode()
@@ -240,5 +309,5 @@ def message_in(fields: dict[bytes, bytes]) -> Message:
     try:
         content = base64.b64decode(body, validate=True) if encoding == "base64" else body.encode()
     except ValueError as error:
-        raise SerializationError(f"its body is not {encoding[:16]}: {error}") from None
+        raise SerializationError(f"its body is not {encoding[:16]!r}: {error}") from None
     return Message(content, {**headers, "deliveries": deliveries})

@@ -12,7 +12,7 @@ from functools import partial
 
 from .._lua import lua
 
-_script = partial(lua, __package__)
+_script = partial(lua, __package__, shared="rpc.backends.redis")
 
 SEND = _script("send")
 CLAIM = _script("claim")
@@ -23,3 +23,4 @@ RECOVER = _script("recover")
 WITHDRAW = _script("withdraw")
 BEAT = _script("beat")
 REVIVE = _script("revive")
+DISCARD = _script("discard")

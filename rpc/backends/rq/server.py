@@ -9,10 +9,10 @@ from functools import partial
 from typing import Any
 
 from ...errors import BackendUnavailable
-from ...loops import Alarm, run_together
+from ...loops import Alarm, started
 from ...transport import Address, Handler
 from .._lease import LeaseKeeper
-from .._retry import Backoff
+from .._retry import Backoff, beside, lasting, run_together
 from .._serving import Connections, OnChange, Plan, Turns, arriving, guarded
 from ..redis.connection import translated, translated_or_logged
 from ..redis.servers import Servers
@@ -94,18 +94,16 @@ class RqServer:
             many = len(self._of_queues)
             loops[:many] = [partial(self._take_turns, worker) for worker in self._of_queues]
             loops += [partial(RqWorker.keep_alive, self._workers, self._beaten)] * bool(self._workers)
-        beside = [
-            threading.Thread(target=loop, name="rpc-topics", daemon=True) for loop in self._subscriber.loops()
-        ]
+        threads = beside(self._subscriber.loops(), "rpc-topics")
         alarm = self._alarm = Alarm()
         waker = threading.Thread(target=self._wake_up, args=[alarm], name="rpc-stop", daemon=True)
-        waker.start()
+        started(waker)
         try:
             if self._workers and not self._forks:
                 self._lease.start()
             self._subscriber.begin()
-            for thread in beside:
-                thread.start()
+            for thread in threads:
+                started(thread)
             run_together(loops or [self._subscriber.wait], self.stop)
             self._subscriber.end()
         finally:
@@ -113,7 +111,7 @@ class RqServer:
             self._lease.end()
             self._connections.notify(False)
             alarm.ring()
-            for thread in [each for each in (waker, *beside) if each.ident]:
+            for thread in [each for each in (waker, *threads) if each.ident]:
                 while thread.is_alive():
                     self._end_waits()
                     thread.join(0.05)
@@ -125,7 +123,7 @@ class RqServer:
         """One thread at a time waits for jobs, as the worker that it is to rq."""
         self._here.worker = worker
         try:
-            self._turns.work()
+            lasting(self._turns.work)()
         finally:
             worker.leave()
 

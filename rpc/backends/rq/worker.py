@@ -25,9 +25,16 @@ from rq.serializers import JSONSerializer
 from rq.utils import now, utcformat
 
 from ...errors import Interrupted, SerializationError, WorkerLost
-from ...transport import FAILED, STREAM, Handler, Message, packed
+from ...transport import FAILED, STREAM, Handler, Message, packed, shown
 from .._serving import DIED, STOPPED, Connections, lost
-from ..redis.connection import BLOCK, milliseconds, persistent, run_with_reconnect, translated_or_logged
+from ..redis.connection import (
+    BLOCK,
+    is_wrong_type,
+    milliseconds,
+    persistent,
+    run_with_reconnect,
+    translated_or_logged,
+)
 from ..redis.maintenance import Absences
 from ..redis.topics import reply_key
 from . import scripts
@@ -37,20 +44,20 @@ from .records import (
     EXECUTIONS,
     JOBS,
     KEEP_DEAD,
+    WORKER_PREFIX,
     Records,
     RqOptions,
+    exc_string,
     job_key,
     message_in,
     raw,
     results_key,
-    shown,
     text,
     worker_key,
 )
 
 logger = logging.getLogger(__name__)
 
-WORKER_PREFIX = "rpc-"
 HORIZON = 3600
 """Seconds from the last sign of life after which rq itself takes a job for abandoned. Ours does much sooner,
 by the lease; rq compares wall clocks, so this is also how wrong a clock may be."""
@@ -123,8 +130,10 @@ class RqWorker:
         self._connections.notify(True)
         if claim == 0:
             self._register()
-        elif claim is None:
-            rung = self._client.blpop(self._bells, timeout=BLOCK)
+        elif len(claim) == 1:
+            self._records.pass_over(claim[0], self._queues[0])
+            with self._records.mending(*self._bells):
+                rung = self._client.blpop(self._bells, timeout=BLOCK)
             if rung and self._stopped() and text(rung[0]) != self._own_bell:  # it was for one that goes on
                 self._ring(rung[0])
         else:
@@ -138,7 +147,10 @@ class RqWorker:
     def _ring(self, bell: Any) -> None:
         self._client.pipeline().lpush(bell, 1).pexpire(bell, 60_000).execute()
 
-    def _claimed_as(self, number: int, id: bytes, left: int, hash: list[bytes]) -> RqDelivery | None:
+    def _claimed_as(
+        self, number: int, id: bytes, left: int, hash: list[bytes], passed_over: bytes
+    ) -> RqDelivery | None:
+        self._records.pass_over(passed_over, self._queues[number])
         fields = dict(zip(hash[::2], hash[1::2], strict=True))
         claimed = self._claimed = Claimed(self._queues[number], text(id))
         try:
@@ -148,8 +160,8 @@ class RqWorker:
                 message = message.replace(ttl=left / 1000)
         except SerializationError as error:
             if hash:
-                logger.error("refused rq job %r in queue %r: %s", claimed.id, claimed.queue, error)
-            self._finish(claimed, None, f"refused: {error}")
+                logger.error("refused rq job %r in queue %r: %s", claimed.id, claimed.queue, shown(error))
+            self._finish(claimed, None, f"refused: {shown(error)}")
             return None
         self._delivery = RqDelivery(self, claimed, message)
         return self._delivery
@@ -181,7 +193,7 @@ class RqWorker:
         self, claimed: Claimed, last: Message | None, failed: str, delivery: RqDelivery | None = None
     ) -> None:
         options, records = self._options, self._records
-        dead, error = (bool(delivery.buried), delivery.error) if delivery else (False, None)
+        dead, error = (bool(delivery.buried), delivery.error) if delivery else (True, None)  # refused
         number = delivery.number if delivery else 1
         registry = records.failed(claimed.queue) if failed else records.finished(claimed.queue)
         keys = [
@@ -209,7 +221,7 @@ class RqWorker:
         ]
         if failed:
             keys.append(results_key(claimed.id))
-            arguments.append(shown(failed, error))
+            arguments.append(exc_string(failed, error))
         done = persistent(lambda: records.run(scripts.FINISH, keys, arguments), math.inf)
         self._claimed = self._delivery = None
         if not done:
@@ -274,7 +286,8 @@ class RqWorker:
             beaten()
             for worker in of_different_queues:
                 worker.mind_others()
-            cancelled = client.blpop(inboxes, timeout=min(options.beat, BLOCK))
+            with workers[0]._records.mending(*inboxes):
+                cancelled = client.blpop(inboxes, timeout=min(options.beat, BLOCK))
             for worker in workers:
                 delivery = worker._delivery
                 if cancelled and delivery and delivery.claimed.id == text(cancelled[1]):
@@ -312,29 +325,42 @@ class RqWorker:
         entry.hostname, entry.pid = socket.gethostname(), os.getpid()
         entry.birth_date = entry.last_heartbeat = now()
         pipe = self._client.pipeline(transaction=True)
+        pipe.delete(entry.key)  # whatever is there
         pipe.hset(entry.key, mapping={**entry.serialize(), "state": "idle"})
         if claimed := self._claimed:
             pipe.hset(entry.key, mapping={"state": "busy", "current_job": raw(claimed.id)})
         worker_registration.register(entry, pipe)
         pipe.expire(entry.key, math.ceil(self._options.lease))
-        pipe.execute()
+        failures = [each for each in pipe.execute(raise_on_error=False) if isinstance(each, Exception)]
+        for error in failures:
+            self._records.mend(error, *map(self._records.workers, self._queues))
+            if not is_wrong_type(error):
+                raise error
         self._forgot = True
 
     def _remember(self) -> None:
         """Put back what was claimed for this worker with an answer that never arrived."""
         self._forgot = False
+        for queue, id, worker in self._started():
+            if worker == self.name:
+                self._recover(queue, id, worker, force=True, died=False)
+
+    def _started(self) -> Iterator[tuple[str, str, str]]:
+        """Queue, id and worker of each started job, and of whatever else others put there."""
         for queue in self._queues:
-            for member in self._client.zrange(self._records.started(queue), 0, -1):
+            registry = self._records.started(queue)
+            with self._records.mending(registry):
+                members = self._client.zrange(registry, 0, -1)
+            for member in members:
                 id, _, worker = text(member).rpartition(":")
-                if worker == self.name:
-                    self._recover(queue, id, worker, force=True, died=False)
+                yield queue, id, worker
 
     def _leave(self) -> None:
         with translated_or_logged():
             pipe = self._client.pipeline(transaction=True)
             pipe.srem(SimpleWorker.redis_workers_keys, self._keys[0])
             for name in self._queues:
-                pipe.srem(worker_registration.WORKERS_BY_QUEUE_KEY % name, self._keys[0])
+                pipe.srem(self._records.workers(name), self._keys[0])
             pipe.delete(self._keys[0], f"{self._keys[0]}:executions", self._own_bell)
             pipe.lpush(self._inbox, "").pexpire(self._inbox, 1000)  # `keep_alive` waits there
             pipe.execute()
@@ -354,11 +380,9 @@ class RqWorker:
 
     def _absent(self) -> Iterator[tuple[str, str, str]]:
         """Queue, id and worker of each started job whose worker's record is not there."""
-        for queue in self._queues:
-            for member in self._client.zrange(self._records.started(queue), 0, -1):
-                id, _, worker = text(member).rpartition(":")
-                if worker.startswith(WORKER_PREFIX) and not self._client.exists(raw(worker_key(worker))):
-                    yield queue, id, worker
+        for queue, id, worker in self._started():
+            if worker.startswith(WORKER_PREFIX) and not self._client.exists(raw(worker_key(worker))):
+                yield queue, id, worker
 
     def _recover(
         self, queue: str, id: str, worker: str, *, force: bool, died: bool, patience: float | None = None
@@ -384,9 +408,9 @@ class RqWorker:
             options.max_deliveries,
             KEEP_DEAD,
             zlib.compress(why.encode()),
-            packed(lost(Message(headers={"id": _shown(id)}), why)),
+            packed(lost(Message(headers={"id": shown(id, 128)}), why)),
             EXECUTIONS,
-            shown(why),
+            exc_string(why),
         ]
         seconds = options.lease if patience is None else patience
         outcome = persistent(lambda: records.run(scripts.RECOVER, keys, arguments), seconds)
@@ -405,7 +429,3 @@ class RqWorker:
             self._recover(claimed.queue, claimed.id, name, force=True, died=False, patience=BLOCK)
             self._claimed = None
             self._leave()
-
-
-def _shown(id: str) -> str:
-    return id.encode("utf-8", "replace").decode()[:128]

@@ -4,7 +4,7 @@
 -- include wake
 -- KEYS alive page queue wakeup dead   ARGV force died max_deliveries lost why
 -- -> {how many are back in the queue, how many were given up} | nil: it lives
-if ARGV[1] == '0' and redis.call('EXISTS', KEYS[1]) == 1 then return false end
+if ARGV[1] == '0' and redis.call('PTTL', KEYS[1]) > 0 then return false end
 local back, given_up = 0, 0
 while true do
   local record = redis.call('RPOP', KEYS[2])
@@ -19,7 +19,7 @@ while true do
     bury(KEYS[3], KEYS[5], ARGV[5], record)
     given_up = given_up + 1
   else
-    redis.call('LPUSH', KEYS[3], head .. (deaths > 0 and string.format('%d', deaths) or '') .. rest)
+    own('LPUSH', KEYS[3], head .. (deaths > 0 and string.format('%d', deaths) or '') .. rest)
     back = back + 1
   end
 end

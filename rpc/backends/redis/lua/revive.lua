@@ -5,7 +5,7 @@
 if redis.call('LREM', KEYS[1], 1, ARGV[1]) == 0 then return 0 end
 if ARGV[2] then
   keep(KEYS[2], ARGV[2])
-  redis.call('RPUSH', KEYS[2], now .. ' ' .. ARGV[2])
+  own('RPUSH', KEYS[2], now .. ' ' .. ARGV[2])
   wake(KEYS[3])
 else
   forget(KEYS[2], string.match(ARGV[1], '^[^\n]*\n[^\n]*\n%d+ (.*)') or '')

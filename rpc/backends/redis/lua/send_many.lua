@@ -4,8 +4,8 @@
 -- -> {as SEND, ...}   So many entries of the inbox were read, the last of which begins so: they are removed.
 local queue, inbox, outcomes, records = KEYS[1], KEYS[3], {}, {}
 if ARGV[1] ~= '0' then
-  local entry = redis.call('LINDEX', inbox, ARGV[1] - 1)
-  if entry and string.sub(entry, 1, #ARGV[2]) == ARGV[2] then redis.call('LTRIM', inbox, ARGV[1], -1) end
+  local entry = redis.pcall('LINDEX', inbox, ARGV[1] - 1)
+  if type(entry) == 'string' and string.sub(entry, 1, #ARGV[2]) == ARGV[2] then redis.call('LTRIM', inbox, ARGV[1], -1) end
 end
 for n = 5, #ARGV, 3 do
   local id, record, token = ARGV[n], ARGV[n + 1], queue .. ':t:' .. ARGV[n]

@@ -1,10 +1,11 @@
 -- include enqueue
 -- include refuse
+-- include text
 -- KEYS queue wakeup token once [inbox]   ARGV id record token_ms max_length sweep shared window_ms
 -- once: q<id> it was sent, r<id> it runs, d<frame> it was answered   -> as SEND
 local id, token, once, inbox, shared = ARGV[1], KEYS[3], KEYS[4], KEYS[5], ARGV[6]
 if is_answered(inbox, id) then return 0 end
-local state = redis.call('GET', once)
+local state = text_at(once)
 if state then
   local how, first = string.sub(state, 1, 1), string.sub(state, 2)
   if how ~= 'd' and first == id then return 0 end
@@ -17,7 +18,7 @@ if state then
   if how == 'd' and inbox then reply_to(inbox, 1, id, first) end
   if how == 'd' then return 0 end
   if under_way then
-    if inbox then redis.call('HSET', once .. ':w', id, inbox) redis.call('PEXPIRE', once .. ':w', ARGV[7]) end
+    if inbox then own('HSET', once .. ':w', id, inbox) redis.call('PEXPIRE', once .. ':w', ARGV[7]) end
     if redis.call('PTTL', theirs) < tonumber(ARGV[3]) then redis.call('SET', theirs, '', 'PX', ARGV[3]) end
     return 0
   end

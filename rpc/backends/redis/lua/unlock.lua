@@ -1,2 +1,3 @@
+-- include text
 -- KEYS lock   ARGV owner
-if redis.call('GET', KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end
+if text_at(KEYS[1]) == ARGV[1] then redis.call('DEL', KEYS[1]) end

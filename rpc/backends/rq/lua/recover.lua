@@ -1,11 +1,13 @@
 -- include now
+-- include ours
+-- include bell
 -- KEYS started worker job queue bell failed results
 -- ARGV id worker_name force died max_deliveries keep_s why frame executions shown
 -- -> 0 nothing to do, 1 back in the queue, 2 given up
 if ARGV[3] == '0' and redis.call('EXISTS', KEYS[2]) == 1 then return 0 end
-if redis.call('ZREM', KEYS[1], ARGV[1] .. ':' .. ARGV[2]) == 0 then return 0 end
+if own('ZREM', KEYS[1], ARGV[1] .. ':' .. ARGV[2]) == 0 then return 0 end
 -- include let_go
-if redis.call('TYPE', KEYS[3]).ok ~= 'hash' then return 0 end
+if not is_ours(KEYS[3]) then return 0 end
 local lost = (tonumber(redis.call('HGET', KEYS[3], 'rpc_lost')) or 0) + ARGV[4]
 redis.call('HSET', KEYS[3], 'rpc_lost', string.format('%d', lost))
 local once = redis.call('HEXISTS', KEYS[3], 'rpc_once') == 1
@@ -15,7 +17,7 @@ if once or lost >= tonumber(ARGV[5]) then
   redis.pcall('XADD', KEYS[7], 'MAXLEN', 10, '*', 'type', 2, 'worker_name', ARGV[2], 'exc_string', ARGV[10])
   redis.call('EXPIRE', KEYS[7], ARGV[6])
   redis.call('EXPIRE', KEYS[3], ARGV[6])
-  redis.call('ZADD', KEYS[6], t[1] + ARGV[6], ARGV[1])
+  own('ZADD', KEYS[6], t[1] + ARGV[6], ARGV[1])
   local reply_to = redis.call('HGET', KEYS[3], 'rpc_reply_to')
   if reply_to then redis.pcall('XADD', 'rpc:re:' .. reply_to, 'NOMKSTREAM', '*', 'm', ARGV[8]) end
   return 2
@@ -23,7 +25,6 @@ end
 redis.call('HSET', KEYS[3], 'status', 'queued')
 local expires = tonumber(redis.call('HGET', KEYS[3], 'rpc_expires'))
 if expires then redis.call('PEXPIREAT', KEYS[3], string.format('%d', expires + 5000)) end
-redis.call('LPUSH', KEYS[4], ARGV[1])
-redis.call('LPUSH', KEYS[5], 1)
-redis.call('PEXPIRE', KEYS[5], 60000)
+own('LPUSH', KEYS[4], ARGV[1])
+ring(KEYS[5])
 return 1

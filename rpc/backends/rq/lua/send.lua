@@ -1,18 +1,19 @@
+-- include bell
 -- KEYS job queue queues bell [way back]   ARGV id ttl_ms way_back_ms field value ...
 local jobs = string.sub(KEYS[1], 1, -1 - #ARGV[1])
 for _ = 1, 2 do  -- expired jobs leave their id behind: sweep two for each that comes
-  local head = redis.call('LINDEX', KEYS[2], 0)
+  local head = own('LINDEX', KEYS[2], 0)
   if head and redis.call('EXISTS', jobs .. head) == 0 then redis.call('LPOP', KEYS[2]) else break end
 end
 if redis.call('EXISTS', KEYS[1]) == 1 then return 0 end
 redis.call('HSET', KEYS[1], unpack(ARGV, 4))
 if tonumber(ARGV[2]) > 0 then redis.call('PEXPIRE', KEYS[1], ARGV[2]) end
 if KEYS[5] then
+  redis.call('UNLINK', KEYS[5])  -- nobody's yet, whatever is there
   redis.call('XADD', KEYS[5], '0-1', 'm', '')
   redis.call('PEXPIRE', KEYS[5], ARGV[3])
 end
-redis.call('SADD', KEYS[3], KEYS[2])
-redis.call('RPUSH', KEYS[2], ARGV[1])
-redis.call('LPUSH', KEYS[4], 1)
-redis.call('PEXPIRE', KEYS[4], 60000)
+redis.pcall('SADD', KEYS[3], KEYS[2])
+own('RPUSH', KEYS[2], ARGV[1])
+ring(KEYS[4])
 return 1

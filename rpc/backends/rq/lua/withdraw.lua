@@ -1,11 +1,13 @@
+-- include ours
+-- include own
 -- KEYS queue job   ARGV id   -> 1 it was not started and is gone, 0 it runs, or ran
-if redis.call('LREM', KEYS[1], 1, ARGV[1]) == 1 then
-  redis.call('DEL', KEYS[2])
+if own('LREM', KEYS[1], 1, ARGV[1]) == 1 then
+  if is_ours(KEYS[2]) then redis.call('DEL', KEYS[2]) end
   return 1
 end
-if redis.call('TYPE', KEYS[2]).ok == 'hash' and redis.call('HGET', KEYS[2], 'status') == 'started' then
+if is_ours(KEYS[2]) and redis.call('HGET', KEYS[2], 'status') == 'started' then
   local inbox = 'rpc:cancel:' .. (redis.call('HGET', KEYS[2], 'worker_name') or '')
-  redis.call('RPUSH', inbox, ARGV[1])
+  redis.pcall('RPUSH', inbox, ARGV[1])
   redis.call('PEXPIRE', inbox, 60000)
 end
 return 0

@@ -1,2 +1,2 @@
 -- sent kind deaths id inbox once ttl; the frame follows
-local RECORD = '^(%d+) (%a)(%d*)%+?\n([^\n]*)\n([^\n]*)\n([^\n]*)\n(%d*)\n'
+local RECORD = '^(%d+) ([kwaKWA])(%d*)%+?\n([!-~]+)\n([^\n]*)\n(%x*)\n(%d*)\n'

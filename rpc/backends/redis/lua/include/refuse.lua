@@ -1,7 +1,7 @@
 -- include body
 -- include reply
 local function is_answered(inbox, id)
-  for _, entry in ipairs(inbox and redis.call('LRANGE', inbox, 0, -1) or {}) do
+  for _, entry in ipairs(inbox and redis.pcall('LRANGE', inbox, 0, -1) or {}) do
     if string.find(entry, '\n' .. id .. '\n', 1, true) then return true end
   end
 end

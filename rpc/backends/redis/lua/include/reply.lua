@@ -1,4 +1,12 @@
+local function put(inbox, keep_ms, ...)  -- a record may name any key: nothing goes but to inboxes
+  if not string.find(inbox, '^rpc:{[^{}]*}:in:[!-~]+$') then return end
+  local pushed = redis.pcall('RPUSH', inbox, ...)
+  if type(pushed) == 'table' then
+    if string.find(pushed.err, 'WRONGTYPE') then redis.call('UNLINK', inbox) end
+    redis.call('RPUSH', inbox, ...)
+  end
+  redis.call('PEXPIRE', inbox, keep_ms)
+end
 local function reply_to(inbox, number, id, frame)
-  redis.call('RPUSH', inbox, number .. '\n' .. id .. '\n' .. frame)
-  redis.call('PEXPIRE', inbox, '60000')
+  put(inbox, '60000', number .. '\n' .. id .. '\n' .. frame)
 end

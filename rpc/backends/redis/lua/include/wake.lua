@@ -1,4 +1,5 @@
+-- include own
 local function wake(wakeup)  -- of those that wait for several queues, one
-  redis.call('ZADD', wakeup, 0, '1')
+  own('ZADD', wakeup, 0, '1')
   redis.call('PEXPIRE', wakeup, '60000')
 end
