@@ -63,7 +63,7 @@ class Dispatcher(Handling):
             self._refuse(delivery, error, codec)
             return
         if job.is_coroutine and self.detaches:
-            self.detach(work.await_(handler, request), delivery)
+            work.detach(handler, request)
         else:
             self._running[delivery] = True
             work.run(handler, request)

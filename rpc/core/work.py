@@ -104,10 +104,8 @@ class Handling:
             else:
                 delivery.postpone(fate, later)
         except RpcError as trouble:
-            name = delivery.message.headers.get(NAME, "")[:128]
-            logger.warning(
-                "job %r (%s) could be neither postponed nor buried: %s", name, shown(later.id), trouble
-            )
+            what = delivery.message.headers.get(NAME, "")[:128], shown(later.id)
+            logger.warning("job %r (%s) could be neither postponed nor buried: %s", *what, trouble)
             delivery.finish(failure)
 
     def ended(self, delivery: Delivery) -> None:
@@ -148,10 +146,13 @@ class Handling:
         if self._await is None:
             coroutine.close()
             raise SerializationError("this receiver runs no coroutines")
-        return self._await(_in_context(coroutine, request, self.context), delivery)
+        try:
+            return self._await(_in_context(coroutine, request, self.context), delivery)
+        finally:
+            coroutine.close()  # it has not begun if there can be no thread for the event loop
 
     def detach(self, work: Coroutine[Any, Any, None], delivery: Delivery) -> None:
-        """Have it done without a thread."""
+        """Have it done without a thread. Raises RpcError if there can be none for the event loop."""
         self._running[delivery] = False
         if self._spawn:
             self._spawn(work, delivery)
@@ -210,7 +211,7 @@ class Work:
             value = self._value(handler, request)
             if type(value) is CoroutineType:  # also of a plain function, such as one that decorates another
                 if self._handling.detaches and not self._handling.hooks:
-                    self._handling.detach(self.await_(lambda: value, request), self._delivery)
+                    self.detach(lambda: value, request)
                     return
                 value = self._awaited(value, request)
             last = self._succeeded(request, value)
@@ -218,6 +219,15 @@ class Work:
             self._failed(request, error)
         else:
             self._end(last)
+
+    def detach(self, handler: Callable[[], Any], request: Request) -> None:
+        """Have a coroutine done without a thread."""
+        coroutine = self.await_(handler, request)
+        try:
+            self._handling.detach(coroutine, self._delivery)
+        except RpcError as error:
+            coroutine.close()
+            self._failed(request, error)
 
     async def await_(self, handler: Callable[[], Any], request: Request) -> None:
         """The same for a coroutine function, in an event loop."""

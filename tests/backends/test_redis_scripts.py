@@ -308,7 +308,7 @@ CASES = [
     Case("what is no inbox makes room for a reply", scripts.ACK, "p", [60_000, A, IN, reply("a")],
          {"p": [A], IN: "x"}, 1, {"p": None, IN: None, f"{IN}~60": [reply("a")]}),
     Case("what names a list of others is buried alone", scripts.BURY, "p q dead",
-         [record(inbox="theirs"), "why", 1, "reply"], {"p": [record(inbox="theirs")], "theirs": ["1"]}, 1,
+         [record(inbox="theirs"), "why", 1, "reply", 0], {"p": [record(inbox="theirs")], "theirs": ["1"]}, 1,
          {"p": None, "dead": [f"NOW\nwhy\n{record(inbox='theirs')}"]}),
     Case("what is no state of a key", scripts.BEGIN, "t o", ["i"], {"t": "", "o": ["x"]}, -1, {}),
     Case("who has no end does not live", scripts.RECOVER, "alive p q w dead", [0, 1, 3, "lost", "why"],

@@ -170,7 +170,7 @@ def test_dashboards_show_the_traceback_of_a_failed_job(bench: Bench, serve: Serv
         raise ValueError("a reason")
 
     serve({"work": work})
-    failed = FailedJobRegistry(bench.queue, connection=bench.redis)
+    failed = FailedJobRegistry(bench.rq_queue, connection=bench.redis)
     id, refused = bench.client.call("work", [1]), bench.client.call("work", ["no number"])
     eventually(lambda: failed.count == 2)
     lines = shown(bench, id).splitlines()

@@ -97,8 +97,8 @@ class RqServer:
         threads = beside(self._subscriber.loops(), "rpc-topics")
         alarm = self._alarm = Alarm()
         waker = threading.Thread(target=self._wake_up, args=[alarm], name="rpc-stop", daemon=True)
-        started(waker)
         try:
+            started(waker)
             if self._workers and not self._forks:
                 self._lease.start()
             self._subscriber.begin()
