@@ -18,10 +18,10 @@ from .requests import (
     SEND,
     PendingRequest,
     ReplyQueue,
+    Sending,
     Steps,
     checking_room,
     next_step,
-    sending,
     too_late,
 )
 from .servers import Servers, unavailable
@@ -131,8 +131,10 @@ class LoopConnection:
     async def send(self, to: Address, message: Message) -> None:
         """Raises NoReceivers, QueueFull, BackendUnavailable."""
 
+        sending = Sending(self._servers, self._most, to, message)
+
         async def send() -> None:
-            await self._perform(sending(self._servers, self._most, to, message), await self.connection())
+            await self._perform(sending.steps(), await self.connection())
 
         await self.persistently(send, patience(message.ttl))
 

@@ -20,10 +20,10 @@ from .requests import (
     SEND,
     PendingRequest,
     ReplyQueue,
+    Sending,
     Steps,
     checking_room,
     next_step,
-    sending,
     too_late,
 )
 from .servers import Servers
@@ -56,10 +56,8 @@ class Senders:
     def send(self, to: Address, message: Message) -> None:
         """Raises NoReceivers, QueueFull, BackendUnavailable."""
 
-        def send(connection: Connection) -> None:
-            perform(sending(self.servers, self.most, to, message), connection)
-
-        self.do(send, patience(message.ttl))
+        sending = Sending(self.servers, self.most, to, message)
+        self.do(lambda connection: perform(sending.steps(), connection), patience(message.ttl))
 
     def do(self, action: Callable[[Connection], T], seconds: float = BLOCK) -> T:
         """What the action returns, on a connection with the exchange."""

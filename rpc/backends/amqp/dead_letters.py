@@ -12,7 +12,7 @@ from ...errors import SerializationError
 from ...transport import ATTEMPT, HANDED_BACK, DeadLetter, Message, packed, queue, unpacked
 from .callers import Senders
 from .connection import Connection
-from .messages import Probe, dead_name, properties_of, queue_name, refused
+from .messages import Probe, dead_name, properties_of, queue_name, refused, resend
 from .requests import PROBE, SEND
 from .servers import Servers
 from .wire import Arrival, Basic, Broken, Queue, ack
@@ -60,10 +60,12 @@ class DeadLetterStore:
         to = queue(letter.queue)
         gone = dict.fromkeys(("ttl", "reply-to", "deliveries", ATTEMPT, HANDED_BACK))
         message = unpacked(letter.frame).replace(**gone)
-        properties = properties_of(message, durable=True, copy=uuid4().hex)
+        properties, began = properties_of(message, durable=True, copy=uuid4().hex), time.monotonic()
 
         def send(connection: Connection) -> None:
-            if came_back := connection.confirmed(SEND, queue_name(to), properties, message.body):
+            came_back = connection.confirmed(SEND, queue_name(to), properties, message.body)
+            resend(properties, began, began)  # if the letter cannot be taken away, and it is tried again
+            if came_back:
                 raise refused(to, came_back)
 
         return self._take(letter, send)

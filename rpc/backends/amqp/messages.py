@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from base64 import b64decode
+from collections.abc import Mapping
 from hashlib import blake2b
 from typing import Any
 
@@ -28,12 +29,16 @@ COPY = "rpc-copy"
 """Header: tells a message that was sent anew on purpose from a repetition."""
 WAY = "rpc-reply-to"
 """Header: the caller's own name for its way back, if that is not the id."""
+RESENT = "rpc-resent"
+"""Header: it was published before, and may have arrived; when that was first done, in milliseconds."""
+PUT_BACK = "rpc-put-back"
+"""Header: a copy of what a worker gave back."""
 KEEP_INBOX = 3600.0
 """Seconds that an inbox outlives its last use."""
 LONGEST_TTL = 2**32 - 1
 """Milliseconds."""
 _DIRECT = "amq.rabbitmq.reply-to."
-_OWN = {STAMP, COPY, WAY}
+_OWN = {STAMP, COPY, WAY, RESENT, PUT_BACK}
 _PROPERTIES = {"id": "correlation_id", "content-type": "content_type", NAME: "message_type"}
 _FROM_PROPERTIES = [(attribute, name) for name, attribute in _PROPERTIES.items()]
 
@@ -137,6 +142,27 @@ def age_of(properties: Any) -> float | None:
     """Seconds since the message was sent, by the clocks of both sides; None if it does not say."""
     stamp = (properties.headers or {}).get(STAMP)
     return time.time() - stamp / 1000 if isinstance(stamp, int) else None
+
+
+def resend(properties: Any, began: float, expires: float) -> None:
+    """Say that a message is published again: when that was first done, and how much time is left. `began` and
+    `expires` are seconds of the monotonic clock."""
+    now = time.monotonic()
+    stamp = round(time.time() * 1000)
+    first = (properties.headers or {}).get(RESENT) or str(stamp - round((now - began) * 1000))
+    properties.headers = {**(properties.headers or {}), RESENT: first, STAMP: stamp}
+    if properties.expiration:
+        properties.expiration = str(min(LONGEST_TTL, max(0, round((expires - now) * 1000))))
+
+
+def first_sent(headers: Mapping[str, Any]) -> float | None:
+    """When a message that was published again was first published, in seconds of the Unix epoch, -1 if it
+    does not say so; None if it was not."""
+    if RESENT not in headers:
+        return None
+    first = headers[RESENT]
+    is_time = isinstance(first, str) and first.isascii() and first.isdecimal() and len(first) < 16
+    return int(first) / 1000 if is_time else -1.0
 
 
 _COPIED = [name for name in Basic.Properties.flags if name not in ("headers", "user_id", "cluster_id")]

@@ -22,6 +22,7 @@ from .._serving import BEGUN, DIED, Connections, OnChange, Plan, Serially, Slots
 from .connection import BLOCK, Connection
 from .deliveries import COUNTED, ChannelDelivery, QueueDelivery, reply_bytes, was_redelivered
 from .messages import CANCEL
+from .once import claim
 from .recent import RecentRequests
 from .servers import Servers, unavailable
 from .session import Session
@@ -106,7 +107,7 @@ class AmqpServer:
                 ours = [each for connection, each in delivery.arrivals if connection is session.connection]
                 if delivery.finished or not ours:
                     continue
-                if delivery.once in delivery.marks:
+                if delivery.is_claimed:
                     session.done(ours[0])  # it must not be done twice
                     continue
                 delivery.finished = True
@@ -280,7 +281,7 @@ class AmqpServer:
             if delivery.message.deliveries > 1:  # it may kill this worker, and must not drag others along
                 self._share(session)
                 if not delivery.counts_itself:
-                    session.mark(delivery, delivery.begun)
+                    session.mark(delivery)
             delivery.thread = get_ident()
             self._slots.call(self._handler, delivery)
 
@@ -302,8 +303,7 @@ class AmqpServer:
         arrival, counts_itself = delivery.arrival, delivery.counts_itself
         if not was_redelivered(arrival) and not counts_itself:
             return False
-        if session.is_marked(delivery.once):
-            delivery.marks.append(delivery.once)
+        if session.is_marked(delivery.once):  # and stays it: there may be other copies
             self._give_up(session, delivery, BEGUN)
             return True
         if not counts_itself and not session.may_have_begun(delivery):
@@ -337,8 +337,15 @@ class AmqpServer:
             with suppress(Broken):
                 session.connection.flush()
 
-    def mark(self, delivery: QueueDelivery, mark: str, seconds: float) -> None:
-        self._safely(lambda session: session.mark(delivery, mark, seconds))
+    def claim(self, delivery: QueueDelivery, seconds: float) -> None:
+        def claimed(session: Session) -> None:
+            try:
+                claim(session, delivery, max(1.0, seconds) + 60)
+            except Broken as error:
+                delivery.is_unbegun, delivery.is_unsettled = not session.connection.is_open, not error.code
+                raise
+
+        self._safely(claimed)
 
     def bury(self, delivery: QueueDelivery, why: str) -> None:
         self._safely(lambda session: session.bury(delivery, why))
@@ -354,8 +361,9 @@ class AmqpServer:
 
     def settle(self, delivery: QueueDelivery, last: Message | None) -> None:
         session = self._session
-        if delivery.is_unsettled and (last is None or delivery.way is None):
-            self._release(delivery, Broken(f"{delivery.message.id} could not be buried"))
+        nobody_is_told = last is None or delivery.way is None
+        if delivery.is_unbegun or (delivery.is_unsettled and nobody_is_told):
+            self._release(delivery, Broken(f"{delivery.message.id!r} could be neither begun nor buried"))
         else:
             self._recent.end(delivery.key, last or delivery.last)
             if session and session.connection.is_open:

@@ -28,6 +28,7 @@ from .messages import (
     KEEP_INBOX,
     OWN_EXCHANGE,
     PRESENT,
+    PUT_BACK,
     Probe,
     again,
     age_of,
@@ -191,7 +192,7 @@ class Session:
     def _as_it_is(self, arrival: Arrival, headers: dict[str, str]) -> Any:
         """The properties of a copy that counts as delivered as often."""
         told = {AGAIN: "1"} if was_redelivered(arrival) else {}
-        return again(arrival.properties, **told, **headers)
+        return again(arrival.properties, **{PUT_BACK: "1"}, **told, **headers)
 
     def replace(self, delivery: QueueDelivery) -> None:
         """Put a copy that says how often it was delivered at the end of its queue."""
@@ -217,11 +218,18 @@ class Session:
     def is_marked(self, mark: str) -> bool:
         return self.connection.succeeds(PROBES, Probe(mark), Queue.DeclareOk, 404)
 
-    def mark(self, delivery: QueueDelivery, mark: str, seconds: float = KEEP_MARK) -> None:
-        """Write it down until it is done; for so many seconds if that is never said."""
-        queue = self._servers.queue(mark, max(1.0, seconds) + 60)
-        self.connection.ask(SAFE, queue, Queue.DeclareOk)
-        delivery.marks.append(mark)
+    def mark(self, delivery: QueueDelivery) -> None:
+        """Write down that this copy was begun, until it is done; for a day if that is never said."""
+        self.makes(self.queue(delivery.begun, KEEP_MARK))
+        delivery.marks.append(delivery.begun)
+
+    def queue(self, name: str, seconds: float) -> Any:
+        """The declaration of a queue that is there for so many seconds."""
+        return self._servers.queue(name, seconds)
+
+    def makes(self, queue: Queue.Declare) -> bool:
+        """Declare a queue; False if there is another one of this name."""
+        return self.connection.succeeds(PROBES, queue, Queue.DeclareOk, 406)
 
     def bury(self, delivery: QueueDelivery, why: str) -> None:
         """Make it a dead letter."""
