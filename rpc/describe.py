@@ -15,7 +15,7 @@ import msgspec
 from .core.codecs import Accepted
 from .core.jobs import Jobs
 from .core.protocol import decode_reply
-from .errors import RpcError
+from .errors import RpcError, one_line
 from .events import Listener
 from .timers import Ticking
 from .transport import LOST, Message, topic
@@ -134,7 +134,7 @@ class Gathering:
             codec = _ACCEPTED.codec(reply.headers.get("content-type"))
             info = msgspec.convert(decode_reply(reply.body, codec), WorkerInfo)
         except (RpcError, msgspec.ValidationError) as error:
-            logger.warning("a worker did not say what it is: %s", error)
+            logger.warning("a worker did not say what it is: %s", one_line(error))
             return
         self._by_id[info.id] = info
 

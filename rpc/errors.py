@@ -137,6 +137,12 @@ class SettingsError(RpcError):
     """A setting is missing, unknown or of the wrong type; the text names the key and the module."""
 
 
+def one_line(text: object) -> str:
+    """What others have written, for a log: line ends, and what else is not printable, are escaped, so that
+    nobody forges lines of it."""
+    return repr(str(text))[1:-1]
+
+
 def not_installed(what: str, extra: str) -> Unsupported:
     """The error of something that needs an extra."""
     return Unsupported(f"{what} needs `pip install '{DISTRIBUTION}[{extra}]'`")

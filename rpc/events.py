@@ -23,7 +23,7 @@ from .core.lifecycle import next_attempt
 from .core.middleware import ContextFactory
 from .core.patterns import matcher
 from .core.protocol import decode_call, remote_error
-from .errors import InvalidParams, RpcError, SettingsError
+from .errors import InvalidParams, RpcError, SettingsError, one_line
 from .transport import ADDRESS_NAME as NAME
 from .transport import OWN, Address, Delivery, Message, topic
 
@@ -192,7 +192,9 @@ class Events:
         try:
             event = self._event(message)
         except RpcError as error:
-            logger.warning("refused an event (%s): %s: %s", message.id, type(error).__name__, error)
+            logger.warning(
+                "refused an event (%r): %s: %s", message.id[:128], type(error).__name__, one_line(error)
+            )
         else:
             for listener in self.listeners:
                 if listener.address == delivery.to and listener.matches(event.topic):
@@ -214,7 +216,7 @@ class Events:
                     self._run(result)
         except BaseException as error:  # as handlers, listeners may raise anything
             listener.failures += 1
-            logger.exception("listener %s failed: event %r (%s)", listener.name, event.topic, event.id)
+            logger.exception("listener %s failed: event %r (%r)", listener.name, event.topic, event.id)
             self._failed(listener, event, attempt, delivery, error)
 
     def _failed(
@@ -227,7 +229,7 @@ class Events:
         pause = options.pause(attempt, random.random())
         if not listener.subscription.durable:
             if again and not self._later(pause, partial(self._hear, listener, event, attempt + 1, delivery)):
-                logger.warning("event %r (%s) is not tried again: too many are", event.topic, event.id)
+                logger.warning("event %r (%r) is not tried again: too many are", event.topic, event.id)
             return
         try:
             if again:
@@ -236,7 +238,8 @@ class Events:
                 delivery.bury(str(remote_error(error))[:500], None)
         except RpcError as trouble:
             logger.warning(
-                "event %r (%s) could be neither postponed nor buried: %s", event.topic, event.id, trouble
+                "event %r (%r) could be neither postponed nor buried: %s",
+                *(event.topic, event.id, one_line(trouble)),
             )
 
 

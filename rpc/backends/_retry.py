@@ -10,6 +10,8 @@ import time
 from collections.abc import Callable
 from typing import TypeVar
 
+from ..errors import one_line
+
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
@@ -37,7 +39,7 @@ class Backoff:
     def wait(self, text: str, error: object, sleep: Callable[[float], object] = time.sleep) -> None:
         """Sleep before the next attempt; log the error now and then, in a text with one %s."""
         if self._attempt % 10 == 0:
-            logger.warning(text, error)
+            logger.warning(text, one_line(error))
         sleep(backoff(self._attempt, self._cap))
         self._attempt += 1
 

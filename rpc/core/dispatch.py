@@ -22,6 +22,7 @@ from ..errors import (
     RpcTimeout,
     SerializationError,
     Unauthorized,
+    one_line,
 )
 from ..transport import FAILED, IDEMPOTENCY_KEY, NAME, Delivery, Message
 from .codecs import JSON, Accepted, Codec
@@ -111,7 +112,8 @@ class Dispatcher:
                 delivery.forbid_redelivery()
         except RpcError as error:
             name = message.headers.get(NAME, "")[:128]
-            logger.warning("refused %r (%s): %s: %s", name, message.id, type(error).__name__, error)
+            what = name, message.id[:128], type(error).__name__, one_line(error)
+            logger.warning("refused %r (%r): %s: %s", *what)
             delivery.finish(self.failure(message, error, codec))
             return
         is_detached = job.is_coroutine and self._spawn is not None
@@ -248,9 +250,9 @@ class _Work:
             self._end(None)
             return
         if isinstance(error, Cancelled) and self._delivery.cancelled:
-            logger.info("job %r (%s) was cancelled", job.name, request.id)
+            logger.info("job %r (%r) was cancelled", job.name, request.id)
         else:
-            logger.error("job %r (%s) failed", job.name, request.id, exc_info=error)
+            logger.error("job %r (%r) failed", job.name, request.id, exc_info=error)
         if self._answered:
             self._end(self._last)
             return
@@ -271,11 +273,12 @@ class _Work:
             if fate == "bury":
                 delivery.bury(printable(str(remote))[:500], failure)
             else:
-                logger.info("job %r (%s) is tried again in %.3g s", job.name, request.id, fate)
+                logger.info("job %r (%r) is tried again in %.3g s", job.name, request.id, fate)
                 delivery.postpone(fate, next_attempt(self._message))
         except RpcError as trouble:
             logger.warning(
-                "job %r (%s) could be neither postponed nor buried: %s", job.name, request.id, trouble
+                "job %r (%r) could be neither postponed nor buried: %s",
+                *(job.name, request.id, one_line(trouble)),
             )
             delivery.finish(failure)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
@@ -26,6 +27,8 @@ from .requests import (
 )
 from .servers import Servers, unavailable
 from .wire import Arrival, Broken
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -183,6 +186,9 @@ class LoopConnection:
             except Broken:
                 await asyncio.sleep(backoff(attempt))
                 attempt += 1
+            except Exception as error:
+                logger.exception("a call cannot be sent again")
+                replies.request.fail(unavailable(error))
 
     def _is_stranded(self, replies: AsyncReplies) -> bool:
         """Whether the queue that it waited on is gone."""

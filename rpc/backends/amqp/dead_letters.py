@@ -3,6 +3,8 @@ and puts it back."""
 
 from __future__ import annotations
 
+import logging
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -17,6 +19,8 @@ from .requests import PROBE, SEND
 from .servers import Servers
 from .wire import Arrival, Basic, Broken, Queue, ack
 
+logger = logging.getLogger(__name__)
+
 TOKEN, AT, WHY = "rpc-token", "rpc-at", "rpc-why"
 LOOKING = 4
 """A channel: when it is closed, what was taken and not acknowledged on it is put back."""
@@ -29,7 +33,7 @@ def bury(
     connection.ask(channel, servers.queue(dead_name(name)), Queue.DeclareOk)
     properties = Basic.Properties(
         headers={TOKEN: uuid4().hex, AT: f"{time.time():.3f}", WHY: why[:500]},
-        correlation_id=message.id[:255] or None,
+        correlation_id=message.id.encode("utf-8", "replace")[:255].decode("utf-8", "ignore") or None,
         delivery_mode=2,
     )
     try:
@@ -50,11 +54,12 @@ class DeadLetterStore:
         found: list[DeadLetter] = []
 
         def keep(arrival: Arrival) -> bool:
-            found.insert(0, _letter(name, arrival))
+            if letter := _letter(name, arrival):
+                found.append(letter)
             return False
 
         self._each(name, keep)
-        return found
+        return found[::-1]
 
     def revive(self, letter: DeadLetter) -> bool:
         to = queue(letter.queue)
@@ -74,7 +79,11 @@ class DeadLetterStore:
         return self._take(letter, lambda connection: None)
 
     def _take(self, letter: DeadLetter, action: Callable[[Connection], object]) -> bool:
-        return self._each(letter.queue, lambda arrival: _letter("", arrival).raw == letter.raw, action)
+        def is_it(arrival: Arrival) -> bool:
+            found = _letter(letter.queue, arrival)
+            return found is not None and found.raw == letter.raw
+
+        return self._each(letter.queue, is_it, action)
 
     def _each(
         self,
@@ -106,9 +115,16 @@ def _got(connection: Connection, name: str) -> Arrival:
     return connection.ask(LOOKING, Basic.Get(queue=name), Basic.GetOk, Basic.GetEmpty)
 
 
-def _letter(name: str, arrival: Arrival) -> DeadLetter:
+def _letter(name: str, arrival: Arrival) -> DeadLetter | None:
+    """None if it is none of ours: anybody may have put it there."""
     table = arrival.properties.headers or {}
-    if TOKEN not in table:
-        raise Broken("a dead letter that is none of ours is in the way")
-    id = arrival.properties.correlation_id or ""
-    return DeadLetter(id, name, float(table[AT]), table[WHY], arrival.body, table[TOKEN])
+    token, at, why = (table.get(header, "") for header in (TOKEN, AT, WHY))
+    try:
+        unpacked(arrival.body)
+        when = float(at)
+    except (SerializationError, TypeError, ValueError):
+        when = math.nan
+    if not (math.isfinite(when) and isinstance(token, str) and isinstance(why, str)):
+        logger.warning("what is no dead letter lies in %r", dead_name(name))
+        return None
+    return DeadLetter(arrival.properties.correlation_id or "", name, when, why, arrival.body, token)

@@ -9,7 +9,7 @@ from hashlib import sha256
 from threading import get_ident
 from typing import Protocol
 
-from ...errors import BackendUnavailable, SerializationError
+from ...errors import BackendUnavailable, SerializationError, one_line
 from ...transport import STREAM, Address, Message
 from .._serving import BaseDelivery, lost
 from .connection import Connection
@@ -185,6 +185,6 @@ def reply_bytes(connection: Connection, way: str, message: Message) -> bytes:
     try:
         return published(JOBS, way, properties_of(message), message.body, frame_max)
     except SerializationError as error:
-        logger.error("a reply cannot be sent: %s", error)
+        logger.error("a reply cannot be sent: %s", one_line(error))
         message = lost(message, "its reply has headers that cannot be sent")
         return published(JOBS, way, properties_of(message), b"", frame_max)

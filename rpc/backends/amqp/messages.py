@@ -165,7 +165,8 @@ def first_sent(headers: Mapping[str, Any]) -> float | None:
     return int(first) / 1000 if is_time else -1.0
 
 
-_COPIED = [name for name in Basic.Properties.flags if name not in ("headers", "user_id", "cluster_id")]
+_NOT_COPIED = ("headers", "user_id", "cluster_id", "delivery_mode")
+_COPIED = [name for name in Basic.Properties.flags if name not in _NOT_COPIED]
 
 
 def again(properties: Any, **more: str) -> Any:
@@ -179,9 +180,10 @@ def again(properties: Any, **more: str) -> Any:
     copy = Basic.Properties(headers={**table, **more})
     for name in _COPIED:
         setattr(copy, name, getattr(properties, name))
-    age = age_of(properties)
-    if copy.expiration and age is not None and 0 < age < int(copy.expiration) / 1000:
-        copy.expiration = str(int(copy.expiration) - round(age * 1000))
+    copy.delivery_mode = 1 if properties.delivery_mode == 1 else 2
+    age, ttl = age_of(properties), str(copy.expiration or "")
+    if ttl.isdecimal() and age is not None and 0 < age < int(ttl) / 1000:
+        copy.expiration = str(int(ttl) - round(age * 1000))
         copy.headers = {**(copy.headers or {}), STAMP: round(time.time() * 1000)}
     return copy
 
@@ -199,7 +201,8 @@ def message_of(properties: Any, payload: bytes) -> Message:
             if isinstance(value, str) and name not in _OWN:
                 headers[name] = value
     if properties.reply_to:
-        headers["reply-to"] = (table or {}).get(WAY) or headers.get("id", "")
+        way = (table or {}).get(WAY)
+        headers["reply-to"] = way if way and isinstance(way, str) else headers.get("id", "")
     if properties.expiration and str(properties.expiration).isdecimal():
         headers["ttl"] = f"{_left(properties):.3f}"
     return Message(payload, headers)

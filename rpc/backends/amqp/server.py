@@ -14,7 +14,7 @@ from contextlib import suppress
 from functools import partial
 from threading import get_ident
 
-from ...errors import BackendUnavailable
+from ...errors import BackendUnavailable, one_line
 from ...loops import Alarm, run_together
 from ...transport import HANDED_BACK, Address, Handler, Message
 from .._retry import Backoff
@@ -35,7 +35,8 @@ LASTED = 0.2
 RELIEF = 0.02
 """Seconds that a handler may keep others waiting, if they might run elsewhere."""
 RETRY = 0.5
-"""Seconds between two attempts to hear a topic whose queue somebody else has."""
+"""Seconds between two attempts to hear a topic whose queue somebody else has; and before a message comes
+again that could be neither begun nor buried."""
 
 
 class AmqpServer:
@@ -118,7 +119,8 @@ class AmqpServer:
             session.put_back(back, **{HANDED_BACK: "1"})
             session.leave()
         except Broken as error:
-            logger.warning("RabbitMQ: %s", error)  # what is not acknowledged counts as delivered, then
+            # What is not acknowledged counts as delivered, then.
+            logger.warning("RabbitMQ: %s", one_line(error))
         finally:
             session.connection.drop(Broken("what was in hand was handed back"))
             for detached in self._slots.in_hand():
@@ -147,7 +149,12 @@ class AmqpServer:
         if not self._may_take(session):
             return None
         arrival = session.ready.popleft()
-        delivery = QueueDelivery(self, session.connection, arrival, *session.address_of(arrival))
+        try:
+            delivery = QueueDelivery(self, session.connection, arrival, *session.address_of(arrival))
+        except Exception:  # whatever it is, it costs this message at most
+            logger.exception("a message cannot be read")
+            session.acknowledge(arrival)
+            return None
         self._busy.add(delivery)
         self._taken = time.monotonic()
         return delivery
@@ -313,11 +320,10 @@ class AmqpServer:
         delivery.message = delivery.message.replace(deliveries=count)
         if count > self._max_deliveries:
             self._give_up(session, delivery, DIED)
-        elif counts_itself:
+            return True
+        if counts_itself:
             return False
-        else:
-            session.replace(delivery)
-        return True
+        return session.replace(delivery)  # else it is begun uncounted: nobody gets past it otherwise
 
     def _give_up(self, session: Session, delivery: QueueDelivery, why: str) -> None:
         session.bury(delivery, why)
@@ -375,10 +381,17 @@ class AmqpServer:
             session.connection.flush_soon()
 
     def _release(self, delivery: QueueDelivery, error: Broken) -> None:
-        """Let a message come again."""
+        """Let a message come again: after a pause, if RabbitMQ has refused something."""
         self._recent.forget(delivery.key, delivery)
-        for connection, _ in delivery.arrivals:
-            connection.drop(error)
+        session = self._session
+        if session and session.connection.is_open:
+            logger.warning("RabbitMQ: %s; it is tried again", one_line(error))
+            time.sleep(RETRY)
+        for connection, arrival in delivery.arrivals:
+            if session and connection is session.connection and connection.is_open:
+                session.reject(arrival)
+            else:
+                connection.drop(error)
 
     def _ending(self, session: Session, delivery: QueueDelivery, last: Message | None) -> bytes:
         for connection, arrival in delivery.arrivals:

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from msgspec.structs import replace
 
-from ...errors import BackendUnavailable, SerializationError, WorkerLost
+from ...errors import BackendUnavailable, SerializationError, WorkerLost, one_line
 from ...transport import STREAM, Message, packed
 from .._serving import BaseDelivery, lost
 from . import scripts
@@ -127,7 +127,7 @@ class RedisDelivery(BaseDelivery):
         try:
             return packed(last)
         except SerializationError as error:
-            logger.error("the last reply to %s cannot be sent: %s", self.record.id, error)
+            logger.error("the last reply to %r cannot be sent: %s", self.record.id, one_line(error))
             return packed(lost(self.message, "its reply cannot be sent"))
 
     def postpone(self, seconds: float, message: Message) -> None:

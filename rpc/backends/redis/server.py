@@ -13,7 +13,7 @@ from uuid import uuid4
 
 import redis
 
-from ...errors import SerializationError
+from ...errors import SerializationError, one_line
 from ...loops import Alarm, run_together
 from ...transport import HANDED_BACK, Address, Handler, Message, packed, unpacked
 from .._retry import Backoff
@@ -274,7 +274,7 @@ class RedisServer:
         return bytes(frame)
 
     def _refuse(self, page: Page, raw: bytes, error: Exception) -> None:
-        logger.error("refused a record in queue %r: %s", page.queue.name, error)
+        logger.error("refused a record in queue %r: %s", page.queue.name, one_line(error))
         id, inbox = [*raw.decode(errors="replace").split("\n", 3), "", "", ""][1:3]
         told = packed(lost(Message(headers={"id": id[:128]}), "it could not be read"))
         self.acks.owe(Ack(page, raw, inbox, entry(1, id, told) if inbox else b""))

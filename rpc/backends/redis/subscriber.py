@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 import redis
 
-from ...errors import RpcError, SerializationError
+from ...errors import RpcError, SerializationError, one_line
 from ...transport import Address, Handler, Message, packed, unpacked
 from .._retry import Backoff
 from .._serving import BaseDelivery, OnChange, Serially
@@ -200,7 +200,7 @@ class Subscriber:
         try:
             message = unpacked(fields[b"m"])
         except (SerializationError, KeyError) as error:
-            logger.warning("not a message of ours: %s", error)
+            logger.warning("not a message of ours: %s", one_line(error))
         else:
             self._handler(_ChannelDelivery(self._run, to, message))
 

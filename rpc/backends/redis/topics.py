@@ -12,7 +12,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
-from ...errors import BackendUnavailable, SerializationError
+from ...errors import BackendUnavailable, SerializationError, one_line
 from ...transport import KEEP_SUBSCRIPTION, LOST, STREAM, Address, Message, packed, topic, unpacked
 from .._retry import RETRY_FOR
 from .connection import (
@@ -118,7 +118,7 @@ class RedisReplies:
             try:
                 return unpacked(fields.get(b"m", b""))
             except SerializationError as error:
-                logger.warning("not a reply to %r: %s", self._id, error)
+                logger.warning("not a reply to %r: %s", self._id, one_line(error))
         return None
 
     def _check(self) -> str | None:

@@ -23,7 +23,7 @@ from rq.job import JobStatus
 from rq.serializers import JSONSerializer
 from rq.utils import now, utcformat
 
-from ...errors import Interrupted, SerializationError, WorkerLost
+from ...errors import Interrupted, SerializationError, WorkerLost, one_line
 from ...transport import FAILED, STREAM, Handler, Message, packed
 from .._serving import DIED, STOPPED, lost
 from ..redis.connection import BLOCK, persistent, run_with_reconnect, translated_or_logged
@@ -135,7 +135,8 @@ class RqWorker:
                 message = message.replace(ttl=left / 1000)
         except SerializationError as error:
             if hash:
-                logger.error("refused rq job %r in queue %r: %s", claimed.id, claimed.queue, error)
+                why = claimed.id, claimed.queue, one_line(error)
+                logger.error("refused rq job %r in queue %r: %s", *why)
             self._finish(claimed, None, 1, failed=f"refused: {error}")
             return None
         self._delivery = RqDelivery(self, claimed, message)
