@@ -143,6 +143,8 @@ def test_what_cannot_be_buried_disturbs_nobody_else_and_is_kept(
     receiver = RpcReceiver(
         backend=site.url, queues=[site.name()], settings=Settings(), jobs=jobs, concurrency=3
     )
+    broken: list[int] = []
+    receiver.hook("on_disconnect")(lambda: broken.append(1))
     thread = threading.Thread(target=receiver.run)
     thread.start()
     try:
@@ -155,6 +157,7 @@ def test_what_cannot_be_buried_disturbs_nobody_else_and_is_kept(
             client.call_and_wait("fail", [2])
         for number in range(5):
             assert client.call_and_wait("echo", [number]).data == number
+        assert broken == []
         go_on.set()
         assert busy.result(PATIENCE).data == 7
         (letter,) = letters(site)
