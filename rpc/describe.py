@@ -15,10 +15,10 @@ import msgspec
 from .core.codecs import Accepted
 from .core.jobs import Jobs
 from .core.protocol import decode_reply
-from .errors import RpcError
+from .errors import RpcError, shown
 from .events import Listener
 from .timers import Ticking
-from .transport import LOST, Message, shown, topic
+from .transport import LOST, Message, topic
 
 logger = logging.getLogger(__name__)
 

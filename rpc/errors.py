@@ -144,6 +144,13 @@ class SettingsError(RpcError):
     """A setting is missing, unknown or of the wrong type; the text names the key and the module."""
 
 
+def shown(foreign: object, most: int = 500) -> str:
+    """What somebody else wrote, for a log: it stays in its line, whatever is in it, so that nobody forges
+    lines."""
+    text = str(foreign)[:most]
+    return text if text.isprintable() else text.encode("unicode_escape").decode()
+
+
 def not_installed(what: str, extra: str) -> Unsupported:
     """The error of something that needs an extra."""
     return Unsupported(f"{what} needs `pip install '{DISTRIBUTION}[{extra}]'`")

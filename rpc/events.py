@@ -26,9 +26,9 @@ from .core.parameters import conversions, is_annotated
 from .core.patterns import matcher
 from .core.protocol import decode_call, remote_error
 from .durations import Duration
-from .errors import RpcError, SettingsError
+from .errors import RpcError, SettingsError, shown
 from .transport import ADDRESS_NAME as NAME
-from .transport import OWN, Address, Delivery, Message, shown, topic
+from .transport import OWN, Address, Delivery, Message, topic
 
 logger = logging.getLogger(__name__)
 

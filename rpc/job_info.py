@@ -15,10 +15,10 @@ from .backends.features import unsupported
 from .core.codecs import JSON, Accepted
 from .core.jobs import Jobs
 from .core.protocol import decode_reply, encode_error
-from .errors import Cancelled, RpcError, RpcTimeout, SerializationError, Unsupported
+from .errors import Cancelled, RpcError, RpcTimeout, SerializationError, Unsupported, shown
 from .inspection import Counts, DeadLetter, DeadLetters, Entry, Inspection, QueueInfo, Results
 from .settings import Settings
-from .transport import FAILED, KEEP, NAME, Backend, Delivery, Message, shown, unpacked
+from .transport import FAILED, KEEP, NAME, Backend, Delivery, Message, unpacked
 
 logger = logging.getLogger(__name__)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+import logging
 import os
 import select
 import socket
@@ -23,6 +24,8 @@ from threading import Thread
 from typing import Any, Generic, TypeVar
 
 from .errors import RpcError
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -209,7 +212,7 @@ async def to_its_end(action: Callable[[], T]) -> T:
 
 class DelayQueue:
     """Does things after a while, one after the other, in a thread of its own, which the first one starts. For
-    any number of threads. What is to be done raises nothing."""
+    any number of threads. What that raises is logged."""
 
     def __init__(self, name: str, *, most: int = 10_000) -> None:
         """At most so many things wait."""
@@ -248,7 +251,10 @@ class DelayQueue:
 
     def _run(self) -> None:
         while action := self._next():
-            action()
+            try:
+                action()
+            except Exception:  # what is due after it is done all the same
+                logger.exception("what was to be done later failed")
 
     def _next(self) -> Callable[[], None] | None:
         with self._changed:

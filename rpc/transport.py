@@ -17,7 +17,7 @@ from typing import Literal, Protocol
 
 import msgspec
 
-from .errors import SerializationError
+from .errors import SerializationError, shown
 
 ADDRESS_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,127}")
 
@@ -107,12 +107,6 @@ OWN = "x-"
 
 MAX_HEADERS = 64
 MAX_HEADER_BYTES = 8192
-
-
-def shown(foreign: object, most: int = 500) -> str:
-    """What somebody else wrote, for a log: it stays in its line, whatever is in it."""
-    text = str(foreign)[:most]
-    return text if text.isprintable() else text.encode("unicode_escape").decode()
 
 
 class Message(msgspec.Struct, frozen=True):

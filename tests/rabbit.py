@@ -145,6 +145,10 @@ class Node:
         backend.close()
         return url
 
+    def control(self, *command: str) -> None:
+        """What rabbitmqctl does."""
+        subprocess.run([SERVER.with_name("rabbitmqctl"), *command], env=self._environment, check=True)
+
     def stop(self, number: int = signal.SIGTERM) -> None:
         """Stop it; with SIGKILL, as a power cut would."""
         if self._process is None:

@@ -1,7 +1,9 @@
-"""A signal handler that raises, wherever a call is just then: the next call gets its own answer."""
+"""A signal handler that raises, or a task that is cancelled, wherever a call is just then: the next call gets
+its own answer."""
 
 from __future__ import annotations
 
+import asyncio
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -11,9 +13,10 @@ from types import FrameType
 from typing import Any
 
 import pytest
+from conftest import BROKERS
 from in_memory import LONG
 
-from rpc import RpcClient, RpcReceiver
+from rpc import AsyncRpcClient, RpcClient, RpcReceiver
 
 ENOUGH = 2000
 """Lines; a call that waits may run through some of them without end."""
@@ -46,7 +49,7 @@ def interrupted(line: int, action: Callable[[], object]) -> bool:
     return left <= 0
 
 
-@pytest.fixture(params=[pytest.param(each, marks=pytest.mark.redis) for each in ("redis", "rq")])
+@pytest.fixture(params=BROKERS)
 def url(request: pytest.FixtureRequest) -> Iterator[str]:
     url = request.getfixturevalue(f"{request.param}_url")
     receiver = RpcReceiver(jobs={"echo": echo}, backend=url)
@@ -71,3 +74,23 @@ def test_a_call_that_is_interrupted_anywhere_leaves_the_next_one_alone(url: str)
             assert client.call_and_wait("echo", [line]).data == line
             if not came_so_far or line == ENOUGH:
                 break
+
+
+@pytest.mark.timeout(300)
+def test_a_task_that_is_cancelled_anywhere_leaves_the_next_ones_alone(url: str) -> None:
+    async def call() -> None:
+        async with AsyncRpcClient(backend=url, timeout=LONG) as client:
+            for turns in count():
+                task = asyncio.create_task(client.call_and_wait("echo", [-1]))
+                for _ in range(turns):  # of the event loop
+                    await asyncio.sleep(0)
+                is_done = task.done()
+                task.cancel()
+                both = [client.call_and_wait("echo", [number]) for number in (turns, turns + 1)]
+                assert [each.data for each in await asyncio.gather(*both)] == [turns, turns + 1]
+                with suppress(asyncio.CancelledError):
+                    assert (await task).data == -1
+                if is_done or turns == ENOUGH:
+                    break
+
+    asyncio.run(call())

@@ -14,7 +14,7 @@ from contextvars import ContextVar
 from threading import Thread
 from typing import TypeVar
 
-from ..errors import BackendUnavailable, RpcError, SettingsError, Unsupported
+from ..errors import BackendUnavailable, RpcError, SettingsError, Unsupported, shown
 from ..loops import started
 
 logger = logging.getLogger(__name__)
@@ -53,7 +53,7 @@ class Backoff:
         """Sleep before the next attempt; log the error now and then, in a text with one %s, and with the
         traceback of `trace`."""
         if self._attempt % 10 == 0:
-            logger.warning(text, error, exc_info=trace)
+            logger.warning(text, shown(error), exc_info=trace)
         sleep(backoff(self._attempt, self._cap))
         self._attempt += 1
 

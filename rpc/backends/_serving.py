@@ -200,7 +200,7 @@ class Serially:
         self._ended = False
 
     def run(self, to: Address, action: Callable[[], object]) -> None:
-        """The action raises nothing. After the end, nothing is done."""
+        """What the action raises is logged. After the end, nothing is done."""
         with self._lock:
             if self._ended:
                 return
@@ -240,7 +240,10 @@ class Serially:
                     self._working.discard(to)
                     return
                 action = waiting[0]
-            action()
+            try:
+                action()
+            except Exception:  # what comes after it is done all the same
+                logger.exception("what came to %s could not be handled", to)
             with self._lock:
                 if waiting:
                     waiting.popleft()

@@ -10,8 +10,8 @@ import logging
 from contextlib import suppress
 from typing import Any
 
-from ..errors import Cancelled, RpcError, RpcTimeout, SerializationError
-from ..transport import NAME, Delivery, shown
+from ..errors import Cancelled, RpcError, RpcTimeout, SerializationError, shown
+from ..transport import NAME, Delivery
 from .codecs import JSON, Accepted, Codec
 from .jobs import Calls, DeliveryMode, Job, Jobs
 from .lifecycle import UNKNOWN_FOR, after_refusal, passed_on, reason

@@ -19,8 +19,9 @@ from ..errors import (
     RpcTimeout,
     SerializationError,
     Unauthorized,
+    shown,
 )
-from ..transport import FAILED, IDEMPOTENCY_KEY, NAME, Delivery, Message, shown
+from ..transport import FAILED, IDEMPOTENCY_KEY, NAME, Delivery, Message
 from .codecs import Codec
 from .jobs import Job, Request, current_request
 from .lifecycle import Fate, after_failure, blamed, next_attempt, reason

@@ -254,8 +254,8 @@ def give_back(site: Site) -> None:
 
 
 def test_what_says_that_it_may_not_be_done_twice_goes_after_the_acknowledgement(site: Site) -> None:
-    """On one channel, so that RabbitMQ takes them in this order: a worker that dies between them leaves the
-    mark, not the message."""
+    """And what says that it was done goes before that. On one channel, so that RabbitMQ takes them in this
+    order: a worker that dies between them leaves the mark, not the message."""
     said: list[Any] = []
 
     def handler(delivery: Delivery) -> None:
@@ -267,7 +267,7 @@ def test_what_says_that_it_may_not_be_done_twice_goes_after_the_acknowledgement(
     site.tell(b"x")
     eventually(lambda: said)
     channel = said[0][0]
-    assert said == [(channel, Basic.Ack), (channel, Queue.Delete)]
+    assert said == [(channel, Queue.Declare), (channel, Basic.Ack), (channel, Queue.Delete)]
 
 
 def test_what_is_copied_may_have_any_headers(site: Site) -> None:

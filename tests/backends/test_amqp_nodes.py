@@ -199,3 +199,38 @@ def test_tls(tmp_path: Path) -> None:
             stranger.send(queue("x"), Message(b"", {"id": "x", "ttl": "0.2"}))
     finally:
         node.stop()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(120)
+def test_under_an_alarm_everybody_is_told_why_in_time(node: Node) -> None:
+    """As when memory or the disk runs out: RabbitMQ takes no messages until that is over."""
+    done: list[int] = []
+    receiver = RpcReceiver(jobs={"add": done.append}, backend=node.url, queues=["calls"])
+    serving = threading.Thread(target=receiver.run)
+    serving.start()
+    try:
+        with RpcClient(backend=node.url, queue="calls", timeout=PATIENCE) as client:
+            eventually(lambda: _is_answered(client, done))
+            done.clear()
+            node.control("set_vm_memory_high_watermark", "0.00001")
+            submitted = client.submit("add", [1], timeout=3)
+            with pytest.raises(RpcTimeout, match="takes no messages at present"):
+                client.call_and_wait("add", [2], timeout=3)
+            with pytest.raises(RpcTimeout, match="takes no messages at present"):
+                submitted.result(PATIENCE)
+            for send in (lambda: client.call("add", [3])), (lambda: client.publish("news")):
+                with pytest.raises(BackendUnavailable, match="takes no messages at present"):
+                    send()
+            node.control("set_vm_memory_high_watermark", "0.9")
+            eventually(lambda: _is_answered(client, done))
+    finally:
+        receiver.stop()
+        serving.join(PATIENCE)
+    assert not serving.is_alive()
+
+
+def _is_answered(client: RpcClient, done: list[int]) -> bool:
+    with suppress(BackendUnavailable, RpcTimeout):
+        client.call_and_wait("add", [4], timeout=2)
+    return 4 in done

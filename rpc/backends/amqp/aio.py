@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
@@ -18,14 +19,16 @@ from .requests import (
     SEND,
     PendingRequest,
     ReplyQueue,
+    Sending,
     Steps,
     checking_room,
     next_step,
-    sending,
     too_late,
 )
 from .servers import Servers, unavailable
 from .wire import Arrival, Broken
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -131,8 +134,10 @@ class LoopConnection:
     async def send(self, to: Address, message: Message) -> None:
         """Raises NoReceivers, QueueFull, BackendUnavailable."""
 
+        sending = Sending(self._servers, self._most, to, message)
+
         async def send() -> None:
-            await self._perform(sending(self._servers, self._most, to, message), await self.connection())
+            await self._perform(sending.steps(), await self.connection())
 
         await self.persistently(send, patience(message.ttl))
 
@@ -181,6 +186,9 @@ class LoopConnection:
             except Broken:
                 await asyncio.sleep(backoff(attempt))
                 attempt += 1
+            except Exception as error:
+                logger.exception("a call cannot be sent again")
+                replies.request.fail(unavailable(error))
 
     def _is_stranded(self, replies: AsyncReplies) -> bool:
         """Whether the queue that it waited on is gone."""

@@ -6,10 +6,9 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from contextlib import suppress
 from typing import Any, TypeVar
 
-from ...errors import BackendUnavailable, RpcTimeout
+from ...errors import BackendUnavailable, RpcError, RpcTimeout, shown
 from ...loops import pop_or_none
 from ...transport import Address, Message
 from .._retry import backoff, patience
@@ -20,10 +19,10 @@ from .requests import (
     SEND,
     PendingRequest,
     ReplyQueue,
+    Sending,
     Steps,
     checking_room,
     next_step,
-    sending,
     too_late,
 )
 from .servers import Servers
@@ -56,10 +55,8 @@ class Senders:
     def send(self, to: Address, message: Message) -> None:
         """Raises NoReceivers, QueueFull, BackendUnavailable."""
 
-        def send(connection: Connection) -> None:
-            perform(sending(self.servers, self.most, to, message), connection)
-
-        self.do(send, patience(message.ttl))
+        sending = Sending(self.servers, self.most, to, message)
+        self.do(lambda connection: perform(sending.steps(), connection), patience(message.ttl))
 
     def do(self, action: Callable[[Connection], T], seconds: float = BLOCK) -> T:
         """What the action returns, on a connection with the exchange."""
@@ -70,9 +67,15 @@ class Senders:
                 connection = self.connect()
                 connection.tell(SEND, OWN_EXCHANGE)
             try:
-                return action(connection)
-            finally:
+                done = action(connection)
+            except (Broken, RpcError):
                 self._idle.append(connection)
+                raise
+            except BaseException as error:  # interrupted anywhere: nobody knows what comes next on it
+                connection.drop(error)
+                raise
+            self._idle.append(connection)
+            return done
 
         return persistently(attempt, seconds)
 
@@ -81,7 +84,7 @@ class Senders:
         try:
             self._tell(to, id)
         except BackendUnavailable as error:
-            logger.warning("%s", error)
+            logger.warning("%s", shown(error))
 
     def is_served(self, to: Address) -> bool:
         """Whether there is anybody who can be told something about the requests of a queue."""
@@ -119,11 +122,18 @@ class BlockingReplies:
         self._senders, self._idle = senders, idle
         self._request = PendingRequest(to, message, time.monotonic())
         self._caller = pop_or_none(idle)
-        self._is_closed = self._is_receiving = False
+        self._is_closed = self._is_busy = False
+        """Whether nobody waits any more; whether somebody is at it, or was interrupted while he was."""
 
     def send(self) -> None:
         """Raises QueueFull, NoReceivers, BackendUnavailable."""
-        persistently(self._send, patience(self._request.message.ttl))
+        self._is_busy = True
+        try:
+            persistently(self._send, patience(self._request.message.ttl))
+        except RpcError:
+            self._is_busy = False
+            raise
+        self._is_busy = False
 
     def _send(self) -> None:
         caller = self._caller
@@ -139,26 +149,31 @@ class BlockingReplies:
         caller.connection.flush()
 
     def receive(self, timeout: float | None) -> Message:
-        end = None if timeout is None else time.monotonic() + timeout
-        attempt, failure = 0, None
-        self._is_receiving = True
+        self._is_busy = True
         try:
-            while not (reply := self._request.next()):
-                if self._is_closed:
-                    raise RpcTimeout("the request was withdrawn")
-                left = BLOCK if end is None else max(0.0, min(BLOCK, end - time.monotonic()))
-                try:
-                    self._read(left)
-                    attempt, failure = 0, None
-                except Broken as error:
-                    failure = error
-                    time.sleep(min(backoff(attempt), left))
-                    attempt += 1
-                if end is not None and time.monotonic() >= end and not self._request.arrived:
-                    raise too_late(failure, self._blocked)
-            return reply
-        finally:
-            self._is_receiving = False
+            reply = self._received(None if timeout is None else time.monotonic() + timeout)
+        except RpcError:
+            self._is_busy = False
+            raise
+        self._is_busy = False
+        return reply
+
+    def _received(self, end: float | None) -> Message:
+        attempt, failure = 0, None
+        while not (reply := self._request.next()):
+            if self._is_closed:
+                raise RpcTimeout("the request was withdrawn")
+            left = BLOCK if end is None else max(0.0, min(BLOCK, end - time.monotonic()))
+            try:
+                self._read(left)
+                attempt, failure = 0, None
+            except Broken as error:
+                failure = error
+                time.sleep(min(backoff(attempt), left))
+                attempt += 1
+            if end is not None and time.monotonic() >= end and not self._request.arrived:
+                raise too_late(failure, self._blocked)
+        return reply
 
     def _read(self, seconds: float) -> None:
         if self._caller and self._caller.connection.is_open:
@@ -175,11 +190,16 @@ class BlockingReplies:
             return
         self._is_closed = True
         caller, request = self._caller, self._request
-        if caller and caller.connection.is_open and not self._is_receiving:
-            with suppress(Broken):  # the reply queue is gone with it
+        if caller and caller.connection.is_open and not self._is_busy:
+            try:
                 if not request.is_over:
                     caller.leave(request, renew=time.monotonic() < request.expires)
-                self._idle.append(caller)
+            except Broken:  # the reply queue is gone with it
+                return
+            except BaseException as error:
+                caller.connection.drop(error)
+                raise
+            self._idle.append(caller)
             return
         if caller:
             caller.connection.drop(Broken("the request was withdrawn"))

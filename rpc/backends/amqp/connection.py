@@ -5,6 +5,7 @@ sends heartbeats: a handler may compute for minutes."""
 from __future__ import annotations
 
 import concurrent.futures
+import logging
 import select
 import socket
 import threading
@@ -23,6 +24,8 @@ from .dialogue import Dialogue
 from .servers import SOCKET_TIMEOUT, Servers, unavailable
 from .wire import HEARTBEAT, Arrival, Broken, Channel, Queue
 from .wire import Connection as Methods
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 CHUNK = 65536
@@ -53,7 +56,7 @@ class Heartbeats:
             self._begin()
         with self._lock:
             self._connections.add(connection)
-            if self._thread is None:
+            if self._thread is None or not self._thread.is_alive():
                 self._thread = started(threading.Thread(target=self._run, name="rpc-heartbeats", daemon=True))
             self._changed.notify()
 
@@ -65,7 +68,11 @@ class Heartbeats:
                     self._thread = None
                     return
             for each in connections:
-                each.beat()
+                try:
+                    each.beat()
+                except Exception as error:  # the others need theirs
+                    logger.exception("a heartbeat could not be sent")
+                    each.drop(error)
             pause = min((each.interval for each in connections if each.interval), default=60) / 4
             del connections
             with self._lock:
@@ -122,6 +129,11 @@ class Connection(Dialogue):
     def interval(self) -> float:
         """Seconds in which RabbitMQ expects a sign of life; 0: it does not."""
         return self.terms.heartbeat
+
+    def __del__(self) -> None:
+        """Whoever made it may have been interrupted before it could be kept."""
+        if self.failure is None and "_socket" in vars(self):
+            self._socket.close()
 
     # What is said.
 
@@ -194,6 +206,14 @@ class Connection(Dialogue):
 
     def wait_for(self, answer: concurrent.futures.Future[T]) -> T:
         """The result of a future, which comes from RabbitMQ. Reads, if nobody else does."""
+        try:
+            return self._result(answer)
+        except Broken:
+            raise
+        except BaseException as error:  # interrupted: the answer would be taken for that of another question
+            raise self.drop(error) from error
+
+    def _result(self, answer: concurrent.futures.Future[T]) -> T:
         end, has_read = time.monotonic() + SOCKET_TIMEOUT, False
         while not answer.done():
             self.flush()
@@ -223,8 +243,11 @@ class Connection(Dialogue):
     def read(self, seconds: float, ready: Callable[[], object] = lambda: False) -> bool:
         """Write what is to be written, and hear what comes within that time. Whether something did, or is
         `ready`, or somebody woke us up."""
-        with self._reading:
-            return bool(ready()) or self._fill(seconds)
+        try:
+            with self._reading:
+                return bool(ready()) or self._fill(seconds)
+        except BaseException as error:  # who is interrupted on the way out of it leaves the lock behind
+            raise self.drop(error) from error
 
     def look(self) -> None:
         """Hear what came by now: it may have broken while nobody read."""

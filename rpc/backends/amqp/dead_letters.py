@@ -3,6 +3,8 @@ and puts it back."""
 
 from __future__ import annotations
 
+import logging
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -13,10 +15,12 @@ from ...inspection import DeadLetter
 from ...transport import ATTEMPT, HANDED_BACK, Message, packed, queue, unpacked
 from .callers import Senders
 from .connection import Connection
-from .messages import Probe, dead_name, properties_of, queue_name, refused
+from .messages import Probe, dead_name, properties_of, queue_name, refused, resend
 from .requests import PROBE, SEND
 from .servers import Servers
 from .wire import Arrival, Basic, Broken, Queue, ack
+
+logger = logging.getLogger(__name__)
 
 TOKEN, AT, WHY = "rpc-token", "rpc-at", "rpc-why"
 LONGEST = 10_000
@@ -32,7 +36,7 @@ def bury(
     connection.ask(channel, servers.queue(dead_name(name)), Queue.DeclareOk)
     properties = Basic.Properties(
         headers={TOKEN: uuid4().hex, AT: f"{time.time():.3f}", WHY: why[:LONGEST]},
-        correlation_id=message.id[:255] or None,
+        correlation_id=message.id.encode("utf-8", "replace")[:255].decode("utf-8", "ignore") or None,
         delivery_mode=2,
     )
     try:
@@ -53,20 +57,23 @@ class DeadLetterStore:
         found: list[DeadLetter] = []
 
         def keep(arrival: Arrival) -> bool:
-            found.insert(0, _letter(name, arrival))
+            if letter := _letter(name, arrival):
+                found.append(letter)
             return False
 
         self._each(name, keep)
-        return found
+        return found[::-1]
 
     def revive(self, letter: DeadLetter) -> bool:
         to = queue(letter.queue)
         gone = dict.fromkeys(("ttl", "reply-to", "deliveries", ATTEMPT, HANDED_BACK))
         message = unpacked(letter.frame).replace(**gone)
-        properties = properties_of(message, durable=True, copy=uuid4().hex)
+        properties, began = properties_of(message, durable=True, copy=uuid4().hex), time.monotonic()
 
         def send(connection: Connection) -> None:
-            if came_back := connection.confirmed(SEND, queue_name(to), properties, message.body):
+            came_back = connection.confirmed(SEND, queue_name(to), properties, message.body)
+            resend(properties, began, began)  # if the letter cannot be taken away, and it is tried again
+            if came_back:
                 raise refused(to, came_back)
 
         return self._take(letter, send)
@@ -75,7 +82,11 @@ class DeadLetterStore:
         return self._take(letter, lambda connection: None)
 
     def _take(self, letter: DeadLetter, action: Callable[[Connection], object]) -> bool:
-        return self._each(letter.queue, lambda arrival: _letter("", arrival).raw == letter.raw, action)
+        def is_it(arrival: Arrival) -> bool:
+            found = _letter(letter.queue, arrival)
+            return found is not None and found.raw == letter.raw
+
+        return self._each(letter.queue, is_it, action)
 
     def _each(
         self,
@@ -107,10 +118,17 @@ def _got(connection: Connection, name: str) -> Arrival:
     return connection.ask(LOOKING, Basic.Get(queue=name), Basic.GetOk, Basic.GetEmpty)
 
 
-def _letter(name: str, arrival: Arrival) -> DeadLetter:
+def _letter(name: str, arrival: Arrival) -> DeadLetter | None:
+    """None if it is none of ours: anybody may have put it there."""
     table = arrival.properties.headers or {}
-    if TOKEN not in table:
-        raise Broken("a dead letter that is none of ours is in the way")
-    id = arrival.properties.correlation_id or ""
-    why, trace = DeadLetter.told(table[WHY])
-    return DeadLetter(id, name, float(table[AT]), why, arrival.body, table[TOKEN], trace)
+    token, at, told = (table.get(header, "") for header in (TOKEN, AT, WHY))
+    try:
+        unpacked(arrival.body)
+        when = float(at)
+    except (SerializationError, TypeError, ValueError):
+        when = math.nan
+    if not (math.isfinite(when) and isinstance(token, str) and isinstance(told, str)):
+        logger.warning("what is no dead letter lies in %r", dead_name(name))
+        return None
+    why, trace = DeadLetter.told(told)
+    return DeadLetter(arrival.properties.correlation_id or "", name, when, why, arrival.body, token, trace)

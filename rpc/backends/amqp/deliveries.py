@@ -9,7 +9,7 @@ from hashlib import sha256
 from threading import get_ident
 from typing import Protocol
 
-from ...errors import BackendUnavailable, SerializationError
+from ...errors import BackendUnavailable, SerializationError, shown
 from ...transport import STREAM, Address, Message
 from .._serving import BaseDelivery, lost
 from .connection import Connection
@@ -32,7 +32,7 @@ class Owner(Protocol):
 
     def reply(self, delivery: QueueDelivery, way: str, message: Message) -> None: ...
 
-    def mark(self, delivery: QueueDelivery, mark: str, seconds: float) -> None: ...
+    def claim(self, delivery: QueueDelivery, seconds: float) -> None: ...
 
     def bury(self, delivery: QueueDelivery, why: str) -> None: ...
 
@@ -65,7 +65,11 @@ class QueueDelivery(BaseDelivery):
         self.is_unsettled = False
         """Whether it could not be buried."""
         self.marks: list[str] = []
-        """Names of queues whose presence says something of this message."""
+        """Names of queues whose presence says something of this message, until it is acknowledged."""
+        self.is_claimed = self.is_unbegun = False
+        """Whether it may not be done twice, and this is the once; whether it could not be said that it is."""
+        self.leaves: list[Queue.Declare] = []
+        """Declares a queue whose presence says for a while that this was done."""
 
     @property
     def connection(self) -> Connection:
@@ -89,8 +93,9 @@ class QueueDelivery(BaseDelivery):
         return True
 
     def forbid_redelivery(self) -> None:
-        if self.once not in self.marks:
-            self._owner.mark(self, self.once, self.message.ttl or 86400.0)
+        if not self.is_claimed:
+            self._owner.claim(self, 86400.0 if self.message.ttl is None else max(0.0, self.message.ttl))
+            self.is_claimed = True
 
     def bury(self, why: str, last: Message | None) -> None:
         try:
@@ -111,15 +116,20 @@ class QueueDelivery(BaseDelivery):
     @property
     def once(self) -> str:
         """The mark that nobody may get it again."""
-        return self._mark("once")
+        return self._mark("once", self.queue)
+
+    @property
+    def note(self) -> str:
+        """The mark that it was done, and may not be done again."""
+        return self._mark("done", self.queue)
 
     @property
     def begun(self) -> str:
         """The mark that this copy of it was begun."""
         return self._mark(f"begun:{self.message.deliveries}")
 
-    def _mark(self, kind: str) -> str:
-        return f"rpc:{kind}:{sha256(self.key.encode('utf-8', 'surrogatepass')).hexdigest()}"
+    def _mark(self, kind: str, of: str = "") -> str:
+        return f"rpc:{kind}:{sha256(f'{of}{self.key}'.encode('utf-8', 'surrogatepass')).hexdigest()}"
 
     @property
     def counts_itself(self) -> bool:
@@ -134,6 +144,7 @@ class QueueDelivery(BaseDelivery):
             said = reply_bytes(connection, self.way, last)
         for on, arrival in self.arrivals:
             if on is connection:
+                said += frames(arrival.channel, *self.leaves) if self.leaves else b""
                 said += ack(arrival.method.delivery_tag, arrival.channel)
                 gone = [Queue.Delete(queue=mark, nowait=True) for mark in self.marks]
                 said += frames(arrival.channel, *gone) if gone else b""
@@ -174,6 +185,6 @@ def reply_bytes(connection: Connection, way: str, message: Message) -> bytes:
     try:
         return published(JOBS, way, properties_of(message), message.body, frame_max)
     except SerializationError as error:
-        logger.error("a reply cannot be sent: %s", error)
+        logger.error("a reply cannot be sent: %s", shown(error))
         message = lost(message, "its reply has headers that cannot be sent")
         return published(JOBS, way, properties_of(message), b"", frame_max)

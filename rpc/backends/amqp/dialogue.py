@@ -3,6 +3,7 @@ confirmed, who listens on which channel, why it broke. For threads and for event
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Callable
 from threading import RLock
@@ -12,6 +13,8 @@ from pamqp import base
 
 from .servers import Terms
 from .wire import Arrival, Basic, Broken, Channel, Confirm, Connection, Wire, frames, published
+
+logger = logging.getLogger(__name__)
 
 _NEWS = (Connection.Close, Channel.Close, Basic.Cancel, Connection.Blocked, Connection.Unblocked)
 
@@ -115,7 +118,7 @@ class Dialogue:
         channel, method = arrival.channel, arrival.method
         if isinstance(method, Basic.Deliver):
             if listener := self.listeners.get(channel):
-                listener(arrival)
+                self._tell(listener, arrival)
         elif isinstance(method, Basic.Ack | Basic.Nack):
             self._confirm(arrival)
         elif isinstance(method, Basic.Return):
@@ -124,6 +127,14 @@ class Dialogue:
             self._heed(arrival)
         elif (asked := self._asked.get(channel)) and isinstance(method, asked[0][0]):
             _resolve(asked.popleft()[1], arrival)
+
+    def _tell(self, listener: Callable[[Arrival], object], arrival: Arrival) -> None:
+        try:
+            listener(arrival)
+        except Broken:
+            raise
+        except Exception:  # whatever it is, it costs this message at most
+            logger.exception("a message cannot be handled")
 
     def _confirm(self, arrival: Arrival) -> None:
         method, unconfirmed = arrival.method, self._unconfirmed.get(arrival.channel, {})

@@ -26,7 +26,7 @@ START = Struct(">BHI")
 END = 0xCE
 """The last byte."""
 _END = bytes((END,))
-_DELIVER, _ACK, _NACK = (pack(">HH", 60, method) for method in (60, 80, 120))
+_DELIVER, _GET_OK, _ACK, _NACK = (pack(">HH", 60, method) for method in (60, 71, 80, 120))
 _TAG, _ANSWER = Struct(">qB"), Struct(">4sqB")
 """The number of a delivery, and bits."""
 _ACK_FRAME = Struct(">BHI4sqBB")
@@ -81,6 +81,24 @@ def _deliver(data: bytes, at: int, end: int) -> Any:
     method.exchange = data[at + 1 : (at := at + 1 + data[at])].decode()
     method.routing_key = data[at + 1 : (at := at + 1 + data[at])].decode()
     return method if at == end else None
+
+
+def taken_of(data: bytes, at: int, end: int) -> Any:
+    """A Deliver or a GetOk of a message whose exchange or routing key is no text, without these: RabbitMQ
+    takes any bytes, and where such a message goes may be bound to a queue of ours. Raises ValueError for
+    another method."""
+    kind, at, tag = data[at : at + 4], at + 4, ""
+    if kind == _DELIVER:
+        tag = data[at + 1 : (at := at + 1 + data[at])].decode()
+    elif kind != _GET_OK:
+        raise ValueError("a method has names that are no text")
+    number, bits = _TAG.unpack_from(data, at)
+    at += _TAG.size
+    for _ in "exchange", "routing_key":
+        at += 1 + data[at]
+    if at != end - (0 if tag else _LONG.size):
+        raise ValueError("a method does not end where it should")
+    return Basic.Deliver(tag, number, bits & 1 != 0) if tag else Basic.GetOk(number, bits & 1 != 0)
 
 
 def content_of(data: bytes, at: int, end: int) -> tuple[int, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from base64 import b64decode
+from collections.abc import Mapping
 from hashlib import blake2b
 from typing import Any
 
@@ -28,12 +29,16 @@ COPY = "rpc-copy"
 """Header: tells a message that was sent anew on purpose from a repetition."""
 WAY = "rpc-reply-to"
 """Header: the caller's own name for its way back, if that is not the id."""
+RESENT = "rpc-resent"
+"""Header: it was published before, and may have arrived; when that was first done, in milliseconds."""
+PUT_BACK = "rpc-put-back"
+"""Header: a copy of what a worker gave back."""
 KEEP_INBOX = 3600.0
 """Seconds that an inbox outlives its last use."""
 LONGEST_TTL = 2**32 - 1
 """Milliseconds."""
 _DIRECT = "amq.rabbitmq.reply-to."
-_OWN = {STAMP, COPY, WAY}
+_OWN = {STAMP, COPY, WAY, RESENT, PUT_BACK}
 _PROPERTIES = {"id": "correlation_id", "content-type": "content_type", NAME: "message_type"}
 _FROM_PROPERTIES = [(attribute, name) for name, attribute in _PROPERTIES.items()]
 
@@ -139,7 +144,29 @@ def age_of(properties: Any) -> float | None:
     return time.time() - stamp / 1000 if isinstance(stamp, int) else None
 
 
-_COPIED = [name for name in Basic.Properties.flags if name not in ("headers", "user_id", "cluster_id")]
+def resend(properties: Any, began: float, expires: float) -> None:
+    """Say that a message is published again: when that was first done, and how much time is left. `began` and
+    `expires` are seconds of the monotonic clock."""
+    now = time.monotonic()
+    stamp = round(time.time() * 1000)
+    first = (properties.headers or {}).get(RESENT) or str(stamp - round((now - began) * 1000))
+    properties.headers = {**(properties.headers or {}), RESENT: first, STAMP: stamp}
+    if properties.expiration:
+        properties.expiration = str(min(LONGEST_TTL, max(0, round((expires - now) * 1000))))
+
+
+def first_sent(headers: Mapping[str, Any]) -> float | None:
+    """When a message that was published again was first published, in seconds of the Unix epoch, -1 if it
+    does not say so; None if it was not."""
+    if RESENT not in headers:
+        return None
+    first = headers[RESENT]
+    is_time = isinstance(first, str) and first.isascii() and first.isdecimal() and len(first) < 16
+    return int(first) / 1000 if is_time else -1.0
+
+
+_NOT_COPIED = ("headers", "user_id", "cluster_id", "delivery_mode")
+_COPIED = [name for name in Basic.Properties.flags if name not in _NOT_COPIED]
 
 
 def again(properties: Any, **more: str) -> Any:
@@ -153,9 +180,10 @@ def again(properties: Any, **more: str) -> Any:
     copy = Basic.Properties(headers={**table, **more})
     for name in _COPIED:
         setattr(copy, name, getattr(properties, name))
-    age = age_of(properties)
-    if copy.expiration and age is not None and 0 < age < int(copy.expiration) / 1000:
-        copy.expiration = str(int(copy.expiration) - round(age * 1000))
+    copy.delivery_mode = 1 if properties.delivery_mode == 1 else 2
+    age, ttl = age_of(properties), str(copy.expiration or "")
+    if ttl.isdecimal() and age is not None and 0 < age < int(ttl) / 1000:
+        copy.expiration = str(int(ttl) - round(age * 1000))
         copy.headers = {**(copy.headers or {}), STAMP: round(time.time() * 1000)}
     return copy
 
@@ -173,7 +201,8 @@ def message_of(properties: Any, payload: bytes) -> Message:
             if isinstance(value, str) and name not in _OWN:
                 headers[name] = value
     if properties.reply_to:
-        headers["reply-to"] = (table or {}).get(WAY) or headers.get("id", "")
+        way = (table or {}).get(WAY)
+        headers["reply-to"] = way if way and isinstance(way, str) else headers.get("id", "")
     if properties.expiration and str(properties.expiration).isdecimal():
         headers["ttl"] = f"{_left(properties):.3f}"
     return Message(payload, headers)

@@ -161,7 +161,7 @@ class InOrder:
 
     def name_of(self, arrival: Arrival) -> str:
         """The queue it came from."""
-        name: str = getattr(arrival.method, "consumer_tag", "") or arrival.method.routing_key
+        name: str = arrival.method.consumer_tag
         return name
 
     def handled(self, began: float, detached: bool) -> None:
@@ -179,7 +179,9 @@ class InOrder:
         for name in self._names:
             got = self._connection.ask(self._channel, Basic.Get(queue=name), Basic.GetOk, Basic.GetEmpty)
             if isinstance(got.method, Basic.GetOk):
-                self._ready.append(got)
+                taken = got.method  # its routing key may be any
+                as_delivered = Basic.Deliver(name, taken.delivery_tag, taken.redelivered)
+                self._ready.append(got._replace(method=as_delivered))
                 return
         self._is_consuming = True
         consumers = [Basic.Consume(queue=name, consumer_tag=name, nowait=True) for name in self._names]

@@ -7,6 +7,7 @@ broke. Workers that know the id do not do it twice, and reply to where the last 
 from __future__ import annotations
 
 import math
+import time
 from collections import deque
 from collections.abc import Callable, Generator
 from operator import methodcaller
@@ -26,6 +27,7 @@ from .messages import (
     properties_of,
     queue_name,
     refused,
+    resend,
     route,
 )
 from .servers import Servers, unavailable
@@ -47,18 +49,33 @@ def next_step(steps: Steps, outcome: Any) -> Callable[[Any], Any] | None:
         return None
 
 
-def sending(servers: Servers, most: int, to: Address, message: Message) -> Steps:
-    """How a message is sent. Raises NoReceivers, QueueFull."""
-    exchange, key = route(to)
-    said = SEND, key, properties_of(message, durable=True), message.body
-    publish = methodcaller("confirmed", *said, exchange=exchange)
-    yield from checking_room(most, to)
-    came_back = yield publish
-    if came_back and to.kind == "inbox":  # it is made by whoever comes first
-        yield methodcaller("ask", SEND, servers.queue(key, KEEP_INBOX), Queue.DeclareOk)
+class Sending:
+    """A message that is sent, by as many attempts as it takes."""
+
+    def __init__(self, servers: Servers, most: int, to: Address, message: Message) -> None:
+        self._servers, self._most, self._to, self._message = servers, most, to, message
+        self._properties, self._began = properties_of(message, durable=True), time.monotonic()
+
+    def steps(self) -> Steps:
+        """The next attempt. Raises NoReceivers, QueueFull."""
+        yield from checking_room(self._most, self._to)
+        try:
+            yield from self._publishing()
+        except Broken:  # it may have arrived
+            resend(self._properties, self._began, self._began + (self._message.ttl or 0.0))
+            raise
+
+    def _publishing(self) -> Steps:
+        to, servers = self._to, self._servers
+        exchange, key = route(to)
+        said = SEND, key, self._properties, self._message.body
+        publish = methodcaller("confirmed", *said, exchange=exchange)
         came_back = yield publish
-    if came_back and to.kind != "topic":
-        raise refused(to, came_back)
+        if came_back and to.kind == "inbox":  # it is made by whoever comes first
+            yield methodcaller("ask", SEND, servers.queue(key, KEEP_INBOX), Queue.DeclareOk)
+            came_back = yield publish
+        if came_back and to.kind != "topic":
+            raise refused(to, came_back)
 
 
 def checking_room(most: int, to: Address) -> Steps:
@@ -88,13 +105,20 @@ class PendingRequest:
         """Why there will be no reply."""
         self.is_ended = False
         """Whether the last reply came."""
-        self.properties = properties_of(message, "")
+        self.properties, self._began, self._was_sent = properties_of(message, ""), now, False
         self.expires = math.inf if message.ttl is None else now + message.ttl
         """When RabbitMQ drops it if nobody began it, in seconds of the monotonic clock."""
 
     @property
     def is_over(self) -> bool:
         return self.is_ended or self.failure is not None
+
+    def sent_to(self, way: str) -> Any:
+        """Its properties, with this way back; it is about to be published, perhaps again."""
+        if self._was_sent:
+            resend(self.properties, self._began, self.expires)
+        self.properties.reply_to, self._was_sent = way, True
+        return self.properties
 
     def hear(self, arrival: Arrival) -> None:
         """A reply, to this request or to another one."""
@@ -149,10 +173,8 @@ class ReplyQueue:
         exchange, key = route(request.to)
         if request.to.kind == "topic":
             self._connection.tell(REQUESTS, OWN_EXCHANGE)
-        request.properties.reply_to = self.name
-        self._connection.publish_safely(
-            REQUESTS, key, request.properties, request.message.body, request, exchange=exchange
-        )
+        said = REQUESTS, key, request.sent_to(self.name), request.message.body
+        self._connection.publish_safely(*said, request, exchange=exchange)
 
     def withdraw(self, request: PendingRequest) -> None:
         """Tell those who may have it that nobody waits for it any more."""

@@ -14,7 +14,7 @@ from contextlib import suppress
 from functools import partial
 from threading import get_ident
 
-from ...errors import BackendUnavailable
+from ...errors import BackendUnavailable, shown
 from ...loops import Alarm
 from ...transport import HANDED_BACK, Address, Handler, Message
 from .._retry import Backoff, run_together
@@ -22,6 +22,7 @@ from .._serving import BEGUN, DIED, Connections, OnChange, Plan, Serially, Slots
 from .connection import BLOCK, Connection
 from .deliveries import COUNTED, ChannelDelivery, QueueDelivery, reply_bytes, was_redelivered
 from .messages import CANCEL
+from .once import claim
 from .recent import RecentRequests
 from .servers import Servers, unavailable
 from .session import Session
@@ -34,7 +35,8 @@ LASTED = 0.2
 RELIEF = 0.02
 """Seconds that a handler may keep others waiting, if they might run elsewhere."""
 RETRY = 0.5
-"""Seconds between two attempts to hear a topic whose queue somebody else has."""
+"""Seconds between two attempts to hear a topic whose queue somebody else has; and before a message comes
+again that could be neither begun nor buried."""
 
 
 class AmqpServer:
@@ -106,7 +108,7 @@ class AmqpServer:
                 ours = [each for connection, each in delivery.arrivals if connection is session.connection]
                 if delivery.finished or not ours:
                     continue
-                if delivery.once in delivery.marks:
+                if delivery.is_claimed:
                     session.done(ours[0])  # it must not be done twice
                     continue
                 delivery.finished = True
@@ -117,7 +119,8 @@ class AmqpServer:
             session.put_back(back, **{HANDED_BACK: "1"})
             session.leave()
         except Broken as error:
-            logger.warning("RabbitMQ: %s", error)  # what is not acknowledged counts as delivered, then
+            # What is not acknowledged counts as delivered, then.
+            logger.warning("RabbitMQ: %s", shown(error))
         finally:
             session.connection.drop(Broken("what was in hand was handed back"))
             for detached in self._slots.in_hand():
@@ -146,7 +149,12 @@ class AmqpServer:
         if not self._may_take(session):
             return None
         arrival = session.ready.popleft()
-        delivery = QueueDelivery(self, session.connection, arrival, *session.address_of(arrival))
+        try:
+            delivery = QueueDelivery(self, session.connection, arrival, *session.address_of(arrival))
+        except Exception:  # whatever it is, it costs this message at most
+            logger.exception("a message cannot be read")
+            session.acknowledge(arrival)
+            return None
         self._busy.add(delivery)
         self._taken = time.monotonic()
         return delivery
@@ -280,7 +288,7 @@ class AmqpServer:
             if delivery.message.deliveries > 1:  # it may kill this worker, and must not drag others along
                 self._share(session)
                 if not delivery.counts_itself:
-                    session.mark(delivery, delivery.begun)
+                    session.mark(delivery)
             delivery.thread = get_ident()
             self._slots.call(self._handler, delivery)
 
@@ -302,8 +310,7 @@ class AmqpServer:
         arrival, counts_itself = delivery.arrival, delivery.counts_itself
         if not was_redelivered(arrival) and not counts_itself:
             return False
-        if session.is_marked(delivery.once):
-            delivery.marks.append(delivery.once)
+        if session.is_marked(delivery.once):  # and stays it: there may be other copies
             self._give_up(session, delivery, BEGUN)
             return True
         if not counts_itself and not session.may_have_begun(delivery):
@@ -313,11 +320,10 @@ class AmqpServer:
         delivery.message = delivery.message.replace(deliveries=count)
         if count > self._max_deliveries:
             self._give_up(session, delivery, DIED)
-        elif counts_itself:
+            return True
+        if counts_itself:
             return False
-        else:
-            session.replace(delivery)
-        return True
+        return session.replace(delivery)  # else it is begun uncounted: nobody gets past it otherwise
 
     def _give_up(self, session: Session, delivery: QueueDelivery, why: str) -> None:
         session.bury(delivery, why)
@@ -337,8 +343,15 @@ class AmqpServer:
             with suppress(Broken):
                 session.connection.flush()
 
-    def mark(self, delivery: QueueDelivery, mark: str, seconds: float) -> None:
-        self._safely(lambda session: session.mark(delivery, mark, seconds))
+    def claim(self, delivery: QueueDelivery, seconds: float) -> None:
+        def claimed(session: Session) -> None:
+            try:
+                claim(session, delivery, max(1.0, seconds) + 60)
+            except Broken as error:
+                delivery.is_unbegun, delivery.is_unsettled = not session.connection.is_open, not error.code
+                raise
+
+        self._safely(claimed)
 
     def bury(self, delivery: QueueDelivery, why: str) -> None:
         self._safely(lambda session: session.bury(delivery, why))
@@ -354,8 +367,9 @@ class AmqpServer:
 
     def settle(self, delivery: QueueDelivery, last: Message | None) -> None:
         session = self._session
-        if delivery.is_unsettled and (last is None or delivery.way is None):
-            self._release(delivery, Broken(f"{delivery.message.id} could not be buried"))
+        nobody_is_told = last is None or delivery.way is None
+        if delivery.is_unbegun or (delivery.is_unsettled and nobody_is_told):
+            self._release(delivery, Broken(f"{delivery.message.id!r} could be neither begun nor buried"))
         else:
             self._recent.end(delivery.key, last or delivery.last)
             if session and session.connection.is_open:
@@ -367,10 +381,17 @@ class AmqpServer:
             session.connection.flush_soon()
 
     def _release(self, delivery: QueueDelivery, error: Broken) -> None:
-        """Let a message come again."""
+        """Let a message come again: after a pause, if RabbitMQ has refused something."""
         self._recent.forget(delivery.key, delivery)
-        for connection, _ in delivery.arrivals:
-            connection.drop(error)
+        session = self._session
+        if session and session.connection.is_open:
+            logger.warning("RabbitMQ: %s; it is tried again", shown(error))
+            time.sleep(RETRY)
+        for connection, arrival in delivery.arrivals:
+            if session and connection is session.connection and connection.is_open:
+                session.reject(arrival)
+            else:
+                connection.drop(error)
 
     def _ending(self, session: Session, delivery: QueueDelivery, last: Message | None) -> bytes:
         for connection, arrival in delivery.arrivals:

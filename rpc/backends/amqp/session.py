@@ -18,6 +18,7 @@ from typing import Any
 
 from pamqp import base
 
+from ...errors import SerializationError, shown
 from ...transport import KEEP_SUBSCRIPTION, Address
 from .._serving import Plan
 from .connection import Connection
@@ -28,6 +29,7 @@ from .messages import (
     KEEP_INBOX,
     OWN_EXCHANGE,
     PRESENT,
+    PUT_BACK,
     Probe,
     again,
     age_of,
@@ -124,7 +126,7 @@ class Session:
         except Broken as error:
             if error.code != 405 or not connection.is_open:
                 raise
-            logger.warning("%s: %s", to, error)
+            logger.warning("%s: %s", to, shown(error))
             return False
         if to.kind == "topic":
             bind = Queue.Bind(queue=name, exchange=EXCHANGE, routing_key=route(to)[1])
@@ -152,7 +154,11 @@ class Session:
             to = consumed[0]
             if to.group is not None:
                 self._unfinished[arrival.method.delivery_tag] = arrival
-            self._heard(to, arrival)
+            try:
+                self._heard(to, arrival)
+            except Exception:
+                self.acknowledge(arrival)
+                raise
 
     # What is in hand.
 
@@ -184,26 +190,44 @@ class Session:
             part = arrivals[at : at + AT_ONCE]
             copies = [self._copied(each, self._as_it_is(each, headers)) for each in part]
             for arrival, copy in zip(part, copies, strict=True):
-                if self.connection.wait_for(copy):
-                    raise Broken(f"{self.address_of(arrival)[1]} took no copy of a message")
-                self.acknowledge(arrival)
+                if self._is_taken(arrival, copy):
+                    self.acknowledge(arrival)
+                else:
+                    self.reject(arrival)
 
     def _as_it_is(self, arrival: Arrival, headers: dict[str, str]) -> Any:
         """The properties of a copy that counts as delivered as often."""
         told = {AGAIN: "1"} if was_redelivered(arrival) else {}
-        return again(arrival.properties, **told, **headers)
+        return again(arrival.properties, **{PUT_BACK: "1"}, **told, **headers)
 
-    def replace(self, delivery: QueueDelivery) -> None:
-        """Put a copy that says how often it was delivered at the end of its queue."""
+    def replace(self, delivery: QueueDelivery) -> bool:
+        """Put a copy that says how often it was delivered at the end of its queue. False if there is no room
+        for that."""
         count = {"deliveries": str(delivery.message.deliveries), AGAIN: ""}
         properties = again(delivery.arrival.properties, **count)
-        if self.connection.wait_for(self._copied(delivery.arrival, properties)):
-            raise Broken(f"{delivery.queue} took no copy of a message")
+        return self._is_taken(delivery.arrival, self._copied(delivery.arrival, properties))
+
+    def _is_taken(self, arrival: Arrival, copy: Future[Arrival | None]) -> bool:
+        """Whether a copy is safe. False if its queue is full."""
+        back = self.connection.wait_for(copy)
+        if back and isinstance(back.method, Basic.Return):
+            raise Broken(f"{self.address_of(arrival)[1]} is gone")
+        return back is None
+
+    def reject(self, arrival: Arrival) -> None:
+        """Let RabbitMQ deliver a message again. Any thread; does not block."""
+        self.done(arrival)
+        self.connection.tell(arrival.channel, Basic.Reject(arrival.method.delivery_tag, requeue=True))
 
     def _copied(self, arrival: Arrival, properties: Any) -> Future[Arrival | None]:
         copy: Future[Arrival | None] = Future()
         name = self.address_of(arrival)[1]
-        self.connection.publish_safely(SAFE, name, properties, arrival.body, copy)
+        try:
+            self.connection.publish_safely(SAFE, name, properties, arrival.body, copy)
+        except SerializationError as error:  # RabbitMQ carries what cannot be written
+            logger.warning("a message in %s loses its headers: %s", name, shown(error))
+            bare = Basic.Properties(correlation_id=properties.correlation_id, reply_to=properties.reply_to)
+            self.connection.publish_safely(SAFE, name, bare, arrival.body, copy)
         return copy
 
     def may_have_begun(self, delivery: QueueDelivery) -> bool:
@@ -217,11 +241,18 @@ class Session:
     def is_marked(self, mark: str) -> bool:
         return self.connection.succeeds(PROBES, Probe(mark), Queue.DeclareOk, 404)
 
-    def mark(self, delivery: QueueDelivery, mark: str, seconds: float = KEEP_MARK) -> None:
-        """Write it down until it is done; for so many seconds if that is never said."""
-        queue = self._servers.queue(mark, max(1.0, seconds) + 60)
-        self.connection.ask(SAFE, queue, Queue.DeclareOk)
-        delivery.marks.append(mark)
+    def mark(self, delivery: QueueDelivery) -> None:
+        """Write down that this copy was begun, until it is done; for a day if that is never said."""
+        self.makes(self.queue(delivery.begun, KEEP_MARK))
+        delivery.marks.append(delivery.begun)
+
+    def queue(self, name: str, seconds: float) -> Any:
+        """The declaration of a queue that is there for so many seconds."""
+        return self._servers.queue(name, seconds)
+
+    def makes(self, queue: Queue.Declare) -> bool:
+        """Declare a queue; False if there is another one of this name."""
+        return self.connection.succeeds(PROBES, queue, Queue.DeclareOk, 406)
 
     def bury(self, delivery: QueueDelivery, why: str) -> None:
         """Make it a dead letter."""

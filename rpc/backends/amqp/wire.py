@@ -25,6 +25,7 @@ from .frames import (
     content_of,
     method_of,
     size_of,
+    taken_of,
 )
 
 __all__ = ["Basic", "Channel", "Confirm", "Connection", "Exchange", "Queue", "ack"]
@@ -107,7 +108,10 @@ class Wire:
         if data[end] != END or at == end:
             raise ValueError("a frame does not end where it should")
         if kind == METHOD:
-            method = method_of(data, at, end)
+            try:
+                method = method_of(data, at, end)
+            except (UnicodeDecodeError, PAMQPException):
+                method = taken_of(data, at, end)
             if not isinstance(method, _CARRYING):
                 return Arrival(channel, method, None, b"")
             self._open[channel] = method, None, [], 0

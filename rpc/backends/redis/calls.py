@@ -9,9 +9,9 @@ import time
 from typing import Any
 from uuid import uuid4
 
-from ...errors import QueueFull, RpcTimeout, SerializationError
+from ...errors import QueueFull, RpcTimeout, SerializationError, shown
 from ...loops import pop_or_none, process
-from ...transport import FAILED, IDEMPOTENCY_KEY, STREAM, Message, shown, unpacked
+from ...transport import FAILED, IDEMPOTENCY_KEY, STREAM, Message, unpacked
 from .._retry import patience
 from .connection import (
     BLOCK,

@@ -9,8 +9,8 @@ from typing import Any, Protocol
 
 from msgspec.structs import replace
 
-from ...errors import BackendUnavailable, SerializationError, WorkerLost
-from ...transport import STREAM, Message, packed, shown
+from ...errors import BackendUnavailable, SerializationError, WorkerLost, shown
+from ...transport import STREAM, Message, packed
 from .._serving import BaseDelivery, lost
 from . import scripts
 from .acks import KEEP_REPLY, Ack, Page

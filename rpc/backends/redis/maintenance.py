@@ -12,9 +12,9 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import redis
 
-from ...errors import BackendRefused, BackendUnavailable
+from ...errors import BackendRefused, BackendUnavailable, shown
 from ...loops import Alarm
-from ...transport import Message, packed, shown
+from ...transport import Message, packed
 from .._lease import LeaseKeeper
 from .._retry import Backoff
 from .._serving import DIED, STOPPED, lost

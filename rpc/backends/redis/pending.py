@@ -8,8 +8,8 @@ from typing import Any, Protocol
 
 import redis
 
-from ...errors import Cancelled, RpcError, RpcTimeout, SerializationError
-from ...transport import DELAY, IDEMPOTENCY_KEY, STREAM, Message, shown, unpacked
+from ...errors import Cancelled, RpcError, RpcTimeout, SerializationError, shown
+from ...transport import DELAY, IDEMPOTENCY_KEY, STREAM, Message, unpacked
 from .._retry import patience
 from .calls import full
 from .connection import Command, unavailable

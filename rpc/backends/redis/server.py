@@ -13,9 +13,9 @@ from uuid import uuid4
 
 import redis
 
-from ...errors import SerializationError
+from ...errors import SerializationError, shown
 from ...loops import Alarm, started
-from ...transport import HANDED_BACK, Address, Handler, Message, packed, shown, unpacked
+from ...transport import HANDED_BACK, Address, Handler, Message, packed, unpacked
 from .._retry import Backoff, beside, run_together
 from .._serving import BEGUN, UNREADABLE, Connections, OnChange, Plan, Slots, Turns, guarded, lost
 from . import scripts

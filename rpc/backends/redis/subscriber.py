@@ -11,8 +11,8 @@ from typing import Any, Protocol
 
 import redis
 
-from ...errors import BackendUnavailable, RpcError, SerializationError
-from ...transport import Address, Handler, Message, packed, shown, unpacked
+from ...errors import BackendUnavailable, RpcError, SerializationError, shown
+from ...transport import Address, Handler, Message, packed, unpacked
 from .._retry import Backoff
 from .._serving import BaseDelivery, OnChange, Serially
 from .connection import BLOCK, FAILURES, Connection, milliseconds, run_with_reconnect, unavailable

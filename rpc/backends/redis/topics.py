@@ -15,8 +15,8 @@ from typing import Any
 
 import redis
 
-from ...errors import BackendUnavailable, SerializationError
-from ...transport import KEEP_SUBSCRIPTION, LOST, STREAM, Address, Message, packed, shown, topic, unpacked
+from ...errors import BackendUnavailable, SerializationError, shown
+from ...transport import KEEP_SUBSCRIPTION, LOST, STREAM, Address, Message, packed, topic, unpacked
 from .._retry import RETRY_FOR, patience
 from .connection import (
     BLOCK,

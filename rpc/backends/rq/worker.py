@@ -24,8 +24,8 @@ from rq.job import JobStatus
 from rq.serializers import JSONSerializer
 from rq.utils import now, utcformat
 
-from ...errors import Interrupted, SerializationError, WorkerLost
-from ...transport import FAILED, STREAM, Handler, Message, packed, shown
+from ...errors import Interrupted, SerializationError, WorkerLost, shown
+from ...transport import FAILED, STREAM, Handler, Message, packed
 from .._serving import DIED, STOPPED, Connections, lost
 from ..redis.connection import (
     BLOCK,
