@@ -23,7 +23,7 @@ from .core.lifecycle import next_attempt
 from .core.middleware import ContextFactory
 from .core.patterns import matcher
 from .core.protocol import decode_call, remote_error
-from .errors import InvalidParams, RpcError, SettingsError
+from .errors import InvalidParams, RpcError, SettingsError, Unsupported
 from .transport import ADDRESS_NAME as NAME
 from .transport import OWN, Address, Delivery, Message, topic
 
@@ -186,6 +186,16 @@ class Events:
         self.listeners, self._accept, self._run, self._later = listeners, accept, run, later
         self._context = context
         self.addresses = list(dict.fromkeys(each.address for each in listeners))
+
+    def check(self, features: frozenset[str]) -> None:
+        """Raises Unsupported if a backend with these features cannot carry what they listen to."""
+        for feature, needed in (
+            ("topics", self.addresses),
+            ("groups", [each for each in self.addresses if each.group]),
+            ("subscriptions", [each for each in self.addresses if each.durable]),
+        ):
+            if needed and feature not in features:
+                raise Unsupported(f"listeners need {feature}, which this backend does not have")
 
     def __call__(self, delivery: Delivery) -> None:
         message = delivery.message

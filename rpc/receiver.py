@@ -16,17 +16,19 @@ from typing import Any, TypeVar
 from uuid import uuid4
 
 from .aio import AsyncRpcClient
-from .backends import backend_from_url
+from .backends import backend_of
 from .client import RpcClient
 from .core.codecs import Accepted
 from .core.dispatch import Dispatcher, HandedBack, contained
 from .core.jobs import Jobs, jobs_from
 from .core.middleware import ContextFactory, Hooks, Middleware, checked
 from .describe import ALL_WORKERS, DESCRIBE, WorkerInfo, worker_info
-from .errors import Cancelled, SettingsError, Unsupported
+from .errors import Cancelled, SettingsError
 from .events import Events, listeners_in
+from .limits import Limits
 from .local_retry import retrying_locally
 from .loops import DelayQueue, LoopThread, RunningLoop, locked_cached_property, to_its_end
+from .prefork import Prefork, plan_of
 from .services import gathered, service
 from .settings import Settings, load_settings
 from .signals import stopped_by_signals
@@ -51,7 +53,8 @@ class RpcReceiver:
     `every`), `hooks` maps names to callables and `middleware` wraps handlers from the outside in (see
     `rpc.core.middleware`); `context` makes what all of these run in. `backend` is a backend or its URL,
     `queues` are served in this order of priority, `concurrency` is how many plain functions run at a time and
-    `coroutines` how many coroutines, `grace` the seconds that a stop gives to those that run. `run()` serves
+    `coroutines` how many coroutines, `grace` the seconds that a stop gives to those that run, and
+    `max_jobs_per_child` after how many jobs a process of those with `fork=True` is replaced. `run()` serves
     until a signal; `async with` serves in the application's own event loop, in which coroutines then run.
     Raises SettingsError, and Unsupported if something needs what the backend cannot do.
     """
@@ -67,6 +70,7 @@ class RpcReceiver:
         concurrency: int | None = None,
         coroutines: int | None = None,
         grace: float | None = None,
+        max_jobs_per_child: int | None = None,
         hooks: Mapping[str, Any] | None = None,
         middleware: Sequence[Middleware] | None = None,
         context: ContextFactory = nullcontext,
@@ -75,7 +79,7 @@ class RpcReceiver:
             wanted = settings is not None or backend is None or (jobs is None and services is None)
             settings = load_settings(settings) if wanted else Settings()
         self._settings = settings
-        self.backend = _backend(settings, backend)
+        self.backend = backend_of(settings, backend)
         self.concurrency = _slots("RPC_CONCURRENCY", concurrency, settings.concurrency)
         self.coroutines = _slots("RPC_COROUTINES", coroutines, settings.coroutines)
         self.queues = tuple(settings.queues if queues is None else queues)
@@ -104,7 +108,11 @@ class RpcReceiver:
             stopped=lambda: self._stopping,
             **common,
         )
-        accept = Accepted(settings.accept)
+        accept, self._limits = Accepted(settings.accept), Limits()
+        given = {*(jobs or ()), *(name for each in found for name in each.jobs if services is not None)}
+        plan = plan_of(self.jobs, settings, given, backend, context)
+        most = settings.max_jobs_per_child if max_jobs_per_child is None else max_jobs_per_child
+        self._children = Prefork(plan, self._limits, most, self._is_handed_back)
         self._events = Events(listeners_in(members), accept=accept, later=self._later, **common)
         self._addresses = self._served()
         self._dispatcher = self._dispatching(
@@ -116,6 +124,9 @@ class RpcReceiver:
             aside=to_its_end,
             handed_back=self._handed_back,
             calls=self,
+            limits=self._limits,
+            time_limit=settings.time_limit,
+            fork=self._children.run,
             context=context,
             middleware=checked(settings.loaded_middleware() if middleware is None else middleware),
         )
@@ -163,13 +174,7 @@ class RpcReceiver:
             raise SettingsError(
                 f"{where}: RPC_JOB_MAPPING and RPC_SERVICES have no job: there is nothing to do"
             )
-        for feature, needed in (
-            ("topics", self._events.addresses),
-            ("groups", [each for each in self._events.addresses if each.group]),
-            ("subscriptions", [each for each in self._events.addresses if each.durable]),
-        ):
-            if needed and feature not in features:
-                raise Unsupported(f"listeners need {feature}, which this backend does not have")
+        self._events.check(features)
         topics = [ALL_WORKERS] if "topics" in features else []
         return (queues if self.jobs else []) + self._events.addresses + topics
 
@@ -267,6 +272,7 @@ class RpcReceiver:
         handler = (
             self._handle if "delay" in self.backend.features else retrying_locally(self._handle, self._later)
         )
+        self._children.start()
         slots: dict[str, Any] = {"threads": self.concurrency, "coroutines": self.coroutines}
         self._server = server = self.backend.server(
             self._addresses, handler, on_change=self._changed, **slots
@@ -280,6 +286,8 @@ class RpcReceiver:
             self._server, self._stopping = None, True
             self._ticker.end()
             self._later.end()
+            self._limits.end()
+            self._children.end()
 
     def _close(self) -> None:
         if "async_client" in vars(self) and self._loop.is_running and not self._serving:
@@ -366,7 +374,12 @@ class RpcReceiver:
         with self._handing_back:
             if (server := self._server) and not self._has_handed_back:
                 self._has_handed_back = True
+                self._children.kill()
                 server.hand_back()
+
+    def _is_handed_back(self) -> bool:
+        with self._handing_back:
+            return self._has_handed_back
 
     def _handed_back(self, delivery: Delivery) -> bool:
         """Of a coroutine in somebody else's event loop, which ends before what runs in it has."""
@@ -382,15 +395,3 @@ def _slots(key: str, given: int | None, of_settings: int) -> int:
     if slots < 1:
         raise SettingsError(f"{key} is {slots}: at least one job must run at a time")
     return slots
-
-
-def _backend(settings: Settings, given: Backend | str | None) -> Backend:
-    chosen = settings.for_receivers if given is None else given
-    options = {"lease": settings.lease, "max_deliveries": settings.max_deliveries}
-    set_options = {name: value for name, value in options.items() if value is not None}
-    if isinstance(chosen, str):
-        return backend_from_url(chosen, **set_options)
-    if set_options:
-        names = " and ".join(f"RPC_{name.upper()}" for name in set_options)
-        raise SettingsError(f"{settings.module}: {names} goes with a backend's URL; an instance has its own")
-    return chosen

@@ -17,6 +17,7 @@ from urllib.parse import parse_qsl, urlencode, urlsplit
 import msgspec
 
 from ..errors import SettingsError, not_installed
+from ..settings import Settings
 from ..transport import AsyncBackend, Backend
 
 
@@ -82,6 +83,19 @@ def backend_from_url(url: str, **options: Any) -> Backend:
     except (msgspec.ValidationError, ValueError, TypeError) as error:
         raise SettingsError(f"{redacted(url)}: {error}") from error
     return backend
+
+
+def backend_of(settings: Settings, given: Backend | str | None) -> Backend:
+    """What a receiver serves: what is given, or what the settings say. Raises as `backend_from_url` does."""
+    chosen = settings.for_receivers if given is None else given
+    options = {"lease": settings.lease, "max_deliveries": settings.max_deliveries}
+    set_options = {name: value for name, value in options.items() if value is not None}
+    if isinstance(chosen, str):
+        return backend_from_url(chosen, **set_options)
+    if set_options:
+        names = " and ".join(f"RPC_{name.upper()}" for name in set_options)
+        raise SettingsError(f"{settings.module}: {names} goes with a backend's URL; an instance has its own")
+    return chosen
 
 
 _SECRET = re.compile(r"(//[^:/?#@]*:).*(?=@)|(password=)[^&]+")

@@ -59,6 +59,12 @@ LEVELS = {True: logging.DEBUG, None: logging.INFO, False: logging.WARNING}
     callback=seconds,
     help="How long what runs may go on after a signal to stop.",
 )
+@click.option(
+    "--max-jobs-per-child",
+    metavar="N",
+    type=click.IntRange(min=1),
+    help="After how many jobs a process of jobs with fork=True is replaced. By default never.",
+)
 @click.option(RELOAD, is_flag=True, help="Start again when a .py file below the working directory changes.")
 @click.option("--verbose/--quiet", default=None, help="Log everything, or only what went wrong.")
 def command(
@@ -69,6 +75,7 @@ def command(
     coroutines: int | None,
     processes: int,
     grace: float | None,
+    max_jobs_per_child: int | None,
     reload: bool,
     verbose: bool | None,
 ) -> None:
@@ -92,6 +99,7 @@ def command(
         concurrency=concurrency,
         coroutines=coroutines,
         grace=grace,
+        max_jobs_per_child=max_jobs_per_child,
     )
 
 

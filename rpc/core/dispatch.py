@@ -7,11 +7,12 @@ or never), a caller that waits gets exactly one terminal reply.
 from __future__ import annotations
 
 import logging
+import math
 import traceback
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import nullcontext
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 from ..errors import (
     Cancelled,
@@ -21,12 +22,14 @@ from ..errors import (
     RpcError,
     RpcTimeout,
     SerializationError,
+    TimeLimitExceeded,
     Unauthorized,
+    WorkerLost,
 )
 from ..transport import FAILED, IDEMPOTENCY_KEY, NAME, Delivery, Message
 from .codecs import JSON, Accepted, Codec
 from .jobs import AsyncRequest, Calls, DeliveryMode, Job, Jobs, Request, current_request
-from .lifecycle import after_failure, next_attempt
+from .lifecycle import Overran, ProcessLost, RaisedInChild, after_failure, next_attempt
 from .middleware import ContextFactory, Hooks, Middleware
 from .protocol import decode_call, encode_error, encode_result, printable, remote_error
 
@@ -36,6 +39,9 @@ _TOLD_AS_THEY_ARE = (InvalidParams, SerializationError, RpcTimeout, Unauthorized
 """Errors that a handler may raise to say just that. Others of ours, such as the MethodNotFound of a call that
 it made itself, would mislead its caller."""
 
+_OF_THIS_JOB = ((Interrupted, RpcTimeout), (Overran, TimeLimitExceeded), (ProcessLost, WorkerLost))
+"""What is raised in place of what a handler returns or raises, and what its caller is told."""
+
 Await = Callable[[Coroutine[Any, Any, Any], Delivery], Any]
 """Runs a coroutine to its end, cancelling it when the delivery is cancelled; returns its result."""
 
@@ -44,6 +50,22 @@ Spawn = Callable[[Coroutine[Any, Any, None], Delivery], None]
 
 Aside = Callable[[Callable[[], Any]], Awaitable[Any]]
 """Runs what blocks, for a coroutine that waits for it; its result."""
+
+Fork = Callable[[Delivery, Request, Codec, float | None, bool], Any]
+"""Runs a handler in another process, for so many seconds at most (None: any time); its result, encoded for
+this codec, or, if the last argument is true, as it is decoded."""
+
+
+class Limits(Protocol):
+    """Keeps handlers within a time, in seconds. Raises Overran."""
+
+    def awaited(
+        self, call: Callable[[], Coroutine[Any, Any, Any]], seconds: float
+    ) -> Coroutine[Any, Any, Any]:
+        """The coroutine that `call` makes; it is interrupted then."""
+
+    def called(self, call: Callable[[], Any], seconds: float, late: Callable[[Overran], object]) -> Any:
+        """What `call` returns, in this thread. It goes on then, but `late` is called, in another thread."""
 
 
 class HandedBack(BaseException):
@@ -66,6 +88,9 @@ class Dispatcher:
         aside: Aside | None = None,
         handed_back: Callable[[Delivery], bool] = lambda delivery: False,
         calls: Calls | None = None,
+        limits: Limits | None = None,
+        time_limit: float | None = None,
+        fork: Fork | None = None,
         hooks: Hooks | None = None,
         middleware: Sequence[Middleware] = (),
         context: ContextFactory = nullcontext,
@@ -76,13 +101,15 @@ class Dispatcher:
         requests and replies alike; `middleware` is from the outside in, `hooks` are outside of it, and
         `context` is outside of them. With `spawn` and `aside`, which go together, a coroutine holds no
         thread, unless there is middleware, which does. `handed_back` is asked of a coroutine that was
-        cancelled: whether its message is somebody else's by now; it may block."""
+        cancelled: whether its message is somebody else's by now; it may block. `time_limit` is that of jobs
+        that have none, in seconds; without `limits` there is none, and without `fork` handlers run here."""
         self._jobs, self._accept, self._max_message = jobs, accept or Accepted(), max_message
         self._delivery, self._send_tracebacks = delivery, send_tracebacks
         self._await, self._calls, self.aside, self.handed_back = await_, calls, aside, handed_back
         self._spawn = None if middleware else spawn
         self.clock, self.dice = clock, dice
         self.hooks, self.middleware, self.context = hooks, middleware, context
+        self.limits, self.time_limit, self.fork = limits, time_limit, fork
         self._running: dict[Delivery, bool] = {}
         """Whether it holds a thread."""
 
@@ -109,6 +136,8 @@ class Dispatcher:
                 raise Cancelled("the caller left before a worker came to it")
             if (job.options.delivery or self._delivery) == "at-most-once":
                 delivery.forbid_redelivery()
+            if job.options.fork or job.options.time_limit or self.time_limit:
+                handler = work.confined(job, handler, request)
         except RpcError as error:
             name = message.headers.get(NAME, "")[:128]
             logger.warning("refused %r (%s): %s: %s", name, message.id, type(error).__name__, error)
@@ -154,18 +183,25 @@ class Dispatcher:
 
     def remote(self, error: BaseException) -> RpcError:
         """What the caller is told of what the handler raised."""
-        if isinstance(error, Interrupted):
-            return RpcTimeout(str(error))
-        if isinstance(error, _TOLD_AS_THEY_ARE):
-            return error
-        trace = "".join(traceback.format_exception(error)) if self._send_tracebacks else None
-        return remote_error(error, trace)
+        for kind, what in _OF_THIS_JOB:
+            if isinstance(error, kind):
+                return what(str(error))
+        if isinstance(error, RaisedInChild) and self._send_tracebacks:
+            return RemoteError(error.type, error.message, error.data, error.traceback or error.trace)
+        return told(error, trace=self._send_tracebacks)
 
     def awaited(self, coroutine: Coroutine[Any, Any, Any], delivery: Delivery) -> Any:
         if self._await is None:
             coroutine.close()
             raise SerializationError("this receiver runs no coroutines")
         return self._await(coroutine, delivery)
+
+
+def told(error: BaseException, *, trace: bool = False) -> RpcError:
+    """What the caller is told of an exception that a handler raised; with its traceback, if `trace`."""
+    if isinstance(error, _TOLD_AS_THEY_ARE):
+        return error
+    return remote_error(error, "".join(traceback.format_exception(error)) if trace else None)
 
 
 def _reply_headers(message: Message, codec: Codec) -> dict[str, str]:
@@ -199,14 +235,36 @@ class _Work:
         self._last = reply if for_others else None
         return self._delivery.reply(reply)
 
+    def confined(self, job: Job, handler: Callable[[], Any], request: Request) -> Callable[[], Any]:
+        """The handler within its time limit, and in another process, if the job has it so."""
+        dispatcher, seconds = self._dispatcher, job.options.time_limit or self._dispatcher.time_limit
+        seconds = None if seconds == math.inf else seconds
+        if job.options.fork and dispatcher.fork:
+            is_looked_at = bool(dispatcher.middleware or dispatcher.hooks)
+            return partial(dispatcher.fork, self._delivery, request, self._codec, seconds, is_looked_at)
+        if seconds is None or dispatcher.limits is None:
+            return handler
+        if job.is_coroutine:
+            return partial(dispatcher.limits.awaited, handler, seconds)
+        return partial(dispatcher.limits.called, handler, seconds, partial(self._overran, job, request))
+
+    def _overran(self, job: Job, request: Request, error: Overran) -> None:
+        """Finish the delivery of a function that goes on."""
+        request._overran = True
+        if self._delivery.on_cancel:
+            self._delivery.on_cancel()
+        self._failed(job, request, error)
+
     def run(self, job: Job, handler: Callable[[], Any], request: Request) -> None:
         """Call the handler in this thread, and finish the delivery."""
         try:
             last = self._succeeded(request, self._value(job, handler, request))
         except BaseException as error:  # a handler may raise anything, and its caller must be told
-            self._failed(job, request, error)
+            if not request._overran:
+                self._failed(job, request, error)
         else:
-            self._end(last)
+            if not request._overran:
+                self._end(last)
 
     async def await_(self, job: Job, handler: Callable[[], Any], request: Request) -> None:
         """The same for a coroutine function, in an event loop."""

@@ -47,7 +47,7 @@ class Request:
     """What a handler in request style gets."""
 
     __slots__ = (
-        *("_calls", "_delivery", "_respond"),
+        *("_calls", "_delivery", "_overran", "_respond"),
         *("data", "deadline", "headers", "id", "kwargs", "name", "response_key"),
     )
 
@@ -74,6 +74,8 @@ class Request:
         self.deadline = deadline
         """When the caller stops waiting, in seconds of `time.monotonic()`; None if it does not."""
         self._delivery, self._respond, self._calls = delivery, respond, calls
+        self._overran = False
+        """Whether its function runs on after its time limit."""
 
     def respond(self, data: Any) -> bool:
         """Send the response at once, and return True. Returns False, and sends nothing, for a call that
@@ -121,8 +123,8 @@ class Request:
 
     @property
     def cancelled(self) -> bool:
-        """True as soon as the caller no longer waits: long work may then stop."""
-        return self._delivery.cancelled
+        """True as soon as the caller no longer waits, or the time limit is over: long work may then stop."""
+        return self._overran or self._delivery.cancelled
 
 
 class AsyncRequest(Request):
@@ -173,6 +175,8 @@ class JobOptions:
     retries: int = 0
     backoff: float = 1.0
     retry_on: tuple[type[BaseException], ...] = (Exception,)
+    time_limit: float | None = None
+    fork: bool = False
 
     @classmethod
     def checked(
@@ -181,6 +185,8 @@ class JobOptions:
         retries: int,
         backoff: float,
         retry_on: type[BaseException] | tuple[type[BaseException], ...],
+        time_limit: float | None = None,
+        fork: bool = False,
     ) -> JobOptions:
         """ValueError for what makes no sense."""
         if delivery is not None and delivery not in get_args(DeliveryMode):
@@ -190,7 +196,9 @@ class JobOptions:
         retry_on = retry_on if isinstance(retry_on, tuple) else (retry_on,)
         if not all(isinstance(kind, type) and issubclass(kind, BaseException) for kind in retry_on):
             raise ValueError("retry_on is an exception class, or a tuple of them")
-        return cls(delivery, retries, backoff, retry_on)
+        if time_limit is not None and not time_limit > 0:
+            raise ValueError(f"time_limit is a number of seconds, more than 0, not {time_limit!r}")
+        return cls(delivery, retries, backoff, retry_on, time_limit, fork)
 
     def pause(self, attempt: int, chance: float) -> float:
         """Seconds between an attempt, the first being 1, and the next: doubled each time, and less by up to a
@@ -204,16 +212,21 @@ def job(
     retries: int = 0,
     backoff: float = 1.0,
     retry_on: type[BaseException] | tuple[type[BaseException], ...] = (Exception,),
+    time_limit: float | None = None,
+    fork: bool = False,
 ) -> Callable[[F], F]:
     """Options of one job.
 
     `delivery="at-most-once"`: if a worker dies while it has this job, nobody tries it again, and the caller
     gets WorkerLost; overrides the receiver's setting. `retries`: if the handler raises one of `retry_on`, it
     is tried again so many times, the first time after up to `backoff` seconds, then after twice that, and so
-    on up to an hour, as long as the caller waits; a job that failed each time becomes a dead letter. Raises
-    ValueError.
+    on up to an hour, as long as the caller waits; a job that failed each time becomes a dead letter.
+    `time_limit`: the seconds that an attempt may take, after which it has failed with TimeLimitExceeded
+    (None: what the receiver's settings say, `math.inf`: any time). `fork=True`: the handler, a plain
+    function, runs in a process of its own, which is killed at the time limit, and whose death is that of the
+    job alone. Raises ValueError.
     """
-    options = JobOptions.checked(delivery, retries, backoff, retry_on)
+    options = JobOptions.checked(delivery, retries, backoff, retry_on, time_limit, fork)
 
     return marking("__rpc_job__", options)
 
@@ -242,6 +255,8 @@ class Job:
         self.options: JobOptions = getattr(handler, "__rpc_job__", JobOptions())
         call = handler if inspect.isroutine(handler) else type(handler).__call__
         self.is_coroutine = inspect.iscoroutinefunction(handler) or inspect.iscoroutinefunction(call)
+        if self.options.fork and self.is_coroutine:
+            raise SettingsError(f"job {name!r}: fork=True is for plain functions, not for coroutines")
         try:
             self._parameters = None if wants_request(handler, Request) else Parameters(handler)
         except ValueError as error:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import collections
-import itertools
 import json
 import logging
 import os
@@ -78,17 +76,6 @@ def die(request: Request) -> str:
 die_once = job(delivery="at-most-once")(lambda request: die(request))
 
 
-def leave(code: int) -> None:
-    note("leaves")
-    os._exit(code)
-
-
-def stick() -> None:
-    """In C code that never lets go of the interpreter."""
-    note("sticks")
-    collections.deque(itertools.repeat(0), maxlen=0)
-
-
 def sleep(seconds: float) -> str:
     note("sleeps")
     time.sleep(seconds)
@@ -117,8 +104,6 @@ JOBS: dict[str, Callable[..., Any]] = {
     "hold": hold,
     "die": die,
     "die_once": die_once,
-    "leave": leave,
-    "stick": stick,
     "sleep": sleep,
     "nested": nested,
     "flaky": flaky,
