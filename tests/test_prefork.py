@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import pytest
@@ -337,6 +338,7 @@ def test_a_module_that_cannot_be_imported_again_is_told_at_the_start(
     for code, why in (
         ("1 / 0", "ZeroDivisionError: division"),
         ("os._exit(7)", "ended with exit code 7"),
+        ("raise SystemExit(5)", "ended with exit code 5"),
     ):
         monkeypatch.setenv("TEST", code)
         with pytest.raises(SettingsError, match=why):
@@ -478,14 +480,29 @@ def test_a_worker_that_cannot_have_them_ends_as_with_any_wrong_setting(
 
 
 def test_a_receiver_that_is_left_hands_it_back(
-    rpc_worker: Worker, any_broker_url: str, caller: RpcClient, log: Path
+    rpc_worker: Worker,
+    any_broker_url: str,
+    caller: RpcClient,
+    log: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Of an application that goes on."""
+    """Of an application that goes on: nobody is told that the process of the job has died."""
+    ended, end_child = Event(), rpc.prefork.Prefork._end
+
+    def noted_end(*arguments: Any) -> int:
+        code = end_child(*arguments)
+        ended.set()
+        return code
+
+    monkeypatch.setattr(rpc.prefork.Prefork, "_end", noted_end)
 
     async def main() -> None:
         receiver = RpcReceiver(jobs=JOBS, backend=any_broker_url, queues=["default"], grace=0.2)
         async with receiver:
             await asyncio.to_thread(holding, log)
+            server: Any = receiver._server
+            hand_back = server.hand_back
+            server.hand_back = lambda: ended.wait(PATIENCE) and hand_back()
 
     future = caller.submit("holds")
     asyncio.run(main())

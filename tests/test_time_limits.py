@@ -186,7 +186,9 @@ def test_the_caller_of_a_function_is_told_while_it_goes_on(
     assert slow.heard == [("began", 1), ("ends", True)]
 
 
-def test_what_a_function_raises_after_its_limit_is_nothing_new(rpc_worker: Worker) -> None:
+def test_what_a_function_raises_after_its_limit_is_nothing_new(
+    rpc_worker: Worker, caplog: pytest.LogCaptureFixture
+) -> None:
     released, errors = Event(), list[Any]()
 
     @job(time_limit=SHORT)
@@ -195,12 +197,14 @@ def test_what_a_function_raises_after_its_limit_is_nothing_new(rpc_worker: Worke
         raise KeyError("late")
 
     hooks = {"post_error": lambda request, error: errors.append(error)}
-    client = rpc_worker({"slow": slow}, hooks=hooks)
+    client = rpc_worker({"slow": slow, "echo": echo}, hooks=hooks)
     with pytest.raises(TimeLimitExceeded):
         client.call_and_wait("slow", timeout=LONG)
     released.set()
     eventually(lambda: errors)
     assert isinstance(errors[0], TimeLimitExceeded)
+    client.call_and_wait("echo", [1])  # by the same thread
+    assert caplog.text.count("job 'slow'") == 1
 
 
 def test_what_has_responded_in_time_is_answered(rpc_worker: Worker) -> None:

@@ -260,11 +260,10 @@ class _Work:
         try:
             last = self._succeeded(request, self._value(job, handler, request))
         except BaseException as error:  # a handler may raise anything, and its caller must be told
-            if not request._overran:
+            if not request._overran:  # else that was told at its limit
                 self._failed(job, request, error)
         else:
-            if not request._overran:
-                self._end(last)
+            self._end(last)
 
     async def await_(self, job: Job, handler: Callable[[], Any], request: Request) -> None:
         """The same for a coroutine function, in an event loop."""
