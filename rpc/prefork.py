@@ -225,7 +225,7 @@ class Child:
             self._process = subprocess.Popen(  # noqa: S603 - a program of ours
                 command, stdin=subprocess.DEVNULL, pass_fds=[its.fileno(), life], start_new_session=True
             )
-        self._saying = threading.Lock()
+        self._saying, self._ending, self._reaping = (threading.Lock() for _ in range(3))
         self.jobs = 0
         """How many it was given."""
 
@@ -262,21 +262,24 @@ class Child:
 
     def kill(self, _: object = None) -> None:
         """End it now, and all that it has started. Any thread."""
-        with suppress(ProcessLookupError):  # it was ended already
-            if self._process.returncode is None:
+        with self._reaping:
+            if self._process.returncode is None:  # else its number may be that of another one
                 os.killpg(self._process.pid, signal.SIGKILL)
 
     def end(self, patience: float = 0.0) -> int:
         """The same, after so many seconds in which it may end by itself. Its exit code, or minus the signal
-        that it died of."""
-        if patience:
-            with suppress(OSError):
-                self.say(["end"])
-                self._pipe.poll(patience)
-        self.kill()
-        code = self._process.wait()
-        self._pipe.close()
-        return code
+        that it died of. Any thread."""
+        with self._ending:
+            if patience:
+                with suppress(OSError):  # it has ended
+                    self.say(["end"])
+                    self._pipe.poll(patience)
+            self.kill()
+            with self._reaping:
+                code = self._process.wait()
+            with self._saying:
+                self._pipe.close()
+            return code
 
 
 def _responded(request: Request, value: bytes) -> tuple[bool, bytes]:
