@@ -7,6 +7,7 @@ RpcError
 │   └── MethodNotExposed  the service has the method, but not for clients
 ├── InvalidParams         the handler's signature or annotations do not admit these arguments
 ├── RpcTimeout            no answer within the time allowed
+├── TimeLimitExceeded     the job ran longer than its time limit
 ├── WorkerLost            the worker died, and the job will not be tried again
 ├── NoReceivers           nobody serves what was asked for
 ├── Cancelled             the caller withdrew the call
@@ -86,8 +87,15 @@ class Interrupted(BaseException):
     are swallowed, by handlers and by drivers that wait on a socket."""
 
 
+class TimeLimitExceeded(RpcError):
+    """The job ran longer than its time limit (`@job(time_limit=)`, `RPC_TIME_LIMIT`)."""
+
+    code = -32013
+
+
 class WorkerLost(RpcError):
-    """The worker died while it held the job, and the job will not be tried again."""
+    """The worker, or the process of its own in which the job ran, died while it held the job, and the job
+    will not be tried again."""
 
     code = -32002
 

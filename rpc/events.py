@@ -26,7 +26,7 @@ from .core.parameters import conversions, is_annotated
 from .core.patterns import matcher
 from .core.protocol import decode_call, remote_error
 from .durations import Duration
-from .errors import RpcError, SettingsError, shown
+from .errors import RpcError, SettingsError, Unsupported, shown
 from .transport import ADDRESS_NAME as NAME
 from .transport import OWN, Address, Delivery, Message, topic
 
@@ -189,6 +189,16 @@ class Events:
         self.listeners, self._accept, self._run, self._later = listeners, accept, run, later
         self._context = context
         self.addresses = list(dict.fromkeys(each.address for each in listeners))
+
+    def check(self, features: frozenset[str]) -> None:
+        """Raises Unsupported if a backend with these features cannot carry what they listen to."""
+        for feature, needed in (
+            ("topics", self.addresses),
+            ("groups", [each for each in self.addresses if each.group]),
+            ("subscriptions", [each for each in self.addresses if each.durable]),
+        ):
+            if needed and feature not in features:
+                raise Unsupported(f"listeners need {feature}, which this backend does not have")
 
     def __call__(self, delivery: Delivery) -> None:
         message = delivery.message

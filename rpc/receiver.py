@@ -22,14 +22,15 @@ from .backends._retry import Backoff
 from .client import RpcClient
 from .core.codecs import Accepted
 from .core.dispatch import Dispatcher
+from .core.handling import HandedBack, contained
 from .core.jobs import Jobs, jobs_from
 from .core.middleware import ContextFactory, Hooks, Middleware, checked
-from .core.work import HandedBack, contained
 from .describe import ALL_WORKERS, DESCRIBE, WorkerInfo, worker_info
 from .durations import Duration, seconds
-from .errors import BackendRefused, Cancelled, SettingsError, Unsupported
+from .errors import BackendRefused, Cancelled, SettingsError
 from .events import Events, listeners_in
 from .job_info import keeping
+from .limits import Limits
 from .local_retry import retrying_locally
 from .loops import (
     DelayQueue,
@@ -40,6 +41,7 @@ from .loops import (
     started,
     to_its_end,
 )
+from .prefork import Prefork, plan_of
 from .services import gathered, service
 from .settings import Settings, load_settings
 from .signals import stopped_by_signals
@@ -64,7 +66,8 @@ class RpcReceiver:
     `every`), `hooks` maps names to callables and `middleware` wraps handlers from the outside in (see
     `rpc.core.middleware`); `context` makes what all of these run in. `backend` is a backend or its URL,
     `queues` are served in this order of priority, `concurrency` is how many plain functions run at a time and
-    `coroutines` how many coroutines, `grace` the seconds that a stop gives to those that run. `run()` serves
+    `coroutines` how many coroutines, `grace` the seconds that a stop gives to those that run, and
+    `max_jobs_per_child` after how many jobs a process of those with `fork=True` is replaced. `run()` serves
     until a signal; `async with` serves in the application's own event loop, in which coroutines then run.
     Raises SettingsError, and Unsupported if something needs what the backend cannot do.
     """
@@ -80,6 +83,7 @@ class RpcReceiver:
         concurrency: int | None = None,
         coroutines: int | None = None,
         grace: Duration | None = None,
+        max_jobs_per_child: int | None = None,
         hooks: Mapping[str, Any] | None = None,
         middleware: Sequence[Middleware] | None = None,
         context: ContextFactory = nullcontext,
@@ -117,7 +121,11 @@ class RpcReceiver:
             stopped=lambda: self._stopping,
             **common,
         )
-        accept = Accepted(settings.accept)
+        accept, self._limits = Accepted(settings.accept), Limits()
+        given = {*(jobs or ()), *(name for each in found for name in each.jobs if services is not None)}
+        plan = plan_of(self.jobs, settings, given, backend, context)
+        most = settings.max_jobs_per_child if max_jobs_per_child is None else max_jobs_per_child
+        self._children = Prefork(plan, self._limits, most, self._is_handed_back)
         self._events = Events(listeners_in(members), accept=accept, later=self._later, **common)
         self._addresses = self._served()
         self._dispatcher = self._dispatching(
@@ -130,6 +138,9 @@ class RpcReceiver:
             handed_back=self._handed_back,
             calls=self,
             **keeping(settings, self.backend, self.jobs, self.id),
+            limits=self._limits,
+            time_limit=settings.time_limit,
+            fork=self._children.run,
             context=context,
             middleware=checked(settings.loaded_middleware() if middleware is None else middleware),
         )
@@ -177,13 +188,7 @@ class RpcReceiver:
             raise SettingsError(
                 f"{where}: RPC_JOB_MAPPING and RPC_SERVICES have no job: there is nothing to do"
             )
-        for feature, needed in (
-            ("topics", self._events.addresses),
-            ("groups", [each for each in self._events.addresses if each.group]),
-            ("subscriptions", [each for each in self._events.addresses if each.durable]),
-        ):
-            if needed and feature not in features:
-                raise Unsupported(f"listeners need {feature}, which this backend does not have")
+        self._events.check(features)
         topics = [ALL_WORKERS] if "topics" in features else []
         return (queues if self.jobs else []) + self._events.addresses + topics
 
@@ -285,6 +290,7 @@ class RpcReceiver:
         handler: Handler = in_contexts(self._handle)
         if "delay" not in self.backend.features:
             handler = retrying_locally(handler, self._later)
+        self._children.start()
         slots: dict[str, Any] = {"threads": self.concurrency, "coroutines": self.coroutines}
         pauses = Backoff()
         try:
@@ -305,6 +311,8 @@ class RpcReceiver:
             self._server, self._stopping = None, True
             self._ticker.end()
             self._later.end()
+            self._limits.end()
+            self._children.end()
 
     def _close(self) -> None:
         if "async_client" in vars(self) and self._loop.is_running and not self._serving:
@@ -391,7 +399,12 @@ class RpcReceiver:
         with self._handing_back:
             if (server := self._server) and not self._has_handed_back:
                 self._has_handed_back = True
+                self._children.kill()
                 server.hand_back()
+
+    def _is_handed_back(self) -> bool:
+        with self._handing_back:
+            return self._has_handed_back
 
     def _handed_back(self, delivery: Delivery) -> bool:
         """Of a coroutine in somebody else's event loop, which ends before what runs in it has."""

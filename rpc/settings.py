@@ -78,6 +78,12 @@ class Settings:
     """How long workers pass on a job that they do not know, if nobody waits for it."""
     grace: float = 30.0
     """How long a worker that is told to stop may finish what it runs."""
+    time_limit: Annotated[float, msgspec.Meta(gt=0)] | None = None
+    """How long an attempt of a job may take that has no limit of its own. None: any time."""
+    max_jobs_per_child: Annotated[int, msgspec.Meta(ge=1)] | None = None
+    """After how many jobs a process of jobs with `fork=True` is replaced. None: never."""
+    origin: tuple[str, str] | None = field(default=None, compare=False)
+    """Dotted path of a function that loads the same settings in another process, and its argument."""
 
     @property
     def for_receivers(self) -> Any:
@@ -140,14 +146,15 @@ def load_settings(source: str | ModuleType | None = None) -> Settings:
     if not isinstance(source, ModuleType):
         source = _module(source)
     keys = {key: value for key, value in vars(source).items() if key.startswith("RPC_")}
-    return settings_from(keys, source.__name__)
+    return settings_from(keys, source.__name__, (f"{__name__}.load_settings", source.__name__))
 
 
-def settings_from(keys: Mapping[str, Any], module: str) -> Settings:
-    """The settings that these keys, which are those of a settings module, make; `module` is what errors name.
-    Raises SettingsError as `load_settings` does."""
+def settings_from(keys: Mapping[str, Any], module: str, origin: tuple[str, str] | None = None) -> Settings:
+    """The settings that these keys, which are those of a settings module, make; `module` is what errors name,
+    `origin` is as `Settings` has it. Raises SettingsError as `load_settings` does."""
     types = get_type_hints(Settings, include_extras=True)
-    known = {f"RPC_{field.name.upper()}": field.name for field in fields(Settings) if field.name != "module"}
+    names = [field.name for field in fields(Settings) if field.name not in ("module", "origin")]
+    known = {f"RPC_{name.upper()}": name for name in names}
     values: dict[str, Any] = {}
     for key, value in keys.items():
         if key not in known:
@@ -160,7 +167,7 @@ def settings_from(keys: Mapping[str, Any], module: str) -> Settings:
             raise SettingsError(f"{module}: {key}: {error}") from None
         if key in BACKEND_KEYS and not _is_backend(value):
             raise SettingsError(f"{module}: {key}: {value!r} is neither a backend nor its URL")
-    return Settings(module=module, **values)
+    return Settings(module=module, origin=origin, **values)
 
 
 def _is_backend(value: Any) -> bool:

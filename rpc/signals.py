@@ -48,6 +48,12 @@ def stop_gently() -> bool:
         return ear is not None
 
 
+def cause(code: int) -> str:
+    """What ended a process: its exit code, or minus the number of a signal, in words."""
+    names = {-each.value: each.name for each in signal.Signals}
+    return f"ended with exit code {code}" if code >= 0 else f"died of {names.get(code, f'signal {-code}')}"
+
+
 class _Ear:
     """A thread that hears of signals through a pipe, into which the interpreter writes their numbers as they
     come: a handler in Python has to wait until the main thread runs again, which may be blocked for good."""

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from typing import Any
 
 import pytest
 from in_memory import LONG
 
 from rpc import AsyncRpcClient, Request, RpcReceiver, Unsupported, job
-from rpc.testing import RedisServer
+from rpc.backends.memory import MemoryBackend
+from rpc.backends.memory.server import MemoryServer
 
 
 class Nap:
@@ -124,12 +126,14 @@ def test_what_is_raised_in_the_block_ends_it(any_url: str) -> None:
     run(main)
 
 
-def test_what_hinders_a_receiver_is_raised_where_it_is_entered(rpc_redis: RedisServer) -> None:
+def test_what_hinders_a_receiver_is_raised_where_it_is_entered() -> None:
+    class Hindered(MemoryBackend):
+        def server(self, *_: Any, **options: Any) -> MemoryServer:
+            raise Unsupported("not today")
+
     async def main() -> None:
-        receiver = RpcReceiver(
-            jobs={"nap": Nap().__call__}, backend=f"rq+{rpc_redis.url}?fork=true", concurrency=2
-        )
-        with pytest.raises(Unsupported, match="one job at a time"):
+        receiver = RpcReceiver(jobs={"nap": Nap().__call__}, backend=Hindered("memory://hindered"))
+        with pytest.raises(Unsupported, match="not today"):
             async with receiver:
                 raise AssertionError("it was entered")
 

@@ -54,11 +54,15 @@ VALUES = {
     "RPC_DELIVERY": ("at-most-once", "exactly-once"), "RPC_LEASE": (5.0, "5"), "RPC_MAX_DELIVERIES": (2, "2"),
     "RPC_MAX_MESSAGE_BYTES": (10**6, None), "RPC_SEND_TRACEBACKS": (True, "yes"), "RPC_GRACE": (1.5, None),
     "RPC_KEEP_RESULTS": (60.0, -1), "RPC_STORE": ("redis://", 42), "RPC_UNKNOWN_FOR": (5.0, "5"),
+    "RPC_TIME_LIMIT": (1.5, 0), "RPC_MAX_JOBS_PER_CHILD": (100, 0),
 }  # fmt: skip
 
 
 def test_every_key_is_tested_here():
-    assert {key.removeprefix("RPC_").lower() for key in VALUES} == set(vars(Settings())) - {"module"}
+    assert {key.removeprefix("RPC_").lower() for key in VALUES} == set(vars(Settings())) - {
+        "module",
+        "origin",
+    }
 
 
 @pytest.mark.parametrize("key", VALUES)
@@ -83,7 +87,7 @@ def test_a_list_will_do_for_a_tuple_and_an_int_for_seconds():
     assert (settings.queues, settings.timeout, settings.job_mapping) == (("a",), 5.0, {"a": print})
 
 
-@pytest.mark.parametrize("key", ["RPC_TIMEOUTS", "RPC_", "RPC_MODULE", "RPC_timeout"])
+@pytest.mark.parametrize("key", ["RPC_TIMEOUTS", "RPC_", "RPC_MODULE", "RPC_ORIGIN", "RPC_timeout"])
 def test_an_unknown_key_is_refused_with_its_name_and_its_module(key):
     with pytest.raises(SettingsError, match=rf"^shop\.settings has the unknown key {key};.* RPC_TIMEOUT,"):
         load_settings(module(**{key: 1}))

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 
-from ..signals import stop_gently
+from ..signals import cause, stop_gently
 from .exits import NO_BROKER, WRONG_USE
 
 logger = logging.getLogger(__name__)
@@ -136,7 +136,7 @@ class Supervisor:
             os.kill(pid, signal.SIGKILL)
 
     def _bury(self, place: Place, code: int) -> None:
-        what = f"worker {place.pid} {_cause(code)}"
+        what = f"worker {place.pid} {cause(code)}"
         place.vacate(time.monotonic())
         if self._stopping:
             self._code = self._code or (code if code >= 0 else 128 - code)
@@ -157,11 +157,6 @@ def _ended() -> Iterator[tuple[int, int]]:
     with suppress(ChildProcessError):
         while (ended := os.waitpid(-1, os.WNOHANG))[0]:
             yield ended[0], os.waitstatus_to_exitcode(ended[1])
-
-
-def _cause(code: int) -> str:
-    names = {-each.value: each.name for each in signal.Signals}
-    return f"ended with exit code {code}" if code >= 0 else f"died of {names.get(code, f'signal {-code}')}"
 
 
 def _stop_after(supervisor: int) -> None:

@@ -64,6 +64,12 @@ logger = logging.getLogger(__name__)
     help="Wait for a broker that refuses us, too (a wrong password, no such vhost, no permission yet), not "
     "only for one that is away.",
 )
+@click.option(
+    "--max-jobs-per-child",
+    metavar="N",
+    type=click.IntRange(min=1),
+    help="After how many jobs a process of jobs with fork=True is replaced. By default never.",
+)
 @click.option(RELOAD, is_flag=True, help="Start again when a .py file below the working directory changes.")
 @click.option(
     "--log-level",
@@ -87,6 +93,7 @@ def command(
     processes: int,
     grace: float | None,
     wait: bool,
+    max_jobs_per_child: int | None,
     reload: bool,
     log_level: str | None,
     log_format: str,
@@ -120,6 +127,7 @@ def command(
         concurrency=concurrency,
         coroutines=coroutines,
         grace=grace,
+        max_jobs_per_child=max_jobs_per_child,
     )
 
 

@@ -13,10 +13,11 @@ from typing import Any
 from ..errors import Cancelled, RpcError, RpcTimeout, SerializationError, shown
 from ..transport import NAME, Delivery
 from .codecs import JSON, Accepted, Codec
+from .handling import Handling, is_attended
 from .jobs import Calls, DeliveryMode, Job, Jobs
 from .lifecycle import UNKNOWN_FOR, after_refusal, passed_on, reason
 from .protocol import decode_call
-from .work import Handling, Work, is_attended
+from .work import Work
 
 logger = logging.getLogger(__name__)
 
@@ -59,6 +60,8 @@ class Dispatcher(Handling):
                 raise Cancelled("the caller left before a worker came to it")
             if (job.options.delivery or self._delivery) == "at-most-once":
                 delivery.forbid_redelivery()
+            if job.options.fork or job.options.time_limit or self.time_limit:
+                handler = work.confined(handler, request)
         except RpcError as error:
             self._refuse(delivery, error, codec)
             return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -48,7 +49,7 @@ class Request:
     """What a handler in request style gets."""
 
     __slots__ = (
-        *("_calls", "_delivery", "_respond"),
+        *("_calls", "_delivery", "_overran", "_respond"),
         *("data", "deadline", "headers", "id", "kwargs", "name", "response_key"),
     )
 
@@ -75,6 +76,8 @@ class Request:
         self.deadline = deadline
         """When the caller stops waiting, in seconds of `time.monotonic()`; None if it does not."""
         self._delivery, self._respond, self._calls = delivery, respond, calls
+        self._overran = False
+        """Whether its function runs on after its time limit."""
 
     def respond(self, data: Any) -> bool:
         """Send the response at once, and return True. Returns False, and sends nothing, for a call that
@@ -122,8 +125,8 @@ class Request:
 
     @property
     def cancelled(self) -> bool:
-        """True as soon as the caller no longer waits: long work may then stop."""
-        return self._delivery.cancelled
+        """True as soon as the caller no longer waits, or the time limit is over: long work may then stop."""
+        return self._overran or self._delivery.cancelled
 
 
 class AsyncRequest(Request):
@@ -175,6 +178,8 @@ class JobOptions:
     backoff: float = 1.0
     retry_on: tuple[type[BaseException], ...] = (Exception,)
     keep: float = 0.0
+    time_limit: float | None = None
+    fork: bool = False
 
     @classmethod
     def checked(
@@ -184,6 +189,8 @@ class JobOptions:
         backoff: Duration,
         retry_on: type[BaseException] | tuple[type[BaseException], ...],
         keep: Duration = 0.0,
+        time_limit: Duration | None = None,
+        fork: bool = False,
     ) -> JobOptions:
         """ValueError for what makes no sense."""
         if delivery is not None and delivery not in get_args(DeliveryMode):
@@ -194,7 +201,10 @@ class JobOptions:
         retry_on = retry_on if isinstance(retry_on, tuple) else (retry_on,)
         if not all(isinstance(kind, type) and issubclass(kind, BaseException) for kind in retry_on):
             raise ValueError("retry_on is an exception class, or a tuple of them")
-        return cls(delivery, retries, backoff, retry_on, seconds(keep, "keep"))
+        limit = None if time_limit is None else math.inf
+        if time_limit not in (None, math.inf):
+            limit = seconds(time_limit, "time_limit", above=True)
+        return cls(delivery, retries, backoff, retry_on, seconds(keep, "keep"), limit, fork)
 
     def pause(self, attempt: int, chance: float) -> float:
         """Seconds between an attempt, the first being 1, and the next: doubled each time, and less by up to a
@@ -209,6 +219,8 @@ def job(
     backoff: Duration = 1.0,
     retry_on: type[BaseException] | tuple[type[BaseException], ...] = (Exception,),
     keep: Duration = 0.0,
+    time_limit: Duration | None = None,
+    fork: bool = False,
 ) -> Callable[[F], F]:
     """Options of one job.
 
@@ -216,9 +228,13 @@ def job(
     gets WorkerLost; overrides the receiver's setting. `retries`: if the handler raises one of `retry_on`, it
     is tried again so many times, the first time after up to `backoff` seconds, then after twice that, and so
     on up to an hour, as long as the caller waits; a job that failed each time becomes a dead letter. `keep`:
-    the seconds for which its outcome is kept if nobody waits for it (see `RpcClient.job`). Raises ValueError.
+    the seconds for which its outcome is kept if nobody waits for it (see `RpcClient.job`). `time_limit`: the
+    seconds that an attempt may take, after which it has failed with TimeLimitExceeded (None: what the
+    receiver's settings say, `math.inf`: any time). `fork=True`: the handler, a plain function, runs in a
+    process of its own, which is killed at the time limit, and whose death is that of the job alone. Raises
+    ValueError.
     """
-    options = JobOptions.checked(delivery, retries, backoff, retry_on, keep)
+    options = JobOptions.checked(delivery, retries, backoff, retry_on, keep, time_limit, fork)
 
     return marking("__rpc_job__", options)
 
@@ -251,6 +267,8 @@ class Job:
         self.is_coroutine = any(map(inspect.iscoroutinefunction, functions))
         decorated = inspect.iscoroutinefunction(inspect.unwrap(function))
         self.request_type = AsyncRequest if self.is_coroutine or decorated else Request
+        if self.options.fork and self.is_coroutine:
+            raise SettingsError(f"job {name!r}: fork=True is for plain functions, not for coroutines")
         try:
             self._parameters = None if wants_request(handler, Request) else Parameters(handler)
         except ValueError as error:

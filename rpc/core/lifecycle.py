@@ -8,7 +8,15 @@ from collections.abc import Iterator
 from types import TracebackType
 from typing import Literal
 
-from ..errors import Cancelled, MethodNotFound, RemoteError, RpcError, ServiceNotFound
+from ..errors import (
+    Cancelled,
+    MethodNotFound,
+    RemoteError,
+    RpcError,
+    ServiceNotFound,
+    TimeLimitExceeded,
+    WorkerLost,
+)
 from ..transport import ATTEMPT, HANDED_BACK, UNKNOWN, Message
 from .jobs import FINAL, JobOptions
 from .protocol import printable
@@ -22,6 +30,31 @@ LONGEST_TRACE = 8000
 
 Fate = float | Literal["answer", "bury"]
 """Seconds to wait before the message is delivered again; or its caller is answered; or it was given up."""
+
+
+class Overran(TimeLimitExceeded):
+    """This very job did, not one that it called."""
+
+
+class ProcessLost(WorkerLost):
+    """The process of this very job died, not that of one that it called."""
+
+
+class RaisedInChild(RemoteError):
+    """What a handler raised in another process, which alone has the exception itself."""
+
+    def __init__(self, error: RemoteError, trace: str, is_tried_again: bool) -> None:
+        """`error` is what callers are told of it, `trace` its traceback there; `is_tried_again` is what
+        `is_tried_again` said there."""
+        super().__init__(error.type, error.message, error.data, error.traceback)
+        self.trace, self.is_tried_again = trace, is_tried_again
+
+
+def is_tried_again(error: BaseException, options: JobOptions) -> bool:
+    """Whether an error is one of those after which the job is tried again."""
+    if isinstance(error, RaisedInChild):
+        return error.is_tried_again
+    return bool(options.retries) and isinstance(error, options.retry_on) and not isinstance(error, FINAL)
 
 
 def next_attempt(message: Message) -> Message:
@@ -58,9 +91,12 @@ def reason(error: BaseException, told: RpcError) -> str:
         (told.type, told.message) if isinstance(told, RemoteError) else (type(told).__name__, str(told))
     )
     line = printable(f"{kind}: {text}".replace("\n", " "))[:500]
-    if error.__traceback__ is None:
+    if isinstance(error, RaisedInChild):
+        trace = printable(error.trace)
+    elif error.__traceback__ is None:
         return line
-    trace = printable("".join(traceback.format_exception(error)))
+    else:
+        trace = printable("".join(traceback.format_exception(error)))
     return f"{line}\n{trace[-LONGEST_TRACE:]}"
 
 
@@ -78,7 +114,7 @@ def after_failure(
     tried, or once, if nobody waits to be told (`attended`). `attempt` is the one that failed, the first being
     1; `left` the seconds that its caller waits (None: without end); `wanted` says whether anybody still wants
     it; `chance`, from 0 to 1, spreads the pauses."""
-    if not options.retries or not isinstance(error, options.retry_on) or isinstance(error, FINAL):
+    if not is_tried_again(error, options):
         return "answer" if attended or isinstance(error, Cancelled) else "bury"
     pause = options.pause(attempt, chance)
     in_time = left is None or pause < left
@@ -86,7 +122,8 @@ def after_failure(
 
 
 _PACKAGE = __name__.partition(".")[0]
-_CALLING = tuple(f"{_PACKAGE}.{name}" for name in ("core.work", "core.middleware", "events", "ticker"))
+_USERS = ("core.work", "core.handling", "core.middleware", "events", "ticker")
+_CALLING = tuple(f"{_PACKAGE}.{name}" for name in _USERS)
 """The modules that call what is the user's."""
 
 

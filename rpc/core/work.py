@@ -3,174 +3,28 @@
 from __future__ import annotations
 
 import logging
-import traceback
-from collections.abc import Awaitable, Callable, Coroutine, Sequence
+import math
+from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
 from types import CoroutineType
 from typing import Any
 
-from ..errors import (
-    Cancelled,
-    Interrupted,
-    InvalidParams,
-    RemoteError,
-    RpcError,
-    RpcTimeout,
-    SerializationError,
-    Unauthorized,
-    shown,
-)
-from ..transport import FAILED, IDEMPOTENCY_KEY, NAME, Delivery, Message
+from ..errors import Cancelled, InvalidParams, RpcError, Unauthorized, shown
+from ..transport import IDEMPOTENCY_KEY, Delivery, Message
 from .codecs import Codec
+from .handling import HandedBack, Handling, contained, is_attended
 from .jobs import Job, Request, current_request
-from .lifecycle import Fate, after_failure, blamed, next_attempt, reason
-from .middleware import ContextFactory, Hooks, Middleware
-from .protocol import encode_error, encode_result, printable, remote_error
+from .lifecycle import Overran, after_failure, blamed, next_attempt, reason
+from .middleware import Middleware
+from .protocol import remote_error
 
 logger = logging.getLogger(__name__)
 finished = logging.getLogger("rpc.jobs")
 """Has a line for each attempt at a job that ended."""
 
-_TOLD_AS_THEY_ARE = (InvalidParams, SerializationError, RpcTimeout, Unauthorized, Cancelled, RemoteError)
-"""Errors that a handler may raise to say just that. Others of ours, such as the MethodNotFound of a call that
-it made itself, would mislead its caller."""
 _REFUSALS = InvalidParams, Unauthorized
 """Errors that are the caller's: of no interest to whoever wrote the handler."""
-
-Await = Callable[[Coroutine[Any, Any, Any], Delivery], Any]
-"""Runs a coroutine to its end, cancelling it when the delivery is cancelled; returns its result."""
-
-Spawn = Callable[[Coroutine[Any, Any, None], Delivery], None]
-"""The same, but it does not wait for the end."""
-
-Kept = Callable[[Delivery, Message, float, float], Message]
-"""Marks the last reply to a delivery, to be kept for so many seconds, whose handler took so many; may also
-store it, and wait for that."""
-
-Aside = Callable[[Callable[[], Any]], Awaitable[Any]]
-"""Runs what blocks, for a coroutine that waits for it; its result."""
-
-
-class HandedBack(BaseException):
-    """A coroutine ended before its time, and its message is for others."""
-
-
-class Handling:
-    """How a receiver has its jobs handled, and what it says of them."""
-
-    def __init__(
-        self,
-        *,
-        max_message: int | None = None,
-        send_tracebacks: bool = False,
-        await_: Await | None = None,
-        spawn: Spawn | None = None,
-        aside: Aside | None = None,
-        handed_back: Callable[[Delivery], bool] = lambda delivery: False,
-        kept: Kept = lambda delivery, last, seconds, took: last,
-        keeps_elsewhere: bool = False,
-        hooks: Hooks | None = None,
-        middleware: Sequence[Middleware] = (),
-        context: ContextFactory = nullcontext,
-        clock: Callable[[], float],
-        dice: Callable[[], float],
-    ) -> None:
-        """`clock` gives seconds that only grow, `dice` a number from 0 to 1. `max_message` is in bytes, for
-        requests and replies alike; `middleware` is from the outside in, `hooks` are outside of it, and
-        `context` is outside of them. With `spawn` and `aside`, which go together, a coroutine holds no
-        thread, unless there is middleware, which does. `handed_back` is asked of a coroutine that was
-        cancelled: whether its message is somebody else's by now; it may block. `kept` sees the outcomes that
-        are to be kept; if it `keeps_elsewhere`, it blocks."""
-        self._max_message, self._send_tracebacks, self._await = max_message, send_tracebacks, await_
-        self.aside, self.handed_back = aside, handed_back
-        self.kept, self.keeps_elsewhere = kept, keeps_elsewhere
-        self._spawn, self.detaches = spawn, spawn is not None and not middleware
-        self.clock, self.dice = clock, dice
-        self.hooks, self.middleware, self.context = hooks, middleware, context
-        self._running: dict[Delivery, bool] = {}
-        """Whether it holds a thread."""
-
-    def running(self, *, threads: bool) -> int:
-        """How many handlers run that hold a thread, or how many that hold none."""
-        return sum(held is threads for held in [*self._running.values()])
-
-    def settle(self, delivery: Delivery, fate: Fate, why: str, later: Message, failure: Message) -> None:
-        """What was decided for a job that failed."""
-        try:
-            if fate == "answer":
-                delivery.finish(failure)
-            elif fate == "bury":
-                delivery.bury(why, failure)
-            else:
-                delivery.postpone(fate, later)
-        except RpcError as trouble:
-            what = delivery.message.headers.get(NAME, "")[:128], shown(later.id)
-            logger.warning("job %r (%s) could be neither postponed nor buried: %s", *what, trouble)
-            delivery.finish(failure)
-
-    def ended(self, delivery: Delivery) -> None:
-        """Its handler does not run any more."""
-        self._running.pop(delivery, None)
-
-    def result(self, message: Message, value: Any, codec: Codec) -> Message:
-        """The reply that carries a value; SerializationError if it cannot be encoded or is too large."""
-        try:
-            body = encode_result(message.id, value, codec)
-        except SerializationError as error:
-            raise SerializationError(f"the result cannot be encoded: {error}") from error
-        if self._max_message is not None and len(body) > self._max_message:
-            raise SerializationError(f"the result has {len(body)} bytes: more than {self._max_message}")
-        return Message(body, _reply_headers(message, codec))
-
-    def failure(self, message: Message, error: RpcError, codec: Codec) -> Message:
-        """The reply that carries an error."""
-        kind = printable(str(error.type) if isinstance(error, RemoteError) else type(error).__name__)
-        body = encode_error(message.id, error, codec)
-        if self._max_message is not None and len(body) > self._max_message:
-            text = str(error)[:1000]
-            shorter = RemoteError(kind[:128], text) if isinstance(error, RemoteError) else type(error)(text)
-            body = encode_error(message.id, shorter, codec)
-        return Message(body, {**_reply_headers(message, codec), FAILED: kind[:128]})
-
-    def remote(self, error: BaseException) -> RpcError:
-        """What the caller is told of what the handler raised."""
-        if isinstance(error, Interrupted):
-            return RpcTimeout(str(error))
-        if isinstance(error, _TOLD_AS_THEY_ARE):
-            return error
-        trace = "".join(traceback.format_exception(error)) if self._send_tracebacks else None
-        return remote_error(error, trace)
-
-    def awaited(self, coroutine: Coroutine[Any, Any, Any], request: Request, delivery: Delivery) -> Any:
-        """Its result, which this thread waits for."""
-        if self._await is None:
-            coroutine.close()
-            raise SerializationError("this receiver runs no coroutines")
-        try:
-            return self._await(_in_context(coroutine, request, self.context), delivery)
-        finally:
-            coroutine.close()  # it has not begun if there can be no thread for the event loop
-
-    def detach(self, work: Coroutine[Any, Any, None], delivery: Delivery) -> None:
-        """Have it done without a thread. Raises RpcError if there can be none for the event loop."""
-        self._running[delivery] = False
-        if self._spawn:
-            self._spawn(work, delivery)
-
-
-def is_attended(delivery: Delivery) -> bool:
-    """Whether it is not a job that nobody waits for."""
-    return delivery.message.reply_to is not None or delivery.to.kind != "queue"
-
-
-def _shown(error: BaseException) -> str:
-    return str(remote_error(error))[:500]  # which knows what to do if it has no text
-
-
-def _reply_headers(message: Message, codec: Codec) -> dict[str, str]:
-    # A longer id is not one of ours, and might not leave room for the other headers.
-    return {"id": printable(message.id[:128]), "content-type": codec.content_type}
 
 
 class Work:
@@ -206,6 +60,27 @@ class Work:
         self._last = reply if self._for_others else None
         return self._delivery.reply(reply)
 
+    def confined(self, handler: Callable[[], Any], request: Request) -> Callable[[], Any]:
+        """The handler within its time limit, and in another process, if the job has it so."""
+        handling, options = self._handling, self._job.options
+        seconds = options.time_limit or handling.time_limit
+        seconds = None if seconds == math.inf else seconds
+        if options.fork and handling.fork:
+            is_looked_at = bool(handling.middleware or handling.hooks)
+            return partial(handling.fork, self._delivery, request, self._codec, seconds, is_looked_at)
+        if seconds is None or handling.limits is None:
+            return handler
+        if self._job.is_coroutine:
+            return partial(handling.limits.awaited, handler, seconds)
+        return partial(handling.limits.called, handler, seconds, partial(self._overran, request))
+
+    def _overran(self, request: Request, error: Overran) -> None:
+        """Finish the delivery of a function that goes on."""
+        request._overran = True
+        if self._delivery.on_cancel:
+            self._delivery.on_cancel()
+        self._failed(request, error)
+
     def run(self, handler: Callable[[], Any], request: Request) -> None:
         """Call the handler in this thread, and finish the delivery."""
         try:
@@ -217,7 +92,8 @@ class Work:
                 value = self._awaited(value, request)
             last = self._succeeded(request, value)
         except BaseException as error:  # a handler may raise anything, and its caller must be told
-            self._failed(request, error)
+            if not request._overran:  # else that was told at its limit
+                self._failed(request, error)
         else:
             self._end(last)
 
@@ -383,17 +259,5 @@ def _must_be_the_same(passed: Request, request: Request) -> None:
         raise TypeError(f"call_next takes the request that the middleware was given, not {passed!r:.100}")
 
 
-async def _in_context(coroutine: Coroutine[Any, Any, Any], request: Request, context: ContextFactory) -> Any:
-    current_request.set(request)
-    return await contained(coroutine, context)
-
-
-async def contained(coroutine: Coroutine[Any, Any, Any], context: ContextFactory = nullcontext) -> Any:
-    """Its result; for a loop that others run in, too."""
-    try:
-        async with context():
-            return await coroutine
-    except (SystemExit, KeyboardInterrupt) as error:  # either would end the loop, and all that runs in it
-        raise remote_error(error) from error
-    finally:
-        coroutine.close()  # it has not begun if its context failed
+def _shown(error: BaseException) -> str:
+    return str(remote_error(error))[:500]  # which knows what to do if it has no text

@@ -78,6 +78,20 @@ class Conformance(Features, Inspections, Channels, Detached):
         toy.released.set()
         eventually(lambda: site.log.lines() == ["sent True", "ended"])
 
+    def test_another_thread_may_end_it_before_its_handler_returns(self, site: Site) -> None:
+        may_return = threading.Event()
+
+        def handler(delivery: Delivery) -> None:
+            last = Message(b"told", {"id": delivery.message.id})
+            threading.Thread(target=delivery.finish, args=[last]).start()
+            may_return.wait(site.patience)
+
+        site.serve(handler=handler)
+        try:
+            assert site.ask(b"").receive(site.patience / 2).body == b"told"
+        finally:
+            may_return.set()
+
     def test_a_message_without_a_way_back_has_nobody_to_reply_to(self, site: Site) -> None:
         toy = site.toy()
         toy.released.set()

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import collections
-import itertools
 import json
 import logging
 import os
@@ -78,27 +76,6 @@ def die(request: Request) -> str:
 die_once = job(delivery="at-most-once")(lambda request: die(request))
 
 
-def leave(code: int) -> None:
-    note("leaves")
-    os._exit(code)
-
-
-def start(then: str) -> None:
-    """Starts a process of its own."""
-    process = subprocess.Popen(["sleep", "600"])
-    note(f"{process.pid} started")
-    if then == "wait":
-        process.wait()
-    if then == "die":
-        os._exit(3)
-
-
-def stick() -> None:
-    """In C code that never lets go of the interpreter."""
-    note("sticks")
-    collections.deque(itertools.repeat(0), maxlen=0)
-
-
 def sleep(seconds: float) -> str:
     note("sleeps")
     time.sleep(seconds)
@@ -127,9 +104,6 @@ JOBS: dict[str, Callable[..., Any]] = {
     "hold": hold,
     "die": die,
     "die_once": die_once,
-    "leave": leave,
-    "start": start,
-    "stick": stick,
     "sleep": sleep,
     "nested": nested,
     "flaky": flaky,

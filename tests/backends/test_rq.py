@@ -27,7 +27,6 @@ from rpc import (
     RpcClient,
     RpcReceiver,
     RpcTimeout,
-    Unsupported,
     WorkerLost,
     job,
     on,
@@ -322,12 +321,6 @@ def test_password_and_database_are_kept(rpc_redis: RedisServer) -> None:
     by_client.close()
     with pytest.raises(BackendUnavailable):
         PythonRqBackend(by_url.replace("s3cret", "wrong")).send(queue("there"), Message(b"", {"id": "x"}))
-
-
-def test_fork_goes_with_one_job_at_a_time(bench: Bench) -> None:
-    backend = PythonRqBackend(bench.url, fork=True)
-    with pytest.raises(Unsupported, match="one job at a time"):
-        backend.server([queue(bench.queue)], lambda delivery: delivery.finish(None), threads=2)
 
 
 def test_a_worker_minds_each_of_its_queues(bench: Bench) -> None:

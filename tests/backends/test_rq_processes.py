@@ -1,4 +1,4 @@
-"""rq on Redis with workers in processes of their own: deaths, stops, time limits, forks."""
+"""rq on Redis with workers in processes of their own: deaths, stops, time limits."""
 
 from __future__ import annotations
 
@@ -17,8 +17,6 @@ from rpc import RpcTimeout, WorkerLost
 from .rq_jobs import PATIENCE, Bench, eventually, timed, without_end
 
 pytestmark = pytest.mark.redis
-both = pytest.mark.parametrize("query", ["lease=2", "lease=2&fork=true"], ids=["in-process", "fork"])
-FORK = "lease=2&fork=true"
 
 
 def held_by(bench: Bench) -> int:
@@ -50,53 +48,44 @@ def processor_seconds(pid: int) -> float:
 # Deaths.
 
 
-def test_a_job_whose_child_is_killed_is_tried_again_at_once_and_given_up_after_three(bench: Bench) -> None:
-    worker = bench.worker("lease=10&fork=true")
-    with timed(at_most=9), pytest.raises(WorkerLost):
+def test_a_job_whose_worker_is_killed_each_time_is_given_up_after_three(bench: Bench) -> None:
+    for _ in range(4):
+        bench.worker("lease=1")
+    with pytest.raises(WorkerLost):
         bench.client.call_and_wait("die")
     assert bench.lines() == ["dies"] * 3
     assert bench.client.call_and_wait("add", {"a": 1, "b": 1}).data == 2
-    assert worker.poll() is None
 
 
-def test_an_at_most_once_job_whose_child_is_killed_is_not_tried_again(bench: Bench) -> None:
-    bench.worker("lease=10&fork=true")
-    with timed(at_most=5), pytest.raises(WorkerLost):
+def test_an_at_most_once_job_whose_worker_is_killed_is_not_tried_again(bench: Bench) -> None:
+    for _ in range(2):
+        bench.worker("lease=1")
+    with pytest.raises(WorkerLost):
         bench.client.call_and_wait("die_once")
     assert bench.lines() == ["dies"]
 
 
-@pytest.mark.parametrize("code", [0, 3])
-def test_a_child_that_exits_without_an_answer_counts_as_dead(bench: Bench, code: int) -> None:
-    bench.worker("lease=10&fork=true")
-    with timed(at_most=9), pytest.raises(WorkerLost):
-        bench.client.call_and_wait("leave", {"code": code}, timeout=15)
-    assert bench.lines() == ["leaves"] * 3
-
-
-@both
-def test_a_worker_killed_in_a_job_is_replaced_and_no_record_of_it_stays(bench: Bench, query: str) -> None:
-    first = bench.worker(query)
+def test_a_worker_killed_in_a_job_is_replaced_and_no_record_of_it_stays(bench: Bench) -> None:
+    first = bench.worker()
     future = bench.client.submit("hold")
     child = held_by(bench)
     first.kill()
     if child != first.pid:
         os.kill(child, signal.SIGKILL)
-    bench.worker(query, ready=False)
+    bench.worker(ready=False)
     eventually(lambda: times(bench, "holds") == 2)
     bench.release()
     assert future.result(PATIENCE).data == "again"
     eventually(lambda: len(rq.Worker.all(connection=bench.redis)) == 1)
 
 
-@both
-def test_a_worker_that_was_stopped_longer_than_the_lease_does_no_harm(bench: Bench, query: str) -> None:
-    first = bench.worker(query)
+def test_a_worker_that_was_stopped_longer_than_the_lease_does_no_harm(bench: Bench) -> None:
+    first = bench.worker()
     future = bench.client.submit("hold")
     family = {first.pid, held_by(bench)}
     for pid in family:
         os.kill(pid, signal.SIGSTOP)
-    bench.worker(query, ready=False)
+    bench.worker(ready=False)
     eventually(lambda: times(bench, "holds") == 2)
     for pid in family:
         os.kill(pid, signal.SIGCONT)
@@ -190,13 +179,6 @@ def test_clocks_of_workers_are_not_compared(bench: Bench) -> None:
 # Time limits.
 
 
-def test_a_job_that_runs_too_long_in_a_child_ends_with_a_timeout_at_the_caller(bench: Bench) -> None:
-    bench.worker(FORK + "&job_timeout=1")
-    with timed(at_most=6), pytest.raises(RpcTimeout, match="longer than 1 s"):
-        bench.client.call_and_wait("sleep", {"seconds": 60})
-    assert bench.lines() == ["sleeps"]
-
-
 def test_a_job_that_runs_too_long_in_the_main_thread_ends_with_a_timeout_at_the_caller(bench: Bench) -> None:
     bench.worker("lease=2&job_timeout=1")
     with timed(at_most=6), pytest.raises(RpcTimeout, match="longer than 1 s"):
@@ -204,83 +186,25 @@ def test_a_job_that_runs_too_long_in_the_main_thread_ends_with_a_timeout_at_the_
     assert bench.client.call_and_wait("add", {"a": 1, "b": 1}).data == 2
 
 
-@both
-def test_a_job_that_waits_for_another_too_long_is_interrupted_too(bench: Bench, query: str) -> None:
-    bench.worker(query + "&job_timeout=1")
+def test_a_job_that_waits_for_another_too_long_is_interrupted_too(bench: Bench) -> None:
+    bench.worker("lease=2&job_timeout=1")
     with timed(at_most=6), pytest.raises(RpcTimeout, match="longer than 1 s"):
         bench.client.call_and_wait("nested")
 
 
-@both
-def test_a_job_that_waits_for_another_attempt_too_long_is_interrupted_too(bench: Bench, query: str) -> None:
-    bench.worker(query + "&job_timeout=1")
+def test_a_job_that_waits_for_another_attempt_too_long_is_interrupted_too(bench: Bench) -> None:
+    bench.worker("lease=2&job_timeout=1")
     with pytest.raises(RpcTimeout, match="longer than 1 s"):
         bench.client.call_and_wait("flaky", timeout=600)
     assert bench.lines() == ["flaky"]
     assert bench.client.call_and_wait("add", {"a": 1, "b": 1}).data == 2
 
 
-def test_a_child_that_is_stuck_in_c_code_is_killed(bench: Bench) -> None:
-    bench.worker("lease=1&fork=true&job_timeout=1&max_deliveries=1")
-    with timed(at_most=12), pytest.raises((WorkerLost, RpcTimeout)) as caught:
-        bench.client.call_and_wait("stick")
-    assert "within" not in str(caught.value), "nobody told the caller"
-    assert bench.client.call_and_wait("add", {"a": 1, "b": 1}).data == 2
-
-
-def started_by(bench: Bench) -> int:
-    """The process that the last `start` has started."""
-    return int(eventually(bench.lines)[-1].split()[0])
-
-
-def test_what_a_job_has_started_ends_with_its_time(bench: Bench) -> None:
-    bench.worker(FORK + "&job_timeout=1")
-    with pytest.raises(RpcTimeout, match="longer than 1 s"):
-        bench.client.call_and_wait("start", {"then": "wait"})
-    eventually(lambda: gone(started_by(bench)), "it goes on")
-    assert bench.client.call_and_wait("add", {"a": 1, "b": 1}).data == 2
-
-
-def test_what_a_job_has_started_ends_when_its_process_dies(bench: Bench) -> None:
-    bench.worker(FORK + "&max_deliveries=1")
-    with pytest.raises(WorkerLost):
-        bench.client.call_and_wait("start", {"then": "die"})
-    eventually(lambda: gone(started_by(bench)), "it goes on")
-
-
-@pytest.mark.parametrize("how", ["the grace period", "a kill"])
-def test_what_a_job_has_started_ends_with_its_worker(bench: Bench, how: str) -> None:
-    worker = bench.worker(FORK, grace=0.3)
-    bench.client.call("start", {"then": "wait"})
-    started = started_by(bench)
-    worker.terminate() if how == "the grace period" else worker.kill()
-    worker.wait(PATIENCE)
-    eventually(lambda: gone(started), "it goes on")
-
-
-def test_what_a_job_leaves_behind_when_all_is_well_lives_on(bench: Bench) -> None:
-    bench.worker(FORK + "&job_timeout=10")
-    bench.client.call_and_wait("start", {"then": "return"})
-    started = started_by(bench)
-    assert bench.client.call_and_wait("add", {"a": 1, "b": 1}).data == 2  # by the next process
-    assert not gone(started)
-    os.kill(started, signal.SIGKILL)
-
-
-def test_a_cancellation_reaches_the_child(bench: Bench) -> None:
-    bench.worker(FORK)
-    future = bench.client.submit("hold")
-    held_by(bench)
-    future.cancel()
-    eventually(lambda: "cancelled" in bench.lines())
-
-
 # Stops.
 
 
-@both
-def test_a_stopped_worker_finishes_its_job_takes_no_other_and_exits_with_0(bench: Bench, query: str) -> None:
-    worker = bench.worker(query)
+def test_a_stopped_worker_finishes_its_job_takes_no_other_and_exits_with_0(bench: Bench) -> None:
+    worker = bench.worker()
     future = bench.client.submit("hold")
     held_by(bench)
     bench.client.call("ran", {"name": "later"})
@@ -293,9 +217,8 @@ def test_a_stopped_worker_finishes_its_job_takes_no_other_and_exits_with_0(bench
     assert bench.workers() == set()
 
 
-@both
-def test_after_the_grace_period_the_job_goes_to_another_worker_at_once(bench: Bench, query: str) -> None:
-    worker = bench.worker(query.replace("lease=2", "lease=20"), grace=0.3)
+def test_after_the_grace_period_the_job_goes_to_another_worker_at_once(bench: Bench) -> None:
+    worker = bench.worker("lease=20", grace=0.3)
     future = bench.client.submit("hold")
     child = held_by(bench)
     worker.send_signal(signal.SIGTERM)
@@ -309,9 +232,8 @@ def test_after_the_grace_period_the_job_goes_to_another_worker_at_once(bench: Be
     assert times(bench, "held") == 1
 
 
-@both
-def test_a_second_signal_ends_the_worker_now_and_loses_nothing(bench: Bench, query: str) -> None:
-    worker = bench.worker(query)
+def test_a_second_signal_ends_the_worker_now_and_loses_nothing(bench: Bench) -> None:
+    worker = bench.worker()
     future = bench.client.submit("hold")
     child = held_by(bench)
     worker.send_signal(signal.SIGTERM)
@@ -331,9 +253,8 @@ def signal_pending_is_over(worker: subprocess.Popen[bytes]) -> bool:
     return not caught & 1 << (signal.SIGTERM - 1)
 
 
-@both
-def test_ctrl_c_for_the_whole_process_group_lets_the_job_finish(bench: Bench, query: str) -> None:
-    worker = bench.worker(query)
+def test_ctrl_c_for_the_whole_process_group_lets_the_job_finish(bench: Bench) -> None:
+    worker = bench.worker()
     future = bench.client.submit("hold")
     child = held_by(bench)
     for pid in {worker.pid, child}:  # what a terminal does to the group
@@ -344,10 +265,9 @@ def test_ctrl_c_for_the_whole_process_group_lets_the_job_finish(bench: Bench, qu
     assert worker.wait(PATIENCE) == 0
 
 
-@both
-def test_what_a_job_prints_is_printed_once(bench: Bench, query: str, tmp_path: Path) -> None:
+def test_what_a_job_prints_is_printed_once(bench: Bench, tmp_path: Path) -> None:
     with (tmp_path / "said").open("wb") as said:
-        worker = bench.worker(query, stdout=said)
+        worker = bench.worker(stdout=said)
         for word in "one", "two":
             bench.client.call_and_wait("say", {"text": word})
         worker.terminate()
@@ -385,9 +305,8 @@ def test_futures_work_in_a_process_that_was_forked_off_after_others_were_made(be
 # Rest.
 
 
-@both
-def test_an_idle_worker_takes_less_than_one_percent_of_a_processor(bench: Bench, query: str) -> None:
-    pid = bench.worker(query.replace("lease=2", "lease=10")).pid
+def test_an_idle_worker_takes_less_than_one_percent_of_a_processor(bench: Bench) -> None:
+    pid = bench.worker("lease=10").pid
     bench.client.call_and_wait("add", {"a": 1, "b": 1})
     before = processor_seconds(pid)
     time.sleep(4)

@@ -26,6 +26,7 @@ MUTANTS: list[tuple[type[Mutant], Callable[..., None], tuple[Any, ...]]] = [
     (m.MixesUpReplies, C.test_each_request_gets_its_own_replies, ()),
     (m.ReordersReplies, C.test_replies_come_in_order, ()),
     (m.HoldsRepliesUntilTheEnd, C.test_a_reply_can_leave_before_the_handler_is_done, ()),
+    (m.FinishesOnlyInItsThread, C.test_another_thread_may_end_it_before_its_handler_returns, ()),
     (m.RoundsTimeoutsToSeconds, C.test_receive_times_out_and_stays_usable, (0.3,)),
     (m.DiesOfATimeout, C.test_receive_times_out_and_stays_usable, (0.05,)),
     (m.NeverUpdatesTtl, C.test_the_receiver_is_told_how_much_time_is_left, ()),

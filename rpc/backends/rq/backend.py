@@ -54,12 +54,12 @@ class PythonRqBackend(RedisBase):
 
     `source` is a `redis.Redis`, of which only the address and the credentials are used, or a URL:
     `rq+redis://`, `rq+rediss://` (TLS), `rq+unix://`. A worker that gives no sign of life for `lease` seconds
-    has lost its job, and the job is delivered again, at most `max_deliveries` times. `fork=True` runs each
-    job in a process of its own. `job_timeout` (seconds) ends a handler that runs longer, or is tried again
-    for longer, with RpcTimeout: in the worker's main thread or with `fork=True`, as only there it can be
-    interrupted. rq's records of finished and failed jobs are kept for `result_ttl` and `failure_ttl` seconds,
-    those of dead letters for a year. To rq, our queues are called `queue_prefix` and their names, so that a
-    team's own rq workers and ours do not meet. Connects at first use.
+    has lost its job, and the job is delivered again, at most `max_deliveries` times. `job_timeout` (seconds)
+    ends a handler that runs longer, or is tried again for longer, with RpcTimeout: in the worker's main
+    thread, as only there it can be interrupted (`@job(time_limit=)` is for any). rq's records of finished and
+    failed jobs are kept for `result_ttl` and `failure_ttl` seconds, those of dead letters for a year. To rq,
+    our queues are called `queue_prefix` and their names, so that a team's own rq workers and ours do not
+    meet. Connects at first use.
     """
 
     features = FEATURES["rq+redis"]
@@ -71,7 +71,6 @@ class PythonRqBackend(RedisBase):
         *,
         lease: float = 10.0,
         max_deliveries: int = 3,
-        fork: bool = False,
         job_timeout: float | None = None,
         result_ttl: int = 30,
         failure_ttl: int = 60,
@@ -91,7 +90,7 @@ class PythonRqBackend(RedisBase):
         if isinstance(source, redis.RedisCluster):
             raise Unsupported("rq needs a single Redis server, not a cluster")
         self.servers, self._client = here, here.client("")
-        self._options = RqOptions(lease, max_deliveries, fork, job_timeout, result_ttl, failure_ttl)
+        self._options = RqOptions(lease, max_deliveries, job_timeout, result_ttl, failure_ttl)
         self.topics = Topics(here)
         self._records = Records(here, queue_prefix)
         self._read: deque[str] = deque()
@@ -135,8 +134,6 @@ class PythonRqBackend(RedisBase):
         coroutines: int = 1,
         on_change: OnChange = lambda connected: None,
     ) -> RqServer:
-        if self._options.fork and threads > 1:
-            raise Unsupported("rq with fork=True runs one job at a time: start more workers instead")
         return RqServer(
             self.servers,
             self._records,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from threading import get_ident
 from typing import Protocol
 
 from ...transport import Message
@@ -28,9 +29,13 @@ class Holder(Protocol):
     def forbid_redelivery(self, claimed: Claimed) -> None:
         """Raises BackendUnavailable, and WorkerLost if it is not this worker's any more."""
 
+    def settle(self, delivery: RqDelivery) -> None:
+        """Write down what it came to."""
+
 
 class RqDelivery(BaseDelivery):
-    """A job in the hands of a handler, which finishes it before it returns."""
+    """A job in the hands of a handler. What it came to is written down when that returns; at once, if it was
+    finished by another thread."""
 
     def __init__(self, worker: Holder, claimed: Claimed, message: Message) -> None:
         self._worker, self.claimed, self.message = worker, claimed, message
@@ -40,9 +45,14 @@ class RqDelivery(BaseDelivery):
         self.buried = ""
         """Why, if it was."""
         self.last: Message | None = None
+        self.is_settled = False
+        """Whether what it came to was written down."""
+        self._thread = get_ident()
 
     def _finish(self, last: Message | None) -> None:
         self.last = last
+        if get_ident() != self._thread:
+            self._worker.settle(self)
 
     def reply(self, message: Message) -> bool:
         if self.claimed.reply_to is None:
@@ -56,4 +66,5 @@ class RqDelivery(BaseDelivery):
 
     def bury(self, why: str, last: Message | None) -> None:
         """It will be one of rq's failed jobs."""
-        self.buried, self.last, self.finished = why or "it was given up", last, True
+        self.buried = why or "it was given up"
+        self.finish(last)

@@ -84,7 +84,6 @@ class RqOptions:
 
     lease: float
     max_deliveries: int
-    fork: bool
     job_timeout: float | None
     result_ttl: int
     failure_ttl: int

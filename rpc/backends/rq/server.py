@@ -72,7 +72,6 @@ class RqServer:
         self._turns = Turns(self._claim, self._perform, self.is_stopped)
         self._lease = LeaseKeeper(options.lease)
         self._how = records.client.connection_pool.connection_kwargs
-        self._forks = options.fork
         self._subscriber = Subscriber(
             servers,
             channels=plan.channels,
@@ -89,17 +88,16 @@ class RqServer:
 
     def run(self) -> None:
         """Serve until stopped; what was begun is waited for."""
-        loops: list[Callable[[], None]] = [worker.work for worker in self._workers]
-        if not self._forks:
-            many = len(self._of_queues)
-            loops[:many] = [partial(self._take_turns, worker) for worker in self._of_queues]
-            loops += [partial(RqWorker.keep_alive, self._workers, self._beaten)] * bool(self._workers)
+        many = len(self._of_queues)
+        loops: list[Callable[[], None]] = [partial(self._take_turns, worker) for worker in self._of_queues]
+        loops += [worker.work for worker in self._workers[many:]]
+        loops += [partial(RqWorker.keep_alive, self._workers, self._beaten)] * bool(self._workers)
         threads = beside(self._subscriber.loops(), "rpc-topics")
         alarm = self._alarm = Alarm()
         waker = threading.Thread(target=self._wake_up, args=[alarm], name="rpc-stop", daemon=True)
         try:
             started(waker)
-            if self._workers and not self._forks:
+            if self._workers:
                 self._lease.start()
             self._subscriber.begin()
             for thread in threads:

@@ -14,7 +14,6 @@ import threading
 import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
-from functools import partial
 from typing import Any
 from uuid import uuid4
 
@@ -38,7 +37,7 @@ from ..redis.connection import (
 from ..redis.maintenance import Absences
 from ..redis.topics import reply_key
 from . import scripts
-from .child import Child, interrupted_after
+from .alarm import interrupted_after
 from .delivery import Claimed, RqDelivery
 from .records import (
     EXECUTIONS,
@@ -88,7 +87,6 @@ class RqWorker:
         """Held to sign on, and to sign off for good: who has left does not sign on again."""
         self._last_beat = self._last_tidy = 0.0
         self._absences: Absences[tuple[str, str, str]] = Absences(options.beat)
-        self._child: Child | None = None
         self._forgot = False
         """Whether this worker's record expired while it may have held a job that it does not know of."""
         self._keys = [worker_key(self.name)]
@@ -119,9 +117,7 @@ class RqWorker:
 
     def claim(self) -> RqDelivery | None:
         """The next job; None if there was none for a second. Raises redis.RedisError."""
-        if self._options.fork:
-            self._live()
-        elif not self._last_beat:
+        if not self._last_beat:
             self.beat_if_due()
         if self._forgot:
             self._remember()
@@ -167,27 +163,24 @@ class RqWorker:
         return self._delivery
 
     def perform(self, delivery: RqDelivery) -> None:
-        """Have it handled, and finish it. Raises BackendUnavailable if a child died, and Redis is away."""
-        if self._options.fork:
-            self._perform_in_child(delivery)
-        else:
-            self._perform(delivery)
-
-    def _perform(self, delivery: RqDelivery) -> bool:
-        """Whether it was interrupted."""
-        interrupted: list[float] = []
+        """Have it handled, and finish it."""
         try:
-            with interrupted_after(self._options.job_timeout) as interrupted:
+            with interrupted_after(self._options.job_timeout):
                 self._handler(delivery)
-            if (last := delivery.last) is not None:
-                packed(last)
+            if delivery.last is not None:
+                packed(delivery.last)
         except (Exception, Interrupted) as fault:
             logger.exception("a handler raised: %r", delivery.message)
             delivery.error = fault
-            last = lost(delivery.message, "its handler failed")
+            delivery.last = lost(delivery.message, "its handler failed")
+        if not delivery.is_settled:
+            self.settle(delivery)
+
+    def settle(self, delivery: RqDelivery) -> None:
+        """Write down what it came to."""
+        delivery.is_settled, last = True, delivery.last
         failed = delivery.buried or ("" if last is None else last.headers.get(FAILED, ""))
         self._finish(delivery.claimed, last, failed, delivery)
-        return bool(interrupted)
 
     def _finish(
         self, claimed: Claimed, last: Message | None, failed: str, delivery: RqDelivery | None = None
@@ -240,32 +233,7 @@ class RqWorker:
         if not persistent(lambda: self._records.run(scripts.FORBID, keys, arguments), self._options.lease):
             raise WorkerLost("it was given to another worker meanwhile")
 
-    # A child for each job.
-
-    def _perform_in_child(self, delivery: RqDelivery) -> None:
-        claimed = delivery.claimed
-        give_up = time.monotonic() + (self._options.job_timeout or math.inf) + self._options.beat
-        child = self._child = Child(partial(self._perform_as_child, delivery))
-        while (status := child.wait(min(self._options.beat, BLOCK))) is None:
-            with translated_or_logged():
-                self._live()
-            if time.monotonic() > give_up:
-                child.kill()  # it does not even let go of the interpreter
-        self._child = None
-        if self._recover(claimed.queue, claimed.id, self.name, force=True, died=True):
-            logger.error("the process of %r ended with status %d", claimed.id, status)
-        self._claimed = self._delivery = None
-
-    def _perform_as_child(self, delivery: RqDelivery) -> bool:
-        threading.Thread(target=RqWorker.keep_alive, args=[[self]], daemon=True).start()
-        return self._perform(delivery)
-
     # Signs of life.
-
-    def _live(self) -> None:
-        """What `keep_alive` does, for a worker that may have no threads because it forks."""
-        self.beat_if_due()
-        self.mind_others()
 
     @property
     def key(self) -> str:
@@ -423,8 +391,6 @@ class RqWorker:
     def hand_back(self) -> None:
         """Give back the job that is still running here, at once. Raises BackendUnavailable."""
         if claimed := self._claimed:
-            if self._child:
-                self._child.kill()
             name = self.name
             self._recover(claimed.queue, claimed.id, name, force=True, died=False, patience=BLOCK)
             self._claimed = None

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import django
 from django.conf import settings as django_settings
 
 from ...errors import SettingsError
@@ -21,7 +22,13 @@ def settings() -> Settings:
         if key in keys:
             raise SettingsError(f"{module()}: {key} is in {NAME} twice")
         keys[key] = value
-    return settings_from(keys, module())
+    return settings_from(keys, module(), (f"{__name__}.settings_in_child", ""))
+
+
+def settings_in_child(_: str) -> Settings:
+    """The same in a process in which nothing is set up yet: one for jobs with `fork=True`."""
+    django.setup()
+    return settings()
 
 
 def entries() -> Iterator[tuple[str, Any]]:

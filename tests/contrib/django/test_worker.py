@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -42,6 +43,15 @@ def test_three_jobs_at_a_time_are_three(project: Project) -> None:
     with project.client() as client, ThreadPoolExecutor(6) as pool:
         found = [pool.submit(client.services.tally.meet) for _ in range(6)]
         assert {each.result() for each in found} == {3}
+
+
+def test_a_job_in_a_process_of_its_own_has_the_project(project: Project) -> None:
+    """Its apps and its database are set up there, too."""
+    worker = project.worker(TEST_RPC=json.dumps({"SERVICES": ["tally.services.Apart"]}))
+    with project.client() as client:
+        first, second = (client.services.apart.note(uuid4().hex) for _ in range(2))
+    assert second[0] > first[0]
+    assert first[1] == second[1] != int(worker.says(r"worker (\d+) on")[1])
 
 
 def test_hooks_fire(project: Project) -> None:

@@ -78,6 +78,12 @@ class Command(BaseCommand):
             help="How long what runs may go on after a signal to stop.",
         )
         add(
+            "--max-jobs-per-child",
+            metavar="N",
+            type=positive,
+            help="After how many jobs a process of jobs with fork=True is replaced. By default never.",
+        )
+        add(
             RELOAD,
             action="store_true",
             help="Start again when a .py file below the working directory changes.",
@@ -98,6 +104,7 @@ class Command(BaseCommand):
                 concurrency=options["concurrency"],
                 coroutines=options["coroutines"],
                 grace=options["grace"],
+                max_jobs_per_child=options["max_jobs_per_child"],
                 context=connections_kept,
             )
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from collections import defaultdict
 
 from asgiref.sync import sync_to_async
 from django.db import connection
 
-from rpc import Request, every, expose, on
+from rpc import Request, every, expose, job, on
 
 from .models import Note
 
@@ -94,3 +95,12 @@ class Tally:
     def _use(self, kind: str) -> None:
         self._found[kind].append((threading.get_ident(), connection.connection is not None))
         assert Note.objects.filter(text="").count() == 0
+
+
+class Apart:
+    name = "apart"
+
+    @expose
+    @job(fork=True)
+    def note(self, text: str) -> tuple[int, int]:
+        return Note.objects.create(text=text).pk, os.getpid()
