@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import traceback
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
@@ -169,8 +170,10 @@ class Handling:
             raise SerializationError("this receiver runs no coroutines")
         try:
             return self._await(_in_context(coroutine, request, self.context), delivery)
-        finally:
-            coroutine.close()  # it has not begun if there can be no thread for the event loop
+        except RpcError:  # perhaps there can be no thread for the event loop
+            if inspect.getcoroutinestate(coroutine) == inspect.CORO_CREATED:
+                coroutine.close()
+            raise
 
     def detach(self, work: Coroutine[Any, Any, None], delivery: Delivery) -> None:
         """Have it done without a thread. Raises RpcError if there can be none for the event loop."""
