@@ -12,7 +12,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import redis
 
-from ...errors import BackendRefused, BackendUnavailable, shown
+from ...errors import BackendUnavailable, shown
 from ...loops import Alarm
 from ...transport import Message, packed
 from .._lease import LeaseKeeper
@@ -140,12 +140,12 @@ class Maintenance:
         the server. Raises BackendRefused."""
         if self._server.keys:
             self._keeper.start()
-            try:
-                is_done = lambda: self._last_beat > 0 or self._server.is_stopped()  # noqa: E731
-                run_with_reconnect(self._sign_on_or_mend, is_done, lost=self._server.check)
-            except BackendRefused:
-                self._keeper.end()
-                raise
+            is_done = lambda: self._last_beat > 0 or self._server.is_stopped()  # noqa: E731
+            run_with_reconnect(self._sign_on_or_mend, is_done, lost=self._server.check)
+
+    def end(self) -> None:
+        """What was begun has ended, whether it ran or not."""
+        self._keeper.end()
 
     def _sign_on_or_mend(self) -> None:
         try:

@@ -163,6 +163,7 @@ class RedisServer:
                 with translated_or_logged():
                     self.maintenance.wake_up(*self.subscriber.connections())
                 thread.join(0.05)
+        self.maintenance.end()
         if self.fetcher:
             self.fetcher.drop()
         self.acks.drop()
