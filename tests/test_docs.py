@@ -26,7 +26,7 @@ def programs(page: str) -> dict[str, str]:
         code = re.sub(f"^{indent}", "", code, flags=re.MULTILINE)
         name = re.match(r"# (\w+\.py)(, continued)?", code)
         key = name[1] if name else str(len(blocks))
-        blocks[key] = blocks[key] + code if name and name[2] else code
+        blocks[key] = blocks.get(key, "") + code if name and name[2] else code
     return blocks
 
 
