@@ -22,7 +22,7 @@ from .describe import Gathering, WorkerInfo
 from .durations import Duration, seconds
 from .errors import NoReceivers, QueueFull, RpcTimeout
 from .inspection import QueueInfo
-from .job_info import JobInfo, JobState
+from .job_info import JobInfo, ListedState
 from .proxies import Services
 from .transport import Address, AsyncBackend
 
@@ -157,7 +157,7 @@ class AsyncRpcClient(Caller):
         return await asyncio.to_thread(lambda: self._inspector.job(id, queue))
 
     async def jobs(
-        self, *, queue: str | None = None, state: JobState | None = None, name: str | None = None
+        self, *, queue: str | None = None, state: ListedState | None = None, name: str | None = None
     ) -> list[JobInfo]:
         """As `RpcClient.jobs`."""
         return await asyncio.to_thread(lambda: [*self._inspector.jobs(queue, state, name)])

@@ -21,7 +21,7 @@ from .describe import Gathering, WorkerInfo
 from .durations import Duration, seconds
 from .errors import NoReceivers, QueueFull, RpcTimeout
 from .inspection import QueueInfo
-from .job_info import JobInfo, JobState
+from .job_info import JobInfo, ListedState
 from .loops import LoopThread
 from .proxies import Services
 from .transport import Backend
@@ -167,7 +167,7 @@ class RpcClient(Caller):
         return self._inspector.job(id, queue)
 
     def jobs(
-        self, *, queue: str | None = None, state: JobState | None = None, name: str | None = None
+        self, *, queue: str | None = None, state: ListedState | None = None, name: str | None = None
     ) -> list[JobInfo]:
         """The jobs that are scheduled, wait, run or are dead letters: of one queue, in one state, of one
         name. Raises ValueError, BackendUnavailable, Unsupported."""

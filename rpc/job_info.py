@@ -22,9 +22,9 @@ from .transport import FAILED, KEEP, NAME, Backend, Delivery, Message, unpacked
 
 logger = logging.getLogger(__name__)
 
-JobState = Literal[
-    "scheduled", "waiting", "running", "succeeded", "failed", "dead", "cancelled", "expired", "unknown"
-]
+ListedState = Literal["scheduled", "waiting", "running", "dead", "expired"]
+"""What jobs can be listed by: those that are over are found by their id alone."""
+JobState = Literal[ListedState, "succeeded", "failed", "cancelled", "unknown"]
 ATTEMPT, ENDED, TOOK, WORKER = "attempt", "ended", "took", "worker"
 """Headers of a last reply that is kept: which attempt it was; when it ended, in seconds of the Unix epoch;
 how many seconds it took; which worker did it."""
@@ -104,12 +104,15 @@ class Inspector:
         return self._kept(queue, id)  # it may have ended meanwhile
 
     def jobs(
-        self, queue: str | None = None, state: JobState | None = None, name: str | None = None
+        self, queue: str | None = None, state: ListedState | None = None, name: str | None = None
     ) -> Iterator[JobInfo]:
         """The jobs that are scheduled, wait, run, or are dead letters. Raises ValueError, BackendUnavailable,
         Unsupported."""
-        if state is not None and state not in get_args(JobState):
-            raise ValueError(f"a state is one of {', '.join(get_args(JobState))}, not {state!r}")
+        if state is not None and state not in get_args(ListedState):
+            listed = ", ".join(get_args(ListedState))
+            raise ValueError(
+                f"jobs are listed by state {listed}, not {state!r}; what is over is found by its id"
+            )
         self._need("inspection")
         inspection, shelf = cast("Inspection", self._backend), cast("DeadLetters", self._backend)
         for each in self._queues if queue is None else (queue,):

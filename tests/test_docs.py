@@ -26,7 +26,7 @@ def programs(page: str) -> dict[str, str]:
         code = re.sub(f"^{indent}", "", code, flags=re.MULTILINE)
         name = re.match(r"# (\w+\.py)(, continued)?", code)
         key = name[1] if name else str(len(blocks))
-        blocks[key] = blocks[key] + code if name and name[2] else code
+        blocks[key] = blocks.get(key, "") + code if name and name[2] else code
     return blocks
 
 
@@ -123,3 +123,17 @@ def test_the_distribution_has_one_name() -> None:
         file for folder in folders for file in folder.rglob("*") if file.suffix in {".py", ".md", ".json"}
     ]
     assert [file for file in files if former in file.read_text()] == []
+
+
+def test_the_sdist_has_what_the_repository_has() -> None:
+    """The tests read files of all kinds, and are to pass where it was unpacked."""
+    if not (ROOT / ".git").exists():
+        pytest.skip("needs the repository")
+    listed = re.search(r"sdist\]\ninclude = \[(.*?)\]", (ROOT / "pyproject.toml").read_text(), re.DOTALL)
+    assert listed
+    always = {".gitignore", "LICENSE", "README.md", "pyproject.toml"}
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert {name.partition("/")[0] for name in tracked.splitlines()} == {
+        *re.findall(r'"(.+?)"', listed[1]),
+        *always,
+    }

@@ -218,8 +218,9 @@ def test_jobs_are_listed_by_state_and_name(client, serve):
     assert [each.id for each in client.jobs(name="hold")] == [ids[1]]
     assert [each.id for each in client.jobs(queue="low")] == [ids[2]]
     assert client.jobs(state="running") == []
-    with pytest.raises(ValueError, match="state"):
-        client.jobs(state="eaten")  # type: ignore[arg-type]
+    for state in ("eaten", "succeeded"):
+        with pytest.raises(ValueError, match=f"dead, expired, not '{state}'"):
+            client.jobs(state=state)  # type: ignore[arg-type]
 
 
 def test_a_job_that_waits_is_cancelled(client, serve):

@@ -73,6 +73,13 @@ def headers_of(
     help="Do not do it any more after so long; with --no-wait.",
 )
 @click.option(
+    "--keep",
+    metavar="SECONDS",
+    type=float,
+    callback=seconds,
+    help="Keep what becomes of it so long, for `rpc jobs show`; with --no-wait.",
+)
+@click.option(
     "--idempotency-key",
     metavar="KEY",
     help="Of the calls of this job with one key, in one queue, only the first is done; all get its response.",
@@ -113,7 +120,7 @@ def command(
     headers: dict[str, str] | None,
     lines: BinaryIO | None,
     window: int,
-    **times: Any,
+    **later: Any,
 ) -> None:
     """Call the job NAME, and print the data of its response as JSON.
 
@@ -128,13 +135,14 @@ def command(
       rpc call add a:=1 b:=2
       rpc call add '{"a": 1, "b": 2}' --timeout 5 --json
       rpc call greet name=Ada --backend rq+redis://127.0.0.1:6379/0
+      rpc call report --no-wait --keep 600
       rpc call report --no-wait --at 2030-01-31T18:30
       rpc call whoami --header x-user=ada
       rpc call resize --map pictures.jsonl > answers.jsonl
     """
     if no_wait and timeout is not None:
         raise click.UsageError("--timeout is for a call that waits: not with --no-wait")
-    if given := [f"--{name}" for name, value in times.items() if value is not None and not no_wait]:
+    if given := [f"--{name}" for name, value in later.items() if value is not None and not no_wait]:
         raise click.UsageError(f"{', '.join(given)}: for a call that does not wait: add --no-wait")
     if lines and (words or no_wait or idempotency_key or headers):
         raise click.UsageError(
@@ -148,7 +156,7 @@ def command(
         if lines:
             _map(client, name, lines, window, queue)
         elif no_wait:
-            id = _sent(client, name, data, {**how, **times})
+            id = _sent(client, name, data, {**how, **later})
             print_line({"id": id}) if json_wanted() else click.echo(id)
         else:
             response = client.call_and_wait(name, data, **how)

@@ -10,7 +10,7 @@ import click
 
 from ..client import RpcClient
 from ..errors import RpcError
-from ..job_info import JobInfo, JobState
+from ..job_info import JobInfo, ListedState
 from ..settings import Settings, load_settings
 from .options import backend_option, queue_names, settings_option
 from .output import json_option, json_wanted, one_line, print_data, print_line, printable
@@ -32,18 +32,19 @@ def command() -> None:
       rpc jobs list --state waiting
       rpc jobs show 4f1c0e3a9b6d4c2f8a7e5d3c1b0a9f8e
       rpc jobs cancel 4f1c0e3a9b6d4c2f8a7e5d3c1b0a9f8e
+      rpc jobs retry 4f1c0e3a9b6d4c2f8a7e5d3c1b0a9f8e
     """
 
 
 @command.command("list")
-@click.option("--state", type=click.Choice(get_args(JobState)), help="Only jobs in this state.")
+@click.option("--state", type=click.Choice(get_args(ListedState)), help="Only jobs in this state.")
 @click.option("--name", metavar="JOB", help="Only jobs of this name.")
 @settings_option
 @backend_option
 @queue_option
 @json_option
 def list_command(
-    state: JobState | None, name: str | None, settings: str | None, backend: str | None, queue: str | None
+    state: ListedState | None, name: str | None, settings: str | None, backend: str | None, queue: str | None
 ) -> None:
     """List the jobs that are scheduled, wait, run or are dead letters: id, state, queue, name, when, and why.
 
@@ -89,7 +90,8 @@ def show_command(id: str, settings: str | None, backend: str | None, queue: str 
         return print_line({**summary, "result": result, "traceback": info.traceback})
     for key, value in summary.items():
         if value not in ("", None):
-            click.echo(f"{key + ':':<8} {printable(str(value))}")
+            text = f"{value:.6f} s" if key == "took" else str(value)
+            click.echo(f"{key + ':':<8} {printable(text)}")
     if info.traceback:
         click.echo(printable(info.traceback.rstrip(), keep="\n"))
     if info.state == "succeeded":

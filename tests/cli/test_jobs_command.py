@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -62,7 +63,7 @@ def test_the_list_has_a_line_for_each(jobs: Invoke, client: RpcClient) -> None:
     assert jobs("list", "--state", "scheduled").stdout.split()[0] == second
     assert jobs("list", "--name", "add").stdout.split()[0] == first
     assert jobs("list", "--queue", "high").stdout == ""
-    assert jobs("list", "--state", "eaten").exit_code == 2
+    assert jobs("list", "--state", "succeeded").exit_code == 2  # it would never find any
 
 
 def test_what_became_of_a_job_is_shown(jobs: Invoke, client: RpcClient, worker: None) -> None:
@@ -70,11 +71,17 @@ def test_what_became_of_a_job_is_shown(jobs: Invoke, client: RpcClient, worker: 
     eventually(lambda: [client.job(id).state for id in (good, bad)] == ["succeeded", "dead"])
     shown = jobs("show", good).stdout
     assert "state:   succeeded" in shown
+    assert re.search(r"^took:    \d\.\d{6} s$", shown, re.MULTILINE)
     assert shown.endswith("result:\n3\n")
     told = json.loads(jobs("show", bad, "--json").stdout)
     assert (told["state"], told["error"], told["result"]) == ("dead", "ValueError: no", None)
     assert "in fail" in told["traceback"]
     assert "in fail" in jobs("show", bad).stdout
+
+
+def test_a_shell_can_have_an_outcome_kept(invoke: Invoke, jobs: Invoke, url: str, worker: None) -> None:
+    id = invoke("call", "add", "[1, 2]", "--no-wait", "--keep", "60", "--backend", url).stdout.strip()
+    eventually(lambda: "result:\n3\n" in jobs("show", id).stdout)
 
 
 def test_of_what_is_not_known_nothing_is_shown(jobs: Invoke) -> None:

@@ -7,6 +7,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from inspect import signature
 from io import StringIO
 from typing import Any
 
@@ -15,7 +16,7 @@ from django.core.management import CommandError, call_command
 from django.db import transaction
 from django.test import SimpleTestCase, TestCase, TransactionTestCase, override_settings
 
-from rpc import BackendUnavailable, RpcReceiver, SerializationError, SettingsError, every, expose, on
+from rpc import BackendUnavailable, Request, RpcReceiver, SerializationError, SettingsError, every, expose, on
 from rpc.contrib.django import call_on_commit, client, rpc
 from rpc.contrib.django.checks import check_settings
 from rpc.contrib.django.conf import settings
@@ -63,12 +64,16 @@ class OnCommit(TransactionTestCase):
 
     def setUp(self) -> None:
         self.arrived: list[Any] = []
-        worker = serving(jobs={"add": self.add, "sum": self.sum})
+        worker = serving(jobs={"add": self.add, "add_id": self.add_id, "sum": self.sum})
         worker.__enter__()
         self.addCleanup(worker.__exit__, None, None, None)
 
     def add(self, what: Any) -> None:
         self.arrived.append(what)
+
+    def add_id(self, request: Request) -> str:
+        self.arrived.append(request.id)
+        return "added"
 
     def sum(self) -> list[Any]:
         return list(self.arrived)
@@ -108,6 +113,16 @@ class OnCommit(TransactionTestCase):
                 "add", ["urgent"], using="default", queue="high", headers={"x-user": "7"}, ttl=60.0
             )
         self.assertEqual(rpc.call_and_wait("sum").data, ["urgent"])
+
+    def test_the_options_are_those_of_a_call(self) -> None:
+        own, calls = (signature(each).parameters.keys() for each in (call_on_commit, rpc.call))
+        self.assertEqual(own - {"using"}, calls)
+
+    def test_an_outcome_is_kept(self) -> None:
+        with transaction.atomic():
+            call_on_commit("add_id", ["kept"], keep=60)
+        (id,) = rpc.call_and_wait("sum").data
+        self.assertEqual(rpc.job(id).result, "added")
 
     def test_what_is_wrong_is_raised_before_the_commit(self) -> None:
         for kind, name, data, options in (
