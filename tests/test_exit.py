@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 from in_memory import until
 
-from rpc import BackendUnavailable, RpcClient, RpcReceiver
+from rpc import RpcClient, RpcError, RpcReceiver
 from rpc.loops import DaemonThreads
 
 SECONDS = 40
@@ -112,5 +112,5 @@ def test_without_a_thread_it_is_an_error_of_ours_each_time(monkeypatch: pytest.M
     with RpcClient(backend="memory://exit", timeout=1) as client, monkeypatch.context() as patched:
         patched.setattr(threading.Thread, "start", refuse)
         for _ in range(2):
-            with pytest.raises(BackendUnavailable, match="no thread for what waits"):
+            with pytest.raises(RpcError, match="no thread can be started"):
                 client.submit("inc", [1])

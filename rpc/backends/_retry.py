@@ -14,7 +14,7 @@ from contextvars import ContextVar
 from threading import Thread
 from typing import TypeVar
 
-from ..errors import BackendUnavailable, RpcError, SettingsError, Unsupported, shown
+from ..errors import BackendRefused, BackendUnavailable, RpcError, SettingsError, Unsupported, shown
 from ..loops import started
 
 logger = logging.getLogger(__name__)
@@ -110,7 +110,7 @@ def retried(
 
 def lasting(loop: Callable[[], object]) -> Callable[[], None]:
     """The loop, which ends for no exception: that is logged, and after a pause the loop is run again, until
-    it returns. But what trying again cannot mend, SettingsError and Unsupported, is raised."""
+    it returns. But what trying again cannot mend, SettingsError, Unsupported, BackendRefused, is raised."""
 
     def run() -> None:
         pauses = Backoff()
@@ -119,7 +119,7 @@ def lasting(loop: Callable[[], object]) -> Callable[[], None]:
             try:
                 loop()
                 return
-            except (SettingsError, Unsupported):
+            except (SettingsError, Unsupported, BackendRefused):
                 raise
             except Exception as error:
                 if time.monotonic() - began > RETRY_FOR:

@@ -10,7 +10,7 @@ import logging
 from contextlib import suppress
 from typing import Any
 
-from ..errors import Cancelled, RpcError, RpcTimeout, SerializationError, shown
+from ..errors import Cancelled, RpcError, RpcTimeout, SerializationError, WorkerLost, shown
 from ..transport import NAME, Delivery
 from .codecs import JSON, Accepted, Codec
 from .handling import Handling, is_attended
@@ -76,7 +76,7 @@ class Dispatcher(Handling):
         name = message.headers.get(NAME, "")[:128]
         logger.warning("refused %r (%s): %s: %s", name, shown(message.id), type(error).__name__, shown(error))
         delivery.error = error.with_traceback(None)
-        if is_attended(delivery):
+        if is_attended(delivery) or isinstance(error, WorkerLost):  # the backend knows who has it
             delivery.finish(failure)
             return
         fate = after_refusal(error, message, unknown_for=self._unknown_for, chance=self.dice())

@@ -179,7 +179,7 @@ def test_a_caller_is_told_and_it_is_not_done_again(
     [
         ({"timeout": None}, scripts.BEGIN),
         ({"idempotency_key": "k"}, scripts.BEGIN),
-        ({"data": ["x" * 100_000]}, "GET"),
+        ({"data": ["x" * 100_000]}, "MGET"),
     ],
     ids=["a call without end", "a key", "a large one"],
 )

@@ -333,7 +333,7 @@ def test_a_job_of_rqs_is_a_message_there_and_back(backend: PythonRqBackend) -> N
         Job.create
     )
     message = Message(b'{"a":1}', {"id": "a1", "name": "add"})
-    job = job_for(message, backend._records.queue("default"), RqOptions(10.0, 3, False, 5.0, 30, 60))
+    job = job_for(message, backend._records.queue("default"), RqOptions(10.0, 3, 5.0, 30, 60))
     fields = job.to_dict()
     told = {name: fields[name] for name in ("origin", "status", "retries_left", "timeout", "result_ttl")}
     assert told == {

@@ -287,7 +287,7 @@ class RedisServer:
         id = raw.partition(b"\n")[2].partition(b"\n")[0].decode(errors="replace")
         told = packed(lost(Message(headers={"id": id}), UNREADABLE))
         places = (page.key, page.queue.queue, page.queue.dead)
-        self.acks.ask((scripts.BURY, len(places), *places, raw, f"refused: {shown(error)}", 1, told))
+        self.acks.ask((scripts.BURY, len(places), *places, raw, f"refused: {shown(error)}", 1, told, 0))
         self._in_hand.discard(raw)
         page.change(-1)
 
