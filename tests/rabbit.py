@@ -35,7 +35,7 @@ PAGE = (Path(__file__).parents[1] / "docs" / "amqp.md").read_text()
 USERS = re.findall(r"^rabbitmqctl set_permissions -p / (\w+) '(.*)' '(.*)' '(.*)'$", PAGE, re.MULTILINE)
 """Those of the page: names, and what they may configure, write and read."""
 PATIENCE = 60.0
-VHOSTS = 100
+VHOSTS = 250
 """More than there are tests that share a node."""
 
 

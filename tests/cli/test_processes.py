@@ -298,7 +298,7 @@ def test_process_1_buries_the_orphans_of_handlers(client: RpcClient, process_1: 
         time.sleep(0.01)
     assert client.call_and_wait("pid").data != command.pid
     assert command.ends(signal.SIGTERM) == 0
-    assert command.said.count("INFO stopped") == 1
+    assert command.said.count("rpc.receiver: stopped") == 1
 
 
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="prctl is of Linux")
