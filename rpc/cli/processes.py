@@ -139,7 +139,8 @@ class Supervisor:
         what = f"worker {place.pid} {cause(code)}"
         place.vacate(time.monotonic())
         if self._stopping:
-            self._code = self._code or (code if code >= 0 else 128 - code)
+            if code != -signal.SIGTERM:  # who dies of that had not begun to serve
+                self._code = self._code or (code if code >= 0 else 128 - code)
             if code:
                 logger.warning(what)
         elif code == WRONG_USE or (code == NO_BROKER and not self._settled) or not self._replaces:
