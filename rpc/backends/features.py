@@ -15,14 +15,15 @@ _ON_A_BROKER = frozenset(
         "priorities",
         "processes",
         "presence",
+        "delay",
         "dead-letters",
     }
 )
 FEATURES = {
-    "redis": _ON_A_BROKER | {"delay", "idempotency", "detached"},
-    "rq+redis": _ON_A_BROKER,
+    "redis": _ON_A_BROKER | {"idempotency", "detached"},
+    "rq+redis": _ON_A_BROKER | {"idempotency"},
     "amqp": _ON_A_BROKER | {"detached"},
-    "memory": _ON_A_BROKER - {"durable", "redelivers", "processes"} | {"delay", "idempotency", "detached"},
+    "memory": _ON_A_BROKER - {"durable", "redelivers", "processes"} | {"idempotency", "detached"},
 }
 """URL scheme -> the features of its backend: see `transport.Backend`."""
 

@@ -17,6 +17,8 @@ class Claimed:
     queue: str
     id: str
     reply_to: str | None = None
+    once: str = ""
+    """Where it says what became of its idempotency key; "" if it has none."""
 
 
 class Holder(Protocol):
@@ -40,6 +42,8 @@ class RqDelivery(BaseDelivery):
         self.buried = ""
         """Why, if it was."""
         self.last: Message | None = None
+        self.again: tuple[float, Message] | None = None
+        """In how many seconds it is delivered again, and as what, if it was postponed."""
 
     def _finish(self, last: Message | None) -> None:
         self.last = last
@@ -53,6 +57,10 @@ class RqDelivery(BaseDelivery):
 
     def forbid_redelivery(self) -> None:
         self._worker.forbid_redelivery(self.claimed)
+
+    def postpone(self, seconds: float, message: Message) -> None:
+        """It will be one of rq's scheduled jobs."""
+        self.again, self.finished = (seconds, message), True
 
     def bury(self, why: str, last: Message | None) -> None:
         """It will be one of rq's failed jobs."""

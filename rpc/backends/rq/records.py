@@ -13,12 +13,13 @@ from typing import Any
 import msgspec
 from rq import Queue, SimpleWorker, executions, worker_registration
 from rq.job import Job, JobStatus
-from rq.registry import FailedJobRegistry, FinishedJobRegistry, StartedJobRegistry
+from rq.registry import FailedJobRegistry, FinishedJobRegistry, ScheduledJobRegistry, StartedJobRegistry
 from rq.serializers import JSONSerializer
 from rq.utils import now
 
 from ...errors import SerializationError
 from ...transport import NAME, DeadLetter, Message, packed
+from . import scripts
 
 PERFORM = "rpc.backends.rq.perform"
 LARGEST_JOB = 128 * 1024 * 1024
@@ -101,6 +102,9 @@ class Records:
     def failed(self, queue: str) -> str:
         return FailedJobRegistry(queue, connection=self.client).key
 
+    def scheduled(self, queue: str) -> str:
+        return ScheduledJobRegistry(queue, connection=self.client).key
+
     def dead_letters(self, queue: str) -> list[DeadLetter]:
         """Of the failed jobs those that were given up, the last one first."""
         ids = self.client.zrevrange(self.failed(queue), 0, -1)
@@ -123,14 +127,34 @@ class Records:
         """Where a sender rings, and idle workers wait: a list whose loss, or whose surplus, does no harm."""
         return f"rpc:bell:{queue}"
 
+    def later(self, queue: str) -> str:
+        """The same for those who look when scheduled jobs are due."""
+        return f"rpc:later:{queue}"
+
     def has_workers(self, queue: str) -> bool:
         return any(self.client.exists(key) for key in worker_registration.get_keys(self.queue(queue)))
+
+    def promote(self, queue: str) -> float:
+        """Put what is due into its queue; seconds until more is, less than 0 if nothing is scheduled."""
+        keys = [self.scheduled(queue), self.queue(queue).key, Queue.redis_queues_keys, self.bell(queue)]
+        return float(self.run(scripts.PROMOTE, keys, [JOBS])) / 1000
+
+    def discard(self, queue: str) -> None:
+        """Delete a queue, with what is in it and what is scheduled for it."""
+        self.queue(queue).delete(delete_jobs=True)
+        ids = self.client.zrange(self.scheduled(queue), 0, -1)
+        self.client.delete(self.scheduled(queue), *(raw(job_key(text(id))) for id in ids))
 
     def tidy(self, queue: str) -> None:
         """Drop what rq's registries no longer need to know."""
         FinishedJobRegistry(queue, connection=self.client).cleanup()
         FailedJobRegistry(queue, connection=self.client).cleanup()
         worker_registration.clean_worker_registry(self.queue(queue))
+
+
+def fields_of(job: Job) -> list[Any]:
+    """Names and values, as they are in its hash."""
+    return [part for field in job.to_dict().items() for part in field]
 
 
 def job_for(message: Message, queue: Queue, options: RqOptions) -> Job:

@@ -15,6 +15,7 @@ import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from typing import Any
 from uuid import uuid4
 
 import redis
@@ -38,6 +39,8 @@ from .records import (
     KEEP_DEAD,
     Records,
     RqOptions,
+    fields_of,
+    job_for,
     job_key,
     message_in,
     raw,
@@ -81,6 +84,9 @@ class RqWorker:
         self._child: Child | None = None
         self._forgot = False
         """Whether this worker's record expired while it may have held a job that it does not know of."""
+        self._due = 0.0
+        """When the next of the scheduled jobs is, in seconds of the monotonic clock."""
+        self._later = [records.later(name) for name in queues]
         self._keys = [worker_key(self.name)]
         for name in queues:
             self._keys += (records.queue(name).key, records.started(name), records.bell(name))
@@ -118,7 +124,10 @@ class RqWorker:
         if claim == 0:
             self._register()
         elif claim is None:
-            rung = self._client.blpop(self._keys[3::3], timeout=BLOCK)
+            bells, seconds = self._keys[3::3], BLOCK
+            if self._options.fork:
+                bells, seconds = bells + self._later, self._until_due(BLOCK)
+            rung = self._client.blpop(bells, timeout=seconds)
             if rung and self._stopped():  # it was meant for a worker that goes on
                 self._client.pipeline().lpush(rung[0], 1).pexpire(rung[0], 60_000).execute()
         else:
@@ -131,12 +140,16 @@ class RqWorker:
         try:
             message = message_in(fields)
             claimed.reply_to = message.reply_to
+            claimed.once = text(fields.get(b"rpc_key", b""))
             if left >= 0:
                 message = message.replace(ttl=left / 1000)
         except SerializationError as error:
             if hash:
                 logger.error("refused rq job %r in queue %r: %s", claimed.id, claimed.queue, error)
             self._finish(claimed, None, 1, failed=f"refused: {error}")
+            return None
+        if left == 0 and claimed.once:  # it is not begun: its key is free again
+            self._finish(claimed, None, 1, failed="it has expired")
             return None
         self._delivery = RqDelivery(self, claimed, message)
         return self._delivery
@@ -157,6 +170,9 @@ class RqWorker:
         except (Exception, Interrupted):
             logger.exception("a handler raised: %r", delivery.message)
             last = lost(delivery.message, "its handler failed")
+        if delivery.again:
+            self._postpone(delivery.claimed, *delivery.again)
+            return
         failed = delivery.buried or ("" if last is None else last.headers.get(FAILED, ""))
         self._finish(delivery.claimed, last, delivery.number, failed, dead=bool(delivery.buried))
 
@@ -179,12 +195,25 @@ class RqWorker:
             utcformat(now()),
             KEEP_DEAD if dead else options.failure_ttl if failed else options.result_ttl,
             zlib.compress(failed.encode()) if failed else b"",
-            packed(last) if last is not None and claimed.reply_to else b"",
+            packed(last) if last is not None and (claimed.reply_to or claimed.once) else b"",
             number,
             EXECUTIONS,
             int(dead),
+            claimed.once,
         ]
-        done = persistent(lambda: records.run(scripts.FINISH, keys, arguments), math.inf)
+        self._end(claimed, scripts.FINISH, keys, arguments)
+
+    def _postpone(self, claimed: Claimed, seconds: float, message: Message) -> None:
+        records, queue = self._records, claimed.queue
+        keys = [records.started(queue), self._keys[0], job_key(claimed.id)]
+        keys += (records.scheduled(queue), records.later(queue))
+        job = job_for(message.replace(deliveries=None), records.queue(queue), self._options)
+        unused = [""] * 5
+        arguments = [claimed.id, self.name, round(seconds * 1000), *unused, EXECUTIONS, *fields_of(job)]
+        self._end(claimed, scripts.POSTPONE, keys, arguments)
+
+    def _end(self, claimed: Claimed, script: str, keys: Sequence[str], arguments: Sequence[Any]) -> None:
+        done = persistent(lambda: self._records.run(script, keys, arguments), math.inf)
         self._claimed = self._delivery = None
         if not done:
             logger.warning("%r was given to another worker before it was finished", claimed.id)
@@ -228,6 +257,16 @@ class RqWorker:
         """What `keep_alive` does, for a worker that may have no threads because it forks."""
         self.beat_if_due()
         self.mind_others()
+        self._promote()
+
+    def _promote(self) -> None:
+        """Put what is due into its queue."""
+        left = [each for each in map(self._records.promote, self._queues) if each >= 0]
+        self._due = time.monotonic() + min(left, default=math.inf)
+
+    def _until_due(self, most: float) -> float:
+        """Seconds until something is, or so many if that is later; above 0, which means for ever to Redis."""
+        return max(0.001, min(most, self._due - time.monotonic()))
 
     @property
     def key(self) -> str:
@@ -236,11 +275,12 @@ class RqWorker:
 
     @staticmethod
     def keep_alive(workers: Sequence[RqWorker], beaten: Callable[[], object] = lambda: None) -> None:
-        """Beat for all these workers, look after others who serve the same queues, and pass on cancellations,
-        until all of them are done; `beaten` hears of each beat."""
+        """Beat for all these workers, look after others who serve the same queues, put what is due into them,
+        and pass on cancellations, until all of them are done; `beaten` hears of each beat."""
         options, client = workers[0]._options, workers[0]._client
         of_different_queues = {tuple(worker._queues): worker for worker in workers}.values()
-        inboxes = [f"rpc:cancel:{worker.name}" for worker in workers]
+        inboxes = [f"rpc:cancel:{worker.name}".encode() for worker in workers]
+        later = [each for worker in of_different_queues for each in worker._later]
 
         def step() -> None:
             for worker in workers:
@@ -248,10 +288,12 @@ class RqWorker:
             beaten()
             for worker in of_different_queues:
                 worker.mind_others()
-            cancelled = client.blpop(inboxes, timeout=min(options.beat, BLOCK))
+                worker._promote()
+            seconds = min(worker._until_due(min(options.beat, BLOCK)) for worker in of_different_queues)
+            rung = client.blpop([*inboxes, *later], timeout=seconds)
             for worker in workers:
                 delivery = worker._delivery
-                if cancelled and delivery and delivery.claimed.id == text(cancelled[1]):
+                if rung and rung[0] in inboxes and delivery and delivery.claimed.id == text(rung[1]):
                     delivery.cancel()
 
         run_with_reconnect(step, lambda: all(worker._done for worker in workers))

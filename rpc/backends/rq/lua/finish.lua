@@ -1,6 +1,7 @@
 -- include now
+-- include answer
 -- KEYS started worker job registry way_back
--- ARGV id worker_name status ended_at keep_s why frame number executions dead
+-- ARGV id worker_name status ended_at keep_s why frame number executions dead once
 -- -> 1 done, 0 it was given to another worker meanwhile
 -- include let_go
 if redis.call('EXISTS', KEYS[2]) == 1 then redis.call('HSET', KEYS[2], 'state', 'idle') end
@@ -13,6 +14,7 @@ if ARGV[7] ~= '' and redis.call('EXISTS', KEYS[5]) == 1 then
   local sent = redis.pcall('XADD', KEYS[5], ARGV[8] .. '-0', 'm', ARGV[7])
   if sent.err then redis.pcall('XADD', KEYS[5], '*', 'm', ARGV[7]) end  -- another worker has said more
 end
+if ARGV[11] ~= '' then answer(ARGV[11], ARGV[1], ARGV[7], true) end
 local finished = ARGV[3] == 'finished'
 if redis.call('EXISTS', KEYS[2]) == 1 then
   redis.call('HINCRBY', KEYS[2], finished and 'successful_job_count' or 'failed_job_count', 1)

@@ -1,5 +1,5 @@
--- KEYS queue job   ARGV id   -> 1 it was not started and is gone, 0 it runs, or ran
-if redis.call('LREM', KEYS[1], 1, ARGV[1]) == 1 then
+-- KEYS queue job scheduled   ARGV id   -> 1 it was not started and is gone, 0 it runs, or ran
+if redis.call('LREM', KEYS[1], 1, ARGV[1]) == 1 or redis.call('ZREM', KEYS[3], ARGV[1]) == 1 then
   redis.call('DEL', KEYS[2])
   return 1
 end
