@@ -94,7 +94,7 @@ class Caller:
         if at is not None and delay is not None:
             raise ValueError("give delay or at, not both")
         wait = delay if at is None else max(0.0, at.timestamp() - time.time())
-        more = {} if wait is None else {DELAY: _delay(wait, ttl, idempotency_key)}
+        more = {} if wait is None else {DELAY: _delay(wait, ttl)}
         return self._message(name, data, ttl, idempotency_key, {**_own(headers), **more}, replies=False)
 
     def _message(
@@ -258,8 +258,8 @@ def _own(headers: Mapping[str, str] | None) -> Mapping[str, str]:
     return {**inherited, **own}
 
 
-def _delay(seconds: float, ttl: float | None, idempotency_key: str | None) -> str:
+def _delay(seconds: float, ttl: float | None) -> str:
     """The header; ValueError if it makes no sense."""
-    if not 0 <= seconds < math.inf or (ttl is not None and ttl <= seconds) or idempotency_key is not None:
-        raise ValueError("a delay is finite, not negative, less than ttl, and goes with no idempotency_key")
+    if not 0 <= seconds < math.inf or (ttl is not None and ttl <= seconds):
+        raise ValueError("a delay is finite, not negative, and less than ttl")
     return f"{seconds:.3f}"

@@ -231,7 +231,7 @@ class Events:
             return
         try:
             if again:
-                delivery.postpone(pause, next_attempt(delivery.message))
+                delivery.postpone(pause, next_attempt(delivery.message, delivery.message.ttl))
             else:
                 delivery.bury(str(remote_error(error))[:500], None)
         except RpcError as trouble:

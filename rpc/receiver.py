@@ -25,7 +25,6 @@ from .core.middleware import ContextFactory, Hooks, Middleware, checked
 from .describe import ALL_WORKERS, DESCRIBE, WorkerInfo, worker_info
 from .errors import Cancelled, SettingsError, Unsupported
 from .events import Events, listeners_in
-from .local_retry import retrying_locally
 from .loops import DelayQueue, LoopThread, RunningLoop, locked_cached_property, to_its_end
 from .services import gathered, service
 from .settings import Settings, load_settings
@@ -163,15 +162,22 @@ class RpcReceiver:
             raise SettingsError(
                 f"{where}: RPC_JOB_MAPPING and RPC_SERVICES have no job: there is nothing to do"
             )
-        for feature, needed in (
-            ("topics", self._events.addresses),
-            ("groups", [each for each in self._events.addresses if each.group]),
-            ("subscriptions", [each for each in self._events.addresses if each.durable]),
+        for feature, what, needed in (
+            ("topics", "listeners", self._events.addresses),
+            ("groups", "listeners", [each for each in self._events.addresses if each.group]),
+            ("subscriptions", "listeners", [each for each in self._events.addresses if each.durable]),
+            ("delay", "retries", self._retried()),
         ):
             if needed and feature not in features:
-                raise Unsupported(f"listeners need {feature}, which this backend does not have")
+                raise Unsupported(f"{what} need {feature}, which this backend does not have")
         topics = [ALL_WORKERS] if "topics" in features else []
         return (queues if self.jobs else []) + self._events.addresses + topics
+
+    def _retried(self) -> list[str]:
+        """What is tried again, and with the broker meanwhile."""
+        durable = [each for each in self._events.listeners if each.subscription.durable]
+        jobs = [name for name, each in self.jobs.items() if each.options.retries]
+        return jobs + [each.name for each in durable if each.subscription.options.retries]
 
     def _offer(self) -> str:
         """What this worker does, for its log."""
@@ -264,12 +270,9 @@ class RpcReceiver:
 
     def _serve(self) -> None:
         self._begun = self._has_handed_back = False
-        handler = (
-            self._handle if "delay" in self.backend.features else retrying_locally(self._handle, self._later)
-        )
         slots: dict[str, Any] = {"threads": self.concurrency, "coroutines": self.coroutines}
         self._server = server = self.backend.server(
-            self._addresses, handler, on_change=self._changed, **slots
+            self._addresses, self._handle, on_change=self._changed, **slots
         )
         if self._stopping:
             server.stop()

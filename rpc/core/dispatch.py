@@ -272,7 +272,7 @@ class _Work:
                 delivery.bury(printable(str(remote))[:500], failure)
             else:
                 logger.info("job %r (%s) is tried again in %.3g s", job.name, request.id, fate)
-                delivery.postpone(fate, next_attempt(self._message))
+                delivery.postpone(fate, next_attempt(self._message, left))
         except RpcError as trouble:
             logger.warning(
                 "job %r (%s) could be neither postponed nor buried: %s", job.name, request.id, trouble

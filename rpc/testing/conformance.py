@@ -28,12 +28,13 @@ from ..backends import backend_from_url
 from ..errors import BackendUnavailable, RpcTimeout
 from ..transport import LOST, Delivery, Message, Replies
 from ._channels import Channels
+from ._delays import Delays
 from ._detached import Detached
 from ._features import Features
 from .site import Site, answering, eventually, request
 
 
-class Conformance(Features, Channels, Detached):
+class Conformance(Features, Delays, Channels, Detached):
     """One test for each rule that a backend keeps."""
 
     # Requests and replies.

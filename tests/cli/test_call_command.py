@@ -78,7 +78,6 @@ def test_a_dash_reads_stdin(call: Call) -> None:
         (["--no-wait", "--at", "tomorrow"], "'tomorrow' is no time like"),
         (["--no-wait", "--at", "2030-01-31T18:30", "--delay", "1"], "give delay or at, not both"),
         (["--no-wait", "--delay", "5", "--ttl", "5"], "less than ttl"),
-        (["--no-wait", "--delay", "5", "--idempotency-key", "k"], "goes with no idempotency_key"),
         (["--nonsense"], "--nonsense"),
     ],
 )

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 from ...loops import Alarm, pop_or_none
-from ...transport import DELAY, IDEMPOTENCY_KEY, Address, DeadLetter, Handler, Message
+from ...transport import IDEMPOTENCY_KEY, Address, DeadLetter, Handler, Message
 from ...transport import queue as queue_address
 from .._retry import RETRY_FOR
 from .._serving import OnChange, Plan
@@ -151,6 +151,5 @@ class AmqpBackend:
 
 
 def _check(message: Message) -> None:
-    for header, feature in (DELAY, "delay"), (IDEMPOTENCY_KEY, "idempotency"):
-        if header in message.headers:
-            raise unsupported(feature)
+    if IDEMPOTENCY_KEY in message.headers:
+        raise unsupported("idempotency")

@@ -9,7 +9,7 @@ from typing import Any
 from uuid import uuid4
 
 from ...errors import SerializationError
-from ...transport import ATTEMPT, HANDED_BACK, DeadLetter, Message, packed, queue, unpacked
+from ...transport import ATTEMPT, DELAY, HANDED_BACK, DeadLetter, Message, packed, queue, unpacked
 from .callers import Senders
 from .connection import Connection
 from .messages import Probe, dead_name, properties_of, queue_name, refused
@@ -58,7 +58,7 @@ class DeadLetterStore:
 
     def revive(self, letter: DeadLetter) -> bool:
         to = queue(letter.queue)
-        gone = dict.fromkeys(("ttl", "reply-to", "deliveries", ATTEMPT, HANDED_BACK))
+        gone = dict.fromkeys(("ttl", "reply-to", "deliveries", ATTEMPT, DELAY, HANDED_BACK))
         message = unpacked(letter.frame).replace(**gone)
         properties = properties_of(message, durable=True, copy=uuid4().hex)
 

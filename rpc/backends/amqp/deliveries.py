@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import partial
 from hashlib import sha256
 from threading import get_ident
 from typing import Protocol
@@ -36,6 +37,8 @@ class Owner(Protocol):
 
     def bury(self, delivery: QueueDelivery, why: str) -> None: ...
 
+    def postpone(self, delivery: QueueDelivery, seconds: float, message: Message) -> None: ...
+
     def settle(self, delivery: QueueDelivery, last: Message | None) -> None: ...
 
 
@@ -63,7 +66,9 @@ class QueueDelivery(BaseDelivery):
         self.thread = 0
         """Which one is in its handler."""
         self.is_unsettled = False
-        """Whether it could not be buried."""
+        """Whether it could be neither buried nor postponed."""
+        self.next_attempt = 0
+        """Which one, if it was postponed."""
         self.marks: list[str] = []
         """Names of queues whose presence says something of this message."""
 
@@ -78,7 +83,8 @@ class QueueDelivery(BaseDelivery):
     def join(self, other: QueueDelivery) -> None:
         """Another delivery of this message: its caller may have another way back by now."""
         self.arrivals += other.arrivals
-        self.way = other.way or self.way
+        if other.message.attempt <= self.message.attempt:  # else it was postponed before it was sent again
+            self.way = other.way or self.way
 
     def reply(self, message: Message) -> bool:
         if STREAM not in message.headers:
@@ -92,13 +98,21 @@ class QueueDelivery(BaseDelivery):
         if self.once not in self.marks:
             self._owner.mark(self, self.once, self.message.ttl or 86400.0)
 
+    def postpone(self, seconds: float, message: Message) -> None:
+        self._safely(partial(self._owner.postpone, self, seconds, message))
+        self.next_attempt = message.attempt
+        self.finish(None)
+
     def bury(self, why: str, last: Message | None) -> None:
+        self._safely(partial(self._owner.bury, self, why))
+        self.finish(last)
+
+    def _safely(self, action: Callable[[], object]) -> None:
         try:
-            self._owner.bury(self, why)
+            action()
         except BackendUnavailable:
             self.is_unsettled = True
             raise
-        self.finish(last)
 
     def _finish(self, last: Message | None) -> None:
         self._owner.settle(self, last)
@@ -119,7 +133,8 @@ class QueueDelivery(BaseDelivery):
         return self._mark(f"begun:{self.message.deliveries}")
 
     def _mark(self, kind: str) -> str:
-        return f"rpc:{kind}:{sha256(self.key.encode('utf-8', 'surrogatepass')).hexdigest()}"
+        key = self.key if self.message.attempt == 1 else f"{self.key} {self.message.attempt}"
+        return f"rpc:{kind}:{sha256(key.encode('utf-8', 'surrogatepass')).hexdigest()}"
 
     @property
     def counts_itself(self) -> bool:

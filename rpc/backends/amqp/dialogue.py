@@ -4,7 +4,7 @@ confirmed, who listens on which channel, why it broke. For threads and for event
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from threading import RLock
 from typing import Any, Protocol
 
@@ -14,6 +14,10 @@ from .servers import Terms
 from .wire import Arrival, Basic, Broken, Channel, Confirm, Connection, Wire, frames, published
 
 _NEWS = (Connection.Close, Channel.Close, Basic.Cancel, Connection.Blocked, Connection.Unblocked)
+
+
+Steps = Generator[Callable[[Any], Any], Any, None]
+"""What to do with a connection, one after the other: each is given what came of the one before."""
 
 
 class Answer(Protocol):

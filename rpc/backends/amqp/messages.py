@@ -13,7 +13,8 @@ from hashlib import blake2b
 from typing import Any
 
 from ...errors import NoReceivers, QueueFull, RpcError, SerializationError
-from ...transport import MAX_HEADER_BYTES, MAX_HEADERS, NAME, Address, Message
+from ...transport import DELAY, MAX_HEADER_BYTES, MAX_HEADERS, NAME, Address, Message
+from .delays import route_after
 from .wire import Arrival, Basic, Exchange, Queue
 
 EXCHANGE = "rpc"
@@ -33,7 +34,10 @@ KEEP_INBOX = 3600.0
 LONGEST_TTL = 2**32 - 1
 """Milliseconds."""
 _DIRECT = "amq.rabbitmq.reply-to."
-_OWN = {STAMP, COPY, WAY}
+_OWN = {STAMP, COPY, WAY} | {
+    f"x-{which}-death-{what}" for which in ("first", "last") for what in ("exchange", "queue", "reason")
+}
+"""Headers that are not the sender's."""
 _PROPERTIES = {"id": "correlation_id", "content-type": "content_type", NAME: "message_type"}
 _FROM_PROPERTIES = [(attribute, name) for name, attribute in _PROPERTIES.items()]
 
@@ -54,9 +58,17 @@ def group_name(to: Address) -> str:
     return name if len(name) < 255 else f"rpc:topic:{blake2b(name.encode(), digest_size=16).hexdigest()}"
 
 
-def route(to: Address) -> tuple[str, str]:
-    """The exchange and the routing key of an address."""
-    return (EXCHANGE, f"topic:{to.name}") if to.kind == "topic" else ("", queue_name(to))
+def delay_of(to: Address, message: Message) -> float | None:
+    """Seconds that a message to this address is delayed; None if it is not."""
+    return float(message.headers[DELAY]) if to.kind == "queue" and DELAY in message.headers else None
+
+
+def route(to: Address, message: Message) -> tuple[str, str]:
+    """The exchange and the routing key of a message to this address."""
+    if to.kind == "topic":
+        return EXCHANGE, f"topic:{to.name}"
+    delay = delay_of(to, message)
+    return ("", queue_name(to)) if delay is None else route_after(delay, queue_name(to))
 
 
 def control_key(queue: str) -> str:
@@ -123,7 +135,9 @@ def properties_of(
     if message.reply_to not in (None, message.id):
         table[WAY] = message.reply_to
     ttl = message.ttl
-    if ttl is not None:
+    if ttl is not None and DELAY in table:  # RabbitMQ takes the expiration away from what it moves
+        table["ttl"] = message.headers["ttl"]
+    elif ttl is not None:
         properties["expiration"] = str(min(LONGEST_TTL, max(0, round(ttl * 1000))))
     if ttl is not None or reply_to:
         table[STAMP] = int(time.time() * 1000)
@@ -176,6 +190,8 @@ def message_of(properties: Any, payload: bytes) -> Message:
         headers["reply-to"] = (table or {}).get(WAY) or headers.get("id", "")
     if properties.expiration and str(properties.expiration).isdecimal():
         headers["ttl"] = f"{_left(properties):.3f}"
+    elif DELAY in headers and "ttl" in headers:
+        headers["ttl"] = _left_after_delay(headers["ttl"], headers[DELAY], age_of(properties) or 0.0)
     return Message(payload, headers)
 
 
@@ -185,3 +201,11 @@ def _left(properties: Any) -> float:
     ttl = int(properties.expiration) / 1000
     age = age_of(properties)
     return ttl if age is None or not 0 <= age < ttl else ttl - age
+
+
+def _left_after_delay(ttl: str, delay: str, age: float) -> str:
+    """By the clocks of sender and worker alone; but the delay has passed for sure."""
+    try:
+        return f"{max(0.0, float(ttl) - max(age, float(delay))):.3f}"
+    except ValueError:  # anybody may have written it
+        return ttl

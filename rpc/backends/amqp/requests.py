@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from operator import methodcaller
 from os import urandom
 from typing import Any
 
 from ...errors import NoReceivers, QueueFull, RpcError, RpcTimeout
 from ...transport import STREAM, Address, Message
+from .delays import leading
+from .dialogue import Steps
 from .messages import (
     EXCHANGE,
     KEEP_INBOX,
@@ -22,6 +24,7 @@ from .messages import (
     Probe,
     cancel_of,
     control_key,
+    delay_of,
     message_of,
     properties_of,
     queue_name,
@@ -35,9 +38,6 @@ REQUESTS, SEND, PROBE = 1, 2, 3
 """The channels of a caller: of requests and their replies; of what must be confirmed; of questions whose
 answer may close it."""
 
-Steps = Generator[Callable[[Any], Any], Any, None]
-"""What to do with a connection, one after the other: each is given what came of the one before."""
-
 
 def next_step(steps: Steps, outcome: Any) -> Callable[[Any], Any] | None:
     """The next one, after this came of the one before, which may have failed as Broken; None at the end."""
@@ -49,10 +49,10 @@ def next_step(steps: Steps, outcome: Any) -> Callable[[Any], Any] | None:
 
 def sending(servers: Servers, most: int, to: Address, message: Message) -> Steps:
     """How a message is sent. Raises NoReceivers, QueueFull."""
-    exchange, key = route(to)
+    exchange, key = route(to, message)
     said = SEND, key, properties_of(message, durable=True), message.body
     publish = methodcaller("confirmed", *said, exchange=exchange)
-    yield from checking_room(most, to)
+    yield from preparing(servers, most, to, message)
     came_back = yield publish
     if came_back and to.kind == "inbox":  # it is made by whoever comes first
         yield methodcaller("ask", SEND, servers.queue(key, KEEP_INBOX), Queue.DeclareOk)
@@ -61,7 +61,14 @@ def sending(servers: Servers, most: int, to: Address, message: Message) -> Steps
         raise refused(to, came_back)
 
 
-def checking_room(most: int, to: Address) -> Steps:
+def preparing(servers: Servers, most: int, to: Address, message: Message) -> Steps:
+    """What comes before a message is sent. Raises NoReceivers, QueueFull."""
+    yield from _checking_room(most, to)
+    if (delay := delay_of(to, message)) is not None:
+        yield from leading(servers, queue_name(to), delay, SEND, PROBE)
+
+
+def _checking_room(most: int, to: Address) -> Steps:
     """How it is found out whether a queue has so many messages (0: that is not asked). Raises QueueFull, or
     NoReceivers if there is no queue."""
     if not most or to.kind != "queue":
@@ -146,7 +153,7 @@ class ReplyQueue:
 
     def send(self, request: PendingRequest) -> None:
         """Publish a request whose replies come here."""
-        exchange, key = route(request.to)
+        exchange, key = route(request.to, request.message)
         if request.to.kind == "topic":
             self._connection.tell(REQUESTS, OWN_EXCHANGE)
         request.properties.reply_to = self.name

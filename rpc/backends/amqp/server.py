@@ -272,7 +272,7 @@ class AmqpServer:
             return
         if recent.is_done(delivery.key):
             self._dispose(session, delivery, recent.reply(delivery.key))
-        elif (delivery.way and recent.is_unwanted(delivery.message.id)) or session.is_forsaken(delivery):
+        elif self._is_unwanted(delivery) or session.is_forsaken(delivery):
             self._dispose(session, delivery, None)
         elif self._may_not_start(session, delivery):
             self._dispose(session, delivery, delivery.last)
@@ -283,6 +283,12 @@ class AmqpServer:
                     session.mark(delivery, delivery.begun)
             delivery.thread = get_ident()
             self._slots.call(self._handler, delivery)
+
+    def _is_unwanted(self, delivery: QueueDelivery) -> bool:
+        """As far as is known here: its caller has left, or another attempt follows."""
+        recent, message = self._recent, delivery.message
+        has_left = delivery.way is not None and recent.is_unwanted(message.id)
+        return has_left or recent.is_past(delivery.key, message.attempt, delivery.way)
 
     def _dispose(self, session: Session, delivery: QueueDelivery, last: Message | None) -> None:
         """End a delivery that no handler gets."""
@@ -343,6 +349,9 @@ class AmqpServer:
     def bury(self, delivery: QueueDelivery, why: str) -> None:
         self._safely(lambda session: session.bury(delivery, why))
 
+    def postpone(self, delivery: QueueDelivery, seconds: float, message: Message) -> None:
+        self._safely(lambda session: session.postpone(delivery, seconds, message))
+
     def _safely(self, action: Callable[[Session], object]) -> None:
         session = self._session
         if session is None:
@@ -355,9 +364,12 @@ class AmqpServer:
     def settle(self, delivery: QueueDelivery, last: Message | None) -> None:
         session = self._session
         if delivery.is_unsettled and (last is None or delivery.way is None):
-            self._release(delivery, Broken(f"{delivery.message.id} could not be buried"))
+            self._release(delivery, Broken(f"{delivery.message.id} could be neither buried nor postponed"))
         else:
-            self._recent.end(delivery.key, last or delivery.last)
+            if delivery.next_attempt:
+                self._recent.postponed(delivery.key, delivery, delivery.next_attempt, delivery.way)
+            else:
+                self._recent.end(delivery.key, last or delivery.last)
             if session and session.connection.is_open:
                 session.connection.put(self._ending(session, delivery, last))
             elif last is not None and delivery.way is not None and not delivery.cancelled:

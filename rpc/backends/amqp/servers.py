@@ -55,6 +55,8 @@ class Servers:
         self.addresses = [_server(each, _PORTS[parts.scheme]) for each in hosts.split(",")]
         self.vhost = unquote(parts.path[1:]) or "/"
         self._heartbeat, self.queue_type = heartbeat, queue_type
+        self.levels = 0
+        """How many levels of delays are known to be there: see `delays`."""
         self._is_safe = parts.scheme == "amqps"
         self._tls = dict(parse_qsl(parts.query))
         known = (

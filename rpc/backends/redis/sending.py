@@ -90,7 +90,14 @@ class Sender:
         token = keys.token(id)
         delay = (milliseconds(_delay_of(message)),) if DELAY in message.headers else ()
         packed_record = record.unsent() if delay else record.packed()
-        usual = (id, packed_record, lifetime, most, self.sweep, int(shared if delay or record.once else again))
+        usual = (
+            id,
+            packed_record,
+            lifetime,
+            most,
+            self.sweep,
+            int(shared if delay or record.once else again),
+        )
         if record.once:
             places: tuple[str, ...] = (keys.queue, keys.wakeup, token, keys.once(record.once), *way_back)
             window = milliseconds(self._window + _delay_of(message))

@@ -204,7 +204,7 @@ class PythonRqBackend(RedisBase):
         self._sweep()
 
     def _special(self, message: Message) -> tuple[int, int]:
-        """Milliseconds that it is delayed (-1: it is not), and that its key is remembered (0: it has none)."""
+        """Milliseconds: that it is delayed (-1: it is not), that its key is remembered (0: it has none)."""
         delay = float(message.headers.get(DELAY, 0))
         window = self._window + delay if IDEMPOTENCY_KEY in message.headers else 0
         return round(delay * 1000) if DELAY in message.headers else -1, round(window * 1000)

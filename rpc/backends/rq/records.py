@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import os
 import re
+import socket
 import zlib
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -11,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgspec
+import redis
 from rq import Queue, SimpleWorker, executions, worker_registration
 from rq.job import Job, JobStatus
 from rq.registry import FailedJobRegistry, FinishedJobRegistry, ScheduledJobRegistry, StartedJobRegistry
@@ -103,7 +106,8 @@ class Records:
         return FailedJobRegistry(queue, connection=self.client).key
 
     def scheduled(self, queue: str) -> str:
-        return ScheduledJobRegistry(queue, connection=self.client).key
+        registry: Any = ScheduledJobRegistry
+        return str(registry(queue, connection=self.client).key)
 
     def dead_letters(self, queue: str) -> list[DeadLetter]:
         """Of the failed jobs those that were given up, the last one first."""
@@ -144,6 +148,35 @@ class Records:
         self.queue(queue).delete(delete_jobs=True)
         ids = self.client.zrange(self.scheduled(queue), 0, -1)
         self.client.delete(self.scheduled(queue), *(raw(job_key(text(id))) for id in ids))
+
+    def sign_on(self, worker: str, queues: Sequence[str], lease: int, held: str | None) -> None:
+        """Enter a worker, with the id of the job that it has, for so many seconds."""
+        entry = SimpleWorker(
+            [self.queue(name) for name in queues],
+            name=worker,
+            connection=redis.Redis(),  # never connected: rq changes the time limits of what it is given
+            serializer=JSONSerializer,
+            prepare_for_work=False,
+        )
+        entry.hostname, entry.pid = socket.gethostname(), os.getpid()
+        entry.birth_date = entry.last_heartbeat = now()
+        pipe = self.client.pipeline(transaction=True)
+        pipe.hset(entry.key, mapping={**entry.serialize(), "state": "idle"})
+        if held is not None:
+            pipe.hset(entry.key, mapping={"state": "busy", "current_job": raw(held)})
+        worker_registration.register(entry, pipe)
+        pipe.expire(entry.key, lease)
+        pipe.execute()
+
+    def sign_off(self, worker: str, queues: Sequence[str]) -> None:
+        """Forget a worker."""
+        key = worker_key(worker)
+        pipe = self.client.pipeline(transaction=True)
+        pipe.srem(SimpleWorker.redis_workers_keys, key)
+        for name in queues:
+            pipe.srem(worker_registration.WORKERS_BY_QUEUE_KEY % name, key)
+        pipe.delete(key, f"{key}:executions")
+        pipe.execute()
 
     def tidy(self, queue: str) -> None:
         """Drop what rq's registries no longer need to know."""

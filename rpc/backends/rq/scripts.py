@@ -1,9 +1,10 @@
 """The moves of a job between rq's keys, each one atomic, and harmless when it is carried out twice.
 
 rq's own dequeue pops, and then writes down in other commands what it popped; whatever dies in between takes
-the job along. Here a job is in a queue, or in the registry of started jobs under the name of the worker that
-has it, or in the registry of scheduled jobs, at every instant. The keys and fields are rq's; those that start with `rpc_` are ours. Time is the
-server's. A job's key is built in the script: rq does not run on a cluster anyway.
+the job along. Here a job is in a queue, in the registry of scheduled jobs, or in that of started jobs under
+the name of the worker that has it, at every instant. The keys and fields are rq's; those that start with
+`rpc_` are ours. Time is the server's. A job's key is built in the script: rq does not run on a cluster
+anyway. What rq's own scheduler would put into a queue when it is due, our workers do.
 """
 
 from __future__ import annotations

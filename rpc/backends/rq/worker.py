@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
-import socket
 import threading
 import time
 import zlib
@@ -18,10 +16,7 @@ from functools import partial
 from typing import Any
 from uuid import uuid4
 
-import redis
-from rq import SimpleWorker, worker_registration
 from rq.job import JobStatus
-from rq.serializers import JSONSerializer
 from rq.utils import now, utcformat
 
 from ...errors import Interrupted, SerializationError, WorkerLost
@@ -317,22 +312,8 @@ class RqWorker:
 
     def _register(self) -> None:
         """Enter this worker into rq's records, for the first time or after they expired."""
-        entry = SimpleWorker(
-            [self._records.queue(name) for name in self._queues],
-            name=self.name,
-            connection=redis.Redis(),  # never connected: rq changes the time limits of what it is given
-            serializer=JSONSerializer,
-            prepare_for_work=False,
-        )
-        entry.hostname, entry.pid = socket.gethostname(), os.getpid()
-        entry.birth_date = entry.last_heartbeat = now()
-        pipe = self._client.pipeline(transaction=True)
-        pipe.hset(entry.key, mapping={**entry.serialize(), "state": "idle"})
-        if claimed := self._claimed:
-            pipe.hset(entry.key, mapping={"state": "busy", "current_job": raw(claimed.id)})
-        worker_registration.register(entry, pipe)
-        pipe.expire(entry.key, math.ceil(self._options.lease))
-        pipe.execute()
+        held = self._claimed.id if self._claimed else None
+        self._records.sign_on(self.name, self._queues, math.ceil(self._options.lease), held)
         self._forgot = True
 
     def _remember(self) -> None:
@@ -346,12 +327,7 @@ class RqWorker:
 
     def _leave(self) -> None:
         with translated_or_logged():
-            pipe = self._client.pipeline(transaction=True)
-            pipe.srem(SimpleWorker.redis_workers_keys, self._keys[0])
-            for name in self._queues:
-                pipe.srem(worker_registration.WORKERS_BY_QUEUE_KEY % name, self._keys[0])
-            pipe.delete(self._keys[0], f"{self._keys[0]}:executions")
-            pipe.execute()
+            self._records.sign_off(self.name, self._queues)
 
     # Those that died.
 
