@@ -43,11 +43,13 @@ class Billing:
     def bill(self, event: Any) -> None: ...
 
 
-@pytest.mark.parametrize("offer", [{"jobs": {"flaky": Flaky(1).with_options(retries=1)}}, {"services": [Billing()]}],
-                         ids=["job", "durable listener"])  # fmt: skip
-def test_retries_are_refused_where_the_broker_cannot_keep_a_job_meanwhile(
-    offer: Any, memory_url: str
-) -> None:
+RETRIED = Flaky(1).with_options(retries=1)
+
+
+@pytest.mark.parametrize(
+    "offer", [{"jobs": {"flaky": RETRIED}}, {"services": [Billing()]}], ids=["job", "durable listener"]
+)
+def test_retries_are_refused_where_the_broker_keeps_nothing_meanwhile(offer: Any, memory_url: str) -> None:
     with pytest.raises(Unsupported, match="retries need delay"):
         RpcReceiver(backend=WithoutDelays(memory_url), **offer)
     RpcReceiver(backend=WithoutDelays(memory_url), jobs={"flaky": Flaky(1)})

@@ -90,6 +90,21 @@ def test_delays_that_make_no_sense_are_refused(site: Site, options: Any) -> None
     assert not any(site.client().backend.hub.waiting.values())  # type: ignore[attr-defined]
 
 
+@pytest.mark.parametrize(
+    "backend", ["memory", *(pytest.param(each, marks=pytest.mark.redis) for each in ("redis", "rq"))]
+)
+def test_a_delayed_call_with_a_key_is_done_once(backend: str, request: pytest.FixtureRequest) -> None:
+    came: list[str] = []
+    with ExitStack() as stack:
+        site = Site(stack, request.getfixturevalue(f"{backend}_url"))
+        client = site.client()
+        for text in "first", "second":
+            client.call("note", [text], delay=0.2, idempotency_key="order 17")
+        site.serve({"note": came.append})
+        assert client.call_and_wait("note", ["third"], idempotency_key="order 17").data is None
+        assert came == ["first"]
+
+
 # Idempotency keys, above the backends: what a handler in request style responds goes to all.
 
 

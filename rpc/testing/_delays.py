@@ -40,6 +40,21 @@ class Delays:
         eventually(lambda: len(site.log.lines()) == 4)
         assert site.log.lines() == [f"toy {number}" for number in range(4)]
 
+    def test_a_delayed_message_comes_to_its_queue_among_several(self, site: Site) -> None:
+        site.needs("delay", "priorities")
+        came: list[tuple[str, bytes]] = []
+
+        def handler(delivery: Delivery) -> None:
+            came.append((delivery.to.name, delivery.message.body))
+
+        for number, part in enumerate("abab"):
+            site.tell(b"%d" % number, site.queue(part), delay=f"{0.2 * (number + 1):.1f}")
+        time.sleep(0.5)  # some wait by the time that the others are due
+        site.serve(handler, site.queue("a"), site.queue("b"))
+        eventually(lambda: len(came) == 4)
+        assert sorted(body for _, body in came) == [b"0", b"1", b"2", b"3"]
+        assert {(name, int(body) % 2) for name, body in came} == {(site.name("a"), 0), (site.name("b"), 1)}
+
     def test_a_delay_passes_while_nobody_serves(self, site: Site) -> None:
         site.needs("delay")
         site.tell(b"log:first", delay="0.1")
@@ -62,6 +77,20 @@ class Delays:
         site.serve()
         eventually(site.log.lines)
         assert site.log.lines() == ["toy kept"]
+
+    def test_the_time_that_is_left_passes_while_a_message_is_delayed(self, site: Site) -> None:
+        site.needs("delay")
+        seen: dict[bytes, float] = {}
+
+        def handler(delivery: Delivery) -> None:
+            seen[delivery.message.body] = delivery.message.ttl or 0.0
+
+        site.serve(handler)
+        site.tell(b"expired", delay="0.2", ttl="0.1")
+        site.tell(b"wanted", delay="0.4", ttl="60")
+        eventually(lambda: b"wanted" in seen)
+        assert 60 - site.patience < seen[b"wanted"] <= 59.6
+        assert seen.get(b"expired", 0.0) <= 0.0
 
     # Another attempt.
 
@@ -142,6 +171,24 @@ class Delays:
         else:
             site.tell(b"x")
             eventually(lambda: "attempt 2" in site.log.lines())
+
+    def test_a_caller_whose_connection_breaks_between_two_attempts_gets_his_reply(self, site: Site) -> None:
+        site.needs("delay", "processes")
+        assert site.disrupt is not None
+
+        def handler(delivery: Delivery) -> Message | None:
+            message = delivery.message
+            if message.attempt > 1:
+                return Message(b"done", {"id": message.id})
+            delivery.postpone(0.5, message.replace(attempt=2))
+            site.log.write("postponed")
+            return None
+
+        site.serve(handler)
+        replies = site.ask(b"x")
+        eventually(site.log.lines)
+        site.disrupt()
+        assert replies.receive(site.patience).body == b"done"
 
     @pytest.mark.parametrize("promise", [b"", b"once"], ids=["at least once", "at most once"])
     def test_a_worker_that_dies_as_it_postpones_loses_nothing(self, site: Site, promise: bytes) -> None:

@@ -72,7 +72,7 @@ KNOWN = {"q:t:i~10": ""}
 IT, A, B = record(), record("a"), record("b")
 LARGE = record(kind="K", frame="")
 OLD = record("old", "w", ttl=5, sent=1)
-KEYED = record(kind="a", once="x")
+KEYED, LATER_KEYED = record(kind="a", once="x"), unsent(kind="a", once="x")
 DUE = {"c~3600": X([{"due": ""}])}
 
 
@@ -142,13 +142,13 @@ CASES = [
          "q:o:x~60": "qi"}),
     Case("no room for the first", ONCE, "q w q:t:i q:o:x in", ["i", KEYED, 10_000, 1, 2, 0, 60_000],
          {"q": [A]}, -1, {"in~60": [reply("i", "", -1)]}),
-    Case("the first, later", ONCE, "q w q:t:i q:o:x", ["i", unsent(kind="a", once="x"), 10_000, 0, 2, 0, 60_000,
-         5000], {}, 1, {"q:delayed": Z({record(kind="a", once="x", sent="NOW"): "NOW+5"}), "q:control~3600":
-         X([{"due": ""}]), **KNOWN, "q:o:x~60": "qi"}),
-    Case("later, and the first waits", ONCE, "q w q:t:i q:o:x", ["i", unsent(kind="a", once="x"), 10_000, 0, 2, 0,
-         60_000, 5000], {"q:o:x~60": "qa", "q:t:a~30": ""}, 0, {}),
-    Case("no room for the first later", ONCE, "q w q:t:i q:o:x", ["i", unsent(kind="a", once="x"), 10_000, 2, 2, 0,
-         60_000, 5000], {"q": [A], "q:delayed": Z({B: SOON})}, -1, {}),
+    Case("the first, later", ONCE, "q w q:t:i q:o:x", ["i", LATER_KEYED, 10_000, 0, 2, 0, 60_000, 5000], {},
+         1, {"q:delayed": Z({record(kind="a", once="x", sent="NOW"): "NOW+5"}), "q:control~3600":
+         DUE["c~3600"], **KNOWN, "q:o:x~60": "qi"}),
+    Case("later, and the first waits", ONCE, "q w q:t:i q:o:x",
+         ["i", LATER_KEYED, 10_000, 0, 2, 0, 60_000, 5000], {"q:o:x~60": "qa", "q:t:a~30": ""}, 0, {}),
+    Case("later, and no room for the first", ONCE, "q w q:t:i q:o:x",
+         ["i", LATER_KEYED, 10_000, 2, 2, 0, 60_000, 5000], {"q": [A], "q:delayed": Z({B: SOON})}, -1, {}),
     # Later.
     Case("later", LATER, "q d q:t:i c", ["i", unsent(), 10_000, 0, 2, 0, 5000], {}, 1,
          {"d": Z({record(sent="NOW"): "NOW+5"}), **DUE, **KNOWN}),

@@ -35,6 +35,7 @@ from .wire import Broken, Exchange, Queue
 
 LEVELS, TICK = 28, 16
 """A tick in milliseconds."""
+LONGEST = ((1 << LEVELS) - 1) * TICK / 1000
 DUE, GONE = "rpc:delay:due", "rpc:delay:gone"
 _AT_LEAST_ONCE: Any = {
     "x-queue-type": "quorum",
@@ -44,12 +45,10 @@ _AT_LEAST_ONCE: Any = {
 
 
 def ticks_in(seconds: float) -> int:
-    """What a delay is rounded up to. Raises Unsupported if it is too long, ValueError if it is none."""
-    ticks = int(seconds * 1000 // TICK) + 1  # the tick that it ends in is not over
-    if seconds < 0 or ticks >= 1 << LEVELS:
-        longest = ((1 << LEVELS) - 1) * TICK / 86_400_000
-        raise Unsupported(f"on RabbitMQ a delay is from 0 to {longest:.0f} days, not {seconds:g} s")
-    return ticks
+    """What a delay is rounded up to. Raises Unsupported if it is none, or too long."""
+    if not 0 <= seconds < LONGEST:
+        raise Unsupported(f"on RabbitMQ a delay is from 0 to {LONGEST // 86400:.0f} days, not {seconds:g} s")
+    return int(seconds * 1000 // TICK) + 1  # the tick that it ends in is not over
 
 
 def route_after(seconds: float, queue: str) -> tuple[str, str]:

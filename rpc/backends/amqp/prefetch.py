@@ -179,6 +179,7 @@ class InOrder:
         for name in self._names:
             got = self._connection.ask(self._channel, Basic.Get(queue=name), Basic.GetOk, Basic.GetEmpty)
             if isinstance(got.method, Basic.GetOk):
+                got.method.routing_key = name  # of what was delayed, it begins with digits
                 self._ready.append(got)
                 return
         self._is_consuming = True
