@@ -13,7 +13,7 @@ import pytest
 
 from rpc import NoReceivers, Unsupported
 from rpc.backends import backend_from_url
-from rpc.testing.site import PATIENCE, Site, eventually
+from rpc.testing.site import PATIENCE, Site, eventually, request
 from rpc.transport import Delivery, Message, queue
 from tests.rabbit import Node, Rabbit, rabbit
 
@@ -89,6 +89,32 @@ def test_a_handler_sees_what_was_sent_and_nothing_of_the_levels(site: Site) -> N
     assert last.arrival.properties.priority == 7
     assert dict(last.message.headers) == {"id": "x", "x-tenant": "t", "attempt": "2", "delay": "0.1"}
     assert last.message.body == b"body"
+
+
+@pytest.mark.parametrize("is_waited_for", [True, False], ids=["a request", "a message"])
+def test_what_was_postponed_is_not_done_as_it_was_if_the_acknowledgement_is_lost(
+    broker: Rabbit, site: Site, is_waited_for: bool
+) -> None:
+    def handler(delivery: Delivery) -> Message | None:
+        message = delivery.message
+        site.log.write(f"attempt {message.attempt}")
+        if message.attempt > 1:
+            return Message(b"done", {"id": message.id})
+        delivery.postpone(0.5, message.replace(attempt=2))
+        broker.proxy.cut()  # what it has said since then leaves when the handler has returned
+        return None
+
+    site.serve(handler)
+    caller = backend_from_url(broker.admin_url)  # its connection is not cut
+    if is_waited_for:
+        replies = caller.request(site.queue(), request(b"x"))
+        assert replies.receive(PATIENCE).body == b"done"
+        replies.close()
+    else:
+        caller.send(site.queue(), Message(b"x", {"id": site.name()}))
+        eventually(lambda: "attempt 2" in site.log.lines())
+    caller.close()
+    assert site.log.lines() == ["attempt 1", "attempt 2"]
 
 
 @pytest.mark.slow
