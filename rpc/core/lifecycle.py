@@ -57,9 +57,12 @@ def is_tried_again(error: BaseException, options: JobOptions) -> bool:
     return bool(options.retries) and isinstance(error, options.retry_on) and not isinstance(error, FINAL)
 
 
-def next_attempt(message: Message) -> Message:
-    """What is delivered when the job is tried again: to whoever gets it, it is new."""
-    return message.replace(**{"deliveries": None, HANDED_BACK: None, ATTEMPT: message.attempt + 1})
+def next_attempt(message: Message, left: float | None) -> Message:
+    """What is delivered when the job is tried again: to whoever gets it, it is new. `left` is the seconds for
+    which it is still wanted (None: without end)."""
+    ttl = None if left is None else f"{left:.3f}"
+    headers = {"deliveries": None, HANDED_BACK: None, ATTEMPT: message.attempt + 1, "ttl": ttl}
+    return message.replace(**headers)
 
 
 def passed_on(message: Message, seconds: float) -> Message:
