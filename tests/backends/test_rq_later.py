@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -33,9 +34,13 @@ def admin(rpc_redis: RedisServer) -> Iterator[redis.Redis]:
         yield admin
 
 
+def rqs_name(site: Site) -> str:
+    return f"rpc.{site.name()}"
+
+
 def scheduled(site: Site, admin: redis.Redis) -> list[str]:
     registry: Any = ScheduledJobRegistry
-    return list(registry(site.name(), connection=admin).get_job_ids(cleanup=False))
+    return list(registry(rqs_name(site), connection=admin).get_job_ids(cleanup=False))
 
 
 def job_of(id: str, admin: redis.Redis) -> Job:
@@ -47,10 +52,10 @@ def test_rq_shows_what_is_delayed_until_it_is_due(site: Site, admin: redis.Redis
     site.tell(b"log:x", delay="0.5")
     (id,) = scheduled(site, admin)
     assert job_of(id, admin).get_status() is JobStatus.SCHEDULED
-    score = admin.zscore(ScheduledJobRegistry(site.name(), connection=admin).key, id)  # type: ignore[no-untyped-call]
+    score = admin.zscore(ScheduledJobRegistry(rqs_name(site), connection=admin).key, id)  # type: ignore[no-untyped-call]
     assert isinstance(score, float)
     assert before + 0.49 < score < time.time() + 0.6
-    there = Queue(site.name(), connection=admin, serializer=JSONSerializer)
+    there = Queue(rqs_name(site), connection=admin, serializer=JSONSerializer)
     clean_registries(there)
     assert there in Queue.all(connection=admin, serializer=JSONSerializer)
     site.serve()
@@ -76,7 +81,7 @@ def test_rq_shows_what_is_tried_again_and_forgets_what_was_withdrawn(site: Site,
 def test_rqs_own_scheduler_may_do_it(site: Site, admin: redis.Redis) -> None:
     site.tell(b"log:x", delay="0.1")
     (id,) = scheduled(site, admin)
-    scheduler = RQScheduler([site.name()], connection=admin, serializer=JSONSerializer)
+    scheduler = RQScheduler([rqs_name(site)], connection=admin, serializer=JSONSerializer)
     scheduler.acquire_locks()
 
     def is_moved() -> bool:
@@ -97,12 +102,6 @@ def test_what_has_expired_while_it_was_scheduled_is_not_queued(site: Site, admin
     site.serve()
     eventually(lambda: scheduled(site, admin) == [])
     site.tell(b"log:x")
-    eventually(lambda: site.log.lines() == ["toy x"])
-
-
-def test_a_worker_that_forks_moves_what_is_due(site: Site) -> None:
-    site.serve(backend=site.backend(fork=True))
-    site.tell(b"log:x", delay="0.2")
     eventually(lambda: site.log.lines() == ["toy x"])
 
 
@@ -141,3 +140,36 @@ def test_a_key_is_remembered_for_its_window_and_no_longer(site: Site, admin: red
     eventually(lambda: not admin.keys("rpc:once:*"))
     brief.send(site.queue(), Message(b"log:again", {"id": f"{site.name()}-2", **ONCE}))
     eventually(lambda: site.log.lines() == ["toy brief", "toy again"])
+
+
+# What others put there.
+
+
+@pytest.mark.parametrize("kind", ["string", "hash"])
+def test_what_is_of_another_type_where_we_write_makes_room(site: Site, admin: redis.Redis, kind: str) -> None:
+    site.tell(b"log:x", **ONCE)
+    (once,) = (key.decode() for key in admin.keys(f"rpc:once:{site.name()}:*"))
+    for key in f"rq:scheduled:{rqs_name(site)}", f"rpc:later:{site.name()}", once, f"{once}:w":
+        admin.delete(key)
+        if kind == "string" and key != once:
+            admin.set(key, "x")
+        else:
+            admin.hset(key, "x", "y")
+    replies = [site.ask(b"log:y", delay="0.1", **ONCE) for _ in range(2)]
+    site.serve()
+    assert [each.receive(site.patience).body for each in replies] == [b"logged"] * 2
+    assert site.log.lines() == ["toy x", "toy y"]
+    admin.delete(f"rpc:later:{site.name()}")
+    admin.set(f"rpc:later:{site.name()}", "x")
+    site.tell(b"log:z", delay="0.1")
+    eventually(lambda: "toy z" in site.log.lines())
+
+
+def test_what_is_scheduled_by_others_is_left_in_the_queue(site: Site, admin: redis.Redis) -> None:
+    theirs = Queue(rqs_name(site), connection=admin).enqueue_in(timedelta(), "os.getpid")
+    admin.zadd(f"rq:scheduled:{rqs_name(site)}", {"gone": 0, b"\xff\n": 1})
+    site.serve()
+    site.tell(b"log:x", delay="0.1")
+    eventually(lambda: site.log.lines() == ["toy x"])
+    assert scheduled(site, admin) == []
+    assert theirs.get_status(refresh=True) is JobStatus.QUEUED
