@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, cast
@@ -48,6 +49,14 @@ def test_a_delay_is_never_shorter_and_names_its_levels(seconds: float, level: in
 def test_a_delay_that_is_none_or_too_long_is_refused(site: Site, delay: str) -> None:
     with pytest.raises(Unsupported, match="from 0 to 49 days"):
         site.tell(b"x", delay=delay)
+
+
+def test_what_is_sent_again_has_the_time_that_is_left() -> None:
+    messages = pytest.importorskip("rpc.backends.amqp.messages")
+    properties = messages.properties_of(Message(b"", {"id": "x", "delay": "1", "ttl": "60"}), durable=True)
+    now = time.monotonic()
+    messages.resend(properties, now - 20, now + 40)
+    assert float(messages.message_of(properties, b"").headers["ttl"]) <= 39
 
 
 def test_what_is_for_a_queue_that_was_never_served_is_refused(broker: Rabbit) -> None:
