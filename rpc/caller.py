@@ -124,7 +124,7 @@ class Caller:
         ttl, wait = seconds_or_none(ttl, "ttl"), seconds_or_none(delay, "delay")
         if at is not None:
             wait = _until(at)
-        more = {} if wait is None else {DELAY: _delay(wait, ttl, idempotency_key)}
+        more = {} if wait is None else {DELAY: _delay(wait, ttl)}
         if keep is not None:
             more[KEEP] = self._kept(keep)
         return self._message(name, data, ttl, idempotency_key, {**_own(headers), **more}, replies=False)
@@ -319,8 +319,8 @@ def _until(at: datetime) -> float:
     return seconds(max(0.0, left), "the delay until `at`")
 
 
-def _delay(wait: float, ttl: float | None, idempotency_key: Key | None) -> str:
+def _delay(wait: float, ttl: float | None) -> str:
     """The header; ValueError if it makes no sense."""
-    if (ttl is not None and ttl <= wait) or idempotency_key is not None:
-        raise ValueError("a delay is less than ttl, and goes with no idempotency_key")
+    if ttl is not None and ttl <= wait:
+        raise ValueError("a delay is less than ttl")
     return f"{wait:.3f}"

@@ -192,13 +192,15 @@ class Events:
 
     def check(self, features: frozenset[str]) -> None:
         """Raises Unsupported if a backend with these features cannot carry what they listen to."""
-        for feature, needed in (
-            ("topics", self.addresses),
-            ("groups", [each for each in self.addresses if each.group]),
-            ("subscriptions", [each for each in self.addresses if each.durable]),
+        durable = [each.subscription for each in self.listeners if each.subscription.durable]
+        for what, feature, needed in (
+            ("listeners", "topics", self.addresses),
+            ("listeners", "groups", [each for each in self.addresses if each.group]),
+            ("listeners", "subscriptions", durable),
+            ("retries", "delay", [each for each in durable if each.options.retries]),
         ):
             if needed and feature not in features:
-                raise Unsupported(f"listeners need {feature}, which this backend does not have")
+                raise Unsupported(f"{what} need {feature}, which this backend does not have")
 
     def __call__(self, delivery: Delivery) -> None:
         message = delivery.message
@@ -259,7 +261,7 @@ class Events:
             return
         try:
             if again:
-                delivery.postpone(pause, next_attempt(delivery.message))
+                delivery.postpone(pause, next_attempt(delivery.message, delivery.message.ttl))
             else:
                 delivery.bury(str(remote_error(error))[:500], None)
         except RpcError as trouble:

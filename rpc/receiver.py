@@ -27,11 +27,10 @@ from .core.jobs import Jobs, jobs_from
 from .core.middleware import ContextFactory, Hooks, Middleware, checked
 from .describe import ALL_WORKERS, DESCRIBE, WorkerInfo, worker_info
 from .durations import Duration, seconds
-from .errors import BackendRefused, Cancelled, SettingsError
+from .errors import BackendRefused, Cancelled, SettingsError, Unsupported
 from .events import Events, listeners_in
 from .job_info import keeping
 from .limits import Limits
-from .local_retry import retrying_locally
 from .loops import (
     DelayQueue,
     LoopThread,
@@ -189,6 +188,8 @@ class RpcReceiver:
                 f"{where}: RPC_JOB_MAPPING and RPC_SERVICES have no job: there is nothing to do"
             )
         self._events.check(features)
+        if "delay" not in features and any(each.options.retries for each in self.jobs.values()):
+            raise Unsupported("retries need delay, which this backend does not have")
         topics = [ALL_WORKERS] if "topics" in features else []
         return (queues if self.jobs else []) + self._events.addresses + topics
 
@@ -288,8 +289,6 @@ class RpcReceiver:
     def _serve(self, wait: bool = False) -> None:
         self._begun = self._has_handed_back = False
         handler: Handler = in_contexts(self._handle)
-        if "delay" not in self.backend.features:
-            handler = retrying_locally(handler, self._later)
         self._children.start()
         slots: dict[str, Any] = {"threads": self.concurrency, "coroutines": self.coroutines}
         pauses = Backoff()

@@ -1,48 +1,30 @@
-"""Receivers in threads and clients, with memory between them."""
+"""Receivers in threads and clients, with memory between them, or a broker."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
-from functools import partial
 from threading import Thread
 from typing import Any, cast
 from uuid import uuid4
 
 from rpc import Request, RpcClient, RpcReceiver, job
 from rpc.backends import backend_from_url
-from rpc.backends._serving import BaseDelivery
-from rpc.backends.memory import MemoryBackend
-from rpc.backends.memory.server import MemoryServer
 from rpc.inspection import DeadLetters
-from rpc.transport import Address, Handler
 
 LONG = 10.0
 """Seconds: far longer than anything here takes."""
 
 
-class WithoutDelays(MemoryBackend):
-    """As backends are that cannot postpone a message."""
-
-    features = MemoryBackend.features - {"delay"}
-
-    def server(self, addresses: Sequence[Address], handler: Handler, **options: Any) -> MemoryServer:
-        def handle(delivery: Any) -> None:
-            delivery.postpone = partial(BaseDelivery.postpone, delivery)
-            handler(delivery)
-
-        return super().server(addresses, handle, **options)
-
-
 class Site:
-    """Receivers in threads, and clients, on a hub of their own. They end with the test."""
+    """Receivers in threads, and clients, on a hub of their own, or at a URL. They end with the test."""
 
-    def __init__(self, stack: ExitStack, kind: type[MemoryBackend] = MemoryBackend) -> None:
-        self.url, self._stack, self._kind = f"memory://{uuid4().hex}", stack, kind
+    def __init__(self, stack: ExitStack, url: str = "") -> None:
+        self.url, self._stack = url or f"memory://{uuid4().hex}", stack
 
     def serve(self, jobs: dict[str, Callable[..., Any]], **options: Any) -> None:
-        receiver = RpcReceiver(jobs=jobs, backend=self._kind(self.url), **options)
+        receiver = RpcReceiver(jobs=jobs, backend=self.url, **options)
         thread = Thread(target=receiver.start, daemon=True)
         thread.start()
 
@@ -54,11 +36,17 @@ class Site:
         self._stack.callback(end)
 
     def client(self, max_length: int = 0, **options: Any) -> RpcClient:
-        backend = MemoryBackend(self.url, max_length=max_length)
+        limit = {"max_length": max_length} if max_length else {}
+        backend = backend_from_url(self.url, **limit)
         return self._stack.enter_context(RpcClient(**{"backend": backend, "timeout": LONG, **options}))
 
     def letters(self) -> list[Any]:
-        return cast("DeadLetters", backend_from_url(self.url)).dead_letters("default")
+        return self.shelf().dead_letters("default")
+
+    def shelf(self) -> DeadLetters:
+        backend = backend_from_url(self.url)
+        self._stack.callback(backend.close)
+        return cast("DeadLetters", backend)
 
 
 def until(condition: Callable[[], Any]) -> None:

@@ -142,7 +142,6 @@ def test_a_dead_letter_is_done_when_it_is_retried(client, serve, shop):
 
 
 def test_a_worker_that_does_not_know_a_job_passes_it_on(client, serve):
-    needs(client, "delay")
     id = client.call("newer", {"a": 1, "b": 2})
     done = []
     serve(unknown_for=60.0)
@@ -151,6 +150,14 @@ def test_a_worker_that_does_not_know_a_job_passes_it_on(client, serve):
     serve({"newer": lambda a, b: done.append(a + b)}, unknown_for=60.0)
     eventually(lambda: done == [3])
     assert not letters(client)
+
+
+def test_an_unknown_job_is_not_passed_on_beyond_its_time(client, serve):
+    serve(unknown_for=60.0)
+    assert client.call_and_wait("add", [1, 2]).data == 3  # the worker is there: RabbitMQ drops what expires
+    id = client.call("nosuch", ttl=0.9)  # less than the shortest pause
+    [letter] = eventually(lambda: letters(client))
+    assert (letter.id, letter.why[:14]) == (id, "MethodNotFound")
 
 
 def test_whoever_waits_for_an_unknown_job_is_told_at_once(client, serve):
@@ -238,7 +245,7 @@ def test_a_job_that_waits_is_cancelled(client, serve):
 
 
 def test_a_scheduled_job_is_cancelled(client):
-    needs(client, "inspection", "delay")
+    needs(client, "inspection")
     id = client.call("add", [1, 2], delay=60)
     info = client.job(id)
     assert info.state == "scheduled"

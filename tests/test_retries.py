@@ -7,28 +7,52 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from itertools import pairwise
 from threading import Event
-from typing import Any, cast
+from typing import Any
 
 import pytest
-from in_memory import LONG, Flaky, Site, WithoutDelays, until
+from in_memory import LONG, Flaky, Site, until
 
 from rpc import (
     InvalidParams,
     RemoteError,
     Request,
+    RpcReceiver,
+    Unsupported,
     job,
+    on,
 )
-from rpc.backends import backend_from_url
 from rpc.backends.memory import MemoryBackend
 from rpc.core.jobs import MAX_BACKOFF, JobOptions
-from rpc.inspection import DeadLetters
 from rpc.transport import unpacked
 
 
-@pytest.fixture(params=[MemoryBackend, WithoutDelays])
-def site(request: pytest.FixtureRequest) -> Iterator[Site]:
+@pytest.fixture
+def site(any_url: str) -> Iterator[Site]:
     with ExitStack() as stack:
-        yield Site(stack, request.param)
+        yield Site(stack, any_url)
+
+
+class WithoutDelays(MemoryBackend):
+    features = MemoryBackend.features - {"delay"}
+
+
+class Billing:
+    name = "billing"
+
+    @on("order.*", group="billing", durable=True, retries=1)
+    def bill(self, event: Any) -> None: ...
+
+
+RETRIED = Flaky(1).with_options(retries=1)
+
+
+@pytest.mark.parametrize(
+    "offer", [{"jobs": {"flaky": RETRIED}}, {"services": [Billing()]}], ids=["job", "durable listener"]
+)
+def test_retries_are_refused_where_the_broker_keeps_nothing_meanwhile(offer: Any, memory_url: str) -> None:
+    with pytest.raises(Unsupported, match="retries need delay"):
+        RpcReceiver(backend=WithoutDelays(memory_url), **offer)
+    RpcReceiver(backend=WithoutDelays(memory_url), jobs={"flaky": Flaky(1)})
 
 
 # Pauses.
@@ -97,7 +121,7 @@ def test_a_revived_job_begins_anew(site: Site) -> None:
     with pytest.raises(RemoteError):
         site.client().call_and_wait("flaky")
     (letter,) = site.letters()
-    assert cast("DeadLetters", backend_from_url(site.url)).revive(letter)
+    assert site.shelf().revive(letter)
     until(lambda: flaky.attempts == [1, 2, 1])
 
 
@@ -183,6 +207,7 @@ def test_attempts_share_the_time_of_the_call(site: Site) -> None:
     def fail(request: Request) -> None:
         assert request.deadline
         deadlines.append(request.deadline)
+        time.sleep(0.3)  # it is time itself that is tested
         raise ValueError
 
     site.serve({"fail": fail})

@@ -35,20 +35,12 @@ def site() -> Iterator[Site]:
 
 # What another backend does not do.
 
-RQ = "rq+redis://127.0.0.1:1/0"
 
-
-@pytest.mark.parametrize(("options", "feature"), [
-    ({"delay": 1}, "delay"), ({"at": datetime.now()}, "delay"), ({"idempotency_key": "k"}, "idempotency"),
-], ids=["delay", "at", "key"])  # fmt: skip
-def test_what_the_backend_cannot_do_is_refused_before_anything_is_sent(options: Any, feature: str) -> None:
-    with RpcClient(backend=RQ) as client:
-        with pytest.raises(Unsupported, match=f"no feature '{feature}'; redis: and memory: have it"):
-            client.call("work", **options)
-        if feature == "idempotency":
-            for way in client.call_and_wait, client.submit:
-                with pytest.raises(Unsupported, match="redis: and memory: have it"):
-                    way("work", **options)
+def test_what_the_backend_cannot_do_is_refused_before_anything_is_sent() -> None:
+    with RpcClient(backend="amqp://127.0.0.1:1") as client:
+        for way in client.call, client.call_and_wait, client.submit:
+            with pytest.raises(Unsupported, match=r"'idempotency'; redis:, rq\+redis: and memory: have it"):
+                way("work", idempotency_key="k")
 
 
 # Delays.
@@ -93,14 +85,27 @@ def test_what_is_past_is_done_at_once(site: Site, zone: str) -> None:
 
 @pytest.mark.parametrize("options", [
     {"delay": -1}, {"delay": float("nan")}, {"delay": float("inf")}, {"delay": 5, "ttl": 5},
-    {"delay": 1, "at": datetime.now()}, {"delay": 1, "idempotency_key": "k"},
-    {"at": datetime.now() + timedelta(days=1), "ttl": 60},
-    {"at": datetime.now() - timedelta(days=1), "idempotency_key": "k"},
-], ids=["negative", "nan", "infinite", "ttl", "both", "key", "time and ttl", "past and key"])  # fmt: skip
+    {"delay": 1, "at": datetime.now()}, {"at": datetime.now() + timedelta(days=1), "ttl": 60},
+], ids=["negative", "nan", "infinite", "ttl", "both", "time and ttl"])  # fmt: skip
 def test_delays_that_make_no_sense_are_refused(site: Site, options: Any) -> None:
     with pytest.raises(ValueError, match="delay"):
         site.client().call("note", **options)
     assert not any(site.client().backend.hub.waiting.values())  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    "backend", ["memory", *(pytest.param(each, marks=pytest.mark.redis) for each in ("redis", "rq"))]
+)
+def test_a_delayed_call_with_a_key_is_done_once(backend: str, request: pytest.FixtureRequest) -> None:
+    came: list[str] = []
+    with ExitStack() as stack:
+        site = Site(stack, request.getfixturevalue(f"{backend}_url"))
+        client = site.client()
+        for text in "first", "second":
+            client.call("note", [text], delay=0.2, idempotency_key="order 17")
+        site.serve({"note": came.append})
+        assert client.call_and_wait("note", ["third"], idempotency_key="order 17").data is None
+        assert came == ["first"]
 
 
 # Idempotency keys, above the backends: what a handler in request style responds goes to all.

@@ -15,18 +15,17 @@ _ON_A_BROKER = frozenset(
         "priorities",
         "processes",
         "presence",
+        "delay",
         "dead-letters",
         "counts",
     }
 )
 _SEEN = {"inspection", "results"}
 FEATURES = {
-    "redis": _ON_A_BROKER | _SEEN | {"delay", "idempotency", "detached"},
-    "rq+redis": _ON_A_BROKER | _SEEN,
+    "redis": _ON_A_BROKER | _SEEN | {"idempotency", "detached"},
+    "rq+redis": _ON_A_BROKER | _SEEN | {"idempotency"},
     "amqp": _ON_A_BROKER | {"detached"},
-    "memory": (_ON_A_BROKER - {"durable", "redelivers", "processes"})
-    | _SEEN
-    | {"delay", "idempotency", "detached"},
+    "memory": (_ON_A_BROKER - {"durable", "redelivers", "processes"}) | _SEEN | {"idempotency", "detached"},
 }
 """URL scheme -> the features of its backend: see `transport.Backend`."""
 

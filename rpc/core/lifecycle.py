@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Iterator
+from contextlib import suppress
 from types import TracebackType
 from typing import Literal
 
@@ -13,6 +14,7 @@ from ..errors import (
     MethodNotFound,
     RemoteError,
     RpcError,
+    SerializationError,
     ServiceNotFound,
     TimeLimitExceeded,
     WorkerLost,
@@ -57,13 +59,17 @@ def is_tried_again(error: BaseException, options: JobOptions) -> bool:
     return bool(options.retries) and isinstance(error, options.retry_on) and not isinstance(error, FINAL)
 
 
-def next_attempt(message: Message) -> Message:
-    """What is delivered when the job is tried again: to whoever gets it, it is new."""
-    return message.replace(**{"deliveries": None, HANDED_BACK: None, ATTEMPT: message.attempt + 1})
+def next_attempt(message: Message, left: float | None) -> Message:
+    """What is delivered when the job is tried again: to whoever gets it, it is new. `left` is the seconds for
+    which it is still wanted (None: without end)."""
+    ttl = None if left is None else f"{left:.3f}"
+    headers = {"deliveries": None, HANDED_BACK: None, ATTEMPT: message.attempt + 1, "ttl": ttl}
+    return message.replace(**headers)
 
 
 def passed_on(message: Message, seconds: float) -> Message:
-    """What is delivered to somebody else who may know the job."""
+    """What is delivered to somebody else who may know the job. Its `ttl` is what was left as it came: it was
+    refused at once."""
     return message.replace(**{"deliveries": None, UNKNOWN: f"{_passed_on_for(message) + seconds:g}"})
 
 
@@ -75,12 +81,15 @@ def _passed_on_for(message: Message) -> float:
 def after_refusal(error: RpcError, message: Message, *, unknown_for: float, chance: float) -> Fate:
     """What to do with a job that nobody waits for and that was not begun because of this error. One that is
     not known here may be known elsewhere, while the program is deployed: it is passed on for `unknown_for`
-    seconds. `chance` is from 0 to 1."""
+    seconds, but not beyond its time. `chance` is from 0 to 1."""
     if isinstance(error, Cancelled):
         return "answer"
     left = unknown_for - _passed_on_for(message)
     if type(error) in (MethodNotFound, ServiceNotFound) and left > 0:
-        return min(PASS_ON * (0.5 + chance), left)
+        pause = min(PASS_ON * (0.5 + chance), left)
+        with suppress(SerializationError):  # its ttl is no time
+            if message.ttl is None or pause < message.ttl:
+                return pause
     return "bury"
 
 

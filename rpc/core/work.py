@@ -190,7 +190,8 @@ class Work:
         handling.ended(delivery)
         if not isinstance(fate, float):
             failure = self._marked(failure)
-        handling.settle(delivery, fate, reason(error, remote), next_attempt(self._message), failure)
+        again = next_attempt(self._message, left)
+        handling.settle(delivery, fate, reason(error, remote), again, failure)
         self._note(outcome)
 
     def _log(self, error: BaseException, again: float | None = None) -> None:

@@ -1,4 +1,4 @@
-"""The part of the conformance suite that is about what a backend may do besides carrying messages: delays,
+"""The part of the conformance suite that is about what a backend may do besides carrying messages: presence,
 dead letters, idempotency keys, bounded queues."""
 
 from __future__ import annotations
@@ -13,9 +13,7 @@ import pytest
 from ..errors import BackendUnavailable, QueueFull, SettingsError
 from ..inspection import DeadLetter, DeadLetters
 from ..transport import IDEMPOTENCY_KEY, LOST, Address, Backend, Delivery, Message, Presence, queue, unpacked
-from .site import Answer, Site, eventually, request
-
-ONCE: Any = {IDEMPOTENCY_KEY: "order-17"}
+from .site import ONCE, Answer, Site, eventually, request
 
 
 class Features:
@@ -38,96 +36,6 @@ class Features:
         server.stop()
         thread.join(site.patience)
         eventually(lambda: not is_served(site.name()))
-
-    # Delay.
-
-    def test_a_delayed_message_comes_when_it_is_due_and_not_before(self, site: Site) -> None:
-        site.needs("delay")
-        came: list[tuple[bytes, float]] = []
-
-        def handler(delivery: Delivery) -> None:
-            came.append((delivery.message.body, time.monotonic()))
-
-        site.serve(handler)
-        sent = time.monotonic()
-        site.tell(b"later", delay="0.4")
-        site.tell(b"now")
-        eventually(lambda: len(came) == 2)
-        assert [body for body, _ in came] == [b"now", b"later"]
-        assert came[1][1] - sent >= 0.4
-
-    def test_delayed_messages_come_in_the_order_in_which_they_are_due(self, site: Site) -> None:
-        site.needs("delay")
-        site.serve()
-        for number, delay in (2, "0.6"), (0, "0.2"), (3, "0.8"), (1, "0.4"):
-            site.tell(b"log:%d" % number, delay=delay)
-        eventually(lambda: len(site.log.lines()) == 4)
-        assert site.log.lines() == [f"toy {number}" for number in range(4)]
-
-    def test_a_delay_passes_while_nobody_serves(self, site: Site) -> None:
-        site.needs("delay")
-        site.tell(b"log:first", delay="0.1")
-        site.tell(b"log:second", delay="0.2")
-        time.sleep(0.3)  # it is time itself that is tested
-        site.serve()
-        eventually(lambda: site.log.lines() == ["toy first", "toy second"])
-
-    def test_a_request_may_be_delayed(self, site: Site) -> None:
-        site.needs("delay")
-        site.serve()
-        sent = time.monotonic()
-        assert site.ask(b"echo:x", delay="0.3").receive(site.patience).body == b"x"
-        assert time.monotonic() - sent >= 0.3
-
-    def test_what_is_withdrawn_while_it_is_delayed_does_not_come(self, site: Site) -> None:
-        site.needs("delay")
-        site.ask(b"log:withdrawn", delay="0.1").close()
-        site.tell(b"log:kept", delay="0.3")
-        site.serve()
-        eventually(site.log.lines)
-        assert site.log.lines() == ["toy kept"]
-
-    # Another attempt.
-
-    def test_a_postponed_message_comes_again_as_it_was_changed(self, site: Site) -> None:
-        site.needs("delay")
-        site.serve()
-        sent = time.monotonic()
-        assert site.ask(b"again:2").receive(site.patience).body == b"3"
-        assert time.monotonic() - sent >= 2 * 0.2
-        assert site.log.lines() == ["attempt 1", "attempt 2", "attempt 3"]
-
-    def test_a_postponed_message_that_nobody_waits_for_comes_again_too(self, site: Site) -> None:
-        site.needs("delay")
-        site.tell(b"again:1")
-        site.serve()
-        eventually(lambda: site.log.lines() == ["attempt 1", "attempt 2"])
-
-    def test_who_postponed_a_message_cannot_finish_the_next_attempt(self, site: Site) -> None:
-        site.needs("delay")
-        held: list[Delivery] = []
-
-        def handler(delivery: Delivery) -> Message | None:
-            held.append(delivery)
-            if len(held) == 1:
-                delivery.postpone(0.1, delivery.message.replace(attempt=2))
-                return None
-            held[0].finish(Message(b"the first", {"id": delivery.message.id}))
-            return Message(b"the second", {"id": delivery.message.id})
-
-        site.serve(handler)
-        assert site.ask(b"x").receive(site.patience).body == b"the second"
-
-    def test_what_is_withdrawn_between_two_attempts_does_not_come_again(self, site: Site) -> None:
-        site.needs("delay")
-        replies = site.ask(b"again:9")
-        site.serve()
-        eventually(site.log.lines)
-        replies.close()
-        attempts = len(site.log.lines())
-        site.tell(b"log:kept", delay="0.5")
-        eventually(lambda: "toy kept" in site.log.lines())
-        assert len(site.log.lines()) <= attempts + 2  # one may have begun when the caller left
 
     # Dead letters.
 

@@ -28,13 +28,14 @@ from ..backends import backend_from_url
 from ..errors import BackendUnavailable, RpcTimeout
 from ..transport import LOST, Delivery, Message, Replies
 from ._channels import Channels
+from ._delays import Delays
 from ._detached import Detached
 from ._features import Features
 from ._inspection import Inspections
 from .site import Site, answering, eventually, request
 
 
-class Conformance(Features, Inspections, Channels, Detached):
+class Conformance(Features, Delays, Inspections, Channels, Detached):
     """One test for each rule that a backend keeps."""
 
     # Requests and replies.

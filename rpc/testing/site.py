@@ -19,9 +19,23 @@ from uuid import uuid4
 import pytest
 
 from ..backends import backend_from_url
-from ..transport import ATTEMPT, STREAM, Address, Backend, Delivery, Handler, Message, Replies, Server, queue
+from ..transport import (
+    ATTEMPT,
+    IDEMPOTENCY_KEY,
+    STREAM,
+    Address,
+    Backend,
+    Delivery,
+    Handler,
+    Message,
+    Replies,
+    Server,
+    queue,
+)
 from ._portal import Portal
 
+ONCE: Any = {IDEMPOTENCY_KEY: "order-17"}
+"""Headers of a message that is to be handled once."""
 PATIENCE = 20.0
 """Seconds after which something that must happen is taken to have failed to."""
 
@@ -128,6 +142,16 @@ class Toy:
             return self._reply(delivery, message.headers[ATTEMPT].encode())
         delivery.postpone(0.2, message.replace(attempt=message.attempt + 1))
         return None
+
+    def postpone_and_die(self, delivery: Delivery, argument: bytes) -> Message:
+        message = delivery.message
+        if argument == b"once":
+            delivery.forbid_redelivery()
+        self._log.write(f"attempt {message.attempt}")
+        if message.attempt == message.deliveries == 1:
+            delivery.postpone(0.2, message.replace(attempt=2))
+            os.kill(os.getpid(), signal.SIGKILL)
+        return self._reply(delivery, b"done")
 
     def bury(self, delivery: Delivery, argument: bytes) -> Message | None:
         self._log.write(f"bury {argument.decode()}")

@@ -163,6 +163,21 @@ def test_what_may_have_been_begun_is_a_dead_letter(site: Site, sent: str) -> Non
     assert counting.begun == []
 
 
+@pytest.mark.parametrize(("overdue", "left"), [(0.0, []), (SURE, [UNKNOWN])], ids=["just due", "long due"])
+def test_the_age_of_what_was_delayed_counts_from_when_it_was_due(
+    site: Site, overdue: float, left: list[str]
+) -> None:
+    counting = Counting()
+    counting.may_end.set()
+    with workers(site.url, site.name(), 1, work=counting.job, ping=lambda: None):
+        eventually(lambda: cast("Any", site.client).is_served(site.name()))
+        time.sleep(0.01)  # as above
+        publish(site, "x", delay="600.000", **sent_again(600.0 + overdue))
+        ping(site)
+        assert letters(site) == left
+    assert counting.begun == ([] if left else ["x"])
+
+
 def ping(site: Site) -> None:
     """Done after what was sent before."""
     for _ in range(4):  # of any worker, and any thread

@@ -74,7 +74,7 @@ IT, A, B = record(), record("a"), record("b")
 LARGE = record(kind="K", frame="")
 OLD = record("old", "w", ttl=5, sent=1)
 EXPIRED = f"NOW\nRpcTimeout: it expired before a worker came to it\n{OLD}"
-KEYED = record(kind="a", once="e")
+KEYED, LATER_KEYED = record(kind="a", once="e"), unsent(kind="a", once="e")
 DUE = {"c~3600": X([{"due": ""}])}
 
 
@@ -146,6 +146,13 @@ CASES = [
          "q:o:e~60": "qi"}),
     Case("no room for the first", ONCE, f"q w q:t:i q:o:e {IN}", ["i", KEYED, 10_000, 1, 2, 0, 60_000],
          {"q": [A]}, -1, {f"{IN}~60": [reply("i", "", -1)]}),
+    Case("the first, later", ONCE, "q w q:t:i q:o:e", ["i", LATER_KEYED, 10_000, 0, 2, 0, 60_000, 5000], {},
+         1, {"q:delayed": Z({record(kind="a", once="e", sent="NOW"): "NOW+5"}), "q:control~3600":
+         DUE["c~3600"], **KNOWN, "q:o:e~60": "qi"}),
+    Case("later, and the first waits", ONCE, "q w q:t:i q:o:e",
+         ["i", LATER_KEYED, 10_000, 0, 2, 0, 60_000, 5000], {"q:o:e~60": "qa", "q:t:a~30": ""}, 0, {}),
+    Case("later, and no room for the first", ONCE, "q w q:t:i q:o:e",
+         ["i", LATER_KEYED, 10_000, 2, 2, 0, 60_000, 5000], {"q": [A], "q:delayed": Z({B: SOON})}, -1, {}),
     # Later.
     Case("later", LATER, "q d q:t:i c", ["i", unsent(), 10_000, 0, 2, 0, 5000], {}, 1,
          {"d": Z({record(sent="NOW"): "NOW+5"}), **DUE, **KNOWN}),

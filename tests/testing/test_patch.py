@@ -316,11 +316,11 @@ def test_clients_are_patched_however_old_they_are_and_only_inside(client: RpcCli
 
 
 def test_what_the_backend_cannot_do_it_cannot_do_here() -> None:
-    rq = RpcClient(backend="rq+redis://127.0.0.1:1/0")
-    with patch(ANSWERS), pytest.raises(Unsupported, match="delay"):
-        rq.call("plain", delay=1)
+    rabbit = RpcClient(backend="amqp://127.0.0.1:1")
+    with patch(ANSWERS), pytest.raises(Unsupported, match="idempotency"):
+        rabbit.call("plain", idempotency_key="k")
     with patch(ANSWERS), RpcClient(backend="memory://") as client:
-        client.call("plain", delay=1)
+        client.call("plain", idempotency_key="k")
 
 
 def test_settings_are_read_as_ever() -> None:

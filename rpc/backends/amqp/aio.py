@@ -13,6 +13,7 @@ from ...loops import PerLoop
 from ...transport import Address, Message
 from .._retry import backoff, patience
 from .aio_connection import AsyncConnection
+from .dialogue import Steps
 from .messages import OWN_EXCHANGE
 from .requests import (
     REQUESTS,
@@ -20,9 +21,8 @@ from .requests import (
     PendingRequest,
     ReplyQueue,
     Sending,
-    Steps,
-    checking_room,
     next_step,
+    preparing,
     too_late,
 )
 from .servers import Servers, unavailable
@@ -109,7 +109,8 @@ class LoopConnection:
     async def request(self, replies: AsyncReplies) -> ReplyQueue:
         """Send it, and say where its replies come."""
         connection = await self.connection()
-        await self._perform(checking_room(self._most, replies.request.to), connection)
+        request = replies.request
+        await self._perform(preparing(self._servers, self._most, request.to, request.message), connection)
         queue = self._replies = self._replies or ReplyQueue(connection)
         self._used_by[queue] = self._used_by.get(queue, 0) + 1
         self._waiting[replies.request.message.id] = replies

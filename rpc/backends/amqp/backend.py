@@ -12,7 +12,7 @@ from typing import Any, Literal
 from ...durations import seconds, seconds_or_none
 from ...inspection import DeadLetter, QueueInfo
 from ...loops import Alarm, pop_or_none
-from ...transport import DELAY, IDEMPOTENCY_KEY, Address, Handler, Message
+from ...transport import IDEMPOTENCY_KEY, Address, Handler, Message
 from ...transport import queue as queue_address
 from .._retry import RETRY_FOR
 from .._serving import OnChange, Plan
@@ -168,6 +168,5 @@ class AmqpBackend:
 
 
 def _check(message: Message) -> None:
-    for header, feature in (DELAY, "delay"), (IDEMPOTENCY_KEY, "idempotency"):
-        if header in message.headers:
-            raise unsupported(feature)
+    if IDEMPOTENCY_KEY in message.headers:
+        raise unsupported("idempotency")

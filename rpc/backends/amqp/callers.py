@@ -10,9 +10,10 @@ from typing import Any, TypeVar
 
 from ...errors import BackendUnavailable, RpcError, RpcTimeout, shown
 from ...loops import pop_or_none
-from ...transport import Address, Message
+from ...transport import DELAY, Address, Message
 from .._retry import backoff, patience
 from .connection import BLOCK, Connection, persistently
+from .dialogue import Steps
 from .messages import EXCHANGE, OWN_EXCHANGE, cancel_of, control_key
 from .requests import (
     REQUESTS,
@@ -20,9 +21,8 @@ from .requests import (
     PendingRequest,
     ReplyQueue,
     Sending,
-    Steps,
-    checking_room,
     next_step,
+    preparing,
     too_late,
 )
 from .servers import Servers
@@ -141,8 +141,9 @@ class BlockingReplies:
             caller.connection.look()
         else:
             caller = self._caller = CallerConnection(self._senders.connect())
-        if self._senders.most:
-            perform(checking_room(self._senders.most, self._request.to), caller.connection)
+        request, senders = self._request, self._senders
+        if senders.most or DELAY in request.message.headers:
+            perform(preparing(senders.servers, senders.most, request.to, request.message), caller.connection)
         caller.connection.listeners[REQUESTS] = self._request.hear
         caller.replies.send(self._request)
         caller.connection.sleep_through(CONFIRM + 1)

@@ -12,7 +12,7 @@ from uuid import uuid4
 
 from ...errors import SerializationError
 from ...inspection import DeadLetter
-from ...transport import ATTEMPT, HANDED_BACK, Message, packed, queue, unpacked
+from ...transport import ATTEMPT, DELAY, HANDED_BACK, UNKNOWN, Message, packed, queue, unpacked
 from .callers import Senders
 from .connection import Connection
 from .messages import Probe, dead_name, properties_of, queue_name, refused, resend
@@ -66,7 +66,7 @@ class DeadLetterStore:
 
     def revive(self, letter: DeadLetter) -> bool:
         to = queue(letter.queue)
-        gone = dict.fromkeys(("ttl", "reply-to", "deliveries", ATTEMPT, HANDED_BACK))
+        gone = dict.fromkeys(("ttl", "reply-to", "deliveries", ATTEMPT, DELAY, HANDED_BACK, UNKNOWN))
         message = unpacked(letter.frame).replace(**gone)
         properties, began = properties_of(message, durable=True, copy=uuid4().hex), time.monotonic()
 

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable
 from hashlib import sha256
 from threading import get_ident
-from typing import Protocol
+from typing import Any, Protocol
 
 from ...errors import BackendUnavailable, SerializationError, shown
 from ...transport import STREAM, Address, Message
@@ -34,7 +34,8 @@ class Owner(Protocol):
 
     def claim(self, delivery: QueueDelivery, seconds: float) -> None: ...
 
-    def bury(self, delivery: QueueDelivery, why: str) -> None: ...
+    def safely(self, action: Callable[[Any], object]) -> None:
+        """Call this with the session. Raises BackendUnavailable."""
 
     def settle(self, delivery: QueueDelivery, last: Message | None) -> None: ...
 
@@ -63,7 +64,9 @@ class QueueDelivery(BaseDelivery):
         self.thread = 0
         """Which one is in its handler."""
         self.is_unsettled = False
-        """Whether it could not be buried."""
+        """Whether it could be neither buried nor postponed."""
+        self.next_attempt = 0
+        """Which one, if it was postponed."""
         self.marks: list[str] = []
         """Names of queues whose presence says something of this message, until it is acknowledged."""
         self.is_claimed = self.is_unbegun = False
@@ -82,7 +85,8 @@ class QueueDelivery(BaseDelivery):
     def join(self, other: QueueDelivery) -> None:
         """Another delivery of this message: its caller may have another way back by now."""
         self.arrivals += other.arrivals
-        self.way = other.way or self.way
+        if other.message.attempt <= self.message.attempt:  # else it was postponed before it was sent again
+            self.way = other.way or self.way
 
     def reply(self, message: Message) -> bool:
         if STREAM not in message.headers:
@@ -97,13 +101,21 @@ class QueueDelivery(BaseDelivery):
             self._owner.claim(self, 86400.0 if self.message.ttl is None else max(0.0, self.message.ttl))
             self.is_claimed = True
 
+    def postpone(self, seconds: float, message: Message) -> None:
+        self._safely(lambda session: session.postpone(self, seconds, message))
+        self.next_attempt = message.attempt
+        self.finish(None)
+
     def bury(self, why: str, last: Message | None) -> None:
+        self._safely(lambda session: session.bury(self, why))
+        self.finish(last)
+
+    def _safely(self, action: Callable[[Any], object]) -> None:
         try:
-            self._owner.bury(self, why)
+            self._owner.safely(action)
         except BackendUnavailable:
             self.is_unsettled = True
             raise
-        self.finish(last)
 
     def _finish(self, last: Message | None) -> None:
         self._owner.settle(self, last)
@@ -129,7 +141,8 @@ class QueueDelivery(BaseDelivery):
         return self._mark(f"begun:{self.message.deliveries}")
 
     def _mark(self, kind: str, of: str = "") -> str:
-        return f"rpc:{kind}:{sha256(f'{of}{self.key}'.encode('utf-8', 'surrogatepass')).hexdigest()}"
+        key = self.key if self.message.attempt == 1 else f"{self.key} {self.message.attempt}"
+        return f"rpc:{kind}:{sha256(f'{of}{key}'.encode('utf-8', 'surrogatepass')).hexdigest()}"
 
     @property
     def counts_itself(self) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import logging
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from threading import RLock
 from typing import Any, Protocol
 
@@ -17,6 +17,10 @@ from .wire import Arrival, Basic, Broken, Channel, Confirm, Connection, Wire, fr
 logger = logging.getLogger(__name__)
 
 _NEWS = (Connection.Close, Channel.Close, Basic.Cancel, Connection.Blocked, Connection.Unblocked)
+
+
+Steps = Generator[Callable[[Any], Any], Any, None]
+"""What to do with a connection, one after the other: each is given what came of the one before."""
 
 
 class Answer(Protocol):

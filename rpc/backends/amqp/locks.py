@@ -10,7 +10,7 @@ from typing import Any
 
 from ...loops import process
 from .connection import BLOCK, Connection, persistently
-from .messages import LONGEST_TTL
+from .servers import LONGEST_TTL
 from .wire import Broken, Queue
 
 CHANNEL = 1

@@ -14,7 +14,9 @@ from hashlib import blake2b
 from typing import Any
 
 from ...errors import NoReceivers, QueueFull, RpcError, SerializationError
-from ...transport import MAX_HEADER_BYTES, MAX_HEADERS, NAME, Address, Message
+from ...transport import DELAY, MAX_HEADER_BYTES, MAX_HEADERS, NAME, Address, Message
+from .delays import route_after
+from .servers import LONGEST_TTL
 from .wire import Arrival, Basic, Exchange, Queue
 
 EXCHANGE = "rpc"
@@ -35,10 +37,11 @@ PUT_BACK = "rpc-put-back"
 """Header: a copy of what a worker gave back."""
 KEEP_INBOX = 3600.0
 """Seconds that an inbox outlives its last use."""
-LONGEST_TTL = 2**32 - 1
-"""Milliseconds."""
 _DIRECT = "amq.rabbitmq.reply-to."
-_OWN = {STAMP, COPY, WAY, RESENT, PUT_BACK}
+_OWN = {STAMP, COPY, WAY, RESENT, PUT_BACK} | {
+    f"x-{which}-death-{what}" for which in ("first", "last") for what in ("exchange", "queue", "reason")
+}
+"""Headers that are not the sender's."""
 _PROPERTIES = {"id": "correlation_id", "content-type": "content_type", NAME: "message_type"}
 _FROM_PROPERTIES = [(attribute, name) for name, attribute in _PROPERTIES.items()]
 
@@ -59,9 +62,17 @@ def group_name(to: Address) -> str:
     return name if len(name) < 255 else f"rpc:topic:{blake2b(name.encode(), digest_size=16).hexdigest()}"
 
 
-def route(to: Address) -> tuple[str, str]:
-    """The exchange and the routing key of an address."""
-    return (EXCHANGE, f"topic:{to.name}") if to.kind == "topic" else ("", queue_name(to))
+def delay_of(to: Address, message: Message) -> float | None:
+    """Seconds that a message to this address is delayed; None if it is not."""
+    return float(message.headers[DELAY]) if to.kind == "queue" and DELAY in message.headers else None
+
+
+def route(to: Address, message: Message) -> tuple[str, str]:
+    """The exchange and the routing key of a message to this address."""
+    if to.kind == "topic":
+        return EXCHANGE, f"topic:{to.name}"
+    delay = delay_of(to, message)
+    return ("", queue_name(to)) if delay is None else route_after(delay, queue_name(to))
 
 
 def control_key(queue: str) -> str:
@@ -128,7 +139,9 @@ def properties_of(
     if message.reply_to not in (None, message.id):
         table[WAY] = message.reply_to
     ttl = message.ttl
-    if ttl is not None:
+    if ttl is not None and DELAY in table:  # RabbitMQ takes the expiration away from what it moves
+        table["ttl"] = message.headers["ttl"]
+    elif ttl is not None:
         properties["expiration"] = str(min(LONGEST_TTL, max(0, round(ttl * 1000))))
     if ttl is not None or reply_to:
         table[STAMP] = int(time.time() * 1000)
@@ -153,16 +166,21 @@ def resend(properties: Any, began: float, expires: float) -> None:
     properties.headers = {**(properties.headers or {}), RESENT: first, STAMP: stamp}
     if properties.expiration:
         properties.expiration = str(min(LONGEST_TTL, max(0, round((expires - now) * 1000))))
+    elif "ttl" in properties.headers:  # of what is delayed
+        properties.headers["ttl"] = f"{max(0.0, expires - now):.3f}"
 
 
 def first_sent(headers: Mapping[str, Any]) -> float | None:
-    """When a message that was published again was first published, in seconds of the Unix epoch, -1 if it
-    does not say so; None if it was not."""
+    """When a message that was published again was first published, or was due if it was delayed, in seconds
+    of the Unix epoch, -1 if it does not say so; None if it was not."""
     if RESENT not in headers:
         return None
     first = headers[RESENT]
     is_time = isinstance(first, str) and first.isascii() and first.isdecimal() and len(first) < 16
-    return int(first) / 1000 if is_time else -1.0
+    try:
+        return int(first) / 1000 + float(headers.get(DELAY, 0)) if is_time else -1.0
+    except (TypeError, ValueError):  # anybody may have written it
+        return -1.0
 
 
 _NOT_COPIED = ("headers", "user_id", "cluster_id", "delivery_mode")
@@ -205,6 +223,8 @@ def message_of(properties: Any, payload: bytes) -> Message:
         headers["reply-to"] = way if way and isinstance(way, str) else headers.get("id", "")
     if properties.expiration and str(properties.expiration).isdecimal():
         headers["ttl"] = f"{_left(properties):.3f}"
+    elif DELAY in headers and "ttl" in headers:
+        headers["ttl"] = _left_after_delay(headers["ttl"], headers[DELAY], age_of(properties) or 0.0)
     return Message(payload, headers)
 
 
@@ -214,3 +234,11 @@ def _left(properties: Any) -> float:
     ttl = int(properties.expiration) / 1000
     age = age_of(properties)
     return ttl if age is None or not 0 <= age < ttl else ttl - age
+
+
+def _left_after_delay(ttl: str, delay: str, age: float) -> str:
+    """By the clocks of sender and worker alone; but the delay has passed for sure."""
+    try:
+        return f"{max(0.0, float(ttl) - max(age, float(delay))):.3f}"
+    except ValueError:  # anybody may have written it
+        return ttl

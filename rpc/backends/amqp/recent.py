@@ -28,6 +28,7 @@ class RecentRequests(Generic[D]):
         self._in_hand: dict[str, D] = {}
         self._done: OrderedDict[str, Message | None] = OrderedDict()
         self._unwanted: OrderedDict[str, None] = OrderedDict()
+        self._next: OrderedDict[str, tuple[int, str | None]] = OrderedDict()
         self._size = 0
 
     def joins(self, key: str, delivery: D) -> bool:
@@ -56,6 +57,16 @@ class RecentRequests(Generic[D]):
             while len(self._done) > MOST or (self._size > MOST_BYTES and self._done):
                 self._size -= _size(self._done.popitem(last=False)[1])
 
+    def postponed(self, key: str, delivery: D, attempt: int, way: str | None) -> None:
+        """A message with this way back will be tried again; this will be the next attempt."""
+        with self._lock:
+            if self._in_hand.get(key) is delivery:
+                del self._in_hand[key]
+            self._next[key] = attempt, way
+            self._next.move_to_end(key)
+            while len(self._next) > MOST:
+                self._next.popitem(last=False)
+
     def forget(self, key: str, delivery: D) -> None:
         """A message was not done after all."""
         with self._lock:
@@ -83,8 +94,12 @@ class RecentRequests(Generic[D]):
             while len(self._unwanted) > MOST:
                 self._unwanted.popitem(last=False)
 
-    def is_unwanted(self, id: str) -> bool:
-        return id in self._unwanted
+    def is_unwanted(self, key: str, message: Message, way: str | None) -> bool:
+        """As far as is known here: its caller has left, or this attempt failed, and another one will follow.
+        A caller who had to send it again has another way back, to which nobody replies then."""
+        coming, same = self._next.get(key, (0, None))
+        has_left = way is not None and message.id in self._unwanted
+        return has_left or (message.attempt < coming and way == same)
 
 
 def _size(reply: Message | None) -> int:

@@ -9,13 +9,15 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from operator import methodcaller
 from os import urandom
 from typing import Any
 
 from ...errors import NoReceivers, QueueFull, RpcError, RpcTimeout
 from ...transport import STREAM, Address, Message
+from .delays import leading
+from .dialogue import Steps
 from .messages import (
     EXCHANGE,
     KEEP_INBOX,
@@ -23,6 +25,7 @@ from .messages import (
     Probe,
     cancel_of,
     control_key,
+    delay_of,
     message_of,
     properties_of,
     queue_name,
@@ -36,9 +39,6 @@ from .wire import Arrival, Basic, Broken, Queue
 REQUESTS, SEND, PROBE = 1, 2, 3
 """The channels of a caller: of requests and their replies; of what must be confirmed; of questions whose
 answer may close it."""
-
-Steps = Generator[Callable[[Any], Any], Any, None]
-"""What to do with a connection, one after the other: each is given what came of the one before."""
 
 
 def next_step(steps: Steps, outcome: Any) -> Callable[[Any], Any] | None:
@@ -58,7 +58,7 @@ class Sending:
 
     def steps(self) -> Steps:
         """The next attempt. Raises NoReceivers, QueueFull."""
-        yield from checking_room(self._most, self._to)
+        yield from preparing(self._servers, self._most, self._to, self._message)
         try:
             yield from self._publishing()
         except Broken:  # it may have arrived
@@ -67,7 +67,7 @@ class Sending:
 
     def _publishing(self) -> Steps:
         to, servers = self._to, self._servers
-        exchange, key = route(to)
+        exchange, key = route(to, self._message)
         said = SEND, key, self._properties, self._message.body
         publish = methodcaller("confirmed", *said, exchange=exchange)
         came_back = yield publish
@@ -78,7 +78,14 @@ class Sending:
             raise refused(to, came_back)
 
 
-def checking_room(most: int, to: Address) -> Steps:
+def preparing(servers: Servers, most: int, to: Address, message: Message) -> Steps:
+    """What comes before a message is sent. Raises NoReceivers, QueueFull."""
+    yield from _checking_room(most, to)
+    if (delay := delay_of(to, message)) is not None:
+        yield from leading(servers, queue_name(to), delay, SEND, PROBE)
+
+
+def _checking_room(most: int, to: Address) -> Steps:
     """How it is found out whether a queue has so many messages (0: that is not asked). Raises QueueFull, or
     NoReceivers if there is no queue."""
     if not most or to.kind != "queue":
@@ -170,7 +177,7 @@ class ReplyQueue:
 
     def send(self, request: PendingRequest) -> None:
         """Publish a request whose replies come here."""
-        exchange, key = route(request.to)
+        exchange, key = route(request.to, request.message)
         if request.to.kind == "topic":
             self._connection.tell(REQUESTS, OWN_EXCHANGE)
         said = REQUESTS, key, request.sent_to(self.name), request.message.body

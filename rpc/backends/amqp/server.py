@@ -36,7 +36,7 @@ RELIEF = 0.02
 """Seconds that a handler may keep others waiting, if they might run elsewhere."""
 RETRY = 0.5
 """Seconds between two attempts to hear a topic whose queue somebody else has; and before a message comes
-again that could be neither begun nor buried."""
+again that could be neither begun nor postponed nor buried."""
 
 
 class AmqpServer:
@@ -275,16 +275,16 @@ class AmqpServer:
                     session.connection.flush()
 
     def _begin(self, session: Session, delivery: QueueDelivery) -> None:
-        recent = self._recent
-        if recent.joins(delivery.key, delivery):
+        recent, key = self._recent, delivery.key
+        if recent.joins(key, delivery):
             return
-        if recent.is_done(delivery.key):
-            self._dispose(session, delivery, recent.reply(delivery.key))
-        elif (delivery.way and recent.is_unwanted(delivery.message.id)) or session.is_forsaken(delivery):
+        if recent.is_done(key):
+            self._dispose(session, delivery, recent.reply(key))
+        elif recent.is_unwanted(key, delivery.message, delivery.way) or session.is_forsaken(delivery):
             self._dispose(session, delivery, None)
         elif self._may_not_start(session, delivery):
             self._dispose(session, delivery, delivery.last)
-        elif recent.begin(delivery.key, delivery):
+        elif recent.begin(key, delivery):
             if delivery.message.deliveries > 1:  # it may kill this worker, and must not drag others along
                 self._share(session)
                 if not delivery.counts_itself:
@@ -351,12 +351,9 @@ class AmqpServer:
                 delivery.is_unbegun, delivery.is_unsettled = not session.connection.is_open, not error.code
                 raise
 
-        self._safely(claimed)
+        self.safely(claimed)
 
-    def bury(self, delivery: QueueDelivery, why: str) -> None:
-        self._safely(lambda session: session.bury(delivery, why))
-
-    def _safely(self, action: Callable[[Session], object]) -> None:
+    def safely(self, action: Callable[[Session], object]) -> None:
         session = self._session
         if session is None:
             raise BackendUnavailable("RabbitMQ: there is no connection at present")
@@ -367,11 +364,15 @@ class AmqpServer:
 
     def settle(self, delivery: QueueDelivery, last: Message | None) -> None:
         session = self._session
-        nobody_is_told = last is None or delivery.way is None
-        if delivery.is_unbegun or (delivery.is_unsettled and nobody_is_told):
-            self._release(delivery, Broken(f"{delivery.message.id!r} could be neither begun nor buried"))
+        if delivery.is_unbegun or (delivery.is_unsettled and (last is None or delivery.way is None)):
+            self._release(
+                delivery, Broken(f"{delivery.message.id!r} could not be begun, postponed or buried")
+            )
         else:
-            self._recent.end(delivery.key, last or delivery.last)
+            if delivery.next_attempt:
+                self._recent.postponed(delivery.key, delivery, delivery.next_attempt, delivery.way)
+            else:
+                self._recent.end(delivery.key, last or delivery.last)
             if session and session.connection.is_open:
                 session.connection.put(self._ending(session, delivery, last))
             elif last is not None and delivery.way is not None and not delivery.cancelled:

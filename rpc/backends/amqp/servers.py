@@ -12,11 +12,12 @@ from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from ...errors import DISTRIBUTION, BackendRefused, BackendUnavailable
-from .messages import LONGEST_TTL
 from .wire import GREETING, LARGEST_FRAME, Broken, Connection, Queue, frames
 
 SOCKET_TIMEOUT = 5.0
 """Seconds that connecting, and each write, may take."""
+LONGEST_TTL = 2**32 - 1
+"""Milliseconds."""
 _PORTS = {"amqp": 5672, "amqps": 5671}
 _ABILITIES: Any = {
     name: True
@@ -61,6 +62,8 @@ class Servers:
         self.addresses = [_server(each, _PORTS[parts.scheme]) for each in hosts.split(",")]
         self.vhost = unquote(parts.path[1:]) or "/"
         self._heartbeat, self.queue_type = heartbeat, queue_type
+        self.levels = 0
+        """How many levels of delays are known to be there: see `delays`."""
         self._is_safe = parts.scheme == "amqps"
         self._tls = dict(parse_qsl(parts.query))
         known = (

@@ -19,10 +19,12 @@ from typing import Any
 from pamqp import base
 
 from ...errors import SerializationError, shown
-from ...transport import KEEP_SUBSCRIPTION, Address
+from ...transport import DELAY, KEEP_SUBSCRIPTION, Address, Message
 from .._serving import Plan
+from .callers import perform
 from .connection import Connection
 from .dead_letters import bury
+from .delays import leading, route_after
 from .deliveries import AGAIN, EVENTS, JOBS, PROBES, SAFE, QueueDelivery, was_redelivered
 from .messages import (
     EXCHANGE,
@@ -35,6 +37,7 @@ from .messages import (
     age_of,
     control_key,
     group_name,
+    properties_of,
     queue_name,
     route,
 )
@@ -129,7 +132,7 @@ class Session:
             logger.warning("%s: %s", to, shown(error))
             return False
         if to.kind == "topic":
-            bind = Queue.Bind(queue=name, exchange=EXCHANGE, routing_key=route(to)[1])
+            bind = Queue.Bind(queue=name, exchange=EXCHANGE, routing_key=route(to, Message())[1])
             connection.ask(EVENTS, bind, Queue.BindOk)
         tag, one = f"heard{len(self._consumed)}", to.kind == "inbox" or to.group is not None
         self._consumed[tag] = to, name
@@ -258,6 +261,17 @@ class Session:
         """Make it a dead letter."""
         queue = delivery.to.subscription_queue.name if delivery.to.durable else delivery.to.name
         bury(self.connection, self._servers, queue, delivery.message, why, SAFE)
+
+    def postpone(self, delivery: QueueDelivery, seconds: float, message: Message) -> None:
+        """Have it delivered again, as this message, after so many seconds. It is as durable as it was."""
+        before = delivery.arrival.properties
+        message = message.replace(**{DELAY: seconds, AGAIN: None})
+        properties = properties_of(message, delivery.way, before.delivery_mode == 2)
+        properties.priority = before.priority
+        perform(leading(self._servers, delivery.queue, seconds, SAFE, SAFE), self.connection)
+        exchange, key = route_after(seconds, delivery.queue)
+        if self.connection.confirmed(SAFE, key, properties, message.body, exchange=exchange):
+            raise Broken(f"{exchange} took no copy of a message")
 
     def is_forsaken(self, delivery: QueueDelivery) -> bool:
         """Whether its caller is gone. We need not ask if we have heard what he said since he sent it."""

@@ -22,6 +22,11 @@ CONTROL_LENGTH = 10_000
 """Entries of a control stream, about, that are kept."""
 
 
+def _delay_of(message: Message) -> float:
+    """Seconds."""
+    return float(message.headers.get(DELAY, 0))
+
+
 class Sender:
     """What all callers of one backend send by. `max_length` is the most messages that a queue takes (0: no
     bound), `window` the seconds that an idempotency key is remembered."""
@@ -45,7 +50,8 @@ class Sender:
             kind, seconds = "a", UNATTENDED
         if IDEMPOTENCY_KEY in message.headers:
             once = digest(message.headers[IDEMPOTENCY_KEY])
-            kind, seconds = ("k", self._window) if kind == "k" else ("a", seconds if ttl is None else ttl)
+            window = self._window + _delay_of(message)
+            kind, seconds = ("k", window) if kind == "k" else ("a", seconds if ttl is None else ttl)
         before: list[Command] = []
         if len(frame) > LARGE:
             kind = kind.upper()  # if it is sent, the script lets the body of a message that is kept live on
@@ -90,18 +96,24 @@ class Sender:
         way_back = (inbox,) if inbox else ()
         most = self.max_length if max_length is None else max_length
         token = keys.token(id)
-        if DELAY in message.headers:
-            places: tuple[str, ...] = (keys.queue, keys.delayed, token, keys.control, *way_back)
-            delay = milliseconds(float(message.headers[DELAY]))
-            special = (id, record.unsent(), lifetime, most, self.sweep, int(shared))
-            return [*before, (scripts.SEND_LATER, len(places), *places, *special, delay)]
+        delay = (milliseconds(_delay_of(message)),) if DELAY in message.headers else ()
+        packed_record = record.unsent() if delay else record.packed()
+        usual = (
+            id,
+            packed_record,
+            lifetime,
+            most,
+            self.sweep,
+            int(shared if delay or record.once else again),
+        )
         if record.once:
-            places = (keys.queue, keys.wakeup, token, keys.once(record.once), *way_back)
-            special = (id, record.packed(), lifetime, most, self.sweep, int(shared))
-            window = milliseconds(self._window)
-            return [*before, (scripts.SEND_ONCE, len(places), *places, *special, window)]
+            places: tuple[str, ...] = (keys.queue, keys.wakeup, token, keys.once(record.once), *way_back)
+            window = milliseconds(self._window + _delay_of(message))
+            return [*before, (scripts.SEND_ONCE, len(places), *places, *usual, window, *delay)]
+        if delay:
+            places = (keys.queue, keys.delayed, token, keys.control, *way_back)
+            return [*before, (scripts.SEND_LATER, len(places), *places, *usual, *delay)]
         places = (keys.queue, keys.wakeup, token, *way_back)
-        usual = (id, record.packed(), lifetime, most, self.sweep, int(again))
         return [*before, (scripts.SEND, len(places), *places, *usual)]
 
     def withdrawal(self, keys: Keys, id: str, ttl: float | None, record: bytes) -> list[Command]:

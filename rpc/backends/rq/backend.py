@@ -23,7 +23,7 @@ from rq.job import JobStatus
 from ...durations import seconds, seconds_or_none
 from ...errors import Unsupported
 from ...inspection import DeadLetter, Entry, QueueInfo
-from ...transport import ATTEMPT, Address, Handler, Message, packed, unpacked
+from ...transport import ATTEMPT, DELAY, IDEMPOTENCY_KEY, UNKNOWN, Address, Handler, Message, packed, unpacked
 from .._retry import patience
 from .._serving import DIED, OnChange
 from ..features import FEATURES
@@ -33,7 +33,7 @@ from ..redis.keys import digest
 from ..redis.servers import servers_of
 from ..redis.topics import KEEP_REPLY, RedisReplies, Topics, reply_key
 from . import scripts
-from .records import JOBS, Records, RqOptions, job_for, job_key, results_key
+from .records import Records, RqOptions, fields_of, job_for, job_key, raw, results_key, text
 from .server import RqServer
 
 _PREFIX = re.compile(r"[A-Za-z0-9_.\-]{0,64}")
@@ -42,6 +42,11 @@ NO_ANSWER_FROM = {
     JobStatus.STOPPED.value: "it was stopped",
     JobStatus.CANCELED.value: "it was cancelled",
 }
+
+
+def _once(queue: str, message: Message) -> str:
+    """The key that says what became of the first message with this idempotency key."""
+    return f"rpc:once:{queue}:{digest(message.headers.get(IDEMPOTENCY_KEY, ''))}"
 
 
 def perform(*_: Any) -> None:
@@ -55,11 +60,12 @@ class PythonRqBackend(RedisBase):
     `source` is a `redis.Redis`, of which only the address and the credentials are used, or a URL:
     `rq+redis://`, `rq+rediss://` (TLS), `rq+unix://`. A worker that gives no sign of life for `lease` seconds
     has lost its job, and the job is delivered again, at most `max_deliveries` times. `job_timeout` (seconds)
-    ends a handler that runs longer, or is tried again for longer, with RpcTimeout: in the worker's main
-    thread, as only there it can be interrupted (`@job(time_limit=)` is for any). rq's records of finished and
-    failed jobs are kept for `result_ttl` and `failure_ttl` seconds, those of dead letters for a year. To rq,
-    our queues are called `queue_prefix` and their names, so that a team's own rq workers and ours do not
-    meet. Connects at first use.
+    ends a handler that runs longer with RpcTimeout: in the worker's main thread, as only there it can be
+    interrupted (`@job(time_limit=)` is for any). rq's records of finished and failed jobs are kept for
+    `result_ttl` and `failure_ttl` seconds, those of dead letters for a year. What was sent with an
+    idempotency key is remembered for `idempotency_window` seconds. To rq, our queues are called
+    `queue_prefix` and their names, so that a team's own rq workers and ours do not meet. Connects at first
+    use.
     """
 
     features = FEATURES["rq+redis"]
@@ -74,6 +80,7 @@ class PythonRqBackend(RedisBase):
         job_timeout: float | None = None,
         result_ttl: int = 30,
         failure_ttl: int = 60,
+        idempotency_window: float = 86400.0,
         queue_prefix: str = "rpc.",
     ) -> None:
         lease, job_timeout = (
@@ -91,6 +98,7 @@ class PythonRqBackend(RedisBase):
             raise Unsupported("rq needs a single Redis server, not a cluster")
         self.servers, self._client = here, here.client("")
         self._options = RqOptions(lease, max_deliveries, job_timeout, result_ttl, failure_ttl)
+        self._window = seconds(idempotency_window, "idempotency_window", above=True)
         self.topics = Topics(here)
         self._records = Records(here, queue_prefix)
         self._read: deque[str] = deque()
@@ -109,12 +117,13 @@ class PythonRqBackend(RedisBase):
         if to.kind != "queue":
             return self.topics.request(to, message)
         self._enqueue(to, message)
+        is_kept = IDEMPOTENCY_KEY in message.headers  # others may wait for the same
         return RedisReplies(
             self._client,
             message.reply_to or "",
-            id=message.id,
-            lost=partial(self._lost, message.id),
-            withdraw=partial(self._withdraw, to.name, message.id),
+            id="" if is_kept else message.id,
+            lost=partial(self._lost_first, to.name, message) if is_kept else partial(self._lost, message.id),
+            withdraw=(lambda: None) if is_kept else partial(self._withdraw, to.name, message.id),
             finished=self._read.append,
         )
 
@@ -150,8 +159,8 @@ class PythonRqBackend(RedisBase):
         return self._records.queue_info(queue)
 
     def entries(self, queue: str, id: str | None = None) -> Iterator[Entry]:
-        """What waits in a queue (str), and what runs; only the one with this id (str), if given. Raises
-        BackendUnavailable."""
+        """What is scheduled, what waits and what runs in a queue (str); only the one with this id (str), if
+        given. Raises BackendUnavailable."""
         return self._records.entries(queue, id)
 
     def withdraw(self, entry: Entry) -> bool:
@@ -180,11 +189,11 @@ class PythonRqBackend(RedisBase):
         """Put it back into its queue; a caller that still waits does not get the reply. False if it is not
         there any more. Raises BackendUnavailable."""
         message = unpacked(letter.frame).replace(
-            id=letter.id, **{"reply_to": None, "ttl": None, ATTEMPT: None}
+            id=letter.id, **dict.fromkeys(("reply-to", "ttl", ATTEMPT, DELAY, IDEMPOTENCY_KEY, UNKNOWN))
         )
         queue = self._records.queue(letter.queue)
         places = (queue.key, Queue.redis_queues_keys, self._records.bell(letter.queue))
-        return self._settle(letter, *places, fields=self._fields(message, queue))
+        return self._settle(letter, *places, fields=fields_of(job_for(message, queue, self._options)))
 
     def drop(self, letter: DeadLetter) -> bool:
         """Forget it. False if it is not there any more. Raises BackendUnavailable."""
@@ -202,34 +211,38 @@ class PythonRqBackend(RedisBase):
 
     def discard(self, queue: str) -> None:
         """Delete a queue, with what is in it."""
-        keys = [self._records.queue(queue).key, Queue.redis_queues_keys]
-        self._records.run(scripts.DISCARD, keys, [JOBS])
+        self._records.discard(queue)
 
     def _enqueue(self, to: Address, message: Message) -> None:
         queue = self._records.queue(to.name)
         ttl = message.ttl
-        fields = self._fields(message, queue)
+        fields = fields_of(job_for(message, queue, self._options))
+        way_back = []
         if message.reply_to:
             fields += ("rpc_reply_to", message.reply_to)
+            way_back = [reply_key(message.reply_to)]
         keys = [job_key(message.id), queue.key, Queue.redis_queues_keys, self._records.bell(to.name)]
-        if message.reply_to:
-            keys.append(reply_key(message.reply_to))
         # A queued job outlives its ttl by the 5 s that CLAIM takes off again: else a caller could find it
         # gone before its own time is up.
         arguments = [
             message.id,
             0 if ttl is None else milliseconds(max(ttl, 0) + 5),
             milliseconds((ttl or 0) + KEEP_REPLY),
-            *fields,
         ]
-        persistent(partial(self._records.run, scripts.SEND, keys, arguments), patience(ttl))
+        script = scripts.SEND
+        if DELAY in message.headers or IDEMPOTENCY_KEY in message.headers:
+            script = scripts.SEND_SPECIALLY
+            keys += (self._records.scheduled(to.name), self._records.later(to.name), _once(to.name, message))
+            arguments += (*self._special(message), message.reply_to or "")
+        send = partial(self._records.run, script, keys + way_back, arguments + fields)
+        persistent(send, patience(ttl))
         self._sweep()
 
-    def _fields(self, message: Message, queue: Queue) -> list[Any]:
-        """Names and values of an rq job."""
-        job = job_for(message, queue, self._options)
-        fields = {**job.to_dict(), "rpc_queue": queue.name}
-        return [part for field in fields.items() for part in field]
+    def _special(self, message: Message) -> tuple[int, int]:
+        """Milliseconds: that it is delayed (-1: it is not), that its key is remembered (0: it has none)."""
+        delay = float(message.headers.get(DELAY, 0))
+        window = milliseconds(self._window + delay) if IDEMPOTENCY_KEY in message.headers else 0
+        return milliseconds(delay) if DELAY in message.headers else -1, window
 
     def _sweep(self) -> None:
         """Remove ways back that were read to their end. They would expire, but only after a minute."""
@@ -244,10 +257,15 @@ class PythonRqBackend(RedisBase):
                 self._client.unlink(*keys)
 
     def _lost(self, id: str) -> str | None:
-        status = self._client.hget(job_key(id), "status")
+        status = self._client.hget(raw(job_key(id)), "status")
         if status is None:
             return "Redis no longer has it"
         return NO_ANSWER_FROM.get(status.decode("utf-8", "replace"))
+
+    def _lost_first(self, queue: str, message: Message) -> str | None:
+        """Why the first message with this key will not be answered; None if it may be."""
+        state = self._client.get(_once(queue, message)) or b""
+        return None if state[:1] == b"d" else self._lost(text(state[1:]))
 
     def is_served(self, queue: str) -> bool:
         """Whether rq knows a worker of this queue (str). Raises BackendUnavailable."""
@@ -255,5 +273,5 @@ class PythonRqBackend(RedisBase):
             return self._records.has_workers(queue)
 
     def _withdraw(self, queue: str, id: str) -> None:
-        keys = [self._records.queue(queue).key, job_key(id)]
+        keys = [self._records.queue(queue).key, job_key(id), self._records.scheduled(queue)]
         self._records.run(scripts.WITHDRAW, keys, [id])

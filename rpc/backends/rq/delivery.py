@@ -18,6 +18,8 @@ class Claimed:
     queue: str
     id: str
     reply_to: str | None = None
+    once: str = ""
+    """Where it says what became of its idempotency key; "" if it has none."""
 
 
 class Holder(Protocol):
@@ -47,6 +49,8 @@ class RqDelivery(BaseDelivery):
         self.last: Message | None = None
         self.is_settled = False
         """Whether what it came to was written down."""
+        self.again: tuple[float, Message] | None = None
+        """In how many seconds it is delivered again, and as what, if it was postponed."""
         self._thread = get_ident()
 
     def _finish(self, last: Message | None) -> None:
@@ -63,6 +67,11 @@ class RqDelivery(BaseDelivery):
 
     def forbid_redelivery(self) -> None:
         self._worker.forbid_redelivery(self.claimed)
+
+    def postpone(self, seconds: float, message: Message) -> None:
+        """It will be one of rq's scheduled jobs."""
+        self.again = seconds, message
+        self.finish(None)
 
     def bury(self, why: str, last: Message | None) -> None:
         """It will be one of rq's failed jobs."""

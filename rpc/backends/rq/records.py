@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import logging
+import os
 import re
+import socket
 import time
 import traceback
 import zlib
@@ -17,16 +19,17 @@ import msgspec
 import redis
 from rq import Queue, SimpleWorker, executions, worker_registration
 from rq.job import Job, JobStatus
-from rq.registry import FailedJobRegistry, FinishedJobRegistry, StartedJobRegistry
+from rq.registry import FailedJobRegistry, FinishedJobRegistry, ScheduledJobRegistry, StartedJobRegistry
 from rq.serializers import JSONSerializer
 from rq.utils import now, utcparse
 
 from ...errors import SerializationError
 from ...inspection import DeadLetter, Entry, QueueInfo
 from ...transport import NAME, Message, packed
-from ..redis.connection import translated
+from ..redis.connection import is_wrong_type, translated
 from ..redis.servers import Servers
 from ..redis.topics import mend
+from . import scripts
 
 logger = logging.getLogger(__name__)
 
@@ -49,6 +52,7 @@ KEEP_DEAD = 365 * 86400
 
 JOBS = Job.redis_job_namespace_prefix
 """What the keys of jobs start with. rq 3 lets the environment decide, by RQ_KEY_PREFIX."""
+_SCHEDULED: Any = ScheduledJobRegistry  # which has no types
 _SINCE_3 = hasattr(executions, "WORKER_EXECUTIONS_KEY_TEMPLATE")
 EXECUTIONS = JOBS.removesuffix("job:") + "execution:" if _SINCE_3 else ""
 """What the keys of executions start with: there rq 3 looks for what a worker is doing. rq 2 looks into the
@@ -107,10 +111,12 @@ class Records:
             StartedJobRegistry("", connection=self.client).key: "zset",
             FinishedJobRegistry("", connection=self.client).key: "zset",
             FailedJobRegistry("", connection=self.client).key: "zset",
+            _SCHEDULED("", connection=self.client).key: "zset",
             worker_registration.WORKERS_BY_QUEUE_KEY % prefix: "set",
             worker_key(WORKER_PREFIX): "hash",
             "rpc:bell:": "list",
             "rpc:cancel:": "list",
+            "rpc:later:": "list",
         }
         """What the keys begin with that nobody else should write to, and their types."""
         self._warned = False
@@ -169,6 +175,9 @@ class Records:
         """A set: the keys of the records of the workers of this queue."""
         return str(worker_registration.WORKERS_BY_QUEUE_KEY % (self._prefix + queue))
 
+    def scheduled(self, queue: str) -> str:
+        return str(_SCHEDULED(self._prefix + queue, connection=self.client).key)
+
     def dead_letters(self, queue: str) -> list[DeadLetter]:
         """Of the failed jobs those that were given up, the last one first."""
         ids = self.client.zrevrange(self.failed(queue), 0, -1)
@@ -196,42 +205,94 @@ class Records:
         return f"rpc:result:{queue}:{id}"
 
     def entries(self, queue: str, id: str | None) -> Iterator[Entry]:
-        """What waits in a queue, and what runs."""
+        """What is scheduled for a queue, what waits in it, and what runs."""
         with translated():
-            waiting = [text(each) for each in self.client.lrange(self.queue(queue).key, 0, -1)]
-            started = [text(each) for each in self.client.zrange(self.started(queue), 0, -1)]
-        places: list[tuple[Literal["waiting", "running"], str, str]]
-        places = [("waiting", each, "") for each in waiting]
-        places += [("running", *each.rpartition(":")[::2]) for each in started]
-        for state, job, worker in places:
+            pipe = self.client.pipeline().zrange(self.scheduled(queue), 0, -1, withscores=True)
+            pipe.lrange(self.queue(queue).key, 0, -1).zrange(self.started(queue), 0, -1)
+            scheduled, waiting, started = pipe.execute()
+        places: list[tuple[Literal["scheduled", "waiting", "running"], str, str, float | None]]
+        places = [("scheduled", text(each), "", due) for each, due in scheduled]
+        places += [("waiting", text(each), "", None) for each in waiting]
+        places += [("running", *text(each).rpartition(":")[::2], None) for each in started]
+        for state, job, worker, due in places:
             if id in (None, job):
                 with translated():
                     fields = self.client.hgetall(raw(job_key(job)))
                 with suppress(SerializationError):  # it is not one of ours, or has expired
                     at = fields.get(b"enqueued_at", b"").decode("ascii", "replace")
                     frame = packed(message_in(fields).replace(deliveries=None))
-                    yield Entry(job, queue, state, frame, _time(at), worker, raw(job))
+                    yield Entry(job, queue, state, frame, due or _time(at), worker, raw(job))
 
     def queue_info(self, queue: str) -> QueueInfo:
         """How many messages a queue has."""
         with translated():
             key, started = self.queue(queue).key, self.started(queue)
             pipe = self.client.pipeline(transaction=False).llen(key).zcard(started).lindex(key, 0)
-            waiting, running, first = pipe.execute()
+            waiting, running, first, scheduled = pipe.zcard(self.scheduled(queue)).execute()
             at = self.client.hget(raw(job_key(text(first))), "enqueued_at") if first else None
             workers = sum(map(self.client.exists, worker_registration.get_keys(self.queue(queue))))
         sent = _time(at.decode("ascii", "replace")) if at else None
         age = None if sent is None else max(0.0, time.time() - sent)
-        return QueueInfo(queue, waiting, running, 0, len(self.dead_letters(queue)), workers, age)
+        return QueueInfo(queue, waiting, running, scheduled, len(self.dead_letters(queue)), workers, age)
 
     def bell(self, queue: str) -> str:
         """Where a sender rings, and idle workers wait: a list whose loss, or whose surplus, does no harm."""
         return f"rpc:bell:{queue}"
 
+    def later(self, queue: str) -> str:
+        """The same for those who look when scheduled jobs are due."""
+        return f"rpc:later:{queue}"
+
     def has_workers(self, queue: str) -> bool:
         ours = worker_key(WORKER_PREFIX).encode()
         members = self.client.smembers(self.workers(queue))
         return any(key.startswith(ours) and self.client.exists(key) for key in members)
+
+    def promote(self, queue: str) -> float:
+        """Put what is due into its queue; seconds until more is, less than 0 if nothing is scheduled."""
+        keys = [self.scheduled(queue), self.queue(queue).key, Queue.redis_queues_keys, self.bell(queue)]
+        return float(self.run(scripts.PROMOTE, keys, [JOBS])) / 1000
+
+    def discard(self, queue: str) -> None:
+        """Delete a queue, with what is in it and what is scheduled for it."""
+        keys = [self.queue(queue).key, Queue.redis_queues_keys, self.scheduled(queue)]
+        self.run(scripts.DISCARD, keys, [JOBS])
+
+    def sign_on(self, worker: str, queues: Sequence[str], lease: int, held: str | None) -> None:
+        """Enter a worker, with the id of the job that it has, for so many seconds: for the first time, or
+        after its record expired."""
+        entry = SimpleWorker(
+            [self.queue(name) for name in queues],
+            name=worker,
+            connection=redis.Redis(),  # never connected: rq changes the time limits of what it is given
+            serializer=JSONSerializer,
+            prepare_for_work=False,
+        )
+        entry.hostname, entry.pid = socket.gethostname(), os.getpid()
+        entry.birth_date = entry.last_heartbeat = now()
+        pipe = self.client.pipeline(transaction=True)
+        pipe.delete(entry.key)  # whatever is there
+        pipe.hset(entry.key, mapping={**entry.serialize(), "state": "idle"})
+        if held is not None:
+            pipe.hset(entry.key, mapping={"state": "busy", "current_job": raw(held)})
+        worker_registration.register(entry, pipe)
+        pipe.expire(entry.key, lease)
+        failures = [each for each in pipe.execute(raise_on_error=False) if isinstance(each, Exception)]
+        for error in failures:
+            self.mend(error, *map(self.workers, queues))
+            if not is_wrong_type(error):
+                raise error
+
+    def sign_off(self, worker: str, queues: Sequence[str], bell: str, inbox: str) -> None:
+        """Forget a worker, and its bell; `keep_alive` waits at the inbox."""
+        key = worker_key(worker)
+        pipe = self.client.pipeline(transaction=True)
+        pipe.srem(SimpleWorker.redis_workers_keys, key)
+        for name in queues:
+            pipe.srem(self.workers(name), key)
+        pipe.delete(key, f"{key}:executions", bell)
+        pipe.lpush(inbox, "").pexpire(inbox, 1000)
+        pipe.execute()
 
     def tidy(self, queue: str) -> None:
         """Drop what rq's registries no longer need to know."""
@@ -244,6 +305,12 @@ class Records:
                 self.client.srem(registry, *gone)
                 self.client.srem(SimpleWorker.redis_workers_keys, *gone)
             self.client.expire(registry, KEEP_WORKERS)
+
+
+def fields_of(job: Job) -> list[Any]:
+    """Names and values, as they are in its hash."""
+    fields = {**job.to_dict(), "rpc_queue": job.origin}
+    return [part for field in fields.items() for part in field]
 
 
 def job_for(message: Message, queue: Queue, options: RqOptions) -> Job:

@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
-import socket
 import threading
 import time
 import zlib
@@ -17,10 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 from uuid import uuid4
 
-import redis
-from rq import SimpleWorker, worker_registration
 from rq.job import JobStatus
-from rq.serializers import JSONSerializer
 from rq.utils import now, utcformat
 
 from ...errors import Interrupted, SerializationError, WorkerLost, shown
@@ -28,7 +23,6 @@ from ...transport import FAILED, STREAM, Handler, Message, packed
 from .._serving import DIED, STOPPED, Connections, lost
 from ..redis.connection import (
     BLOCK,
-    is_wrong_type,
     milliseconds,
     persistent,
     run_with_reconnect,
@@ -47,6 +41,8 @@ from .records import (
     Records,
     RqOptions,
     exc_string,
+    fields_of,
+    job_for,
     job_key,
     message_in,
     raw,
@@ -89,6 +85,7 @@ class RqWorker:
         self._absences: Absences[tuple[str, str, str]] = Absences(options.beat)
         self._forgot = False
         """Whether this worker's record expired while it may have held a job that it does not know of."""
+        self._later = [records.later(name) for name in queues]
         self._keys = [worker_key(self.name)]
         for name in queues:
             self._keys += (records.queue(name).key, records.started(name), records.bell(name))
@@ -152,12 +149,16 @@ class RqWorker:
         try:
             message = message_in(fields)
             claimed.reply_to = message.reply_to
+            claimed.once = text(fields.get(b"rpc_key", b""))
             if left >= 0:
                 message = message.replace(ttl=left / 1000)
         except SerializationError as error:
             if hash:
                 logger.error("refused rq job %r in queue %r: %s", claimed.id, claimed.queue, shown(error))
             self._finish(claimed, None, f"refused: {shown(error)}")
+            return None
+        if left == 0 and claimed.once:  # it is not begun: its key is free again
+            self._finish(claimed, None, "it has expired", RqDelivery(self, claimed, message))
             return None
         self._delivery = RqDelivery(self, claimed, message)
         return self._delivery
@@ -179,6 +180,9 @@ class RqWorker:
     def settle(self, delivery: RqDelivery) -> None:
         """Write down what it came to."""
         delivery.is_settled, last = True, delivery.last
+        if delivery.again:
+            self._postpone(delivery.claimed, *delivery.again)
+            return
         failed = delivery.buried or ("" if last is None else last.headers.get(FAILED, ""))
         self._finish(delivery.claimed, last, failed, delivery)
 
@@ -205,17 +209,30 @@ class RqWorker:
             utcformat(now()),
             KEEP_DEAD if dead else options.failure_ttl if failed else options.result_ttl,
             zlib.compress(failed.encode()) if failed else b"",
-            packed(last) if last is not None and claimed.reply_to else b"",
+            packed(last) if last is not None and (claimed.reply_to or claimed.once) else b"",
             number,
             EXECUTIONS,
             int(dead),
             packed(last) if last is not None and keep else b"",
             milliseconds(keep),
+            claimed.once,
         ]
         if failed:
             keys.append(results_key(claimed.id))
             arguments.append(exc_string(failed, error))
-        done = persistent(lambda: records.run(scripts.FINISH, keys, arguments), math.inf)
+        self._end(claimed, scripts.FINISH, keys, arguments)
+
+    def _postpone(self, claimed: Claimed, seconds: float, message: Message) -> None:
+        records, queue = self._records, claimed.queue
+        keys = [records.started(queue), self._keys[0], job_key(claimed.id)]
+        keys += (records.scheduled(queue), records.later(queue))
+        job = job_for(message.replace(deliveries=None), records.queue(queue), self._options)
+        unused = [""] * 5
+        arguments = [claimed.id, self.name, milliseconds(seconds), *unused, EXECUTIONS, *fields_of(job)]
+        self._end(claimed, scripts.POSTPONE, keys, arguments)
+
+    def _end(self, claimed: Claimed, script: str, keys: Sequence[str], arguments: Sequence[Any]) -> None:
+        done = persistent(lambda: self._records.run(script, keys, arguments), math.inf)
         self._claimed = self._delivery = None
         if not done:
             logger.warning("%r was given to another worker before it was finished", claimed.id)
@@ -235,6 +252,11 @@ class RqWorker:
 
     # Signs of life.
 
+    def _promote(self) -> float:
+        """Put what is due into its queue; seconds until more is."""
+        left = [each for each in map(self._records.promote, self._queues) if each >= 0]
+        return min(left, default=math.inf)
+
     @property
     def key(self) -> str:
         """Of its record, whose presence says that it lives."""
@@ -242,23 +264,26 @@ class RqWorker:
 
     @staticmethod
     def keep_alive(workers: Sequence[RqWorker], beaten: Callable[[], object] = lambda: None) -> None:
-        """Beat for all these workers, look after others who serve the same queues, and pass on cancellations,
-        until all of them are done; `beaten` hears of each beat."""
+        """Beat for all these workers, look after others who serve the same queues, put what is due into them,
+        and pass on cancellations, until all of them are done; `beaten` hears of each beat."""
         options, client = workers[0]._options, workers[0]._client
         of_different_queues = {tuple(worker._queues): worker for worker in workers}.values()
         inboxes = [worker._inbox for worker in workers]
+        waited = [*inboxes, *(each for worker in of_different_queues for each in worker._later)]
 
         def step() -> None:
             for worker in workers:
                 worker.beat_if_due()
             beaten()
+            seconds = min(options.beat, BLOCK)
             for worker in of_different_queues:
                 worker.mind_others()
-            with workers[0]._records.mending(*inboxes):
-                cancelled = client.blpop(inboxes, timeout=min(options.beat, BLOCK))
+                seconds = min(seconds, worker._promote())
+            with workers[0]._records.mending(*waited):
+                rung = client.blpop(waited, timeout=max(0.001, seconds))  # 0 means for ever
             for worker in workers:
                 delivery = worker._delivery
-                if cancelled and delivery and delivery.claimed.id == text(cancelled[1]):
+                if rung and text(rung[0]) in inboxes and delivery and delivery.claimed.id == text(rung[1]):
                     delivery.cancel()
 
         check = workers[0]._connections.check
@@ -283,27 +308,8 @@ class RqWorker:
 
     def _register(self) -> None:
         """Enter this worker into rq's records, for the first time or after they expired."""
-        entry = SimpleWorker(
-            [self._records.queue(name) for name in self._queues],
-            name=self.name,
-            connection=redis.Redis(),  # never connected: rq changes the time limits of what it is given
-            serializer=JSONSerializer,
-            prepare_for_work=False,
-        )
-        entry.hostname, entry.pid = socket.gethostname(), os.getpid()
-        entry.birth_date = entry.last_heartbeat = now()
-        pipe = self._client.pipeline(transaction=True)
-        pipe.delete(entry.key)  # whatever is there
-        pipe.hset(entry.key, mapping={**entry.serialize(), "state": "idle"})
-        if claimed := self._claimed:
-            pipe.hset(entry.key, mapping={"state": "busy", "current_job": raw(claimed.id)})
-        worker_registration.register(entry, pipe)
-        pipe.expire(entry.key, math.ceil(self._options.lease))
-        failures = [each for each in pipe.execute(raise_on_error=False) if isinstance(each, Exception)]
-        for error in failures:
-            self._records.mend(error, *map(self._records.workers, self._queues))
-            if not is_wrong_type(error):
-                raise error
+        held = self._claimed.id if self._claimed else None
+        self._records.sign_on(self.name, self._queues, math.ceil(self._options.lease), held)
         self._forgot = True
 
     def _remember(self) -> None:
@@ -325,13 +331,7 @@ class RqWorker:
 
     def _leave(self) -> None:
         with translated_or_logged():
-            pipe = self._client.pipeline(transaction=True)
-            pipe.srem(SimpleWorker.redis_workers_keys, self._keys[0])
-            for name in self._queues:
-                pipe.srem(self._records.workers(name), self._keys[0])
-            pipe.delete(self._keys[0], f"{self._keys[0]}:executions", self._own_bell)
-            pipe.lpush(self._inbox, "").pexpire(self._inbox, 1000)  # `keep_alive` waits there
-            pipe.execute()
+            self._records.sign_off(self.name, self._queues, self._own_bell, self._inbox)
 
     # Those that died.
 

@@ -1,9 +1,12 @@
 -- include enqueue
 -- include refuse
 -- include text
--- KEYS queue wakeup token once [inbox]   ARGV id record token_ms max_length sweep shared window_ms
+-- include later
+-- KEYS queue wakeup token once [inbox]   ARGV id record token_ms max_length sweep shared window_ms [delay_ms]
+-- The record is that of SEND, with a delay that of SEND_LATER.
 -- once: q<id> it was sent, r<id> it runs, d<frame> it was answered   -> as SEND
 local id, token, once, inbox, shared = ARGV[1], KEYS[3], KEYS[4], KEYS[5], ARGV[6]
+local delayed, delay = KEYS[1] .. ':delayed', ARGV[8]
 if is_answered(inbox, id) then return 0 end
 local state = text_at(once)
 if state then
@@ -23,10 +26,15 @@ if state then
     return 0
   end
 end
-if not has_room(KEYS[1], ARGV[4], ARGV[5], 0) then return full(KEYS[1], ARGV[2], id, inbox, shared) end
+local coming = delay and own('ZCARD', delayed) or 0
+if not has_room(KEYS[1], ARGV[4], ARGV[5], coming) then return full(KEYS[1], ARGV[2], id, inbox, shared) end
 redis.call('SET', once, 'q' .. id, 'PX', ARGV[7])
 redis.call('SET', token, '', 'PX', ARGV[3])
 clear(inbox, shared)
 keep(KEYS[1], ARGV[2])
-enqueue(KEYS[1], KEYS[2], ARGV[5], ARGV[2])
+if delay then
+  later(delayed, KEYS[1] .. ':control', ARGV[2], delay)
+else
+  enqueue(KEYS[1], KEYS[2], ARGV[5], ARGV[2])
+end
 return 1

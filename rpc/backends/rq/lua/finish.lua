@@ -1,8 +1,9 @@
 -- include now
 -- include ours
 -- include own
+-- include answer
 -- KEYS started worker job registry way_back result [results]
--- ARGV id worker_name status ended_at keep_s why frame number executions dead kept keep_ms [shown]
+-- ARGV id worker_name status ended_at keep_s why frame number executions dead kept keep_ms once [shown]
 -- -> 1 done, 0 it was given to another worker meanwhile
 -- include let_go
 if is_hash(KEYS[2]) then redis.call('HSET', KEYS[2], 'state', 'idle') end
@@ -21,6 +22,7 @@ if ARGV[7] ~= '' and redis.call('EXISTS', KEYS[5]) == 1 then
   end
 end
 if ARGV[11] ~= '' then redis.call('SET', KEYS[6], ARGV[11], 'PX', ARGV[12]) end
+if ARGV[13] ~= '' then answer(ARGV[13], ARGV[1], ARGV[7], true) end
 local finished = ARGV[3] == 'finished'
 if is_hash(KEYS[2]) then
   redis.pcall('HINCRBY', KEYS[2], finished and 'successful_job_count' or 'failed_job_count', 1)
@@ -34,7 +36,7 @@ redis.call('HSET', KEYS[3], 'status', ARGV[3], 'ended_at', ARGV[4])
 if ARGV[6] ~= '' then redis.call('HSET', KEYS[3], 'exc_info', ARGV[6]) end
 if ARGV[10] == '1' then redis.call('HSET', KEYS[3], 'rpc_dead', string.format('%.0f', t[1] * 1000000 + t[2])) end
 if KEYS[7] then
-  redis.pcall('XADD', KEYS[7], 'MAXLEN', 10, '*', 'type', 2, 'worker_name', ARGV[2], 'exc_string', ARGV[13])
+  redis.pcall('XADD', KEYS[7], 'MAXLEN', 10, '*', 'type', 2, 'worker_name', ARGV[2], 'exc_string', ARGV[14])
   redis.call('EXPIRE', KEYS[7], ARGV[5])
 end
 redis.call('EXPIRE', KEYS[3], ARGV[5])

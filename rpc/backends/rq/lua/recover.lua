@@ -1,6 +1,7 @@
 -- include now
 -- include ours
 -- include bell
+-- include answer
 -- KEYS started worker job queue bell failed results
 -- ARGV id worker_name force died max_deliveries keep_s why frame executions shown
 -- -> 0 nothing to do, 1 back in the queue, 2 given up
@@ -20,6 +21,8 @@ if once or lost >= tonumber(ARGV[5]) then
   own('ZADD', KEYS[6], t[1] + ARGV[6], ARGV[1])
   local reply_to = redis.call('HGET', KEYS[3], 'rpc_reply_to')
   if reply_to then redis.pcall('XADD', 'rpc:re:' .. reply_to, 'NOMKSTREAM', '*', 'm', ARGV[8]) end
+  local key = redis.call('HGET', KEYS[3], 'rpc_key')
+  if key then answer(key, ARGV[1], ARGV[8], false) end
   return 2
 end
 redis.call('HSET', KEYS[3], 'status', 'queued')

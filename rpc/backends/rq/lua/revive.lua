@@ -1,5 +1,5 @@
 -- include ours
--- include bell
+-- include enqueue
 -- KEYS failed job results [queue queues bell: back into the queue with it]   ARGV id field value ...
 -- -> 1 done, 0 it is no dead letter
 if not is_ours(KEYS[2]) or redis.call('HEXISTS', KEYS[2], 'rpc_dead') == 0 then return 0 end
@@ -7,8 +7,6 @@ own('ZREM', KEYS[1], ARGV[1])
 redis.call('DEL', KEYS[2], KEYS[3])
 if KEYS[4] then
   redis.call('HSET', KEYS[2], unpack(ARGV, 2))
-  redis.pcall('SADD', KEYS[5], KEYS[4])
-  own('RPUSH', KEYS[4], ARGV[1])
-  ring(KEYS[6])
+  enqueue(KEYS[4], KEYS[5], KEYS[6], ARGV[1])
 end
 return 1

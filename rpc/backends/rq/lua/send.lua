@@ -1,4 +1,5 @@
--- include bell
+-- include enqueue
+-- include way_back
 -- KEYS job queue queues bell [way back]   ARGV id ttl_ms way_back_ms field value ...
 local jobs = string.sub(KEYS[1], 1, -1 - #ARGV[1])
 for _ = 1, 2 do  -- expired jobs leave their id behind: sweep two for each that comes
@@ -8,12 +9,6 @@ end
 if redis.call('EXISTS', KEYS[1]) == 1 then return 0 end
 redis.call('HSET', KEYS[1], unpack(ARGV, 4))
 if tonumber(ARGV[2]) > 0 then redis.call('PEXPIRE', KEYS[1], ARGV[2]) end
-if KEYS[5] then
-  redis.call('UNLINK', KEYS[5])  -- nobody's yet, whatever is there
-  redis.call('XADD', KEYS[5], '0-1', 'm', '')
-  redis.call('PEXPIRE', KEYS[5], ARGV[3])
-end
-redis.pcall('SADD', KEYS[3], KEYS[2])
-own('RPUSH', KEYS[2], ARGV[1])
-ring(KEYS[4])
+if KEYS[5] then open(KEYS[5], ARGV[3]) end
+enqueue(KEYS[2], KEYS[3], KEYS[4], ARGV[1])
 return 1

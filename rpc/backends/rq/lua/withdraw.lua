@@ -1,7 +1,7 @@
 -- include ours
 -- include own
--- KEYS queue job   ARGV id   -> 1 it was not started and is gone, 0 it runs, or ran
-if own('LREM', KEYS[1], 1, ARGV[1]) == 1 then
+-- KEYS queue job scheduled   ARGV id   -> 1 it was not started and is gone, 0 it runs, or ran
+if own('LREM', KEYS[1], 1, ARGV[1]) == 1 or own('ZREM', KEYS[3], ARGV[1]) == 1 then
   if is_ours(KEYS[2]) then redis.call('DEL', KEYS[2]) end
   return 1
 end

@@ -1,0 +1,21 @@
+-- include now
+-- include ours
+-- include bell
+-- KEYS scheduled queue queues bell   ARGV jobs   What is due moves to its queue.   -> ms until more is due, -1: nothing is
+local due = own('ZRANGEBYSCORE', KEYS[1], '-inf', now / 1000, 'LIMIT', 0, 100)
+local moved = 0
+for _, id in ipairs(due) do
+  redis.call('ZREM', KEYS[1], id)
+  local job = ARGV[1] .. id
+  if is_hash(job) then  -- it has not expired; rq's own scheduler would do the same with those of others
+    redis.call('HSET', job, 'status', 'queued')
+    own('RPUSH', KEYS[2], id)
+    moved = moved + 1
+  end
+end
+if moved > 0 then
+  redis.pcall('SADD', KEYS[3], KEYS[2])
+  ring(KEYS[4])
+end
+local next = redis.call('ZRANGE', KEYS[1], 0, 0, 'WITHSCORES')
+return next[2] and math.max(0, math.ceil(next[2] * 1000 - now)) or -1
