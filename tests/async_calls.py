@@ -681,8 +681,7 @@ class SpecialCalls:
 
     @pytest.mark.parametrize("options", [
         {"delay": -1}, {"delay": 5, "ttl": 5}, {"delay": 1, "at": datetime.now()},
-        {"delay": 1, "idempotency_key": "k"},
-    ], ids=["negative", "ttl", "both", "key"])  # fmt: skip
+    ], ids=["negative", "ttl", "both"])  # fmt: skip
     def test_delays_that_make_no_sense_are_refused(self, stage: Stage, options: Any) -> None:
         async def main() -> None:
             async with stage.client() as client:
@@ -793,18 +792,19 @@ def signatures(kind: type) -> dict[str, list[tuple[str, Any, Any, Any]]]:
     return found
 
 
-RQ = "rq+redis://127.0.0.1:1/0"
+NOWHERE = "amqp://127.0.0.1:1/"
 
 
-def refuse_what_rq_cannot_do() -> None:
+def refuse_what_rabbitmq_cannot_do() -> None:
     async def main() -> None:
-        async with AsyncRpcClient(backend=RQ) as client:
-            for options in {"delay": 1}, {"at": datetime.now()}, {"idempotency_key": "k"}:
-                with pytest.raises(Unsupported, match="redis: and memory: have it"):
-                    await client.call("work", **options)  # type: ignore[arg-type]
-            with pytest.raises(Unsupported, match="redis: and memory: have it"):
+        async with AsyncRpcClient(backend=NOWHERE) as client:
+            with pytest.raises(Unsupported, match="and memory: have it"):
+                await client.call("work", idempotency_key="k")
+            with pytest.raises(Unsupported, match="and memory: have it; RPC_STORE"):
+                await client.call("work", keep=60)
+            with pytest.raises(Unsupported, match="and memory: have it"):
                 await client.call_and_wait("work", idempotency_key="k")
-            with pytest.raises(Unsupported, match="redis: and memory: have it"):
+            with pytest.raises(Unsupported, match="and memory: have it"):
                 client.submit("work", idempotency_key="k")
 
     run(main)

@@ -11,7 +11,16 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from async_calls import Calls, SpecialCalls, Stage, double, refuse_what_rq_cannot_do, run, signatures, until
+from async_calls import (
+    Calls,
+    SpecialCalls,
+    Stage,
+    double,
+    refuse_what_rabbitmq_cannot_do,
+    run,
+    signatures,
+    until,
+)
 
 from rpc import AsyncRpcClient, BackendUnavailable, RpcClient, RpcTimeout, SettingsError
 from rpc.backends.memory import MemoryBackend
@@ -65,7 +74,7 @@ def test_the_methods_of_both_clients_have_the_same_parameters() -> None:
 
 
 def test_what_the_backend_cannot_do_is_refused_before_anything_is_sent() -> None:
-    refuse_what_rq_cannot_do()
+    refuse_what_rabbitmq_cannot_do()
 
 
 def test_a_settings_module_is_all_that_it_needs(stage: MemoryStage) -> None:

@@ -55,8 +55,9 @@ class QueueDelivery(BaseDelivery):
         self.way: str | None = properties.reply_to
         if self.way and not can_be_answered(self.way):
             self.way = None
-        copy = (properties.headers or {}).get(COPY, "")
-        self.key = f"{self.message.id}{copy}" or f"-{id(self)}"
+        self.copy: str = (properties.headers or {}).get(COPY, "")
+        """What tells it apart from what was sent under the same id, and given up."""
+        self.key = f"{self.message.id}{self.copy}" or f"-{id(self)}"
         if to.durable:  # each group has its own copy of an event, under one id
             self.key = f"{queue}:{self.key}"
         self.last: Message | None = None

@@ -266,7 +266,7 @@ class Session:
         """Have it delivered again, as this message, after so many seconds. It is as durable as it was."""
         before = delivery.arrival.properties
         message = message.replace(**{DELAY: seconds, AGAIN: None})
-        properties = properties_of(message, delivery.way, before.delivery_mode == 2)
+        properties = properties_of(message, delivery.way, before.delivery_mode == 2, delivery.copy)
         properties.priority = before.priority
         perform(leading(self._servers, delivery.queue, seconds, SAFE, SAFE), self.connection)
         exchange, key = route_after(seconds, delivery.queue)
