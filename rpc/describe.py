@@ -97,6 +97,16 @@ def worker_info(
     )
 
 
+def offered(worker: WorkerInfo) -> str:
+    """What a worker does, for its log."""
+    parts = {
+        ", ".join(worker.queues): [*worker.jobs],
+        "listeners": sorted(f"{each.name} ({each.event})" for each in worker.listeners),
+        "timers": [*worker.timers],
+    }
+    return "; ".join(f"{what}: {', '.join(names)}" for what, names in parts.items() if names)
+
+
 class _Bare(str):
     """An annotation that is written as a text: it is shown without its quotes."""
 

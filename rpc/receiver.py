@@ -25,7 +25,7 @@ from .core.dispatch import Dispatcher
 from .core.handling import HandedBack, contained
 from .core.jobs import Jobs, jobs_from
 from .core.middleware import ContextFactory, Hooks, Middleware, checked
-from .describe import ALL_WORKERS, DESCRIBE, WorkerInfo, worker_info
+from .describe import ALL_WORKERS, DESCRIBE, WorkerInfo, offered, worker_info
 from .durations import Duration, seconds
 from .errors import BackendRefused, Cancelled, SettingsError, Unsupported
 from .events import Events, listeners_in
@@ -42,7 +42,7 @@ from .loops import (
 )
 from .prefork import Prefork, plan_of
 from .services import gathered, service
-from .settings import Settings, load_settings
+from .settings import Settings, load_settings, slots
 from .signals import stopped_by_signals
 from .ticker import Ticker
 from .timers import timers_in
@@ -92,8 +92,8 @@ class RpcReceiver:
             settings = load_settings(settings) if wanted else Settings()
         self._settings = settings
         self.backend = backend_of_receiver(settings, backend)
-        self.concurrency = _slots("RPC_CONCURRENCY", concurrency, settings.concurrency)
-        self.coroutines = _slots("RPC_COROUTINES", coroutines, settings.coroutines)
+        self.concurrency = slots("RPC_CONCURRENCY", concurrency, settings.concurrency)
+        self.coroutines = slots("RPC_COROUTINES", coroutines, settings.coroutines)
         self.queues = tuple(settings.queues if queues is None else queues)
         self.grace = settings.grace if grace is None else seconds(grace, "grace")
         self.id = uuid4().hex
@@ -170,8 +170,8 @@ class RpcReceiver:
     def describe(self) -> WorkerInfo:
         """What this worker offers."""
         about = (self._events.listeners, self._ticker.ticking)
-        slots = self.concurrency, self.coroutines
-        return worker_info(self.id, self.jobs, self.queues, *slots, *about)
+        most = self.concurrency, self.coroutines
+        return worker_info(self.id, self.jobs, self.queues, *most, *about)
 
     def _served(self) -> list[Address]:
         """Where messages come to. Raises SettingsError if there is nothing to do, or to serve, and
@@ -192,16 +192,6 @@ class RpcReceiver:
             raise Unsupported("retries need delay, which this backend does not have")
         topics = [ALL_WORKERS] if "topics" in features else []
         return (queues if self.jobs else []) + self._events.addresses + topics
-
-    def _offer(self) -> str:
-        """What this worker does, for its log."""
-        heard = [f"{each.name} ({each.subscription.pattern})" for each in self._events.listeners]
-        parts = {
-            ", ".join(self.queues): sorted(self.jobs),
-            "listeners": sorted(heard),
-            "timers": [each.name for each in self._ticker.ticking],
-        }
-        return "; ".join(f"{what}: {', '.join(names)}" for what, names in parts.items() if names)
 
     def _set_hooks(self) -> None:
         self._dispatcher.hooks = self.hooks if self.hooks.are_for_calls else None
@@ -290,13 +280,13 @@ class RpcReceiver:
         self._begun = self._has_handed_back = False
         handler: Handler = in_contexts(self._handle)
         self._children.start()
-        slots: dict[str, Any] = {"threads": self.concurrency, "coroutines": self.coroutines}
+        most: dict[str, Any] = {"threads": self.concurrency, "coroutines": self.coroutines}
         pauses = Backoff()
         try:
             self._ticker.start()
             while True:
                 self._server = server = self.backend.server(
-                    self._addresses, handler, on_change=self._changed, **slots
+                    self._addresses, handler, on_change=self._changed, **most
                 )
                 if self._stopping:
                     server.stop()
@@ -357,7 +347,7 @@ class RpcReceiver:
     def _changed(self, connected: bool) -> None:
         if connected and not self._begun:
             self._begun = True
-            logger.info("serving %s", self._offer())
+            logger.info("serving %s", offered(self.describe()))
             if "detached" not in self.backend.features and any(
                 job.is_coroutine for job in self.jobs.values()
             ):
@@ -412,10 +402,3 @@ class RpcReceiver:
         if self._serving and self._stopping:
             self._hand_back()
         return self._has_handed_back
-
-
-def _slots(key: str, given: int | None, of_settings: int) -> int:
-    slots = of_settings if given is None else given
-    if slots < 1:
-        raise SettingsError(f"{key} is {slots}: at least one job must run at a time")
-    return slots

@@ -170,6 +170,14 @@ def settings_from(keys: Mapping[str, Any], module: str, origin: tuple[str, str] 
     return Settings(module=module, origin=origin, **values)
 
 
+def slots(key: str, given: int | None, of_settings: int) -> int:
+    """How many jobs may run at a time: as given, or as the settings have it; SettingsError if none may."""
+    number = of_settings if given is None else given
+    if number < 1:
+        raise SettingsError(f"{key} is {number}: at least one job must run at a time")
+    return number
+
+
 def _is_backend(value: Any) -> bool:
     methods = ("send", "request", "server", "close")
     return value is None or isinstance(value, str) or all(hasattr(value, method) for method in methods)
