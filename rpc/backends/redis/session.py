@@ -29,11 +29,12 @@ from .calls import UNCONFIRMED, full
 from .connection import BLOCK, CLOCK_IS_GOOD, Command, is_wrong_type, unavailable
 from .keys import Keys
 from .pending import AsyncRedisReplies, PendingSend
-from .scripts import MEND, SEND_LATER, SEND_MANY, SEND_ONCE
+from .scripts import SEND_LATER, SEND_MANY, SEND_ONCE
 from .sending import UNATTENDED, Sender
 from .servers import SOCKET_TIMEOUT, is_elsewhere
 
-SCRIPTS = (SEND_MANY, SEND_ONCE, SEND_LATER, MEND)
+SCRIPTS = (SEND_MANY, SEND_ONCE, SEND_LATER)
+"""Each takes a round trip when a connection is opened."""
 AT_ONCE = 64
 """Messages that one command sends, at most: others are not kept waiting by it for long."""
 READ_AT_ONCE = 16 * 1024 * 1024
@@ -297,7 +298,7 @@ class Session:
             self._flush()
             return
         self._armed = True  # until it is known what came meanwhile
-        room = wire.say((MEND, 1, self.inbox, "list", 60_000)) if self._is_spoiled else b""
+        room = wire.say(("UNLINK", self.inbox)) if self._is_spoiled else b""
         self._is_spoiled = False
         wire.write([room, wire.ask(("LRANGE", self.inbox, 0, -1), self._on_stock)])
         self._tick_soon()
