@@ -13,6 +13,7 @@ import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, Literal
 
 import msgspec
@@ -37,6 +38,8 @@ PERFORM = "rpc.backends.rq.perform"
 LARGEST_JOB = 128 * 1024 * 1024
 """Bytes of a job's data once decompressed: a small one can hide gigabytes."""
 BEATS_PER_LEASE = 3
+AT_A_TIME = 1000
+"""Jobs that are looked at with one round trip."""
 LONGEST_TRACE = 64 * 1024
 """Characters of a traceback that are kept, its last ones."""
 WORKER_PREFIX = "rpc-"
@@ -178,15 +181,21 @@ class Records:
     def scheduled(self, queue: str) -> str:
         return str(_SCHEDULED(self._prefix + queue, connection=self.client).key)
 
+    def _hashes(self, jobs: Iterable[str]) -> Iterator[dict[bytes, bytes]]:
+        """What is known of each of these jobs, by its id: {} if it is gone, or something else."""
+        left = iter(jobs)
+        while some := [*islice(left, AT_A_TIME)]:
+            pipe = self.client.pipeline(transaction=False)
+            for id in some:
+                pipe.hgetall(raw(job_key(id)))
+            yield from (each if isinstance(each, dict) else {} for each in pipe.execute(raise_on_error=False))
+
     def dead_letters(self, queue: str) -> list[DeadLetter]:
         """Of the failed jobs those that were given up, the last one first."""
         ids = self.client.zrevrange(self.failed(queue), 0, -1)
-        pipe = self.client.pipeline(transaction=False)
-        for id in ids:
-            pipe.hgetall(raw(job_key(text(id))))
         found = []
-        for id, fields in zip(ids, pipe.execute(raise_on_error=False), strict=True):
-            if not isinstance(fields, dict) or not _TIME.fullmatch(fields.get(b"rpc_dead", b"")):
+        for id, fields in zip(ids, self._hashes(map(text, ids)), strict=True):
+            if not _TIME.fullmatch(fields.get(b"rpc_dead", b"")):
                 continue
             if not _ID.fullmatch(id):
                 continue  # rq would refuse it
@@ -214,14 +223,14 @@ class Records:
         places = [("scheduled", text(each), "", due) for each, due in scheduled]
         places += [("waiting", text(each), "", None) for each in waiting]
         places += [("running", *text(each).rpartition(":")[::2], None) for each in started]
-        for state, job, worker, due in places:
-            if id in (None, job):
-                with translated():
-                    fields = self.client.hgetall(raw(job_key(job)))
-                with suppress(SerializationError):  # it is not one of ours, or has expired
-                    at = fields.get(b"enqueued_at", b"").decode("ascii", "replace")
-                    frame = packed(message_in(fields).replace(deliveries=None))
-                    yield Entry(job, queue, state, frame, due or _time(at), worker, raw(job))
+        places = [place for place in places if id in (None, place[1])]
+        with translated():
+            hashes = [*self._hashes(job for _, job, _, _ in places)]
+        for (state, job, worker, due), fields in zip(places, hashes, strict=True):
+            with suppress(SerializationError):  # it is not one of ours, or has expired
+                at = fields.get(b"enqueued_at", b"").decode("ascii", "replace")
+                frame = packed(message_in(fields).replace(deliveries=None))
+                yield Entry(job, queue, state, frame, due or _time(at), worker, raw(job))
 
     def queue_info(self, queue: str) -> QueueInfo:
         """How many messages a queue has."""
