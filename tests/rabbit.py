@@ -16,7 +16,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 from urllib.parse import urlsplit
 
 import pytest
@@ -24,7 +24,9 @@ import pytest
 pytest.importorskip("pamqp", reason="needs RabbitMQ's driver: pip install jobrpc[amqp]")
 
 from rpc.backends.amqp import AmqpBackend
+from rpc.backends.amqp.wire import Basic
 from rpc.errors import BackendUnavailable
+from rpc.testing.site import Site, eventually
 from rpc.transport import inbox, queue, topic
 
 from .faults.proxy import Proxy
@@ -192,3 +194,16 @@ def _free_port() -> int:
     with socket.socket() as server:
         server.bind(("127.0.0.1", 0))
         return int(server.getsockname()[1])
+
+
+def give_back(site: Site) -> None:
+    """Take the first message of the queue, and die."""
+
+    def take(connection: Any) -> None:
+        get = Basic.Get(queue=f"rpc:queue:{site.name()}")
+        eventually(
+            lambda: isinstance(connection.ask(9, get, Basic.GetOk, Basic.GetEmpty).method, Basic.GetOk)
+        )
+        connection.close_channel(9)
+
+    cast("Any", site.client).senders.do(take)

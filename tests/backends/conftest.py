@@ -44,3 +44,12 @@ def serve(bench: Bench) -> Any:
     for _, thread in started:
         thread.join(PATIENCE)
         assert not thread.is_alive()
+
+
+@pytest.fixture
+def broker() -> Iterator[Any]:
+    """RabbitMQ, behind a proxy."""
+    from tests.rabbit import rabbit  # skips without its driver
+
+    with rabbit() as broker:
+        yield broker

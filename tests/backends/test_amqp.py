@@ -23,13 +23,7 @@ from rpc.inspection import DeadLetters
 from rpc.testing._portal import Portal
 from rpc.testing.site import PATIENCE, Site, eventually, request
 from rpc.transport import LOST, Address, Backend, Delivery, Locks, Message, inbox, queue, topic
-from tests.rabbit import Rabbit, rabbit
-
-
-@pytest.fixture
-def broker() -> Iterator[Rabbit]:
-    with rabbit() as broker:
-        yield broker
+from tests.rabbit import Rabbit
 
 
 @pytest.fixture

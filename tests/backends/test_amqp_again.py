@@ -17,19 +17,13 @@ from rpc.inspection import DeadLetters
 from rpc.settings import Settings
 from rpc.testing.site import PATIENCE, Site, eventually
 from rpc.transport import Delivery, Message
-from tests.rabbit import Rabbit, rabbit
+from tests.rabbit import Rabbit, give_back
 
 from rpc.backends.amqp.messages import Probe  # isort: skip - after the skip without the driver
 from rpc.backends.amqp.recent import RecentRequests  # isort: skip
 from rpc.backends.amqp.server import AmqpServer  # isort: skip
 from rpc.backends.amqp.session import Session  # isort: skip
 from rpc.backends.amqp.wire import Basic, Broken, Queue, Wire  # isort: skip
-
-
-@pytest.fixture
-def broker() -> Iterator[Rabbit]:
-    with rabbit() as broker:
-        yield broker
 
 
 @pytest.fixture
@@ -238,19 +232,6 @@ def test_the_copy_that_is_counted_is_done_though_it_comes_before_the_first_is_th
     give_back(site)
     site.serve(handler, threads=2)
     assert replies.receive(PATIENCE).body == b"x"
-
-
-def give_back(site: Site) -> None:
-    """Take the first message of the queue, and die."""
-
-    def take(connection: Any) -> None:
-        get = Basic.Get(queue=f"rpc:queue:{site.name()}")
-        eventually(
-            lambda: isinstance(connection.ask(9, get, Basic.GetOk, Basic.GetEmpty).method, Basic.GetOk)
-        )
-        connection.close_channel(9)
-
-    cast("Any", site.client).senders.do(take)
 
 
 def test_what_says_that_it_may_not_be_done_twice_goes_after_the_acknowledgement(site: Site) -> None:

@@ -16,16 +16,10 @@ from rpc import NoReceivers, Unsupported
 from rpc.backends import backend_from_url
 from rpc.testing.site import PATIENCE, Site, eventually, request
 from rpc.transport import Delivery, Message, queue
-from tests.rabbit import Node, Rabbit, rabbit
+from tests.rabbit import Node, Rabbit
 
 delays = pytest.importorskip("rpc.backends.amqp.delays", reason="needs RabbitMQ's driver")
 commands = pytest.importorskip("pamqp.commands")
-
-
-@pytest.fixture
-def broker() -> Iterator[Rabbit]:
-    with rabbit() as broker:
-        yield broker
 
 
 @pytest.fixture

@@ -13,16 +13,9 @@ from rpc.inspection import DeadLetters
 from rpc.settings import Settings
 from rpc.testing.site import PATIENCE, Site, eventually
 from rpc.transport import Delivery, Message
-from tests.rabbit import Rabbit, rabbit
+from tests.rabbit import Rabbit, give_back
 
 from rpc.backends.amqp.session import Session  # isort: skip - after the skip without the driver
-from rpc.backends.amqp.wire import Basic  # isort: skip
-
-
-@pytest.fixture
-def broker() -> Iterator[Rabbit]:
-    with rabbit() as broker:
-        yield broker
 
 
 @pytest.fixture
@@ -46,19 +39,6 @@ def full(site: Site, monkeypatch: pytest.MonkeyPatch, kind: str, length: int) ->
     cast("Any", site.client).delete(site.queue())
     monkeypatch.setattr(servers, "queue", limited)
     cast("Any", site.client).declare(site.queue())
-
-
-def give_back(site: Site) -> None:
-    """Take the first message of the queue, and die."""
-
-    def take(connection: Any) -> None:
-        get = Basic.Get(queue=f"rpc:queue:{site.name()}")
-        eventually(
-            lambda: isinstance(connection.ask(9, get, Basic.GetOk, Basic.GetEmpty).method, Basic.GetOk)
-        )
-        connection.close_channel(9)
-
-    cast("Any", site.client).senders.do(take)
 
 
 def test_what_cannot_be_counted_for_lack_of_room_is_done(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:

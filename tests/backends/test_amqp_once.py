@@ -21,18 +21,12 @@ from rpc.settings import Settings
 from rpc.testing._portal import Portal
 from rpc.testing.site import PATIENCE, Site, eventually
 from rpc.transport import Backend
-from tests.rabbit import Rabbit, rabbit
+from tests.rabbit import Rabbit
 
 from rpc.backends.amqp.messages import RESENT  # isort: skip - after the skip without the driver
 from rpc.backends.amqp.once import SURE, UNKNOWN  # isort: skip
 from rpc.backends.amqp.session import Session  # isort: skip
 from rpc.backends.amqp.wire import Basic  # isort: skip
-
-
-@pytest.fixture
-def broker() -> Iterator[Rabbit]:
-    with rabbit() as broker:
-        yield broker
 
 
 @pytest.fixture
