@@ -27,10 +27,10 @@ from .core.jobs import current_request
 from .core.patterns import matcher
 from .describe import ALL_WORKERS, DESCRIBE
 from .durations import Duration, seconds, seconds_or_none
-from .errors import QueueFull, RpcError, SettingsError, Unsupported
+from .errors import QueueFull, RpcError, SettingsError
 from .events import event_address
 from .inspection import Results
-from .job_info import Inspector
+from .job_info import Inspector, cannot_keep, store_of
 from .loops import started
 from .settings import Settings, load_settings
 from .transport import (
@@ -96,9 +96,8 @@ class Caller:
         self._routes = [(matcher(pattern), each) for pattern, each in settings.routes.items()]
         limit = max_message_bytes or settings.max_message_bytes
         self._max_message = min(limit, self.backend.max_message or sys.maxsize)
-        store = settings.store
-        self._store = backend_from_url(store) if isinstance(store, str) else store
-        keeps = self.backend if self._store is None and "results" in self.backend.features else self._store
+        store = store_of(settings)
+        keeps = self.backend if store is None and "results" in self.backend.features else store
         where = (*settings.queues, *settings.routes.values(), queue)
         self._inspector = Inspector(self.backend, where, cast("Results | None", keeps))
         self._reasons: dict[Address, tuple[float, Future[str]]] = {}
@@ -132,7 +131,7 @@ class Caller:
     def _kept(self, keep: Duration) -> str:
         kept_for = seconds(keep, "keep")
         if not self._inspector.keeps:
-            raise Unsupported(f"{unsupported('results')}; RPC_STORE may name one of them")
+            raise cannot_keep()
         return f"{kept_for:.3f}"
 
     def _message(

@@ -24,7 +24,7 @@ from .core.lifecycle import blamed, next_attempt
 from .core.middleware import ContextFactory
 from .core.parameters import conversions, is_annotated
 from .core.patterns import matcher
-from .core.protocol import decode_call, remote_error
+from .core.protocol import decode_call, in_short
 from .durations import Duration
 from .errors import RpcError, SettingsError, Unsupported, shown
 from .transport import ADDRESS_NAME as NAME
@@ -245,7 +245,7 @@ class Events:
         pause = options.pause(attempt, random.random())
         if again:
             text = "listener %s failed: event %r (%s), attempt %d, and is tried again in %.3g s: %s"
-            logger.warning(text, *what, attempt, pause, str(remote_error(error))[:500])
+            logger.warning(text, *what, attempt, pause, in_short(error))
         else:
             logger.error(
                 "listener %s failed: event %r (%s)",
@@ -263,7 +263,7 @@ class Events:
             if again:
                 delivery.postpone(pause, next_attempt(delivery.message, delivery.message.ttl))
             else:
-                delivery.bury(str(remote_error(error))[:500], None)
+                delivery.bury(in_short(error), None)
         except RpcError as trouble:
             logger.warning(
                 "event %r (%s) could be neither postponed nor buried: %s",

@@ -86,7 +86,8 @@ class Inspector:
 
     def job(self, id: str, queue: str | None = None) -> JobInfo:
         """What is known of the job with this id. Raises BackendUnavailable, Unsupported."""
-        self._need("inspection" if self._store is None else "")
+        if self._store is None:
+            self._need("inspection")
         for _ in range(2):  # from being tried it may go back to being scheduled meanwhile
             for name in self._queues if queue is None else (queue,):
                 if found := self._look(name, id):
@@ -145,7 +146,7 @@ class Inspector:
         return isinstance(found, DeadLetter) and cast("DeadLetters", self._backend).revive(found)
 
     def _need(self, feature: str) -> None:
-        if feature and feature not in self._backend.features:
+        if feature not in self._backend.features:
             raise unsupported(feature)
 
     def _kept(self, queue: str, id: str) -> JobInfo | None:
@@ -228,13 +229,22 @@ class Keeper:
         return last
 
 
+def store_of(settings: Settings) -> Any:
+    """The backend that keeps outcomes, if it is another one than that of the jobs."""
+    return backend_from_url(settings.store) if isinstance(settings.store, str) else settings.store
+
+
+def cannot_keep() -> Unsupported:
+    """The error of a backend that keeps no outcomes."""
+    return Unsupported(f"{unsupported('results')}; RPC_STORE may name one of them")
+
+
 def keeping(settings: Settings, backend: Backend, jobs: Jobs, worker: str) -> dict[str, Any]:
     """What the dispatcher of a worker must know of outcomes that are kept. Raises Unsupported."""
-    store: Any = settings.store
-    store = backend_from_url(store) if isinstance(store, str) else store
+    store = store_of(settings)
     wanted = settings.keep_results or any(job.options.keep for job in jobs.values())
     if wanted and "results" not in (store or backend).features:
-        raise Unsupported(f"{unsupported('results')}; RPC_STORE may name one of them")
+        raise cannot_keep()
     return {
         "kept": Keeper(worker, store),
         "keeps_elsewhere": store is not None,

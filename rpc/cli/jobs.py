@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any, get_args
 
 import click
@@ -11,7 +10,6 @@ import click
 from ..client import RpcClient
 from ..errors import RpcError
 from ..job_info import JobInfo, ListedState
-from ..settings import Settings, load_settings
 from .options import backend_option, queue_names, settings_option
 from .output import json_option, json_wanted, one_line, print_data, print_line, printable
 
@@ -55,7 +53,7 @@ def list_command(
     Example:
       rpc jobs list --state dead --queue default --json
     """
-    with _client(settings, backend) as client:
+    with RpcClient(settings=settings, backend=backend) as client:
         found = [_summary(info) for info in client.jobs(queue=queue, state=state, name=name)]
     if json_wanted():
         return print_line({"jobs": found})
@@ -80,7 +78,7 @@ def show_command(id: str, settings: str | None, backend: str | None, queue: str 
     Example:
       rpc jobs show 4f1c0e3a9b6d4c2f8a7e5d3c1b0a9f8e --json
     """
-    with _client(settings, backend) as client:
+    with RpcClient(settings=settings, backend=backend) as client:
         info = client.job(id, queue=queue)
     if info.state == "unknown":
         raise RpcError(f"nothing is known of {id}: it is over, and nothing of it is kept, or it never was")
@@ -141,7 +139,7 @@ def _each(
 ) -> None:
     """Do this to the jobs. Raises RpcError at the end if that could not be done to some."""
     failures = []
-    with _client(settings, backend) as client:
+    with RpcClient(settings=settings, backend=backend) as client:
         for id in ids:
             if action(client.job(id, queue=queue)):
                 click.echo(printable(id))
@@ -149,13 +147,6 @@ def _each(
                 failures.append(f"{id} {not_so}")
     if failures:
         raise RpcError("; ".join(failures))
-
-
-@contextmanager
-def _client(settings: str | None, backend: str | None) -> Iterator[RpcClient]:
-    loaded = load_settings(settings) if backend is None or settings is not None else Settings()
-    with RpcClient(settings=loaded, backend=backend) as client:
-        yield client
 
 
 def _summary(info: JobInfo) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from ..errors import Cancelled, RpcError, RpcTimeout, SerializationError, WorkerLost, shown
@@ -80,11 +81,12 @@ class Dispatcher(Handling):
             delivery.finish(failure)
             return
         fate = after_refusal(error, message, unknown_for=self._unknown_for, chance=self.dice())
-        later = passed_on(message, fate) if isinstance(fate, float) else message
         with suppress(SerializationError):  # that header may be what it was refused for
             if keep := message.keep:
                 failure = self.kept(delivery, failure, keep, 0.0)
-        self.settle(delivery, fate, reason(error, error), later, failure)
+        seconds = fate if isinstance(fate, float) else 0.0
+        why, later = partial(reason, error, error), partial(passed_on, message, seconds)
+        self.settle(delivery, fate, failure, why=why, later=later)
 
     def _keep(self, delivery: Delivery, job: Job) -> float:
         """Seconds for which the outcome is to be kept."""

@@ -116,17 +116,26 @@ class Handling:
         """How many handlers run that hold a thread, or how many that hold none."""
         return sum(held is threads for held in [*self._running.values()])
 
-    def settle(self, delivery: Delivery, fate: Fate, why: str, later: Message, failure: Message) -> None:
-        """What was decided for a job that failed."""
+    def settle(
+        self,
+        delivery: Delivery,
+        fate: Fate,
+        failure: Message,
+        *,
+        why: Callable[[], str],
+        later: Callable[[], Message],
+    ) -> None:
+        """What was decided for a job that failed. `why` says it if it is given up, `later` is what is
+        delivered if it is tried again."""
         try:
             if fate == "answer":
                 delivery.finish(failure)
             elif fate == "bury":
-                delivery.bury(why, failure)
+                delivery.bury(why(), failure)
             else:
-                delivery.postpone(fate, later)
+                delivery.postpone(fate, later())
         except RpcError as trouble:
-            what = delivery.message.headers.get(NAME, "")[:128], shown(later.id)
+            what = delivery.message.headers.get(NAME, "")[:128], shown(delivery.message.id)
             logger.warning("job %r (%s) could be neither postponed nor buried: %s", *what, trouble)
             delivery.finish(failure)
 

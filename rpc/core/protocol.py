@@ -143,6 +143,11 @@ def remote_error(error: BaseException, traceback: str | None = None) -> RemoteEr
     return RemoteError(type(error).__name__, _text(error), traceback=traceback)
 
 
+def in_short(error: BaseException) -> str:
+    """Its type and its text, for a log."""
+    return str(remote_error(error))[:500]  # which knows what to do if it has no text
+
+
 def _error(code: int, message: str, data: Any) -> RpcError:
     if code in _BY_CODE:
         return _BY_CODE[code](message)

@@ -17,7 +17,7 @@ from .handling import HandedBack, Handling, contained, is_attended
 from .jobs import Job, Request, current_request
 from .lifecycle import Overran, after_failure, blamed, next_attempt, reason
 from .middleware import Middleware
-from .protocol import remote_error
+from .protocol import in_short
 
 logger = logging.getLogger(__name__)
 finished = logging.getLogger("rpc.jobs")
@@ -190,8 +190,8 @@ class Work:
         handling.ended(delivery)
         if not isinstance(fate, float):
             failure = self._marked(failure)
-        again = next_attempt(self._message, left)
-        handling.settle(delivery, fate, reason(error, remote), again, failure)
+        why, later = partial(reason, error, remote), partial(next_attempt, self._message, left)
+        handling.settle(delivery, fate, failure, why=why, later=later)
         self._note(outcome)
 
     def _log(self, error: BaseException, again: float | None = None) -> None:
@@ -200,7 +200,7 @@ class Work:
         if isinstance(error, Cancelled):
             logger.info("job %r (%s) was cancelled", *what)
         elif again is not None:
-            attempt, text = self._message.attempt, _shown(error)
+            attempt, text = self._message.attempt, in_short(error)
             logger.warning(
                 "job %r (%s) failed, attempt %d, and is tried again in %.3g s: %s",
                 *what,
@@ -209,7 +209,7 @@ class Work:
                 text,
             )
         elif isinstance(error, _REFUSALS):
-            logger.warning("job %r (%s) refused: %s", *what, _shown(error))
+            logger.warning("job %r (%s) refused: %s", *what, in_short(error))
         else:
             logger.error("job %r (%s) failed", *what, exc_info=error)
 
@@ -258,7 +258,3 @@ def _must_be_the_same(passed: Request, request: Request) -> None:
     """The handler is bound to its arguments by then: another request would be ignored."""
     if passed is not request:
         raise TypeError(f"call_next takes the request that the middleware was given, not {passed!r:.100}")
-
-
-def _shown(error: BaseException) -> str:
-    return str(remote_error(error))[:500]  # which knows what to do if it has no text

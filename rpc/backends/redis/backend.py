@@ -7,7 +7,6 @@ broke off is read again.
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import suppress
@@ -39,8 +38,6 @@ from .sending import Sender
 from .server import RedisServer
 from .servers import servers_of
 from .topics import Topics
-
-_LETTER = re.compile(rb"(\d{1,16})\n([^\n]*)\n").match
 
 
 class RedisBackend(RedisInspection, RedisBase):
