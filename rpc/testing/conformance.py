@@ -355,7 +355,7 @@ class Conformance(Features, Delays, Inspections, Channels, Detached):
         workers = [site.spawn() for _ in range(5)]
         assert LOST in replies.receive(site.patience * 3).headers
         assert len(site.log.lines()) == 3
-        assert sum(worker.poll() is None for worker in workers) == 2
+        eventually(lambda: sum(worker.poll() is None for worker in workers) == 2)  # it is told as they die
 
     def test_a_message_not_to_be_redelivered_is_not(self, site: Site) -> None:
         site.needs("redelivers")
