@@ -5,8 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
-from concurrent.futures import Future
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Iterable, Mapping
 from contextlib import closing, suppress
 from datetime import datetime
 from functools import partial
@@ -16,7 +15,7 @@ from weakref import WeakSet
 
 from .backends import asynchronous
 from .backends._retry import sent_within_async
-from .caller import AS_SET, REASON, Caller, Key, PendingCall
+from .caller import AS_SET, Caller, Key, PendingCall
 from .core.jobs import Response, current_request
 from .describe import Gathering, WorkerInfo
 from .durations import Duration, seconds
@@ -24,6 +23,8 @@ from .errors import NoReceivers, QueueFull, RpcTimeout
 from .inspection import QueueInfo
 from .job_info import JobInfo, ListedState
 from .proxies import Services
+from .streams.consuming import heard
+from .streams.iterators import AsyncStream
 from .transport import Address, AsyncBackend
 
 T = TypeVar("T")
@@ -146,6 +147,23 @@ class AsyncRpcClient(Caller):
                 future.cancel()
                 future.add_done_callback(_forget)
 
+    def stream(
+        self,
+        name: str,
+        data: Any = None,
+        *,
+        window: int = 1,
+        items: Iterable[Any] | AsyncIterable[Any] | None = None,
+        resume: bool = False,
+        timeout: Duration | None = AS_SET,
+        queue: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> AsyncStream:
+        """As `RpcClient.stream`, but an async generator. Is not awaited itself; `items` may be asynchronous,
+        too."""
+        options: dict[str, Any] = {"timeout": timeout, "queue": queue, "headers": headers, "items": items}
+        return AsyncStream(self, self._async, name, data, window=window, resume=resume, **options)
+
     async def publish(self, event: str, data: Any = None, *, headers: Mapping[str, str] | None = None) -> str:
         """As `RpcClient.publish`."""
         to, message = self._event(event, data, headers)
@@ -225,18 +243,13 @@ async def answer(backend: AsyncBackend, to: Address, pending: PendingCall) -> Re
             finally:
                 replies.close()
         except RpcTimeout as late:
-            hint = str(late) or await _heard(pending.reason(to))
+            hint = str(late) or await heard(pending.reason(to))
             raise pending.timed_out(hint, current_request.get(), to.name) from None
         except QueueFull as full:
             await asyncio.sleep(pending.pause(attempt, full))
         else:
             return pending.feed(reply)
         attempt += 1
-
-
-async def _heard(reason: Future[str]) -> str:
-    await asyncio.wait([asyncio.wrap_future(reason)], timeout=REASON)
-    return reason.result() if reason.done() else ""
 
 
 async def value(backend: AsyncBackend, to: Address, pending: PendingCall) -> Any:

@@ -15,7 +15,7 @@ from functools import partial
 from itertools import count
 from os import register_at_fork, urandom
 from threading import Thread
-from types import ModuleType
+from types import MappingProxyType, ModuleType
 from typing import Any, Final, Literal, cast
 from uuid import UUID
 
@@ -25,9 +25,10 @@ from .core.codecs import Codec, codec_named
 from .core.conversation import Conversation, call_message
 from .core.jobs import current_request
 from .core.patterns import matcher
+from .core.protocol import encode_items
 from .describe import ALL_WORKERS, DESCRIBE
 from .durations import Duration, seconds, seconds_or_none
-from .errors import QueueFull, RpcError, SettingsError
+from .errors import QueueFull, RpcError, SerializationError, SettingsError
 from .events import event_address
 from .inspection import Results
 from .job_info import Inspector, cannot_keep, store_of
@@ -176,6 +177,24 @@ class Caller:
         if "topics" not in self.backend.features:
             raise unsupported("topics")
 
+    def pending_stream(
+        self,
+        name: str,
+        data: Any,
+        timeout: Duration | None,
+        headers: Mapping[str, str] | None,
+        own: Mapping[str, str],
+        more: Mapping[str, str] = MappingProxyType({}),
+    ) -> PendingStream:
+        """A stream that is to be asked for: `own` and `more` are headers that make it one. Raises ValueError,
+        SerializationError."""
+        all_headers = {**_own(headers), **own, **more}
+        return PendingStream(self, name, data, self._allowed(timeout), all_headers)
+
+    def to(self, name: str, queue: str | None) -> Address:
+        """The queue that was asked for, else that of the first route which the job's name fits."""
+        return self._to(name, queue)
+
     def _to(self, name: str, queue: str | None) -> Address:
         """The queue that was asked for, else that of the first route which the job's name fits."""
         if queue is None and self._routes:
@@ -266,6 +285,44 @@ class PendingCall(Conversation):
         data, key, headers = self._what
         ttl = None if left is None else max(0.0, left)
         return self._caller._message(name, data, ttl, key, headers, replies=True)
+
+
+class PendingStream(Conversation):
+    """A stream, which is to begin within so many seconds from now."""
+
+    __slots__ = ("_caller", "codec")
+
+    def __init__(
+        self,
+        caller: Caller,
+        name: str,
+        data: Any,
+        timeout: float | None,
+        headers: Mapping[str, str],
+    ) -> None:
+        """`headers` are those of the stream and of the call. Raises ValueError, SerializationError."""
+        self._caller, self.codec = caller, caller._codec
+        message = caller._message(name, data, None, None, headers, replies=True)
+        super().__init__(message, name, timeout, time.monotonic())
+
+    def pause(self, attempt: int, refused: QueueFull) -> float:
+        """A Pause."""
+        return self._caller._pause(math.inf if self._deadline is None else self._deadline, attempt, refused)
+
+    def reason(self, to: Address) -> Future[str]:
+        """As that of the caller."""
+        return self._caller.reason(to)
+
+    def encoded(self, value: Any) -> bytes:
+        """What is sent to the generator, or uploaded. Raises SerializationError."""
+        try:
+            return self.codec.encode(value)
+        except SerializationError as error:
+            raise self.codec.located(error, value=value) from error
+
+    def items_body(self, items: list[bytes]) -> bytes:
+        """The body of a message that carries encoded items."""
+        return encode_items(self.request.id, items, self.codec)
 
 
 def _find_reason(backend: Backend, to: Address, found: Future[str]) -> None:

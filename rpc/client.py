@@ -24,6 +24,7 @@ from .inspection import QueueInfo
 from .job_info import JobInfo, ListedState
 from .loops import LoopThread
 from .proxies import Services
+from .streams.iterators import Stream
 from .transport import Backend
 
 T = TypeVar("T")
@@ -149,6 +150,33 @@ class RpcClient(Caller):
         finally:
             for future in under_way:
                 future.cancel()
+
+    def stream(
+        self,
+        name: str,
+        data: Any = None,
+        *,
+        window: int = 1,
+        items: Iterable[Any] | None = None,
+        resume: bool = False,
+        timeout: Duration | None = AS_SET,
+        queue: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> Stream:
+        """The items that a generator handler yields, one after the other, as a generator.
+
+        Its body begins at the first `next()`. With `window=1` it never runs ahead, and takes part in `send()`
+        and `throw()`; with more, so many items are on their way, which is many times faster. `items` are
+        uploaded: the handler finds them in `request.items`. Of a handler that returns, `value` (that of
+        StopIteration) is what it returned. `close()`, `with`, or to forget it, closes the generator there.
+        A worker must begin it within `timeout` seconds (None: at any time); after that it goes on for as long
+        as both sides live. If the worker dies, WorkerLost is raised; with `resume`, another one goes on,
+        whose handler finds in `request.resume_from` how many items there were. Raises ValueError and
+        SerializationError at once, the other errors of `call_and_wait` and StreamBroken as it goes on.
+        """
+        options: dict[str, Any] = {"timeout": timeout, "queue": queue, "headers": headers, "items": items}
+        where = self._submits.run, self, self._submits.backend
+        return Stream(*where, name, data, window=window, resume=resume, **options)
 
     def publish(self, event: str, data: Any = None, *, headers: Mapping[str, str] | None = None) -> str:
         """Tell all who listen to an event (see `on`); the id of the event. Returns once the broker has it:

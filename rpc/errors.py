@@ -9,6 +9,7 @@ RpcError
 ├── RpcTimeout            no answer within the time allowed
 ├── TimeLimitExceeded     the job ran longer than its time limit
 ├── WorkerLost            the worker died, and the job will not be tried again
+├── StreamBroken          items of a stream were lost on the way
 ├── NoReceivers           nobody serves what was asked for
 ├── Cancelled             the caller withdrew the call
 ├── QueueFull             the queue is bounded and has no room
@@ -98,6 +99,12 @@ class WorkerLost(RpcError):
     will not be tried again."""
 
     code = -32002
+
+
+class StreamBroken(RpcError):
+    """Items of a stream were lost on the way, or one of its ends heard nothing of the other for too long."""
+
+    code = -32014
 
 
 class Unauthorized(RpcError):

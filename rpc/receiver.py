@@ -32,6 +32,7 @@ from .events import Events, listeners_in
 from .job_info import keeping
 from .limits import Limits
 from .loops import (
+    DaemonThreads,
     DelayQueue,
     LoopThread,
     RunningLoop,
@@ -44,9 +45,10 @@ from .prefork import Prefork, plan_of
 from .services import gathered, service
 from .settings import Settings, load_settings, slots
 from .signals import stopped_by_signals
+from .streams.producing import OpenStreams
 from .ticker import Ticker
 from .timers import timers_in
-from .transport import Address, Backend, Delivery, Handler, Server, queue
+from .transport import Address, Backend, Delivery, Handler, Server, inbox, queue
 
 logger = logging.getLogger(__name__)
 
@@ -99,6 +101,7 @@ class RpcReceiver:
         self.id = uuid4().hex
         self._context = context
         self._loop = LoopThread("rpc-coroutines")
+        self._pool = DaemonThreads(self.concurrency, "rpc-generators")
         self._stopping = self._begun = self._has_handed_back = False
         self._handing_back = threading.Lock()
         self._server: Server | None = None
@@ -126,6 +129,14 @@ class RpcReceiver:
         most = settings.max_jobs_per_child if max_jobs_per_child is None else max_jobs_per_child
         self._children = Prefork(plan, self._limits, most, self._is_handed_back)
         self._events = Events(listeners_in(members), accept=accept, later=self._later, **common)
+        self._streams = OpenStreams(
+            self.id,
+            idle=settings.stream_idle,
+            detaches="detached" in self.backend.features,
+            submit=self._submit,
+            spawn=self._spawn,
+            later=DelayQueue("rpc-streams"),
+        )
         self._addresses = self._served()
         self._dispatcher = self._dispatching(
             self.jobs,
@@ -140,6 +151,7 @@ class RpcReceiver:
             limits=self._limits,
             time_limit=settings.time_limit,
             fork=self._children.run,
+            streams=self._streams,
             context=context,
             middleware=checked(settings.loaded_middleware() if middleware is None else middleware),
         )
@@ -190,8 +202,10 @@ class RpcReceiver:
         self._events.check(features)
         if "delay" not in features and any(each.options.retries for each in self.jobs.values()):
             raise Unsupported("retries need delay, which this backend does not have")
-        topics = [ALL_WORKERS] if "topics" in features else []
-        return (queues if self.jobs else []) + self._events.addresses + topics
+        channels = [ALL_WORKERS] if "topics" in features else []
+        if self.jobs:
+            channels.append(inbox(self.id))
+        return (queues if self.jobs else []) + self._events.addresses + channels
 
     def _set_hooks(self) -> None:
         self._dispatcher.hooks = self.hooks if self.hooks.are_for_calls else None
@@ -201,6 +215,8 @@ class RpcReceiver:
             self._dispatcher(delivery)
         elif delivery.to == ALL_WORKERS:
             self._describer(delivery)
+        elif delivery.to.kind == "inbox":
+            self._streams.hear(delivery)
         else:
             self._events(delivery)
 
@@ -359,6 +375,12 @@ class RpcReceiver:
                 copy_context().run(self.hooks.tell, name)
         except Exception:  # the context is the user's
             logger.exception("hooks %s failed", name)
+
+    def _submit(self, action: Callable[[], None]) -> None:
+        try:
+            self._pool.submit(action)
+        except RuntimeError:  # there can be no other thread
+            action()
 
     def _spawn(self, coroutine: Coroutine[Any, Any, None], delivery: Delivery) -> None:
         def started(cancel: Callable[[], object]) -> None:

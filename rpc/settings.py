@@ -23,7 +23,7 @@ from .errors import SettingsError
 VARIABLES = ("RPC_SETTINGS_MODULE", "SETTINGS_IMPORT_PATH")
 DEFAULT_MODULE = "settings"
 BACKEND_KEYS = ("RPC_BACKEND", "RPC_RECEIVER_BACKEND", "RPC_CLIENT_BACKEND", "RPC_STORE")
-DURATIONS = frozenset({"timeout", "lease", "grace", "keep_results", "unknown_for"})
+DURATIONS = frozenset({"timeout", "lease", "grace", "keep_results", "unknown_for", "stream_idle"})
 DEFAULT_QUEUES = ("high", "default", "low")
 
 
@@ -82,6 +82,8 @@ class Settings:
     """How long an attempt of a job may take that has no limit of its own. None: any time."""
     max_jobs_per_child: Annotated[int, msgspec.Meta(ge=1)] | None = None
     """After how many jobs a process of jobs with `fork=True` is replaced. None: never."""
+    stream_idle: Annotated[float, msgspec.Meta(gt=0)] = 30.0
+    """How long a worker keeps a stream open whose caller it does not hear of."""
     origin: tuple[str, str] | None = field(default=None, compare=False)
     """Dotted path of a function that loads the same settings in another process, and its argument."""
 

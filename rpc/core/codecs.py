@@ -34,6 +34,10 @@ class Codec:
         except Exception as error:  # attributes are the user's: reading one may raise anything
             raise SerializationError(str(error) or type(error).__name__) from error
 
+    def embedded(self, encoded: bytes) -> Any:
+        """What stands for an encoded value in another one that is encoded."""
+        return msgspec.Raw(encoded)
+
     def located(self, error: SerializationError, **values: Any) -> SerializationError:
         """What `encode` raised of these values, each under its name, with the path to the part that it is
         about."""

@@ -80,6 +80,9 @@ class Conversation:
         """The response in a reply; raises the error that it carries."""
         if LOST in reply.headers:
             raise WorkerLost(f"{self.name!r}: {reply.headers[LOST]}")
-        codec = _ACCEPTED.codec(reply.headers.get("content-type"))
-        data = decode_reply(reply.body, codec)
+        data = decode_reply(reply.body, self.codec_of(reply))
         return Response(data, self.request.id, self.request.reply_to or "")
+
+    def codec_of(self, reply: Message) -> Codec:
+        """What a reply is decoded with; SerializationError for one that is unknown."""
+        return _ACCEPTED.codec(reply.headers.get("content-type"))

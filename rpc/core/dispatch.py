@@ -18,6 +18,7 @@ from .handling import Handling, is_attended
 from .jobs import Calls, DeliveryMode, Job, Jobs
 from .lifecycle import UNKNOWN_FOR, after_refusal, passed_on, reason
 from .protocol import decode_call
+from .streams import CREDIT
 from .work import Work
 
 logger = logging.getLogger(__name__)
@@ -59,17 +60,20 @@ class Dispatcher(Handling):
             handler = job.bound(call, request)
             if delivery.cancelled:
                 raise Cancelled("the caller left before a worker came to it")
-            if (job.options.delivery or self._delivery) == "at-most-once":
+            is_stream = self.streams is not None and CREDIT in message.headers
+            if is_stream or (job.options.delivery or self._delivery) == "at-most-once":
                 delivery.forbid_redelivery()
             if job.options.fork or job.options.time_limit or self.time_limit:
                 handler = work.confined(handler, request)
+            if is_stream:
+                work.open(request)
         except RpcError as error:
             self._refuse(delivery, error, codec)
             return
         if job.is_coroutine and self.detaches:
             work.detach(handler, request)
         else:
-            self._running[delivery] = True
+            self.began(delivery, thread=True)
             work.run(handler, request)
 
     def _refuse(self, delivery: Delivery, error: RpcError, codec: Codec) -> None:

@@ -68,6 +68,23 @@ class Limits(Protocol):
         """What `call` returns, in this thread. It goes on then, but `late` is called, in another thread."""
 
 
+class Stream(Protocol):
+    """The conversation with the caller of one request."""
+
+    def produce(self, work: Any, request: Request, generator: Any) -> None:
+        """Send the items of a generator, and finish the delivery."""
+
+    def end(self) -> None:
+        """There is nothing more to be said."""
+
+
+class Streams(Protocol):
+    """The conversations of a receiver."""
+
+    def open(self, delivery: Delivery, request: Request, codec: Codec) -> Stream:
+        """Begin the one that a request asks for. Raises RpcError."""
+
+
 class HandedBack(BaseException):
     """A coroutine ended before its time, and its message is for others."""
 
@@ -89,6 +106,7 @@ class Handling:
         limits: Limits | None = None,
         time_limit: float | None = None,
         fork: Fork | None = None,
+        streams: Streams | None = None,
         hooks: Hooks | None = None,
         middleware: Sequence[Middleware] = (),
         context: ContextFactory = nullcontext,
@@ -101,12 +119,14 @@ class Handling:
         thread, unless there is middleware, which does. `handed_back` is asked of a coroutine that was
         cancelled: whether its message is somebody else's by now; it may block. `kept` sees the outcomes that
         are to be kept; if it `keeps_elsewhere`, it blocks. `time_limit` is that of jobs that have none, in
-        seconds; without `limits` there is none, and without `fork` handlers run here."""
+        seconds; without `limits` there is none, without `fork` handlers run here, and without `streams`
+        nobody can ask for one."""
         self.limits, self.time_limit, self.fork = limits, time_limit, fork
         self._max_message, self._send_tracebacks, self._await = max_message, send_tracebacks, await_
         self.aside, self.handed_back = aside, handed_back
         self.kept, self.keeps_elsewhere = kept, keeps_elsewhere
         self._spawn, self.detaches = spawn, spawn is not None and not middleware
+        self.streams = streams
         self.clock, self.dice = clock, dice
         self.hooks, self.middleware, self.context = hooks, middleware, context
         self._running: dict[Delivery, bool] = {}
@@ -138,6 +158,22 @@ class Handling:
             what = delivery.message.headers.get(NAME, "")[:128], shown(delivery.message.id)
             logger.warning("job %r (%s) could be neither postponed nor buried: %s", *what, trouble)
             delivery.finish(failure)
+
+    def item(self, value: Any, codec: Codec) -> bytes:
+        """An item of a stream, encoded. Raises SerializationError."""
+        try:
+            body = codec.encode(value)
+        except SerializationError as error:
+            raise SerializationError(
+                f"an item cannot be encoded: {codec.located(error, item=value)}"
+            ) from error
+        if self._max_message is not None and len(body) > self._max_message:
+            raise SerializationError(f"an item has {len(body)} bytes: more than {self._max_message}")
+        return body
+
+    def began(self, delivery: Delivery, *, thread: bool) -> None:
+        """Its handler runs, and holds a thread or none."""
+        self._running[delivery] = thread
 
     def ended(self, delivery: Delivery) -> None:
         """Its handler does not run any more."""
@@ -185,8 +221,9 @@ class Handling:
             raise
 
     def detach(self, work: Coroutine[Any, Any, None], delivery: Delivery) -> None:
-        """Have it done without a thread. Raises RpcError if there can be none for the event loop."""
-        self._running[delivery] = False
+        """Have it done without a thread, where the backend can. Raises RpcError if there can be none for the
+        event loop."""
+        self.began(delivery, thread=False)
         if self._spawn:
             self._spawn(work, delivery)
 

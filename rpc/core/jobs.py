@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -28,6 +28,7 @@ from ..errors import (
 from ..transport import HANDED_BACK, Delivery
 from .parameters import Parameters, function_of, wants_request
 from .protocol import Call
+from .streams import RESUME, number_in
 
 DeliveryMode = Literal["at-least-once", "at-most-once"]
 JOB_NAME = re.compile(r"[A-Za-z_][\w.\-]{0,127}", re.ASCII)
@@ -49,7 +50,7 @@ class Request:
     """What a handler in request style gets."""
 
     __slots__ = (
-        *("_calls", "_delivery", "_overran", "_respond"),
+        *("_calls", "_delivery", "_overran", "_respond", "_uploads"),
         *("data", "deadline", "headers", "id", "kwargs", "name", "response_key"),
     )
 
@@ -76,6 +77,7 @@ class Request:
         self.deadline = deadline
         """When the caller stops waiting, in seconds of `time.monotonic()`; None if it does not."""
         self._delivery, self._respond, self._calls = delivery, respond, calls
+        self._uploads: Any = None
         self._overran = False
         """Whether its function runs on after its time limit."""
 
@@ -113,6 +115,17 @@ class Request:
             current_request.reset(token)
 
     @property
+    def items(self) -> Any:
+        """What the caller uploads (`RpcClient.stream(items=)`), item by item: an iterator. It raises
+        StreamBroken if some are lost on their way, Cancelled if the caller has left."""
+        return iter(()) if self._uploads is None else self._uploads
+
+    @property
+    def resume_from(self) -> int:
+        """How many items of this stream its caller has got already, from a worker that is lost."""
+        return number_in(self._delivery.message, RESUME, 0)
+
+    @property
     def redelivered(self) -> bool:
         """True if a worker had begun this job before, and died or was stopped."""
         message = self._delivery.message
@@ -130,9 +143,14 @@ class Request:
 
 
 class AsyncRequest(Request):
-    """What a coroutine function gets: the same, but its calls are awaited."""
+    """What a coroutine function, or an async generator, gets: the same, but its calls are awaited."""
 
     __slots__ = ()
+
+    @property
+    def items(self) -> Any:
+        """As `Request.items`, but an async iterator."""
+        return _nothing() if self._uploads is None else self._uploads
 
     async def call(self, name: str, data: Any = None, **options: Any) -> str:  # type: ignore[override]
         """As `Request.call`."""
@@ -145,6 +163,12 @@ class AsyncRequest(Request):
         with self._current() as calls:
             response: Response = await calls.async_client.call_and_wait(name, data, **options)
             return response
+
+
+async def _nothing() -> AsyncIterator[Any]:
+    none: tuple[Any, ...] = ()
+    for item in none:
+        yield item
 
 
 class Calls(Protocol):
@@ -266,8 +290,10 @@ class Job:
         functions = (handler, function, type(function).__call__)
         self.is_coroutine = any(map(inspect.iscoroutinefunction, functions))
         decorated = inspect.iscoroutinefunction(inspect.unwrap(function))
-        self.request_type = AsyncRequest if self.is_coroutine or decorated else Request
-        if self.options.fork and self.is_coroutine:
+        is_async = decorated or any(map(inspect.isasyncgenfunction, functions))
+        self.request_type = AsyncRequest if self.is_coroutine or is_async else Request
+        self.is_generator = (is_async and not decorated) or any(map(inspect.isgeneratorfunction, functions))
+        if self.options.fork and (self.is_coroutine or self.is_generator):
             raise SettingsError(f"job {name!r}: fork=True is for plain functions, not for coroutines")
         try:
             self._parameters = None if wants_request(handler, Request) else Parameters(handler)

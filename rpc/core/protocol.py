@@ -138,6 +138,19 @@ def decode_reply(body: bytes, codec: Codec) -> Any:
     raise SerializationError("not a reply: it has neither a `result` nor an `error`")
 
 
+def encode_items(id: str, items: list[bytes], codec: Codec) -> bytes:
+    """The body of a message with several items, each of which is encoded already."""
+    return codec.encode({"jsonrpc": "2.0", "id": id, "result": [codec.embedded(item) for item in items]})
+
+
+def decode_items(body: bytes, codec: Codec) -> list[Any]:
+    """The items in the body of a message; SerializationError if there are none."""
+    items = decode_reply(body, codec)
+    if not isinstance(items, list):
+        raise SerializationError("not items: the `result` is no array")
+    return items
+
+
 def remote_error(error: BaseException, traceback: str | None = None) -> RemoteError:
     """What the caller is told of an exception that a handler raised."""
     return RemoteError(type(error).__name__, _text(error), traceback=traceback)

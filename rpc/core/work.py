@@ -7,21 +7,24 @@ import math
 from collections.abc import Callable
 from contextlib import nullcontext
 from functools import partial
-from types import CoroutineType
+from types import AsyncGeneratorType, CoroutineType, GeneratorType
 from typing import Any
 
-from ..errors import Cancelled, InvalidParams, RpcError, Unauthorized, shown
+from ..errors import Cancelled, InvalidParams, RpcError, SerializationError, Unauthorized, shown
 from ..transport import IDEMPOTENCY_KEY, Delivery, Message
 from .codecs import Codec
-from .handling import HandedBack, Handling, contained, is_attended
+from .handling import HandedBack, Handling, Stream, contained, is_attended
 from .jobs import Job, Request, current_request
 from .lifecycle import Overran, after_failure, blamed, next_attempt, reason
 from .middleware import Middleware
-from .protocol import in_short
+from .protocol import encode_items, in_short
+from .streams import SEQ
 
 logger = logging.getLogger(__name__)
 finished = logging.getLogger("rpc.jobs")
 """Has a line for each attempt at a job that ended."""
+
+GENERATORS = GeneratorType, AsyncGeneratorType
 
 _REFUSALS = InvalidParams, Unauthorized
 """Errors that are the caller's: of no interest to whoever wrote the handler."""
@@ -32,7 +35,7 @@ class Work:
 
     __slots__ = (
         *("_answered", "_began", "_codec", "_delivery", "_for_others", "_handling", "_job", "_keep", "_last"),
-        *("_message", "_responded"),
+        *("_message", "_responded", "_sent", "_stream"),
     )
 
     def __init__(self, handling: Handling, delivery: Delivery, codec: Codec, job: Job, keep: float) -> None:
@@ -48,6 +51,14 @@ class Work:
         """What the handler responded with first, whether somebody waits for that or not."""
         self._last: Message | None = None
         """The response, if it is for others, too."""
+        self._stream: Stream | None = None
+        self._sent: int | None = None
+        """How many items were sent before the end, if it is that of a generator."""
+
+    def open(self, request: Request) -> None:
+        """Begin the conversation that it asks for. Raises RpcError."""
+        if self._handling.streams is not None:
+            self._stream = self._handling.streams.open(self._delivery, request, self._codec)
 
     def respond(self, request: Request, data: Any) -> bool:
         if request.response_key is None and not self._for_others:
@@ -85,6 +96,9 @@ class Work:
         """Call the handler in this thread, and finish the delivery."""
         try:
             value = self._value(handler, request)
+            if type(value) in GENERATORS:
+                self._produce(value, request)
+                return
             if type(value) is CoroutineType:  # also of a plain function, such as one that decorates another
                 if self._handling.detaches and not self._handling.hooks:
                     self.detach(lambda: value, request)
@@ -96,6 +110,43 @@ class Work:
                 self._failed(request, error)
         else:
             self._end(last)
+
+    def _produce(self, generator: Any, request: Request) -> None:
+        if self._stream is None:
+            raise InvalidParams(f"job {self._job.name!r} gives a stream: call it with `stream`")
+        self._stream.produce(self, request, generator)
+
+    def waits(self, *, thread: bool) -> None:
+        """Its generator waits for its caller, and holds a thread or none."""
+        self._handling.began(self._delivery, thread=thread)
+
+    def in_context(self, step: Callable[[], Any]) -> Any:
+        """What a step of a generator comes to."""
+        with self._handling.context():
+            return step()
+
+    def encoded_item(self, value: Any) -> bytes:
+        """Raises SerializationError."""
+        return self._handling.item(value, self._codec)
+
+    def items_body(self, items: list[bytes]) -> bytes:
+        """The body of a message that carries these."""
+        return encode_items(self._message.id, items, self._codec)
+
+    def stream_ended(self, request: Request, value: Any, sent: int) -> None:
+        """A generator has returned this, after so many items."""
+        self._sent = sent
+        try:
+            last = self._succeeded(request, value)
+        except SerializationError as error:
+            self._failed(request, error)
+        else:
+            self._end(last)
+
+    def stream_failed(self, request: Request, error: BaseException, sent: int) -> None:
+        """It has raised that."""
+        self._sent = sent
+        self._failed(request, error)
 
     def detach(self, handler: Callable[[], Any], request: Request) -> None:
         """Have a coroutine done without a thread."""
@@ -130,14 +181,23 @@ class Work:
                 self._end(last)
 
     def _end(self, last: Message | None, outcome: str = "done") -> None:
-        self._handling.ended(self._delivery)
+        self._over()
         self._delivery.finish(last if last is None else self._marked(last))
         self._note(outcome)
+
+    def _over(self) -> None:
+        self._handling.ended(self._delivery)
+        if self._stream:
+            self._stream.end()
 
     def _marked(self, last: Message) -> Message:
         if not self._keep:
             return last
         return self._handling.kept(self._delivery, last, self._keep, self._took())
+
+    def _numbered(self, last: Message) -> Message:
+        """The same with the number of items before it, if there may be some."""
+        return last if self._sent is None else last.replace(**{SEQ: self._sent})
 
     def _took(self) -> float:
         return 0.0 if self._began is None else self._handling.clock() - self._began
@@ -153,7 +213,7 @@ class Work:
         """The last reply; None if there is none, or it was sent."""
         if self._answered or (request.response_key is None and not self._for_others):
             return self._last
-        reply = self._handling.result(self._message, value, self._codec)
+        reply = self._numbered(self._handling.result(self._message, value, self._codec))
         self._answered = True  # nobody may respond later, from another thread
         return reply
 
@@ -175,7 +235,7 @@ class Work:
             self._end(self._last, outcome)
             return
         self._answered = True
-        failure = handling.failure(self._message, remote, self._codec)
+        failure = self._numbered(handling.failure(self._message, remote, self._codec))
         left = None if request.deadline is None else request.deadline - handling.clock()
         fate = after_failure(
             error,
@@ -186,8 +246,10 @@ class Work:
             attended=is_attended(delivery),
             chance=handling.dice(),
         )
+        if self._stream:  # another attempt would begin it again
+            fate = "answer"
         self._log(error, fate if isinstance(fate, float) else None)
-        handling.ended(delivery)
+        self._over()
         if not isinstance(fate, float):
             failure = self._marked(failure)
         why, later = partial(reason, error, remote), partial(next_attempt, self._message, left)

@@ -1,0 +1,258 @@
+"""The caller's end of streams: one coroutine for each, which reads what comes, and says what is to be said.
+
+It lives in an event loop, that of an AsyncRpcClient's user, or the one in which an RpcClient has what it
+submits. What is taken out of a stream is taken by the user's own thread, or task: see `iterators`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections.abc import Callable, Coroutine
+from concurrent.futures import Future
+from typing import Any, NamedTuple
+
+from ..caller import REASON, PendingStream
+from ..core.protocol import decode_items
+from ..core.streams import (
+    CREDIT,
+    GRANT,
+    IDLE,
+    INBOX,
+    ITEMS,
+    OPEN,
+    PING,
+    SEQ,
+    SIZE,
+    UPLOAD,
+    Receiving,
+    Sending,
+    credit_in,
+    number_in,
+)
+from ..errors import Cancelled, QueueFull, RpcError, RpcTimeout, SerializationError, StreamBroken, WorkerLost
+from ..transport import STREAM, Address, AsyncBackend, AsyncReplies, Message, inbox
+
+logger = logging.getLogger(__name__)
+
+COLLECT = 0.005
+"""Seconds that an item waits for more to travel with, at most."""
+
+
+class Items(NamedTuple):
+    """Some have arrived."""
+
+    items: list[Any]
+    size: int
+    """Bytes."""
+
+
+class Ended(NamedTuple):
+    """Nothing more will come."""
+
+    value: Any
+    error: Exception | None
+
+
+class MayUpload(NamedTuple):
+    """There is credit for more uploads."""
+
+
+Arrival = Items | Ended | MayUpload
+
+
+class Consumer:
+    """One stream. All but `begin`, `close` and what it takes part in belongs to the event loop."""
+
+    def __init__(
+        self,
+        backend: AsyncBackend,
+        to: Address,
+        pending: PendingStream,
+        receiving: Receiving,
+        put: Callable[[Arrival], None],
+    ) -> None:
+        """`put` is given what arrives, in the event loop."""
+        self._backend, self._to, self._pending = backend, to, pending
+        self.receiving, self.uploading, self._put = receiving, Sending(), put
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._sends: set[asyncio.Task[None]] = set()
+        self._inbox: Address | None = None
+        self._idle = 30.0
+        self._control: tuple[str, bytes] = (GRANT, b"")
+        """What was said last beside credit."""
+        self._said = self._heard = 0.0
+        self._is_left = False
+        self._lock, self._flushing = threading.Lock(), asyncio.Lock()
+
+    async def run(self) -> None:
+        """Ask for it, and read until its end."""
+        self._loop, self._task = asyncio.get_running_loop(), asyncio.current_task()
+        if self._is_left:
+            return
+        try:
+            replies = await self._requested()
+            try:
+                await self._read(replies)
+            finally:
+                replies.close()
+        except asyncio.CancelledError:
+            self._put(Ended(None, Cancelled("the stream, or the client, was closed")))
+            raise
+        except Exception as error:  # it is raised where somebody waits
+            self._put(Ended(None, error))
+        finally:
+            self._task = None
+
+    def close(self) -> None:
+        """Leave it. Any thread; does not wait."""
+        self._is_left, loop = True, self._loop
+        if loop and not loop.is_closed():
+            loop.call_soon_threadsafe(self._leave)
+
+    def call(self, action: Callable[..., object], *arguments: Any) -> None:
+        """Have it done in the event loop. Any thread."""
+        if self._loop:
+            self._loop.call_soon_threadsafe(action, *arguments)
+
+    def say(self, kind: str, body: bytes) -> None:
+        """Give credit, with this beside it."""
+        self._control = kind, body
+        self._say(kind, body)
+
+    def upload(self, item: bytes) -> bool:
+        """Collect an encoded item. Any thread. True if `flush` must be called, and waited for."""
+        with self._lock:
+            self.uploading.add(item)
+            is_first, is_due = len(self.uploading.unsent) == 1, self.uploading.is_due
+        if is_first and not is_due:
+            self.call(self._flush_later)
+        return is_due
+
+    async def flush(self, *, end: bool = False) -> None:
+        """Send what was collected, and perhaps that it was all. Raises RpcError."""
+        async with self._flushing:
+            with self._lock:
+                items, headers = self.uploading.unsent, self.uploading.headers()
+                self.uploading.taken()
+            if items:
+                await self._upload(self._pending.items_body(items), headers)
+            if end:
+                await self._upload(b"", {SEQ: str(self.uploading.sent)})
+
+    def _flush_later(self) -> None:
+        asyncio.get_running_loop().call_later(COLLECT, lambda: self._soon(self.flush()))
+
+    async def _upload(self, body: bytes, headers: dict[str, str]) -> None:
+        if self._inbox is None:
+            raise StreamBroken("there is no credit for uploads before it has begun")
+        await self._backend.send(self._inbox, self._message(body, {UPLOAD: "1", **headers}))
+        self._said = time.monotonic()
+
+    def _leave(self) -> None:
+        if self._task:
+            self._task.cancel()
+
+    async def _requested(self) -> AsyncReplies:
+        attempt = 0
+        while True:
+            try:
+                return await self._backend.request(self._to, self._pending.request)
+            except QueueFull as full:
+                await asyncio.sleep(self._pending.pause(attempt, full))
+            attempt += 1
+
+    async def _read(self, replies: AsyncReplies) -> None:
+        while True:
+            try:
+                reply = await replies.receive(self._patience())
+            except RpcTimeout as late:
+                if not self._inbox:
+                    hint = str(late) or await heard(self._pending.reason(self._to))
+                    raise self._pending.timed_out(hint, queue=self._to.name) from None
+                self._check()
+            else:
+                self._heard = time.monotonic()
+                if self._hear(reply):
+                    return
+            if self._inbox and time.monotonic() - self._said > self._idle / 3:
+                self._say(*self._control, ping=True)
+
+    def _patience(self) -> float | None:
+        """Seconds to wait for the next reply."""
+        return self._idle / 3 if self._inbox else self._pending.remaining(time.monotonic())
+
+    def _check(self) -> None:
+        if time.monotonic() - self._heard > self._idle:
+            raise WorkerLost(f"{self._pending.name!r}: nothing was heard of its worker for {self._idle:g} s")
+
+    def _hear(self, reply: Message) -> bool:
+        """Whether it was the last one. Raises what ends the stream."""
+        kind = reply.headers.get(STREAM)
+        if kind is None:
+            self._end(reply)
+            return True
+        if kind == OPEN:
+            self._open(reply)
+        elif kind == ITEMS:
+            items, first = decode_items(reply.body, self._pending.codec_of(reply)), number_in(reply, SEQ)
+            new = items[self.receiving.feed(first, len(items)) :]
+            if new:
+                self._put(Items(new, number_in(reply, SIZE)))
+        if CREDIT in reply.headers and self.uploading.grant(*credit_in(reply)):
+            self._put(MayUpload())
+        return False
+
+    def _open(self, reply: Message) -> None:
+        try:
+            self._inbox, self._idle = inbox(reply.headers.get(INBOX, "")), float(reply.headers.get(IDLE, ""))
+        except ValueError as error:
+            raise SerializationError(f"the reply that opens a stream makes no sense: {error}") from None
+        self._said = time.monotonic()
+
+    def _end(self, reply: Message) -> None:
+        value: Any = None
+        error: RpcError | None = None
+        try:
+            value = self._pending.feed(reply).data
+        except RpcError as raised:
+            error = raised
+        if SEQ in reply.headers:  # of a generator
+            try:
+                self.receiving.end(number_in(reply, SEQ))
+            except StreamBroken as broken:
+                error = broken
+        self._put(Ended(value, error))
+
+    def _say(self, kind: str, body: bytes, *, ping: bool = False) -> None:
+        if not self._inbox:
+            return  # the request has said it
+        self._said = time.monotonic()
+        headers = {STREAM: kind, **self.receiving.credit(), **({PING: "1"} if ping else {})}
+        self._soon(self._backend.send(self._inbox, self._message(body, headers)))
+
+    def _message(self, body: bytes, headers: dict[str, str]) -> Message:
+        request = self._pending.request
+        about = {"id": request.id, "content-type": request.headers.get("content-type", "")}
+        return Message(body, {**about, **headers})
+
+    def _soon(self, sending: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.get_running_loop().create_task(self._sent(sending))
+        self._sends.add(task)
+        task.add_done_callback(self._sends.discard)
+
+    async def _sent(self, sending: Coroutine[Any, Any, None]) -> None:
+        try:
+            await sending
+        except RpcError as error:  # credit is given again; that uploads are missing, the worker sees
+            logger.warning("what stream %r says could not be sent: %s", self._pending.name, error)
+            self._said = 0.0
+
+
+async def heard(reason: Future[str]) -> str:
+    """Why nobody answers; "" if that is not known soon."""
+    await asyncio.wait([asyncio.wrap_future(reason)], timeout=REASON)
+    return reason.result() if reason.done() else ""

@@ -1,0 +1,320 @@
+"""Streams as callers take them: a generator, and an async generator."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Coroutine, Generator, Iterable, Mapping
+from concurrent.futures import Future
+from functools import partial
+from queue import SimpleQueue
+from types import TracebackType
+from typing import Any
+
+from ..caller import Caller, PendingStream
+from ..core.streams import (
+    CREDIT,
+    CREDIT_BYTES,
+    GRANT,
+    RESUME,
+    SEND,
+    THROW,
+    UPLOAD,
+    WINDOW_BYTES,
+    Receiving,
+    thrown,
+)
+from ..durations import Duration
+from ..errors import RemoteError, StreamBroken, WorkerLost
+from ..loops import process
+from ..transport import AsyncBackend
+from .consuming import Arrival, Consumer, Ended, Items
+
+RESUMABLE = WorkerLost, StreamBroken
+
+Put = Callable[[Arrival], None]
+
+
+class _Stream:
+    """What both kinds have: the state of the user's side."""
+
+    def __init__(
+        self,
+        caller: Caller,
+        backend: AsyncBackend,
+        name: str,
+        data: Any,
+        *,
+        put: Put,
+        timeout: Duration | None,
+        queue: str | None,
+        headers: Mapping[str, str] | None,
+        window: int,
+        resume: bool,
+        uploads: bool,
+    ) -> None:
+        """`put` is given what arrives, in the event loop; others are as for `RpcClient.stream`. Raises
+        ValueError, SerializationError."""
+        if isinstance(window, bool) or not isinstance(window, int) or window < 1:
+            raise ValueError(f"window is a number from 1 on, not {window!r:.80}")
+        if resume and uploads:
+            raise ValueError("a stream with items cannot be resumed: some of them are gone")
+        self._window, self._resume = window, resume
+        own = {CREDIT: str(window), CREDIT_BYTES: str(WINDOW_BYTES), **({UPLOAD: "1"} if uploads else {})}
+        self._pend = partial(caller.pending_stream, name, data, timeout, headers, own)
+        self._backend, self._to = backend, caller.to(name, queue)
+        self._pending = self._pend()
+        self._consumer: Consumer | None = None
+        self._items: deque[Any] = deque()
+        self._size = 0
+        """Bytes of those that have arrived and are not taken."""
+        self._count = 0
+        """How many were taken."""
+        self._thrown: BaseException | None = None
+        self._is_over = False
+        self._put: Put = put
+        self._pid = process.id
+
+    value: Any = None
+    """What the generator returned, at its end."""
+
+    def _start(self, run: Coroutine[Any, Any, None]) -> None:
+        """Have it run in the event loop."""
+        raise NotImplementedError
+
+    def _ask(self, kind: str, body: bytes) -> Consumer:
+        """Have the next item sent; what brings it."""
+        if self._pid != process.id:
+            raise RuntimeError("a stream belongs to the process that opened it, not to its forks")
+        if self._consumer is None:
+            return self._begun(self._pending)
+        if self._consumer.receiving.renew():
+            self._consumer.call(self._consumer.say, kind, body)
+        return self._consumer
+
+    def _begun(self, pending: PendingStream) -> Consumer:
+        receiving = Receiving(self._window)
+        consumer = self._consumer = Consumer(self._backend, self._to, pending, receiving, self._put)
+        self._start(consumer.run())
+        return consumer
+
+    def _sent(self, value: Any) -> tuple[str, bytes]:
+        if value is None:
+            return GRANT, b""
+        if self._consumer is None:
+            raise TypeError("can't send a value other than None to a stream that has just begun")
+        self._check_lock_step("send")
+        return SEND, self._pending.encoded(value)
+
+    def _to_throw(self, error: Any) -> tuple[str, bytes]:
+        """Raises TypeError; and the error itself, if nothing has begun."""
+        if self._consumer is None:
+            self._is_over = True
+        if self._consumer is None or self._is_over:
+            raise error
+        self._check_lock_step("throw")
+        self._thrown = error
+        return THROW, thrown(error, self._pending.codec)
+
+    def _check_lock_step(self, what: str) -> None:
+        if self._window != 1:
+            raise TypeError(f"{what}() needs a stream with window=1: with {self._window} it is ahead")
+
+    def _take(self, consumer: Consumer) -> Any:
+        item = self._items.popleft()
+        consumer.receiving.take(1, 0 if self._items else self._size)
+        self._count += 1
+        self._thrown = None
+        return item
+
+    def _arrived(self, items: Items) -> None:
+        self._items.extend(items.items)
+        self._size = items.size
+
+    def _ended(self, end: Ended) -> Consumer | None:
+        """What goes on with it, if another worker is to; else it is over. Raises what hinders it."""
+        if isinstance(end.error, RESUMABLE) and self._resume:
+            return self._begun(self._pend({RESUME: str(self._count)}))
+        self._is_over = True
+        self.value = end.value
+        error, is_thrown = end.error, self._thrown
+        if isinstance(error, RemoteError) and is_thrown and str(error) == str(_as_remote(is_thrown)):
+            raise is_thrown
+        if error:
+            raise error
+        return None
+
+    def _leave(self) -> None:
+        self._is_over = True
+        self._items.clear()
+        if self._consumer and self._pid == process.id:
+            self._consumer.close()
+
+    def __del__(self) -> None:
+        if self.__dict__.get("_consumer") and not self._is_over:
+            self._leave()
+
+
+def _as_remote(error: BaseException) -> RemoteError:
+    return RemoteError(type(error).__name__, str(error))
+
+
+class Stream(_Stream, Generator[Any, Any, Any]):
+    """What `RpcClient.stream` returns: a generator whose body runs in a worker, from the first `next()` on.
+    `value` is what it returned. Also a context manager, which closes it. For one thread at a time."""
+
+    def __init__(
+        self,
+        run: Callable[[Coroutine[Any, Any, None]], Future[None]],
+        *arguments: Any,
+        items: Iterable[Any] | None,
+        **options: Any,
+    ) -> None:
+        """`run` runs a coroutine in the client's event loop."""
+        self._run = run
+        self._uploads = None if items is None else iter(items)
+        self._arrivals: SimpleQueue[Arrival] = SimpleQueue()
+        super().__init__(*arguments, uploads=items is not None, put=self._arrivals.put, **options)
+
+    def send(self, value: Any) -> Any:
+        """Resume it; `value` is what its `yield` returns. The next item. Raises StopIteration at the end,
+        RemoteError for what the generator raised, StreamBroken, and the other errors of `call_and_wait`."""
+        if self._is_over:
+            raise StopIteration
+        return self._next(*self._sent(value))
+
+    def throw(self, kind: Any, value: Any = None, trace: TracebackType | None = None) -> Any:
+        """Have its `yield` raise an exception, which must be a built-in one. The next item."""
+        error = value if isinstance(value, BaseException) else kind
+        if isinstance(error, type):
+            error = error() if value is None else error(value)
+        if isinstance(error, GeneratorExit):
+            self.close()
+            raise error
+        return self._next(*self._to_throw(error))
+
+    def close(self) -> None:
+        """Close it: its `finally` runs in the worker. Does not wait for that."""
+        self._leave()
+
+    def _next(self, kind: str, body: bytes) -> Any:
+        consumer = self._ask(kind, body)
+        while not self._items:
+            arrival = self._arrivals.get()
+            if isinstance(arrival, Items):
+                self._arrived(arrival)
+            elif isinstance(arrival, Ended):
+                another = self._ended(arrival)
+                if another is None:
+                    raise StopIteration(self.value)
+                consumer = another
+            else:
+                self._upload(consumer)
+        return self._take(consumer)
+
+    def _start(self, run: Coroutine[Any, Any, None]) -> None:
+        self._run(run)
+
+    def _upload(self, consumer: Consumer) -> None:
+        """As much as there is credit for."""
+        try:
+            while self._uploads is not None and consumer.uploading.has_room:
+                for item in self._uploads:
+                    if consumer.upload(self._pending.encoded(item)):
+                        self._run(consumer.flush()).result()
+                    break
+                else:
+                    self._uploads = None
+                    self._run(consumer.flush(end=True)).result()
+        except BaseException:
+            self._leave()
+            raise
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class AsyncStream(_Stream, AsyncGenerator[Any, Any]):
+    """What `AsyncRpcClient.stream` returns: as `Stream`, but an async generator. For one task at a time."""
+
+    def __init__(
+        self, *arguments: Any, items: Iterable[Any] | AsyncIterable[Any] | None, **options: Any
+    ) -> None:
+        self._uploads = None if items is None else _async_iterator(items)
+        self._arrivals: asyncio.Queue[Arrival] = asyncio.Queue()
+        self._task: asyncio.Task[None] | None = None
+        super().__init__(*arguments, uploads=items is not None, put=self._arrivals.put_nowait, **options)
+
+    async def asend(self, value: Any) -> Any:
+        """As `Stream.send`; raises StopAsyncIteration at the end."""
+        if self._is_over:
+            raise StopAsyncIteration
+        return await self._next(*self._sent(value))
+
+    async def athrow(self, kind: Any, value: Any = None, trace: TracebackType | None = None) -> Any:
+        """As `Stream.throw`."""
+        error = value if isinstance(value, BaseException) else kind
+        if isinstance(error, type):
+            error = error() if value is None else error(value)
+        if isinstance(error, GeneratorExit):
+            await self.aclose()
+            raise error
+        return await self._next(*self._to_throw(error))
+
+    async def aclose(self) -> None:
+        """As `Stream.close`."""
+        self._leave()
+
+    async def _next(self, kind: str, body: bytes) -> Any:
+        consumer = self._ask(kind, body)
+        while not self._items:
+            arrival = await self._arrivals.get()
+            if isinstance(arrival, Items):
+                self._arrived(arrival)
+            elif isinstance(arrival, Ended):
+                another = self._ended(arrival)
+                if another is None:
+                    raise StopAsyncIteration
+                consumer = another
+            else:
+                await self._upload(consumer)
+        return self._take(consumer)
+
+    def _start(self, run: Coroutine[Any, Any, None]) -> None:
+        self._task = asyncio.get_running_loop().create_task(run)
+
+    async def _upload(self, consumer: Consumer) -> None:
+        try:
+            while self._uploads is not None and consumer.uploading.has_room:
+                async for item in self._uploads:
+                    if consumer.upload(self._pending.encoded(item)):
+                        await consumer.flush()
+                    break
+                else:
+                    self._uploads = None
+                    await consumer.flush(end=True)
+        except BaseException:
+            self._leave()
+            raise
+
+    async def __aenter__(self) -> AsyncStream:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.aclose()
+
+
+async def _async_iterator(items: Iterable[Any] | AsyncIterable[Any]) -> AsyncGenerator[Any, None]:
+    if isinstance(items, AsyncIterable):
+        async for item in items:
+            yield item
+    else:
+        for item in items:
+            yield item
