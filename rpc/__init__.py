@@ -22,6 +22,7 @@ from .errors import (
     SerializationError,
     ServiceNotFound,
     SettingsError,
+    StreamBroken,
     TimeLimitExceeded,
     Unauthorized,
     Unsupported,
@@ -30,6 +31,7 @@ from .errors import (
 from .events import Event, on
 from .receiver import RpcReceiver
 from .services import expose, service
+from .streams.iterators import AsyncStream, Stream
 from .timers import cron, every
 
 if TYPE_CHECKING:
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
 __all__ = [
     "AsyncRequest",
     "AsyncRpcClient",
+    "AsyncStream",
     "BackendRefused",
     "BackendUnavailable",
     "Cancelled",
@@ -63,6 +66,8 @@ __all__ = [
     "SerializationError",
     "ServiceNotFound",
     "SettingsError",
+    "Stream",
+    "StreamBroken",
     "TimeLimitExceeded",
     "Unauthorized",
     "Unsupported",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Coroutine, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
 from contextlib import closing, suppress
 from datetime import datetime
 from functools import partial
@@ -24,7 +24,7 @@ from .inspection import QueueInfo
 from .job_info import JobInfo, ListedState
 from .proxies import Services
 from .streams.consuming import heard
-from .streams.iterators import AsyncStream
+from .streams.iterators import AsyncStream, Uploadable
 from .transport import Address, AsyncBackend
 
 T = TypeVar("T")
@@ -153,7 +153,7 @@ class AsyncRpcClient(Caller):
         data: Any = None,
         *,
         window: int = 1,
-        items: Iterable[Any] | AsyncIterable[Any] | None = None,
+        items: Uploadable | None = None,
         resume: bool = False,
         timeout: Duration | None = AS_SET,
         queue: str | None = None,

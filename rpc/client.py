@@ -24,7 +24,7 @@ from .inspection import QueueInfo
 from .job_info import JobInfo, ListedState
 from .loops import LoopThread
 from .proxies import Services
-from .streams.iterators import Stream
+from .streams.iterators import Stream, Uploadable
 from .transport import Backend
 
 T = TypeVar("T")
@@ -157,7 +157,7 @@ class RpcClient(Caller):
         data: Any = None,
         *,
         window: int = 1,
-        items: Iterable[Any] | None = None,
+        items: Uploadable | None = None,
         resume: bool = False,
         timeout: Duration | None = AS_SET,
         queue: str | None = None,

@@ -34,6 +34,9 @@ RESUMABLE = WorkerLost, StreamBroken
 
 Put = Callable[[Arrival], None]
 
+Uploadable = Iterable[Any] | AsyncIterable[Any]
+"""What may be uploaded; asynchronous iterables by AsyncRpcClient alone."""
+
 
 class _Stream:
     """What both kinds have: the state of the user's side."""
@@ -167,11 +170,13 @@ class Stream(_Stream, Generator[Any, Any, Any]):
         self,
         run: Callable[[Coroutine[Any, Any, None]], Future[None]],
         *arguments: Any,
-        items: Iterable[Any] | None,
+        items: Uploadable | None,
         **options: Any,
     ) -> None:
         """`run` runs a coroutine in the client's event loop."""
         self._run = run
+        if isinstance(items, AsyncIterable):
+            raise TypeError("items is an asynchronous iterable: use AsyncRpcClient")
         self._uploads = None if items is None else iter(items)
         self._arrivals: SimpleQueue[Arrival] = SimpleQueue()
         super().__init__(*arguments, uploads=items is not None, put=self._arrivals.put, **options)
@@ -242,9 +247,7 @@ class Stream(_Stream, Generator[Any, Any, Any]):
 class AsyncStream(_Stream, AsyncGenerator[Any, Any]):
     """What `AsyncRpcClient.stream` returns: as `Stream`, but an async generator. For one task at a time."""
 
-    def __init__(
-        self, *arguments: Any, items: Iterable[Any] | AsyncIterable[Any] | None, **options: Any
-    ) -> None:
+    def __init__(self, *arguments: Any, items: Uploadable | None, **options: Any) -> None:
         self._uploads = None if items is None else _async_iterator(items)
         self._arrivals: asyncio.Queue[Arrival] = asyncio.Queue()
         self._task: asyncio.Task[None] | None = None
@@ -311,7 +314,7 @@ class AsyncStream(_Stream, AsyncGenerator[Any, Any]):
         await self.aclose()
 
 
-async def _async_iterator(items: Iterable[Any] | AsyncIterable[Any]) -> AsyncGenerator[Any, None]:
+async def _async_iterator(items: Uploadable) -> AsyncGenerator[Any, None]:
     if isinstance(items, AsyncIterable):
         async for item in items:
             yield item

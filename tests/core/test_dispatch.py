@@ -265,11 +265,16 @@ def test_a_reply_that_is_too_large_is_an_error_that_is_not(handler, error):
 @with_both_codecs
 @pytest.mark.parametrize("way", [responding, returning])
 @pytest.mark.parametrize(
-    "result", [{print}, (_ for _ in ()), sys, Delivery, "\ud800"], ids=lambda r: type(r).__name__
+    "result", [{print}, sys, Delivery, "\ud800"], ids=lambda r: type(r).__name__
 )
 def test_a_result_that_cannot_be_encoded_is_an_error(codec, way, result):
     with pytest.raises(SerializationError, match="the result cannot be encoded"):
         asked(way(result), codec=codec)
+
+
+def test_a_stream_that_was_not_asked_for_as_one_is_an_error():
+    with pytest.raises(InvalidParams, match="gives a stream: call it with `stream`"):
+        asked(returning(_ for _ in ()))
 
 
 def test_a_handler_whose_response_cannot_be_encoded_may_respond_with_another_one():
