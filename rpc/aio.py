@@ -15,7 +15,7 @@ from weakref import WeakSet
 
 from .backends import asynchronous
 from .backends._retry import sent_within_async
-from .caller import AS_SET, Caller, Key, PendingCall
+from .caller import AS_SET, Caller, Key, OnProgress, PendingCall, Told
 from .core.jobs import Response, current_request
 from .describe import Gathering, WorkerInfo
 from .durations import Duration, seconds
@@ -25,7 +25,7 @@ from .job_info import JobInfo, ListedState
 from .proxies import Services
 from .streams.consuming import heard
 from .streams.iterators import AsyncStream, Uploadable
-from .transport import Address, AsyncBackend
+from .transport import STREAM, Address, AsyncBackend
 
 T = TypeVar("T")
 
@@ -75,9 +75,11 @@ class AsyncRpcClient(Caller):
         queue: str | None = None,
         idempotency_key: Key | None = None,
         headers: Mapping[str, str] | None = None,
+        on_progress: OnProgress | None = None,
     ) -> Response:
         """As `RpcClient.call_and_wait`. A task that is cancelled withdraws what it waits for."""
-        pending = PendingCall(self, name, data, self._allowed(timeout), idempotency_key, headers)
+        allowed = self._allowed(timeout)
+        pending = PendingCall(self, name, data, allowed, idempotency_key, headers, on_progress)
         return await answer(self._async, self._to(name, queue), pending)
 
     def submit(
@@ -89,11 +91,14 @@ class AsyncRpcClient(Caller):
         queue: str | None = None,
         idempotency_key: Key | None = None,
         headers: Mapping[str, str] | None = None,
+        on_progress: OnProgress | None = None,
     ) -> asyncio.Future[Response]:
         """As `RpcClient.submit`, but an asyncio.Future: for `gather`, `as_completed` and the like. Is not
         awaited itself."""
+        told = Told(on_progress)
         options: dict[str, Any] = {"idempotency_key": idempotency_key, "headers": headers}
-        return self._submit(answer, name, data, timeout=timeout, queue=queue, **options)
+        future = self._submit(answer, name, data, timeout=timeout, queue=queue, on_progress=told, **options)
+        return told.by(future)
 
     async def invoke(self, name: str, data: Any, **options: Any) -> Any:
         """As `RpcClient.invoke`."""
@@ -117,9 +122,11 @@ class AsyncRpcClient(Caller):
         queue: str | None = None,
         idempotency_key: Key | None = None,
         headers: Mapping[str, str] | None = None,
+        on_progress: OnProgress | None = None,
     ) -> asyncio.Future[T]:
         """A task of `what`: `answer`, or `value`."""
-        pending = PendingCall(self, name, data, self._allowed(timeout), idempotency_key, headers)
+        allowed = self._allowed(timeout)
+        pending = PendingCall(self, name, data, allowed, idempotency_key, headers, on_progress)
         task = asyncio.get_running_loop().create_task(what(self._async, self._to(name, queue), pending))
         self._submitted.add(task)
         return task
@@ -239,7 +246,8 @@ async def answer(backend: AsyncBackend, to: Address, pending: PendingCall) -> Re
         try:
             replies = await backend.request(to, pending.request)
             try:
-                reply = await replies.receive(pending.remaining(time.monotonic()))
+                while STREAM in (reply := await replies.receive(pending.remaining(time.monotonic()))).headers:
+                    pending.told(reply)
             finally:
                 replies.close()
         except RpcTimeout as late:

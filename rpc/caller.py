@@ -16,16 +16,17 @@ from itertools import count
 from os import register_at_fork, urandom
 from threading import Thread
 from types import MappingProxyType, ModuleType
-from typing import Any, Final, Literal, cast
+from typing import Any, Final, Literal, TypeVar, cast
 from uuid import UUID
 
 from .backends import backend_from_url
 from .backends.features import unsupported
 from .core.codecs import Codec, codec_named
-from .core.conversation import Conversation, call_message
-from .core.jobs import current_request
+from .core.conversation import Conversation, call_message, decode_progress
+from .core.jobs import Progress, current_request
 from .core.patterns import matcher
 from .core.protocol import encode_items
+from .core.streams import PROGRESS, PROGRESSED
 from .describe import ALL_WORKERS, DESCRIBE
 from .durations import Duration, seconds, seconds_or_none
 from .errors import QueueFull, RpcError, SerializationError, SettingsError
@@ -39,6 +40,7 @@ from .transport import (
     IDEMPOTENCY_KEY,
     KEEP,
     OWN,
+    STREAM,
     TRACE,
     Address,
     Backend,
@@ -65,6 +67,11 @@ Key = str | int | UUID
 """What an idempotency key may be."""
 LONGEST_KEY = 1024
 """Bytes in UTF-8."""
+
+OnProgress = Callable[[Progress], object]
+"""Is called with how far a job is, in the thread, or task, that waits."""
+
+F = TypeVar("F")
 
 Pause = Callable[[int, QueueFull], float]
 """Seconds to wait after so many attempts, the last of which was refused; raises that, if it is to be."""
@@ -255,7 +262,7 @@ register_at_fork(after_in_child=_ids.begin)
 class PendingCall(Conversation):
     """A call that may take so many seconds from now, however often a queue has no room for it."""
 
-    __slots__ = ("_caller", "_what")
+    __slots__ = ("_caller", "_on_progress", "_what")
 
     def __init__(
         self,
@@ -265,9 +272,24 @@ class PendingCall(Conversation):
         timeout: float | None,
         idempotency_key: Key | None,
         headers: Mapping[str, str] | None,
+        on_progress: OnProgress | None = None,
     ) -> None:
-        self._caller, self._what = caller, (data, idempotency_key, _own(headers))
+        own = _own(headers)
+        self._on_progress = on_progress
+        self._caller, self._what = (
+            caller,
+            (
+                data,
+                idempotency_key,
+                {**own, PROGRESS: "1"} if on_progress else own,
+            ),
+        )
         super().__init__(self._message(name, timeout), name, timeout, time.monotonic())
+
+    def told(self, reply: Message) -> None:
+        """What came before the response: how far the job is."""
+        if self._on_progress and reply.headers[STREAM] == PROGRESSED:
+            self._on_progress(decode_progress(reply))
 
     def pause(self, attempt: int, refused: QueueFull) -> float:
         """A Pause. After it this is asked as another message: with an id of its own, and the time left."""
@@ -323,6 +345,28 @@ class PendingStream(Conversation):
     def items_body(self, items: list[bytes]) -> bytes:
         """The body of a message that carries encoded items."""
         return encode_items(self.request.id, items, self.codec)
+
+
+class Told:
+    """What is called with how far a submitted job is: it leaves that at the future."""
+
+    def __init__(self, on_progress: OnProgress | None) -> None:
+        self._on_progress = on_progress
+        self._future: Any = None
+        self._last: Progress | None = None
+
+    def by(self, future: F) -> F:
+        """The future."""
+        self._future = future
+        self._future.progress = self._last
+        return future
+
+    def __call__(self, progress: Progress) -> None:
+        self._last = progress
+        if self._future:
+            self._future.progress = progress
+        if self._on_progress:
+            self._on_progress(progress)
 
 
 def _find_reason(backend: Backend, to: Address, found: Future[str]) -> None:

@@ -15,7 +15,7 @@ from weakref import WeakSet
 from .aio import answer, value
 from .backends import asynchronous
 from .backends._retry import sent_within
-from .caller import AS_SET, REASON, Caller, Key, Pause, PendingCall
+from .caller import AS_SET, REASON, Caller, Key, OnProgress, Pause, PendingCall, Told
 from .core.jobs import Response, current_request
 from .describe import Gathering, WorkerInfo
 from .durations import Duration, seconds
@@ -25,7 +25,7 @@ from .job_info import JobInfo, ListedState
 from .loops import LoopThread
 from .proxies import Services
 from .streams.iterators import Stream, Uploadable
-from .transport import Backend
+from .transport import STREAM, Backend
 
 T = TypeVar("T")
 
@@ -84,6 +84,7 @@ class RpcClient(Caller):
         queue: str | None = None,
         idempotency_key: Key | None = None,
         headers: Mapping[str, str] | None = None,
+        on_progress: OnProgress | None = None,
     ) -> Response:
         """Send a job and wait for its response.
 
@@ -94,9 +95,10 @@ class RpcClient(Caller):
         of it. Raises ValueError for wrong arguments, RemoteError if the handler raised, MethodNotFound,
         InvalidParams, WorkerLost, SerializationError, RpcTimeout when the time is up, BackendUnavailable,
         QueueFull, Unsupported by this backend. A caller that stops waiting, for whatever reason, withdraws a
-        job that has no such key.
+        job that has no such key. `on_progress` is called with each `Progress` that the handler tells.
         """
-        pending = PendingCall(self, name, data, self._allowed(timeout), idempotency_key, headers)
+        allowed = self._allowed(timeout)
+        pending = PendingCall(self, name, data, allowed, idempotency_key, headers, on_progress)
         return self._with_room(lambda: self._answer(pending, queue), pending.pause)
 
     def submit(
@@ -108,12 +110,16 @@ class RpcClient(Caller):
         queue: str | None = None,
         idempotency_key: Key | None = None,
         headers: Mapping[str, str] | None = None,
+        on_progress: OnProgress | None = None,
     ) -> Future[Response]:
         """Send a job, and return a future of its response. Errors as in `call_and_wait`: those of the data
         are raised here, the others by the future. `cancel()` withdraws the job until it is answered. However
-        many wait, one thread minds them."""
+        many wait, one thread minds them; it is that which calls `on_progress`. The future's attribute
+        `progress` is the last `Progress` that the handler has told (None: none yet)."""
+        told = Told(on_progress)
         options: dict[str, Any] = {"idempotency_key": idempotency_key, "headers": headers}
-        return self._submit(answer, name, data, timeout=timeout, queue=queue, **options)
+        future = self._submit(answer, name, data, timeout=timeout, queue=queue, on_progress=told, **options)
+        return told.by(future)
 
     def invoke(self, name: str, data: Any, **options: Any) -> Any:
         """The value that `call_and_wait` responds with: for proxies."""
@@ -254,9 +260,11 @@ class RpcClient(Caller):
         queue: str | None = None,
         idempotency_key: Key | None = None,
         headers: Mapping[str, str] | None = None,
+        on_progress: OnProgress | None = None,
     ) -> Future[T]:
         """A future of `what`: `answer`, or `value`."""
-        pending = PendingCall(self, name, data, self._allowed(timeout), idempotency_key, headers)
+        allowed = self._allowed(timeout)
+        pending = PendingCall(self, name, data, allowed, idempotency_key, headers, on_progress)
         where = self._submits.backend, self._to(name, queue)
         return self._submits.run(what(*where, pending))
 
@@ -275,7 +283,8 @@ class RpcClient(Caller):
         to = self._to(pending.name, queue)
         replies = self.backend.request(to, pending.request)
         try:
-            reply = replies.receive(pending.remaining(time.monotonic()))
+            while STREAM in (reply := replies.receive(pending.remaining(time.monotonic()))).headers:
+                pending.told(reply)
         except RpcTimeout as late:
             hint = str(late) or _heard(self.reason(to))
             raise pending.timed_out(hint, current_request.get(), to.name) from None

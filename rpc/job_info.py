@@ -5,15 +5,17 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
+from functools import partial
 from typing import Any, Literal, cast, get_args
 
 from .backends import backend_from_url
 from .backends.features import unsupported
 from .core.codecs import JSON, Accepted
-from .core.jobs import Jobs
+from .core.conversation import decode_progress
+from .core.jobs import Jobs, Progress
 from .core.protocol import decode_reply, encode_error
 from .errors import Cancelled, RpcError, RpcTimeout, SerializationError, Unsupported, shown
 from .inspection import Counts, DeadLetter, DeadLetters, Entry, Inspection, QueueInfo, Results
@@ -24,6 +26,12 @@ logger = logging.getLogger(__name__)
 
 ListedState = Literal["scheduled", "waiting", "running", "dead", "expired"]
 """What jobs can be listed by: those that are over are found by their id alone."""
+PROGRESS_OF = ".progress"
+"""What is added to a job's id for how far it is."""
+KEEP_PROGRESS = 3600.0
+"""Seconds for which it is kept."""
+NOTE_AFTER = 0.2
+"""Seconds."""
 JobState = Literal[ListedState, "succeeded", "failed", "cancelled", "unknown"]
 ATTEMPT, ENDED, TOOK, WORKER = "attempt", "ended", "took", "worker"
 """Headers of a last reply that is kept: which attempt it was; when it ended, in seconds of the Unix epoch;
@@ -51,6 +59,8 @@ class JobInfo:
     error: str = ""
     """Why it failed, or was given up, in one line."""
     traceback: str = ""
+    progress: Progress | None = None
+    """How far it is, if it runs and has told it."""
     _last: Message | None = field(default=None, repr=False)
     _inspector: Inspector | None = field(default=None, repr=False, compare=False)
     _found: Entry | DeadLetter | None = field(default=None, repr=False, compare=False)
@@ -99,7 +109,7 @@ class Inspector:
         if kept and kept.state != "failed":
             return kept
         if found := self._entry(queue, id):  # it may have failed before, and been put back
-            return found
+            return replace(found, progress=self._progress(queue, id)) if found.state == "running" else found
         if letter := self._dead(queue, id):
             return replace(letter, _last=kept._last if kept else None)
         return self._kept(queue, id)  # it may have ended meanwhile
@@ -168,9 +178,13 @@ class Inspector:
             _number(headers.get(TOOK)),
             "" if error is None else f"{headers[FAILED]}: {getattr(error, 'message', error)}",
             getattr(error, "traceback", None) or "",
-            last,
-            self,
+            _last=last,
+            _inspector=self,
         )
+
+    def _progress(self, queue: str, id: str) -> Progress | None:
+        told = self._store.result(queue, id + PROGRESS_OF) if self._store else None
+        return None if told is None else decode_progress(told)
 
     def _entry(self, queue: str, id: str) -> JobInfo | None:
         if "inspection" not in self._backend.features:
@@ -203,6 +217,29 @@ class Inspector:
             headers = {"id": entry.id, FAILED: "Cancelled", NAME: message.headers.get(NAME, "")}
             last = Message(body, {**headers, ENDED: f"{time.time():.3f}"})
             self._store.keep(entry.queue, entry.id, last, keep)
+
+
+class Noter:
+    """Has it kept how far jobs are: a little later, and only the last of what they told till then."""
+
+    def __init__(self, store: Results, later: Callable[[float, Callable[[], None]], bool]) -> None:
+        """`later` does something in another thread."""
+        self._store, self._later = store, later
+        self._told: dict[tuple[str, str], Message] = {}
+
+    def __call__(self, delivery: Delivery, message: Message) -> None:
+        key = delivery.to.name, message.id
+        is_new = key not in self._told
+        self._told[key] = message
+        if is_new and not self._later(NOTE_AFTER, partial(self._note, key)):
+            del self._told[key]
+
+    def _note(self, key: tuple[str, str]) -> None:
+        queue, id = key
+        try:
+            self._store.keep(queue, id + PROGRESS_OF, self._told.pop(key), KEEP_PROGRESS)
+        except RpcError as error:
+            logger.warning("how far %s is cannot be kept: %s", shown(id), error)
 
 
 class Keeper:
@@ -239,13 +276,23 @@ def cannot_keep() -> Unsupported:
     return Unsupported(f"{unsupported('results')}; RPC_STORE may name one of them")
 
 
-def keeping(settings: Settings, backend: Backend, jobs: Jobs, worker: str) -> dict[str, Any]:
-    """What the dispatcher of a worker must know of outcomes that are kept. Raises Unsupported."""
+def keeping(
+    settings: Settings,
+    backend: Backend,
+    jobs: Jobs,
+    worker: str,
+    later: Callable[[float, Callable[[], None]], bool],
+) -> dict[str, Any]:
+    """What the dispatcher of a worker must know of outcomes that are kept; `later` does something in another
+    thread. Raises Unsupported."""
     store = store_of(settings)
     wanted = settings.keep_results or any(job.options.keep for job in jobs.values())
-    if wanted and "results" not in (store or backend).features:
+    can_keep = "results" in (store or backend).features
+    if wanted and not can_keep:
         raise cannot_keep()
+    noted = {"noted": Noter(cast("Results", store or backend), later)} if can_keep else {}
     return {
+        **noted,
         "kept": Keeper(worker, store),
         "keeps_elsewhere": store is not None,
         "keep_results": settings.keep_results,

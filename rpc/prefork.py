@@ -6,8 +6,8 @@ its main thread. What is said between the two are lists, as MessagePack, through
 
     to the child     ["plan", Plan], ["job", number, frame of the message, seconds left],
                      ["cancelled", number], ["answer", whether it was sent, error], ["end"]
-    from the child   ["ready"], ["unfit", why], ["respond", value], ["result", value],
-                     ["failed", error, is it to be tried again, traceback]
+    from the child   ["ready"], ["unfit", why], ["respond", value], ["progress", fraction, text],
+                     ["result", value], ["failed", error, is it to be tried again, traceback]
 
 Values are encoded as the caller will get them, errors as the bodies of replies in JSON.
 """
@@ -250,8 +250,11 @@ class Child:
         if delivery.cancelled:
             delivery.on_cancel()
         try:
-            while (said := self.hear())[0] == "respond":
-                self.say(["answer", *_responded(request, said[1])])
+            while (said := self.hear())[0] in ("respond", "progress"):
+                if said[0] == "respond":
+                    self.say(["answer", *_responded(request, said[1])])
+                else:
+                    request.progress(*said[1:])
             return said
         finally:
             delivery.on_cancel = None

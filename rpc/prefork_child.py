@@ -23,7 +23,7 @@ import msgspec
 from .client import RpcClient
 from .core.codecs import JSON, Accepted, Codec
 from .core.handling import told
-from .core.jobs import Jobs, Request, current_request, jobs_from
+from .core.jobs import Jobs, Progress, Request, current_request, jobs_from
 from .core.lifecycle import is_tried_again
 from .core.protocol import decode_call, decode_reply, encode_error
 from .errors import SerializationError, SettingsError, Unsupported
@@ -137,6 +137,12 @@ class _Parent:
             decode_reply(error, JSON)
         return bool(was_sent)
 
+    def tell(self, number: int, progress: Progress) -> None:
+        """How far the job of this number is."""
+        with self._lock:
+            if number == self._job:
+                self.say(["progress", progress.fraction, progress.text])
+
     def is_cancelled(self, number: int) -> bool:
         with self._lock:
             while number == self._job and self._pipe.poll():
@@ -198,7 +204,10 @@ def _performed(
     def respond(_: Request, data: Any) -> bool:
         return parent.respond(number, _encoded(data, codec))
 
-    request = Request(delivery, call, deadline, respond, calls)
+    def tell(progress: Progress) -> None:
+        parent.tell(number, progress)
+
+    request = Request(delivery, call, deadline, respond, calls, tell)
     current_request.set(request)
     try:
         with context():

@@ -147,7 +147,7 @@ class RpcReceiver:
             aside=to_its_end,
             handed_back=self._handed_back,
             calls=self,
-            **keeping(settings, self.backend, self.jobs, self.id),
+            **keeping(settings, self.backend, self.jobs, self.id, self._later),
             limits=self._limits,
             time_limit=settings.time_limit,
             fork=self._children.run,

@@ -7,10 +7,12 @@ from functools import lru_cache
 from types import MappingProxyType
 from typing import Any
 
+import msgspec
+
 from ..errors import RpcTimeout, SerializationError, WorkerLost
 from ..transport import LOST, NAME, Message
 from .codecs import Accepted, Codec
-from .jobs import JOB_NAME, Request, Response
+from .jobs import JOB_NAME, Progress, Request, Response
 from .protocol import call_of, decode_reply, encode_call
 
 
@@ -49,6 +51,15 @@ def _checked(name: str) -> str:
 
 
 _ACCEPTED = Accepted()
+
+
+def decode_progress(reply: Message) -> Progress:
+    """How far a job is, as a reply tells. Raises SerializationError."""
+    told = decode_reply(reply.body, _ACCEPTED.codec(reply.headers.get("content-type")))
+    try:
+        return msgspec.convert(told, Progress)
+    except msgspec.ValidationError as error:
+        raise SerializationError(f"it does not say how far the job is: {error}") from error
 
 
 class Conversation:

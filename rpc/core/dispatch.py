@@ -56,7 +56,7 @@ class Dispatcher(Handling):
             job = self._jobs.find(call.method)
             deadline = self._deadline(message.ttl)
             work = Work(self, delivery, codec, job, self._keep(delivery, job))
-            request = job.request_type(delivery, call, deadline, work.respond, self._calls)
+            request = job.request_type(delivery, call, deadline, work.respond, self._calls, work.tell)
             handler = job.bound(call, request)
             if delivery.cancelled:
                 raise Cancelled("the caller left before a worker came to it")

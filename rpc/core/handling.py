@@ -22,12 +22,13 @@ from ..errors import (
     WorkerLost,
     shown,
 )
-from ..transport import FAILED, NAME, Delivery, Message
+from ..transport import FAILED, NAME, STREAM, Delivery, Message
 from .codecs import Codec
-from .jobs import Request, current_request
+from .jobs import Progress, Request, current_request
 from .lifecycle import Fate, Overran, ProcessLost, RaisedInChild
 from .middleware import ContextFactory, Hooks, Middleware
 from .protocol import encode_error, encode_result, printable, remote_error
+from .streams import PROGRESSED
 
 logger = logging.getLogger(__name__)
 
@@ -103,6 +104,7 @@ class Handling:
         handed_back: Callable[[Delivery], bool] = lambda delivery: False,
         kept: Kept = lambda delivery, last, seconds, took: last,
         keeps_elsewhere: bool = False,
+        noted: Callable[[Delivery, Message], object] = lambda delivery, progress: None,
         limits: Limits | None = None,
         time_limit: float | None = None,
         fork: Fork | None = None,
@@ -118,13 +120,13 @@ class Handling:
         `context` is outside of them. With `spawn` and `aside`, which go together, a coroutine holds no
         thread, unless there is middleware, which does. `handed_back` is asked of a coroutine that was
         cancelled: whether its message is somebody else's by now; it may block. `kept` sees the outcomes that
-        are to be kept; if it `keeps_elsewhere`, it blocks. `time_limit` is that of jobs that have none, in
-        seconds; without `limits` there is none, without `fork` handlers run here, and without `streams`
-        nobody can ask for one."""
+        are to be kept; if it `keeps_elsewhere`, it blocks. `noted` sees how far jobs are, and does not block.
+        `time_limit` is that of jobs that have none, in seconds; without `limits` there is none, without
+        `fork` handlers run here, and without `streams` nobody can ask for one."""
         self.limits, self.time_limit, self.fork = limits, time_limit, fork
         self._max_message, self._send_tracebacks, self._await = max_message, send_tracebacks, await_
         self.aside, self.handed_back = aside, handed_back
-        self.kept, self.keeps_elsewhere = kept, keeps_elsewhere
+        self.kept, self.keeps_elsewhere, self.noted = kept, keeps_elsewhere, noted
         self._spawn, self.detaches = spawn, spawn is not None and not middleware
         self.streams = streams
         self.clock, self.dice = clock, dice
@@ -158,6 +160,11 @@ class Handling:
             what = delivery.message.headers.get(NAME, "")[:128], shown(delivery.message.id)
             logger.warning("job %r (%s) could be neither postponed nor buried: %s", *what, trouble)
             delivery.finish(failure)
+
+    def progress(self, message: Message, progress: Progress, codec: Codec) -> Message:
+        """The reply that tells how far a job is. Raises SerializationError."""
+        body = encode_result(message.id, progress, codec)
+        return Message(body, {**_reply_headers(message, codec), STREAM: PROGRESSED})
 
     def item(self, value: Any, codec: Codec) -> bytes:
         """An item of a stream, encoded. Raises SerializationError."""

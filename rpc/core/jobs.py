@@ -46,11 +46,20 @@ class Response(msgspec.Struct, frozen=True):
     """The request's `response_key`."""
 
 
+class Progress(msgspec.Struct, frozen=True):
+    """How far a job is."""
+
+    fraction: float
+    """From 0 to 1."""
+    text: str = ""
+    """What it does just now."""
+
+
 class Request:
     """What a handler in request style gets."""
 
     __slots__ = (
-        *("_calls", "_delivery", "_overran", "_respond", "_uploads"),
+        *("_calls", "_delivery", "_overran", "_respond", "_tell", "_uploads"),
         *("data", "deadline", "headers", "id", "kwargs", "name", "response_key"),
     )
 
@@ -61,6 +70,7 @@ class Request:
         deadline: float | None,
         respond: Callable[[Request, Any], bool],
         calls: Calls | None = None,
+        tell: Callable[[Progress], None] = lambda progress: None,
     ) -> None:
         message = delivery.message
         self.name = call.method
@@ -76,7 +86,7 @@ class Request:
         self.headers: Mapping[str, str] = message.headers
         self.deadline = deadline
         """When the caller stops waiting, in seconds of `time.monotonic()`; None if it does not."""
-        self._delivery, self._respond, self._calls = delivery, respond, calls
+        self._delivery, self._respond, self._calls, self._tell = delivery, respond, calls, tell
         self._uploads: Any = None
         self._overran = False
         """Whether its function runs on after its time limit."""
@@ -113,6 +123,14 @@ class Request:
             yield self._calls
         finally:
             current_request.reset(token)
+
+    def progress(self, fraction: float, text: str = "") -> None:
+        """Tell how far the job is: from 0 to 1, and what it does just now. The caller sees it if it asked for
+        that (`on_progress`), and everybody by the job's id (`RpcClient.job`), if outcomes can be kept. For
+        one thread at a time. Raises ValueError."""
+        if not 0 <= fraction <= 1:
+            raise ValueError(f"progress is from 0 to 1, not {fraction!r:.80}")
+        self._tell(Progress(float(fraction), text))
 
     @property
     def items(self) -> Any:

@@ -14,11 +14,11 @@ from ..errors import Cancelled, InvalidParams, RpcError, SerializationError, Una
 from ..transport import IDEMPOTENCY_KEY, Delivery, Message
 from .codecs import Codec
 from .handling import HandedBack, Handling, Stream, contained, is_attended
-from .jobs import Job, Request, current_request
+from .jobs import Job, Progress, Request, current_request
 from .lifecycle import Overran, after_failure, blamed, next_attempt, reason
 from .middleware import Middleware
 from .protocol import encode_items, in_short
-from .streams import SEQ
+from .streams import PROGRESS, SEQ
 
 logger = logging.getLogger(__name__)
 finished = logging.getLogger("rpc.jobs")
@@ -70,6 +70,13 @@ class Work:
         self._answered, self._responded = True, [data]
         self._last = reply if self._for_others else None
         return self._delivery.reply(reply)
+
+    def tell(self, progress: Progress) -> None:
+        """How far it is: to whoever wants to know."""
+        message = self._handling.progress(self._message, progress, self._codec)
+        if PROGRESS in self._message.headers and not self._stream:
+            self._delivery.reply(message)
+        self._handling.noted(self._delivery, message)
 
     def confined(self, handler: Callable[[], Any], request: Request) -> Callable[[], Any]:
         """The handler within its time limit, and in another process, if the job has it so."""

@@ -264,9 +264,7 @@ def test_a_reply_that_is_too_large_is_an_error_that_is_not(handler, error):
 
 @with_both_codecs
 @pytest.mark.parametrize("way", [responding, returning])
-@pytest.mark.parametrize(
-    "result", [{print}, sys, Delivery, "\ud800"], ids=lambda r: type(r).__name__
-)
+@pytest.mark.parametrize("result", [{print}, sys, Delivery, "\ud800"], ids=lambda r: type(r).__name__)
 def test_a_result_that_cannot_be_encoded_is_an_error(codec, way, result):
     with pytest.raises(SerializationError, match="the result cannot be encoded"):
         asked(way(result), codec=codec)
