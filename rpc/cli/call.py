@@ -6,14 +6,15 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any, BinaryIO
 
 import click
 
+from ..caller import OnProgress
 from ..client import RpcClient
 from ..core.codecs import JSON
-from ..core.jobs import JOB_NAME
+from ..core.jobs import JOB_NAME, Progress
 from ..errors import RpcError, SerializationError
 from ..transport import OWN, TRACE, propagated
 from .options import backend_option, queue_names, seconds, settings_option, time
@@ -105,8 +106,9 @@ def headers_of(
     type=click.IntRange(min=1),
     default=100,
     show_default=True,
-    help="How many calls are under way at a time; with --map.",
+    help="How many calls, or items, are under way at a time; with --map and --stream.",
 )
+@click.option("--stream", "streams", is_flag=True, help="Print the items that it yields, as they come.")
 @json_option
 def command(
     name: str,
@@ -120,6 +122,7 @@ def command(
     headers: dict[str, str] | None,
     lines: BinaryIO | None,
     window: int,
+    streams: bool,
     **later: Any,
 ) -> None:
     """Call the job NAME, and print the data of its response as JSON.
@@ -139,6 +142,7 @@ def command(
       rpc call report --no-wait --at 2030-01-31T18:30
       rpc call whoami --header x-user=ada
       rpc call resize --map pictures.jsonl > answers.jsonl
+      rpc call tail path=/var/log/app.log --stream
     """
     if no_wait and timeout is not None:
         raise click.UsageError("--timeout is for a call that waits: not with --no-wait")
@@ -148,6 +152,8 @@ def command(
         raise click.UsageError(
             "--map takes its data from the file, and waits: no words, --no-wait, key or headers"
         )
+    if streams and (lines or no_wait or idempotency_key):
+        raise click.UsageError("--stream waits, for one call: not with --map, --no-wait or a key")
     how: dict[str, Any] = {"queue": queue, "idempotency_key": idempotency_key, "headers": headers}
     data = data_of(words)
     with RpcClient(settings=settings, backend=backend) as client:
@@ -155,11 +161,14 @@ def command(
             client.timeout = timeout
         if lines:
             _map(client, name, lines, window, queue)
+        elif streams:
+            _stream(client, name, data, window, queue, headers)
         elif no_wait:
             id = _sent(client, name, data, {**how, **later})
             print_line({"id": id}) if json_wanted() else click.echo(id)
         else:
-            response = client.call_and_wait(name, data, **how)
+            with _bar(name) as on_progress:
+                response = client.call_and_wait(name, data, on_progress=on_progress, **how)
             answer = {"data": response.data, "id": response.id}
             print_line(answer) if json_wanted() else print_data(response.data)
 
@@ -177,6 +186,34 @@ def _map(client: RpcClient, name: str, lines: BinaryIO, window: int, queue: str 
         except (RpcError, click.UsageError):
             click.echo(f"{answered} lines were answered", err=True)
             raise
+
+
+def _stream(client: RpcClient, name: str, data: Any, window: int, queue: str | None, headers: Any) -> None:
+    """One line of JSON for each item, as it comes."""
+    with client.stream(name, data, window=window, queue=queue, headers=headers) as items:
+        for item in items:
+            print_line({"item": item} if json_wanted() else item)
+        if items.value is not None:
+            print_line({"value": items.value} if json_wanted() else items.value)
+
+
+@contextmanager
+def _bar(label: str) -> Iterator[OnProgress | None]:
+    """What to tell how far a job is: a bar is drawn, once there is something to draw, if somebody sees it."""
+    if not sys.stderr.isatty():
+        yield None
+        return
+    with ExitStack() as stack:
+        bars: list[Any] = []
+
+        def told(progress: Progress) -> None:
+            if not bars:
+                show: Any = lambda text: text or ""  # noqa: E731
+                drawn = click.progressbar(length=1000, label=label, file=sys.stderr, item_show_func=show)
+                bars.append(stack.enter_context(drawn))
+            bars[0].update(int(1000 * progress.fraction) - bars[0].pos, progress.text)
+
+        yield told
 
 
 @contextmanager
