@@ -15,13 +15,14 @@ from weakref import WeakSet
 
 from .backends import asynchronous
 from .backends._retry import sent_within_async
-from .caller import AS_SET, Caller, Key, OnProgress, PendingCall, Told
+from .caller import AS_SET, Caller, Key
 from .core.jobs import Response, current_request
 from .describe import Gathering, WorkerInfo
 from .durations import Duration, seconds
 from .errors import NoReceivers, QueueFull, RpcTimeout
 from .inspection import QueueInfo
 from .job_info import JobInfo, ListedState
+from .pending import OnProgress, PendingCall, Told
 from .proxies import Services
 from .streams.consuming import heard
 from .streams.iterators import AsyncStream, Uploadable
@@ -55,12 +56,12 @@ class AsyncRpcClient(Caller):
         headers: Mapping[str, str] | None = None,
     ) -> str:
         """As `RpcClient.call`."""
-        allowed, attempt = self._allowed(AS_SET), 0
+        allowed, attempt = self.allowed(AS_SET), 0
         pause = self._pausing(allowed)
         while True:
             message = self._job(name, data, ttl, delay, at, idempotency_key, keep, headers)
             try:
-                await sent_within_async(allowed, partial(self._async.send, self._to(name, queue), message))
+                await sent_within_async(allowed, partial(self._async.send, self.to(name, queue), message))
                 return message.id
             except QueueFull as full:
                 await asyncio.sleep(pause(attempt, full))
@@ -78,9 +79,9 @@ class AsyncRpcClient(Caller):
         on_progress: OnProgress | None = None,
     ) -> Response:
         """As `RpcClient.call_and_wait`. A task that is cancelled withdraws what it waits for."""
-        allowed = self._allowed(timeout)
+        allowed = self.allowed(timeout)
         pending = PendingCall(self, name, data, allowed, idempotency_key, headers, on_progress)
-        return await answer(self._async, self._to(name, queue), pending)
+        return await answer(self._async, self.to(name, queue), pending)
 
     def submit(
         self,
@@ -125,9 +126,9 @@ class AsyncRpcClient(Caller):
         on_progress: OnProgress | None = None,
     ) -> asyncio.Future[T]:
         """A task of `what`: `answer`, or `value`."""
-        allowed = self._allowed(timeout)
+        allowed = self.allowed(timeout)
         pending = PendingCall(self, name, data, allowed, idempotency_key, headers, on_progress)
-        task = asyncio.get_running_loop().create_task(what(self._async, self._to(name, queue), pending))
+        task = asyncio.get_running_loop().create_task(what(self._async, self.to(name, queue), pending))
         self._submitted.add(task)
         return task
 
@@ -174,7 +175,7 @@ class AsyncRpcClient(Caller):
     async def publish(self, event: str, data: Any = None, *, headers: Mapping[str, str] | None = None) -> str:
         """As `RpcClient.publish`."""
         to, message = self._event(event, data, headers)
-        await sent_within_async(self._allowed(AS_SET), partial(self._async.send, to, message))
+        await sent_within_async(self.allowed(AS_SET), partial(self._async.send, to, message))
         return message.id
 
     async def job(self, id: str, *, queue: str | None = None) -> JobInfo:

@@ -15,21 +15,19 @@ from functools import partial
 from itertools import count
 from os import register_at_fork, urandom
 from threading import Thread
-from types import MappingProxyType, ModuleType
-from typing import Any, Final, Literal, TypeVar, cast
+from types import ModuleType
+from typing import Any, Final, Literal, cast
 from uuid import UUID
 
 from .backends import backend_from_url
 from .backends.features import unsupported
 from .core.codecs import Codec, codec_named
-from .core.conversation import Conversation, call_message, decode_progress
-from .core.jobs import Progress, current_request
+from .core.conversation import call_message
+from .core.jobs import current_request
 from .core.patterns import matcher
-from .core.protocol import encode_items
-from .core.streams import PROGRESS, PROGRESSED
 from .describe import ALL_WORKERS, DESCRIBE
 from .durations import Duration, seconds, seconds_or_none
-from .errors import QueueFull, RpcError, SerializationError, SettingsError
+from .errors import QueueFull, RpcError, SettingsError
 from .events import event_address
 from .inspection import Results
 from .job_info import Inspector, cannot_keep, store_of
@@ -40,7 +38,6 @@ from .transport import (
     IDEMPOTENCY_KEY,
     KEEP,
     OWN,
-    STREAM,
     TRACE,
     Address,
     Backend,
@@ -67,11 +64,6 @@ Key = str | int | UUID
 """What an idempotency key may be."""
 LONGEST_KEY = 1024
 """Bytes in UTF-8."""
-
-OnProgress = Callable[[Progress], object]
-"""Is called with how far a job is, in the thread, or task, that waits."""
-
-F = TypeVar("F")
 
 Pause = Callable[[int, QueueFull], float]
 """Seconds to wait after so many attempts, the last of which was refused; raises that, if it is to be."""
@@ -134,7 +126,9 @@ class Caller:
         more = {} if wait is None else {DELAY: _delay(wait, ttl)}
         if keep is not None:
             more[KEEP] = self._kept(keep)
-        return self._message(name, data, ttl, idempotency_key, {**_own(headers), **more}, replies=False)
+        return self._message(
+            name, data, ttl, idempotency_key, {**own_headers(headers), **more}, replies=False
+        )
 
     def _kept(self, keep: Duration) -> str:
         kept_for = seconds(keep, "keep")
@@ -173,7 +167,7 @@ class Caller:
         to = event_address(event)
         self._need_topics()
         named = {f"{OWN}{name}": text for name, text in (headers or {}).items()}
-        return to, self._message(event, data, None, None, _own(named), replies=False)
+        return to, self._message(event, data, None, None, own_headers(named), replies=False)
 
     def _describing(self, wait: float) -> tuple[Address, Message]:
         """What all workers are asked for."""
@@ -184,31 +178,13 @@ class Caller:
         if "topics" not in self.backend.features:
             raise unsupported("topics")
 
-    def pending_stream(
-        self,
-        name: str,
-        data: Any,
-        timeout: Duration | None,
-        headers: Mapping[str, str] | None,
-        own: Mapping[str, str],
-        more: Mapping[str, str] = MappingProxyType({}),
-    ) -> PendingStream:
-        """A stream that is to be asked for: `own` and `more` are headers that make it one. Raises ValueError,
-        SerializationError."""
-        all_headers = {**_own(headers), **own, **more}
-        return PendingStream(self, name, data, self._allowed(timeout), all_headers)
-
     def to(self, name: str, queue: str | None) -> Address:
-        """The queue that was asked for, else that of the first route which the job's name fits."""
-        return self._to(name, queue)
-
-    def _to(self, name: str, queue: str | None) -> Address:
         """The queue that was asked for, else that of the first route which the job's name fits."""
         if queue is None and self._routes:
             queue = next((each for fits, each in self._routes if fits(name)), None)
         return queue_address(queue or self._queue)
 
-    def _allowed(self, timeout: Duration | None) -> float | None:
+    def allowed(self, timeout: Duration | None) -> float | None:
         """The timeout, within the time that is left to the request that is being handled here, if one is."""
         timeout = self.timeout if timeout is AS_SET else seconds_or_none(timeout, "timeout")
         request = current_request.get()
@@ -259,116 +235,6 @@ _ids = _Ids()
 register_at_fork(after_in_child=_ids.begin)
 
 
-class PendingCall(Conversation):
-    """A call that may take so many seconds from now, however often a queue has no room for it."""
-
-    __slots__ = ("_caller", "_on_progress", "_what")
-
-    def __init__(
-        self,
-        caller: Caller,
-        name: str,
-        data: Any,
-        timeout: float | None,
-        idempotency_key: Key | None,
-        headers: Mapping[str, str] | None,
-        on_progress: OnProgress | None = None,
-    ) -> None:
-        own = _own(headers)
-        self._on_progress = on_progress
-        self._caller, self._what = (
-            caller,
-            (
-                data,
-                idempotency_key,
-                {**own, PROGRESS: "1"} if on_progress else own,
-            ),
-        )
-        super().__init__(self._message(name, timeout), name, timeout, time.monotonic())
-
-    def told(self, reply: Message) -> None:
-        """What came before the response: how far the job is."""
-        if self._on_progress and reply.headers[STREAM] == PROGRESSED:
-            self._on_progress(decode_progress(reply))
-
-    def pause(self, attempt: int, refused: QueueFull) -> float:
-        """A Pause. After it this is asked as another message: with an id of its own, and the time left."""
-        end = math.inf if self._deadline is None else self._deadline
-        pause = self._caller._pause(end, attempt, refused)
-        left = None if self._deadline is None else self._deadline - time.monotonic() - pause
-        self.request = self._message(self.name, left)
-        return pause
-
-    def reason(self, to: Address) -> Future[str]:
-        """As that of the caller."""
-        return self._caller.reason(to)
-
-    def _message(self, name: str, left: float | None) -> Message:
-        data, key, headers = self._what
-        ttl = None if left is None else max(0.0, left)
-        return self._caller._message(name, data, ttl, key, headers, replies=True)
-
-
-class PendingStream(Conversation):
-    """A stream, which is to begin within so many seconds from now."""
-
-    __slots__ = ("_caller", "codec")
-
-    def __init__(
-        self,
-        caller: Caller,
-        name: str,
-        data: Any,
-        timeout: float | None,
-        headers: Mapping[str, str],
-    ) -> None:
-        """`headers` are those of the stream and of the call. Raises ValueError, SerializationError."""
-        self._caller, self.codec = caller, caller._codec
-        message = caller._message(name, data, None, None, headers, replies=True)
-        super().__init__(message, name, timeout, time.monotonic())
-
-    def pause(self, attempt: int, refused: QueueFull) -> float:
-        """A Pause."""
-        return self._caller._pause(math.inf if self._deadline is None else self._deadline, attempt, refused)
-
-    def reason(self, to: Address) -> Future[str]:
-        """As that of the caller."""
-        return self._caller.reason(to)
-
-    def encoded(self, value: Any) -> bytes:
-        """What is sent to the generator, or uploaded. Raises SerializationError."""
-        try:
-            return self.codec.encode(value)
-        except SerializationError as error:
-            raise self.codec.located(error, value=value) from error
-
-    def items_body(self, items: list[bytes]) -> bytes:
-        """The body of a message that carries encoded items."""
-        return encode_items(self.request.id, items, self.codec)
-
-
-class Told:
-    """What is called with how far a submitted job is: it leaves that at the future."""
-
-    def __init__(self, on_progress: OnProgress | None) -> None:
-        self._on_progress = on_progress
-        self._future: Any = None
-        self._last: Progress | None = None
-
-    def by(self, future: F) -> F:
-        """The future."""
-        self._future = future
-        self._future.progress = self._last
-        return future
-
-    def __call__(self, progress: Progress) -> None:
-        self._last = progress
-        if self._future:
-            self._future.progress = progress
-        if self._on_progress:
-            self._on_progress(progress)
-
-
 def _find_reason(backend: Backend, to: Address, found: Future[str]) -> None:
     is_served = True
     try:
@@ -384,7 +250,7 @@ def _end(began: float, timeout: float | None) -> float:
     return math.inf if timeout is None else began + timeout
 
 
-def _own(headers: Mapping[str, str] | None) -> Mapping[str, str]:
+def own_headers(headers: Mapping[str, str] | None) -> Mapping[str, str]:
     """The headers of a call, with those of the request that is being handled here; ValueError for others."""
     request = current_request.get()
     inherited = propagated(request.headers) if request else {}

@@ -15,7 +15,7 @@ from weakref import WeakSet
 from .aio import answer, value
 from .backends import asynchronous
 from .backends._retry import sent_within
-from .caller import AS_SET, REASON, Caller, Key, OnProgress, Pause, PendingCall, Told
+from .caller import AS_SET, REASON, Caller, Key, Pause
 from .core.jobs import Response, current_request
 from .describe import Gathering, WorkerInfo
 from .durations import Duration, seconds
@@ -23,6 +23,7 @@ from .errors import NoReceivers, QueueFull, RpcTimeout
 from .inspection import QueueInfo
 from .job_info import JobInfo, ListedState
 from .loops import LoopThread
+from .pending import OnProgress, PendingCall, Told
 from .proxies import Services
 from .streams.iterators import Stream, Uploadable
 from .transport import STREAM, Backend
@@ -69,10 +70,10 @@ class RpcClient(Caller):
 
         def send() -> str:
             message = self._job(name, data, ttl, delay, at, idempotency_key, keep, headers)
-            self.backend.send(self._to(name, queue), message)
+            self.backend.send(self.to(name, queue), message)
             return message.id
 
-        allowed = self._allowed(AS_SET)
+        allowed = self.allowed(AS_SET)
         return self._with_room(lambda: sent_within(allowed, send), self._pausing(allowed))
 
     def call_and_wait(
@@ -97,7 +98,7 @@ class RpcClient(Caller):
         QueueFull, Unsupported by this backend. A caller that stops waiting, for whatever reason, withdraws a
         job that has no such key. `on_progress` is called with each `Progress` that the handler tells.
         """
-        allowed = self._allowed(timeout)
+        allowed = self.allowed(timeout)
         pending = PendingCall(self, name, data, allowed, idempotency_key, headers, on_progress)
         return self._with_room(lambda: self._answer(pending, queue), pending.pause)
 
@@ -192,7 +193,7 @@ class RpcClient(Caller):
         SerializationError before anything is sent, BackendUnavailable, Unsupported by this backend.
         """
         to, message = self._event(event, data, headers)
-        sent_within(self._allowed(AS_SET), lambda: self.backend.send(to, message))
+        sent_within(self.allowed(AS_SET), lambda: self.backend.send(to, message))
         return message.id
 
     def job(self, id: str, *, queue: str | None = None) -> JobInfo:
@@ -263,9 +264,9 @@ class RpcClient(Caller):
         on_progress: OnProgress | None = None,
     ) -> Future[T]:
         """A future of `what`: `answer`, or `value`."""
-        allowed = self._allowed(timeout)
+        allowed = self.allowed(timeout)
         pending = PendingCall(self, name, data, allowed, idempotency_key, headers, on_progress)
-        where = self._submits.backend, self._to(name, queue)
+        where = self._submits.backend, self.to(name, queue)
         return self._submits.run(what(*where, pending))
 
     def _with_room(self, action: Callable[[], T], pause: Pause) -> T:
@@ -280,7 +281,7 @@ class RpcClient(Caller):
                 attempt += 1
 
     def _answer(self, pending: PendingCall, queue: str | None) -> Response:
-        to = self._to(pending.name, queue)
+        to = self.to(pending.name, queue)
         replies = self.backend.request(to, pending.request)
         try:
             while STREAM in (reply := replies.receive(pending.remaining(time.monotonic()))).headers:

@@ -11,11 +11,11 @@ from typing import Any, BinaryIO
 
 import click
 
-from ..caller import OnProgress
 from ..client import RpcClient
 from ..core.codecs import JSON
 from ..core.jobs import JOB_NAME, Progress
 from ..errors import RpcError, SerializationError
+from ..pending import OnProgress
 from ..transport import OWN, TRACE, propagated
 from .options import backend_option, queue_names, seconds, settings_option, time
 from .output import json_option, json_wanted, print_data, print_line

@@ -14,7 +14,7 @@ from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from typing import Any, NamedTuple
 
-from ..caller import REASON, PendingStream
+from ..caller import REASON
 from ..core.protocol import decode_items
 from ..core.streams import (
     CREDIT,
@@ -33,6 +33,7 @@ from ..core.streams import (
     number_in,
 )
 from ..errors import Cancelled, QueueFull, RpcError, RpcTimeout, SerializationError, StreamBroken, WorkerLost
+from ..pending import PendingStream
 from ..transport import STREAM, Address, AsyncBackend, AsyncReplies, Message, inbox
 
 logger = logging.getLogger(__name__)

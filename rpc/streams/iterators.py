@@ -6,12 +6,11 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Coroutine, Generator, Iterable, Mapping
 from concurrent.futures import Future
-from functools import partial
 from queue import SimpleQueue
 from types import TracebackType
 from typing import Any
 
-from ..caller import Caller, PendingStream
+from ..caller import Caller, own_headers
 from ..core.streams import (
     CREDIT,
     CREDIT_BYTES,
@@ -27,6 +26,7 @@ from ..core.streams import (
 from ..durations import Duration
 from ..errors import RemoteError, StreamBroken, WorkerLost
 from ..loops import process
+from ..pending import PendingStream
 from ..transport import AsyncBackend
 from .consuming import Arrival, Consumer, Ended, Items
 
@@ -64,7 +64,8 @@ class _Stream:
             raise ValueError("a stream with items cannot be resumed: some of them are gone")
         self._window, self._resume = window, resume
         own = {CREDIT: str(window), CREDIT_BYTES: str(WINDOW_BYTES), **({UPLOAD: "1"} if uploads else {})}
-        self._pend = partial(caller.pending_stream, name, data, timeout, headers, own)
+        self._request = caller, name, data
+        self._timeout, self._headers = timeout, {**own_headers(headers), **own}
         self._backend, self._to = backend, caller.to(name, queue)
         self._pending = self._pend()
         self._consumer: Consumer | None = None
@@ -80,6 +81,11 @@ class _Stream:
 
     value: Any = None
     """What the generator returned, at its end."""
+
+    def _pend(self, **more: str) -> PendingStream:
+        """The request of it, which is to be answered within the timeout from now on."""
+        allowed = self._request[0].allowed(self._timeout)
+        return PendingStream(*self._request, allowed, {**self._headers, **more})
 
     def _start(self, run: Coroutine[Any, Any, None]) -> None:
         """Have it run in the event loop."""
@@ -137,7 +143,7 @@ class _Stream:
     def _ended(self, end: Ended) -> Consumer | None:
         """What goes on with it, if another worker is to; else it is over. Raises what hinders it."""
         if isinstance(end.error, RESUMABLE) and self._resume:
-            return self._begun(self._pend({RESUME: str(self._count)}))
+            return self._begun(self._pend(**{RESUME: str(self._count)}))
         self._is_over = True
         self.value = end.value
         error, is_thrown = end.error, self._thrown

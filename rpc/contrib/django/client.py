@@ -66,7 +66,7 @@ def call_on_commit(
     found = client()
     # What these raise is to be known before the commit.
     found._job(name, data, ttl, delay, at, idempotency_key, keep, headers)
-    found._to(name, queue)
+    found.to(name, queue)
 
     def send() -> None:
         client().call(

@@ -1,0 +1,132 @@
+"""What a caller waits for: a response, or a stream to begin; and how far a job is meanwhile."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from typing import Any, TypeVar
+
+from .caller import Caller, Key, own_headers
+from .core.conversation import Conversation, decode_progress
+from .core.jobs import Progress
+from .core.protocol import encode_items
+from .core.streams import PROGRESS, PROGRESSED
+from .errors import QueueFull, SerializationError
+from .transport import STREAM, Address, Message
+
+F = TypeVar("F")
+
+OnProgress = Callable[[Progress], object]
+"""Is called with how far a job is, in the thread, or task, that waits."""
+
+
+class PendingCall(Conversation):
+    """A call that may take so many seconds from now, however often a queue has no room for it."""
+
+    __slots__ = ("_caller", "_on_progress", "_what")
+
+    def __init__(
+        self,
+        caller: Caller,
+        name: str,
+        data: Any,
+        timeout: float | None,
+        idempotency_key: Key | None,
+        headers: Mapping[str, str] | None,
+        on_progress: OnProgress | None = None,
+    ) -> None:
+        own = own_headers(headers)
+        self._on_progress = on_progress
+        self._caller, self._what = (
+            caller,
+            (
+                data,
+                idempotency_key,
+                {**own, PROGRESS: "1"} if on_progress else own,
+            ),
+        )
+        super().__init__(self._message(name, timeout), name, timeout, time.monotonic())
+
+    def told(self, reply: Message) -> None:
+        """What came before the response: how far the job is."""
+        if self._on_progress and reply.headers[STREAM] == PROGRESSED:
+            self._on_progress(decode_progress(reply))
+
+    def pause(self, attempt: int, refused: QueueFull) -> float:
+        """A Pause. After it this is asked as another message: with an id of its own, and the time left."""
+        end = math.inf if self._deadline is None else self._deadline
+        pause = self._caller._pause(end, attempt, refused)
+        left = None if self._deadline is None else self._deadline - time.monotonic() - pause
+        self.request = self._message(self.name, left)
+        return pause
+
+    def reason(self, to: Address) -> Future[str]:
+        """As that of the caller."""
+        return self._caller.reason(to)
+
+    def _message(self, name: str, left: float | None) -> Message:
+        data, key, headers = self._what
+        ttl = None if left is None else max(0.0, left)
+        return self._caller._message(name, data, ttl, key, headers, replies=True)
+
+
+class PendingStream(Conversation):
+    """A stream, which is to begin within so many seconds from now."""
+
+    __slots__ = ("_caller", "codec")
+
+    def __init__(
+        self,
+        caller: Caller,
+        name: str,
+        data: Any,
+        timeout: float | None,
+        headers: Mapping[str, str],
+    ) -> None:
+        """`headers` are those of the stream and of the call. Raises ValueError, SerializationError."""
+        self._caller, self.codec = caller, caller._codec
+        message = caller._message(name, data, None, None, headers, replies=True)
+        super().__init__(message, name, timeout, time.monotonic())
+
+    def pause(self, attempt: int, refused: QueueFull) -> float:
+        """A Pause."""
+        return self._caller._pause(math.inf if self._deadline is None else self._deadline, attempt, refused)
+
+    def reason(self, to: Address) -> Future[str]:
+        """As that of the caller."""
+        return self._caller.reason(to)
+
+    def encoded(self, value: Any) -> bytes:
+        """What is sent to the generator, or uploaded. Raises SerializationError."""
+        try:
+            return self.codec.encode(value)
+        except SerializationError as error:
+            raise self.codec.located(error, value=value) from error
+
+    def items_body(self, items: list[bytes]) -> bytes:
+        """The body of a message that carries encoded items."""
+        return encode_items(self.request.id, items, self.codec)
+
+
+class Told:
+    """What is called with how far a submitted job is: it leaves that at the future."""
+
+    def __init__(self, on_progress: OnProgress | None) -> None:
+        self._on_progress = on_progress
+        self._future: Any = None
+        self._last: Progress | None = None
+
+    def by(self, future: F) -> F:
+        """The future."""
+        self._future = future
+        self._future.progress = self._last
+        return future
+
+    def __call__(self, progress: Progress) -> None:
+        self._last = progress
+        if self._future:
+            self._future.progress = progress
+        if self._on_progress:
+            self._on_progress(progress)
