@@ -128,6 +128,10 @@ def peers(out: Path, only: tuple[str, ...], names: tuple[str, ...], **sizes: Any
 )
 @option("--counted", type=SOME, default=200, help="Calls of a round that compute.")
 @option("--rounds", type=SOME, default=3, help="Of those; the median of their ratios counts.")
+@option("--items", type=SOME, default=100_000, help="Small items of a stream.")
+@option("--slow", type=SOME, default=1_000_000, help="Those for a slow consumer.")
+@option("--upload", type=SOME, default=1_000_000_000, help="Bytes.")
+@option("--open", type=SOME, default=1000, help="Two-way streams at once.")
 @option("--seed", type=int, default=1, help="Of which calls are cancelled, and when.")
 @out_option
 @click.argument("cases", nargs=-1, type=click.Choice(list(CASES)))

@@ -3,29 +3,28 @@
 from __future__ import annotations
 
 import concurrent.futures
-import os
 import random
 import statistics
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import msgspec
 import redis
 
-from rpc import RpcClient, RpcError
+from rpc import RpcClient
 from rpc.backends.redis.keys import keys_of
 
+from . import streaming
 from .callers import Callers, Futures, Tasks, alive, connections, wrong
 from .client import resident
 from .concurrency import Amounts, Row
-from .processes import PATIENCE, Side, SideFailed, Worker
 from .results import Bound
+from .serving import resident_of, serving, settled, threads_of, until
 from .work import REDIS, VARIANT
 from .worker import end_with_stdin
 
@@ -119,12 +118,12 @@ def naps(url: str, amounts: Amounts) -> Iterator[Row]:
     for at_once, number, bound in (1000, 3000, 1.2), (10_000, 10_000, None):
         seconds = NAP * number / at_once
         with serving(url, f"--coroutines {at_once} --grace 5") as worker, closing(Tasks(url)) as callers:
-            before = _resident(worker)
+            before = resident_of(worker)
             callers.finish(callers.start_others("nap", [{"seconds": 0.0}]))
             begun = time.perf_counter()
             calls = callers.start_others("nap", [{"seconds": NAP}] * number)
             callers.pause(NAP)
-            threads, grown = _threads(worker), _resident(worker) - before
+            threads, grown = threads_of(worker), resident_of(worker) - before
             callers.finish(calls)
             took = time.perf_counter() - begun
         what = f"{number:,} coroutines that sleep {NAP:g} s, --coroutines {at_once:,}"
@@ -173,44 +172,12 @@ CASES: dict[str, Callable[[str, Amounts], Iterator[Row]]] = {
     "naps": naps,
     "ticking": ticking,
     "processes": processes,
+    "pushed": streaming.pushed,
+    "slow-consumer": streaming.slow,
+    "upload": streaming.upload,
+    "left": streaming.left,
+    "two-way": streaming.two_way,
 }
-
-
-@contextmanager
-def serving(url: str, options: str = "") -> Iterator[Worker]:
-    side = Side("worker", "benchmarks.jobs", sys.executable, variant=options)
-    with Worker(side, url, Path(os.devnull)) as worker:
-        try:
-            yield worker
-        except (RpcError, SideFailed) as error:
-            raise SideFailed(f"{error}; the worker: {worker.last_words()}") from error
-
-
-def _status(worker: Worker, name: str) -> int:
-    lines = Path(f"/proc/{worker.session}/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
-
-
-def _threads(worker: Worker) -> int:
-    return _status(worker, "Threads")
-
-
-def _resident(worker: Worker) -> float:
-    """In MB."""
-    return _status(worker, "VmRSS") / 1000
-
-
-def until(condition: Callable[[], bool], pause: Callable[[float], object]) -> None:
-    if not settled(condition, pause, PATIENCE):
-        raise SideFailed(f"waited {PATIENCE:g} s in vain")
-
-
-def settled(condition: Callable[[], bool], pause: Callable[[float], object], patience: float = 10) -> bool:
-    """Whether it came true within so many seconds."""
-    end = time.monotonic() + patience
-    while not (met := condition()) and time.monotonic() < end:
-        pause(0.02)
-    return met
 
 
 def _are_there(client: RpcClient, many: int) -> bool:

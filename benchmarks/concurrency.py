@@ -29,6 +29,10 @@ class Amounts(msgspec.Struct):
     counted: int
     rounds: int
     seed: int
+    items: int
+    slow: int
+    upload: int
+    open: int
 
 
 class Row(msgspec.Struct):

@@ -5,6 +5,11 @@ from __future__ import annotations
 import asyncio
 import os
 import time
+from collections.abc import Generator, Iterator
+from itertools import count as count_from
+from typing import Any
+
+from rpc import Request
 
 from .work import REDIS, VARIANT, add
 
@@ -46,7 +51,56 @@ async def nap(seconds: float) -> None:
     await asyncio.sleep(seconds)
 
 
-RPC_JOB_MAPPING = {"add": add, "block": block, "spin": spin, "count": count, "tick": tick, "nap": nap}
+def items(number: int) -> Iterator[int]:
+    """Small ones."""
+    yield from range(number)
+
+
+def made() -> Iterator[int]:
+    """Items without end."""
+    for number in count_from(1):
+        _seen["made"] = number
+        yield number
+
+
+def how_many() -> float:
+    """How many of them were made."""
+    return _seen["made"]
+
+
+def until_left() -> Iterator[int]:
+    """Items without end, until the caller leaves."""
+    try:
+        yield from count_from(1)
+    finally:
+        _seen["left"] = time.time()
+
+
+def left_at() -> float:
+    """When he did, in seconds of the Unix epoch."""
+    return _seen["left"]
+
+
+def swallow(request: Request) -> int:
+    """How many bytes were uploaded."""
+    return sum(map(len, request.items))
+
+
+def echoes() -> Generator[Any, Any, None]:
+    """What was sent."""
+    said = None
+    while True:
+        said = yield said
+
+
+_seen = {"made": 0.0, "left": 0.0}
+RPC_JOB_MAPPING = {
+    job.__name__: job
+    for job in (
+        *(add, block, spin, count, tick, nap),
+        *(items, made, how_many, until_left, left_at, swallow, echoes),
+    )
+}
 
 
 def serve() -> None:

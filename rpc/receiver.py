@@ -55,6 +55,9 @@ logger = logging.getLogger(__name__)
 LEASE = 10.0
 """Seconds that a singleton's lock outlives its owner, if the settings do not say."""
 
+ADVANCING = 4
+"""Threads that advance plain generators, at most. They hold none while they wait for their callers."""
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -101,7 +104,7 @@ class RpcReceiver:
         self.id = uuid4().hex
         self._context = context
         self._loop = LoopThread("rpc-coroutines")
-        self._pool = DaemonThreads(self.concurrency, "rpc-generators")
+        self._pool = DaemonThreads(min(self.concurrency, ADVANCING), "rpc-generators")
         self._stopping = self._begun = self._has_handed_back = False
         self._handing_back = threading.Lock()
         self._server: Server | None = None
