@@ -2,8 +2,12 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+PYTEST := $(BIN)/python -m pytest -n 4 --dist loadgroup
 
-.PHONY: demo test lint bench bench-peers faults clean
+# The suite starts hundreds of processes, each of which would compile all that it imports.
+unexport PYTHONDONTWRITEBYTECODE
+
+.PHONY: demo test test-all lint bench bench-peers faults clean
 .DEFAULT_GOAL := test
 
 $(VENV)/.run: pyproject.toml
@@ -18,8 +22,12 @@ $(VENV)/.dev: $(VENV)/.run
 demo: $(VENV)/.run
 	$(BIN)/rpc demo
 
+# The quick part of the suite; test-all is the rest: what is marked `slow`.
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest -n 4 --dist loadgroup $(ARGS)
+	$(PYTEST) -m "not slow" $(ARGS)
+
+test-all: $(VENV)/.dev
+	$(PYTEST) -m slow $(ARGS)
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff format --check .

@@ -26,6 +26,7 @@ pytest.importorskip("pamqp", reason="needs RabbitMQ's driver: pip install jobrpc
 from rpc.backends.amqp import AmqpBackend
 from rpc.backends.amqp.wire import Basic
 from rpc.errors import BackendUnavailable
+from rpc.testing.servers import killed_with_this_process
 from rpc.testing.site import Site, eventually
 from rpc.transport import inbox, queue, topic
 
@@ -36,7 +37,7 @@ SERVER = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
 PAGE = (Path(__file__).parents[1] / "docs" / "amqp.md").read_text()
 USERS = re.findall(r"^rabbitmqctl set_permissions -p / (\w+) '(.*)' '(.*)' '(.*)'$", PAGE, re.MULTILINE)
 """Those of the page: names, and what they may configure, write and read."""
-PATIENCE = 60.0
+PATIENCE = 150.0
 VHOSTS = 250
 """More than there are tests that share a node."""
 
@@ -120,8 +121,11 @@ class Node:
             "RABBITMQ_CONF_ENV_FILE": f"{at}/env",
             "RABBITMQ_PID_FILE": f"{at}/pid",
             "RABBITMQ_CONFIG_FILE": f"{at}/rabbitmq",
+            # Else each of its schedulers spins before it sleeps, on processors that others need.
+            "RABBITMQ_SERVER_ADDITIONAL_ERL_ARGS": "+S 1:1 +sbwt none +sbwtdcpu none +sbwtdio none",
         }
         self._process: subprocess.Popen[bytes] | None = None
+        self._watcher: subprocess.Popen[bytes] | None = None
 
     def start(self) -> None:
         with (self._directory / "output").open("ab") as output:
@@ -133,6 +137,7 @@ class Node:
                 stderr=output,
                 start_new_session=True,
             )
+        self._watcher = killed_with_this_process(f"-{self._process.pid}")
         end = time.monotonic() + PATIENCE
         backend = AmqpBackend(self.url)
         while True:
@@ -140,8 +145,9 @@ class Node:
                 backend.dead_letters("none")
                 backend.close()
                 return
-            if time.monotonic() > end or self._process.poll() is not None:
+            if self._process.poll() is not None:
                 pytest.skip(f"needs RabbitMQ's server, but it did not start: {self._output()}")
+            assert time.monotonic() < end, f"RabbitMQ's server did not start in time: {self._output()}"
 
     def empty(self, *queues: str) -> str:
         """The URL of a vhost that nobody has used, with these queues: calls to others have no receivers until
@@ -158,10 +164,12 @@ class Node:
 
     def stop(self, number: int = signal.SIGTERM) -> None:
         """Stop it; with SIGKILL, as a power cut would."""
-        if self._process is None:
+        if self._process is None or self._watcher is None:
             return
         with suppress(ProcessLookupError):
             os.killpg(self._process.pid, number)
+        with self._watcher:  # before the node is reaped: from then on its number may be another's
+            self._watcher.kill()
         self._process.wait(PATIENCE)
         self._process = None
 

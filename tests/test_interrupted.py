@@ -65,6 +65,7 @@ def echo(number: int) -> int:
     return number
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_call_that_is_interrupted_anywhere_leaves_the_next_one_alone(url: str) -> None:
     with RpcClient(backend=url, timeout=LONG) as client:
@@ -76,6 +77,7 @@ def test_a_call_that_is_interrupted_anywhere_leaves_the_next_one_alone(url: str)
                 break
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_task_that_is_cancelled_anywhere_leaves_the_next_ones_alone(url: str) -> None:
     async def call() -> None:

@@ -35,7 +35,7 @@ PRICES = {"tea": 250, "coffee": 400, "cake": 320}
 
 Worker = Callable[..., RpcClient]
 
-pytestmark = pytest.mark.redis
+pytestmark = [pytest.mark.redis, pytest.mark.slow]
 
 
 class Program:

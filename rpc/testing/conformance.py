@@ -301,7 +301,7 @@ class Conformance(Features, Delays, Inspections, Channels, Detached):
         scheme = site.url.split(":")[0]
         backend = backend_from_url(f"{scheme}://127.0.0.1:1/0")
         with pytest.raises(BackendUnavailable):
-            backend.send(site.queue(), Message(b"", {"id": "x"}))
+            backend.send(site.queue(), Message(b"", {"id": "x", "ttl": "0.2"}))
         backend.close()
 
     def test_many_threads_share_one_backend(self, site: Site) -> None:

@@ -173,8 +173,7 @@ class RedisServer:
         with self._log.open("wb") as log:
             process = self._process = _child(command, subprocess.DEVNULL, log)
         self.pid = process.pid
-        watch = ["/bin/sh", "-c", _WATCH, "sh", str(self.pid)]
-        self._watcher = _child(watch, subprocess.PIPE, subprocess.DEVNULL)
+        self._watcher = killed_with_this_process(str(self.pid))
         return process
 
     def _command(self) -> list[str]:
@@ -232,6 +231,12 @@ class RedisServer:
 class _PortTaken(BackendUnavailable):
     def __init__(self, port: int) -> None:
         super().__init__(f"port {port} on {_HOST} is taken by another process")
+
+
+def killed_with_this_process(target: str) -> subprocess.Popen[bytes]:
+    """A shell that kills `target` when this process ends, however that happens, unless it is killed before.
+    `target` is what `kill` takes: the id of a process, or with a minus that of a group."""
+    return _child(["/bin/sh", "-c", _WATCH, "sh", target], subprocess.PIPE, subprocess.DEVNULL)
 
 
 def _claimed(port: int) -> int:

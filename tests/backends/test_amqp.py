@@ -194,10 +194,9 @@ def test_a_queue_that_refuses_more_by_policy_says_so_at_once(broker: Rabbit, sit
     cast("Any", site.client).senders.do(lambda connection: connection.ask(1, made, commands.Queue.DeclareOk))
     backend: Backend = wrap(backend_from_url(broker.url))
     backend.send(queue(name), Message(b"", {"id": "x"}))
-    replies, began = backend.request(queue(name), request(b"")), time.monotonic()
+    replies = backend.request(queue(name), request(b""))
     with pytest.raises(QueueFull):
         replies.receive(PATIENCE)
-    assert time.monotonic() - began < 1
     replies.close()
     cast("Any", site.client).delete(queue(name))
     backend.close()

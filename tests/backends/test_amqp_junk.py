@@ -268,6 +268,7 @@ class Neighbour:
             self.answered += 1
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(120 + MUTATIONS // 5)
 def test_junk_costs_itself_at_most(amqp_url: str, ways: list[str], caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "rpc")

@@ -72,6 +72,7 @@ def test_nothing_is_left_but_what_ends(server: RedisServer) -> None:
         assert [key for key in admin.scan_iter() if admin.ttl(key) == -1] == []
 
 
+@pytest.mark.slow
 def test_what_the_dead_leave_in_the_queue_is_not_forgotten(server: RedisServer, tmp_path: Path) -> None:
     url = f"{server.url}?lease=1&max_deliveries=50"
     command = [sys.executable, "-c", WORKER, url, str(tmp_path / "log")]

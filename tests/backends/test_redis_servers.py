@@ -466,6 +466,7 @@ class TestTls:
                     at(untrusted).connection("key")
             gc.collect()
 
+    @pytest.mark.slow
     @pytest.mark.xdist_group("topologies")
     def test_a_cluster(
         self, tls: Callable[..., RedisServer], certificate: dict[str, str], at: Callable[[Any], Servers]
@@ -480,6 +481,7 @@ class TestTls:
             assert where.client("key").set("key", "value")
             assert ask(where, "key", "GET", "key") == b"value"
 
+    @pytest.mark.slow
     @needs_redis_server
     @pytest.mark.xdist_group("topologies")
     def test_sentinels_with_a_user_of_their_own(
@@ -508,6 +510,7 @@ class TestTls:
                 at(f"{url}&sentinel_username=guard&sentinel_password=wrong").connection("key")
 
 
+@pytest.mark.slow
 @pytest.mark.real_redis
 @pytest.mark.xdist_group("topologies")
 @needs_redis_server
@@ -608,6 +611,7 @@ class TestCluster:
         cluster.restart(master)
 
 
+@pytest.mark.slow
 @pytest.mark.real_redis
 @pytest.mark.xdist_group("topologies")
 @needs_redis_server

@@ -19,7 +19,7 @@ import pytest
 from rpc import BackendUnavailable, RpcError, RpcTimeout
 from rpc.testing import RedisServer, start_redis
 
-from .rq_jobs import Bench, end, eventually, later, without_end
+from .rq_jobs import PATIENCE, Bench, end, eventually, later, without_end
 
 pytestmark = [pytest.mark.real_redis, pytest.mark.slow, pytest.mark.timeout(120)]
 
@@ -86,7 +86,7 @@ def under_load(bench: Bench, fault: Callable[[], None]) -> Counter[str]:
             outcome = "errors"
         with lock:
             figures[outcome] += 1
-            figures["late"] += time.monotonic() - start > TIMEOUT + 1
+            figures["late"] += time.monotonic() - start > TIMEOUT + PATIENCE
 
     order = list(range(JOBS))
     random.Random(1).shuffle(order)
@@ -165,7 +165,7 @@ def test_sending_without_a_broker_fails_within_five_seconds_or_so(
     try:
         with pytest.raises(BackendUnavailable):
             bench.client.call("add", {"a": 1, "b": 1})
-        assert time.monotonic() - start < 8
+        assert time.monotonic() - start < PATIENCE
     finally:
         os.kill(server.pid, signal.SIGCONT)
 
@@ -178,7 +178,7 @@ def test_waiting_without_a_broker_ends_at_the_deadline(
     try:
         with later(0.3, os.kill, server.pid, how), pytest.raises((RpcTimeout, BackendUnavailable)):
             bench.client.call_and_wait("add", {"a": 1, "b": 1}, timeout=1)
-        assert time.monotonic() - start < 8
+        assert time.monotonic() - start < PATIENCE
     finally:
         os.kill(server.pid, signal.SIGCONT)
 

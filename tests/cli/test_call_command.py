@@ -203,10 +203,8 @@ def test_arguments_that_do_not_fit_are_1(call: Call) -> None:
 
 
 def test_no_answer_in_time_is_3(call: Call) -> None:
-    began = time.monotonic()
     result = call("add", "a:=1", "b:=1", "--queue", "nobody", "--timeout", "0.2", "--json")
     assert (result.exit_code, error_in(result.stdout)["type"]) == (3, "RpcTimeout")
-    assert time.monotonic() - began < 2
 
 
 def test_the_timeout_is_that_of_the_settings_if_none_is_given(invoke: Call, tmp_path: Path) -> None:

@@ -63,6 +63,7 @@ def test_it_shows_what_it_promises_in_time_and_leaves_no_process(spawn: Spawn, m
     assert not is_left_behind(mark)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 @pytest.mark.parametrize("moment", ["runs on", "worker has pid", "serving", "answer"])
 def test_a_signal_ends_all_of_it(spawn: Spawn, mark: str, moment: str, number: signal.Signals) -> None:

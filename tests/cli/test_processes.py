@@ -97,6 +97,7 @@ def test_two_processes_work_at_the_same_time(client: RpcClient, spawn: Spawn) ->
     assert sorted(future.result().data for future in futures) == sorted(pids)
 
 
+@pytest.mark.slow
 def test_a_worker_that_is_killed_is_replaced(project: Path, client: RpcClient, spawn: Spawn) -> None:
     command = spawn(*TWO)
     first = serving(command)
@@ -110,6 +111,7 @@ def test_a_worker_that_is_killed_is_replaced(project: Path, client: RpcClient, s
     assert command.ends(signal.SIGTERM) == 0
 
 
+@pytest.mark.slow
 def test_one_that_is_told_to_stop_by_itself_is_replaced(client: RpcClient, spawn: Spawn) -> None:
     command = spawn(*TWO)
     one = serving(command)[0]
@@ -132,6 +134,7 @@ def test_what_dies_of_its_start_is_started_later_and_later() -> None:
     assert place.pause == 0.5
 
 
+@pytest.mark.slow
 def test_one_that_cannot_start_says_why_until_it_can(project: Path, client: RpcClient, spawn: Spawn) -> None:
     good = (project / "settings.py").read_text()
     (project / "settings.py").write_text("import os\nos._exit(7)\n")
@@ -158,6 +161,7 @@ def test_a_signal_lets_all_finish(
     assert "Traceback" not in command.said
 
 
+@pytest.mark.slow
 def test_ctrl_c_in_a_terminal_is_one_signal(project: Path, client: RpcClient) -> None:
     command = Process(*RPC, *TWO, cwd=project, env={**os.environ}, start_new_session=True)
     try:
@@ -175,6 +179,7 @@ def test_ctrl_c_in_a_terminal_is_one_signal(project: Path, client: RpcClient) ->
         command.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_first", [True, False])
 def test_who_gets_the_signal_along_with_the_supervisor_may_finish_too(
     project: Path, client: RpcClient, spawn: Spawn, is_first: bool
@@ -194,6 +199,7 @@ def test_who_gets_the_signal_along_with_the_supervisor_may_finish_too(
     assert command.ends() == 0
 
 
+@pytest.mark.slow
 def test_a_second_signal_ends_all_at_once(project: Path, client: RpcClient, spawn: Spawn) -> None:
     command = spawn(*TWO)
     serving(command)
@@ -205,6 +211,7 @@ def test_a_second_signal_ends_all_at_once(project: Path, client: RpcClient, spaw
     assert "another one" not in command.said
 
 
+@pytest.mark.slow
 def test_a_signal_ends_what_has_not_begun_to_serve(project: Path, spawn: Spawn) -> None:
     code = "import time\nfrom pathlib import Path\nPath('held').write_text('!')\ntime.sleep(600)\n"
     (project / "settings.py").write_text(code)
@@ -214,6 +221,7 @@ def test_a_signal_ends_what_has_not_begun_to_serve(project: Path, spawn: Spawn) 
     assert "Traceback" not in command.said
 
 
+@pytest.mark.slow
 def test_the_workers_do_not_outlive_a_killed_supervisor(
     project: Path, client: RpcClient, spawn: Spawn
 ) -> None:
@@ -245,6 +253,7 @@ def test_what_is_of_no_use_is_one_line_and_2(
     assert line.startswith(f"Error: {complaint}")
 
 
+@pytest.mark.slow
 def test_settings_that_have_become_wrong_end_all(project: Path, client: RpcClient, spawn: Spawn) -> None:
     command = spawn(*TWO)
     pids = serving(command)
@@ -256,6 +265,7 @@ def test_settings_that_have_become_wrong_end_all(project: Path, client: RpcClien
     assert command.said.count("rpc.receiver: stopped") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(
     importlib.util.find_spec("watchfiles") is None, reason="--reload needs watchfiles, which is not installed"
 )
@@ -288,6 +298,7 @@ def process_1(project: Path) -> Iterator[Spawn]:
     command.close()
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="prctl is of Linux")
 def test_process_1_buries_the_orphans_of_handlers(client: RpcClient, process_1: Spawn) -> None:
     command = process_1()

@@ -12,6 +12,7 @@ from rpc.testing.conformance import Conformance, Site
 from rpc.testing.topologies import Cluster, start_cluster
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.redis,
     pytest.mark.skipif(not shutil.which("redis-server"), reason="needs a real Redis: redis-server on PATH"),
     pytest.mark.xdist_group("cluster"),

@@ -135,11 +135,6 @@ MUTANTS: list[tuple[type[Mutant], Callable[..., None], tuple[Any, ...]]] = [
 CAUGHT = (AssertionError, pytest.fail.Exception, RpcTimeout, QueueFull)
 
 
-@pytest.fixture(autouse=True)
-def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(site_module, "PATIENCE", 1.5)
-
-
 def run(mutant: type[Mutant], test: Callable[..., None], arguments: tuple[Any, ...]) -> None:
     with BrokenSite(f"memory://{uuid4().hex}", mutant) as site:
         test(Conformance(), site, *arguments)
@@ -151,8 +146,12 @@ def run(mutant: type[Mutant], test: Callable[..., None], arguments: tuple[Any, .
     ids=[f"{each.__name__}-{test.__name__}" for each, test, _ in MUTANTS],
 )
 def test_the_suite_catches_a_backend_that(
-    mutant: type[Mutant], test: Callable[..., None], arguments: tuple[Any, ...]
+    monkeypatch: pytest.MonkeyPatch,
+    mutant: type[Mutant],
+    test: Callable[..., None],
+    arguments: tuple[Any, ...],
 ) -> None:
+    monkeypatch.setattr(site_module, "PATIENCE", 0.5)  # most do not what the test waits for
     with pytest.raises(CAUGHT):
         run(mutant, test, arguments)
 

@@ -23,7 +23,7 @@ HERE = Path(__file__).parent
 @click.option(
     "--backend", type=click.Choice(["redis://", "rq+redis://"]), default="redis://", show_default=True
 )
-@click.option("--brief", is_flag=True, help="As little as `make test` does.")
+@click.option("--brief", is_flag=True, help="As little as `make test-all` does.")
 @click.option("--publish", is_flag=True, help="Write the table to docs/faults.md.")
 def main(
     scenarios: str | None, seconds: float | None, seed: int | None, backend: str, brief: bool, publish: bool

@@ -31,11 +31,13 @@ class Last(Protocol):
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Deselect what is not in the plan; `make test` has 60 s for a test, `make faults` has more."""
+    """Deselect what is not in the plan, which has more time for a test. All that needs a stage is slow."""
     plan = plan_of(config)
     ours = [item for item in items if HERE in item.path.parents]
     unwanted = [item for item in ours if not plan.wants(item)]
     for item in ours:
+        if "stage" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.slow)
         if plan.long:
             item.add_marker(pytest.mark.timeout(900), append=False)
     if unwanted:

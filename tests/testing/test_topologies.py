@@ -19,6 +19,7 @@ from rpc.testing import RedisServer, start_redis, topologies
 from rpc.testing.topologies import Cluster, Sentinels, start_cluster, start_sentinel
 
 pytestmark = [
+    pytest.mark.slow,
     pytest.mark.real_redis,
     pytest.mark.skipif(not shutil.which("redis-server"), reason="needs a real Redis: redis-server on PATH"),
     pytest.mark.xdist_group("topologies"),

@@ -11,7 +11,7 @@ import pytest
 
 from .conftest import Project, only_sqlite
 
-pytestmark = pytest.mark.redis
+pytestmark = [pytest.mark.redis, pytest.mark.slow]
 
 
 def test_the_tests_of_the_project(project: Project) -> None:

@@ -62,6 +62,7 @@ def shop(tmp_path: Path, rpc_redis: RedisServer) -> Iterator[Shop]:
     shop.stops()
 
 
+@pytest.mark.slow
 @pytest.mark.redis
 def test_an_order_is_packed_and_the_customer_told(shop: Shop) -> None:
     assert shop.manage("check") == "System check identified no issues (0 silenced).\n"
@@ -77,6 +78,7 @@ def test_an_order_is_packed_and_the_customer_told(shop: Shop) -> None:
     assert shop.asks("GET", "/rpc/")[0] == 302
 
 
+@pytest.mark.slow
 @pytest.mark.redis
 def test_an_order_that_is_placed_while_the_broker_is_away_is_packed_later(shop: Shop) -> None:
     there = shop.environment["RPC_BACKEND"]

@@ -38,6 +38,7 @@ def test_a_job_that_is_sent_on_commit_finds_what_was_saved(project: Project) -> 
     assert [each for each in noted if text in each] == [text, f"{text}: saved", f"{text} last"]
 
 
+@pytest.mark.slow
 def test_three_jobs_at_a_time_are_three(project: Project) -> None:
     project.worker()
     with project.client() as client, ThreadPoolExecutor(6) as pool:
@@ -45,6 +46,7 @@ def test_three_jobs_at_a_time_are_three(project: Project) -> None:
         assert {each.result() for each in found} == {3}
 
 
+@pytest.mark.slow
 def test_a_job_in_a_process_of_its_own_has_the_project(project: Project) -> None:
     """Its apps and its database are set up there, too."""
     worker = project.worker(TEST_RPC=json.dumps({"SERVICES": ["tally.services.Apart"]}))
@@ -54,6 +56,7 @@ def test_a_job_in_a_process_of_its_own_has_the_project(project: Project) -> None
     assert first[1] == second[1] != int(worker.says(r"worker (\d+) on")[1])
 
 
+@pytest.mark.slow
 def test_hooks_fire(project: Project) -> None:
     worker = project.worker()
     with project.client() as client:
@@ -63,6 +66,7 @@ def test_hooks_fire(project: Project) -> None:
         worker.says("failed tally.fail: no")
 
 
+@pytest.mark.slow
 def test_it_stops_when_it_is_told_to(project: Project) -> None:
     worker = project.worker()
     worker.terminate()
@@ -70,6 +74,7 @@ def test_it_stops_when_it_is_told_to(project: Project) -> None:
     assert worker.ends() == 0
 
 
+@pytest.mark.slow
 def test_several_processes_each_with_a_connection_of_its_own(project: Project) -> None:
     supervisor = project.start("rpc", "--processes", "2")
     supervisor.says(r"(?s)serving .*serving ")
@@ -83,6 +88,7 @@ def test_several_processes_each_with_a_connection_of_its_own(project: Project) -
     assert supervisor.ends() == 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["job", "coroutine", "listener", "tick"])
 def test_connections_are_closed_around_all_code(project: Project, kind: str) -> None:
     """As CONN_MAX_AGE is 0, none finds one that another has left in its thread."""
@@ -108,6 +114,7 @@ def server(project: Project) -> Iterator[psycopg.Connection]:
         yield connection
 
 
+@pytest.mark.slow
 @only_postgres
 def test_a_connection_that_is_kept_and_was_killed_is_replaced(project: Project) -> None:
     kept = '{"CONN_MAX_AGE": null, "CONN_HEALTH_CHECKS": true}'
@@ -121,6 +128,7 @@ def test_a_connection_that_is_kept_and_was_killed_is_replaced(project: Project) 
         assert client.services.tally.connection_id() != before
 
 
+@pytest.mark.slow
 @only_sqlite
 def test_a_change_of_the_code_starts_it_again(
     project: Project, tmp_path_factory: pytest.TempPathFactory
