@@ -152,21 +152,40 @@ class Node:
         backend.close()
         return url
 
-    def control(self, *command: str) -> None:
-        """What rabbitmqctl does."""
-        subprocess.run([SERVER.with_name("rabbitmqctl"), *command], env=self._environment, check=True)
+    def control(self, *command: str) -> str:
+        """What rabbitmqctl does; what it says."""
+        ctl = [SERVER.with_name("rabbitmqctl"), "--quiet", *command]
+        return subprocess.run(
+            ctl, env=self._environment, check=True, stdout=subprocess.PIPE, text=True
+        ).stdout
+
+    def listed(self, what: str, *columns: str, vhost: str = "/") -> list[dict[str, Any]]:
+        """These columns of its queues, or of another thing of a vhost."""
+        said = self.control(f"list_{what}", "-p", vhost, *columns, "--formatter", "json")
+        return cast("list[dict[str, Any]]", json.loads(said))
 
     def stop(self, number: int = signal.SIGTERM) -> None:
         """Stop it; with SIGKILL, as a power cut would."""
         if self._process is None:
             return
-        with suppress(ProcessLookupError):
-            os.killpg(self._process.pid, number)
+        self.send_signal(number)
         self._process.wait(PATIENCE)
         self._process = None
 
+    def send_signal(self, number: int) -> None:
+        """To all its processes."""
+        if self._process:
+            with suppress(ProcessLookupError):
+                os.killpg(self._process.pid, number)
+
     def _output(self) -> str:
         return (self._directory / "output").read_text()[-500:]
+
+
+def version() -> str:
+    """Of RabbitMQ's server."""
+    command = [SERVER.with_name("rabbitmqctl"), "version"]
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
 
 
 def _definitions(vhosts: Sequence[str]) -> dict[str, Any]:

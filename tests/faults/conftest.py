@@ -1,23 +1,33 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import pytest
 
 from .nursery import Nursery
-from .plan import Plan, plan_of
+from .plan import SCHEMES, Plan, plan_of
 from .stage import Stage
 
 HERE = Path(__file__).parent
 T = TypeVar("T")
 
 
-def rarely(*values: Any) -> Any:
+KINDS = [
+    pytest.param("redis", marks=pytest.mark.real_redis),
+    pytest.param("rq", marks=[pytest.mark.real_redis, pytest.mark.slow]),
+    pytest.param("amqp", marks=[pytest.mark.xdist_group("rabbit_node"), pytest.mark.slow]),
+]
+"""Each scenario is played with each kind of broker, or with those that `@pytest.mark.only` names."""
+
+
+def rarely(*values: Any, only: Sequence[str] = ()) -> Any:
     """Parameters of a test that are for the whole catalogue alone."""
-    return pytest.param(*values, marks=pytest.mark.faults)
+    marks = [pytest.mark.faults, *([pytest.mark.only(*only)] if only else [])]
+    return pytest.param(*values, marks=marks)
 
 
 class Pick(Protocol):
@@ -28,6 +38,11 @@ class Pick(Protocol):
 class Last(Protocol):
     def __call__(self, brief: float, long: float) -> float:
         """The same for how many seconds something goes on, unless the runner was told."""
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "kind" in metafunc.fixturenames:
+        metafunc.parametrize("kind", KINDS)
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -74,9 +89,10 @@ def nursery() -> Iterator[Nursery]:
 
 @pytest.fixture
 def stage(
-    tmp_path: Path, dice: random.Random, nursery: Nursery, plan: Plan, request: pytest.FixtureRequest
+    tmp_path: Path, dice: random.Random, nursery: Nursery, kind: str, request: pytest.FixtureRequest
 ) -> Iterator[Stage]:
-    stage = Stage(tmp_path, dice, nursery, plan.backend)
+    shared_node = partial(request.getfixturevalue, "rabbit_node")
+    stage = Stage(tmp_path, dice, nursery, SCHEMES[kind], shared_node)
     yield stage
     figures = stage.oracle.figures()
     print(figures)

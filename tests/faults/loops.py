@@ -9,7 +9,7 @@ from typing import Any
 
 from rpc import AsyncRpcClient
 
-from .load import named
+from .load import a_size, named
 from .nursery import PATIENCE
 from .oracle import ANSWERED, WRONG, Call
 from .programs import answer_to
@@ -26,7 +26,7 @@ async def aask(
     stage.oracle.calls.append(call)
     try:
         answer = (await client.call_and_wait(name, {"job": call.job, **data}, timeout=timeout)).data
-        call.outcome = ANSWERED if answer == answer_to(call.job) else WRONG
+        call.outcome = ANSWERED if answer == answer_to(call.job, data.get("size", 0)) else WRONG
     except asyncio.CancelledError:
         call.outcome = CANCELLED
         raise
@@ -38,14 +38,24 @@ async def aask(
 
 
 async def load_in_tasks(
-    stage: Stage, client: AsyncRpcClient, *, tasks: int, over: Callable[[], bool], work: float = 0.002
+    stage: Stage,
+    client: AsyncRpcClient,
+    *,
+    tasks: int,
+    over: Callable[[], bool],
+    work: float = 0.002,
+    largest: int = 0,
+    timeout: float = 30.0,
 ) -> None:
-    """So many tasks call, one call after the other, until that is true."""
+    """So many tasks call, one call after the other, until that is true. Answers are of up to the `largest`
+    number of characters."""
 
     async def caller() -> None:
         while not over():
+            data = {"seconds": stage.dice.uniform(0, work), "size": a_size(stage.dice, largest)}
             padding = "x" * stage.dice.choice([0, 0, 100, 10_000])
-            await aask(stage, client, seconds=stage.dice.uniform(0, work), padding=padding)
+            name = stage.dice.choice(["work", "awork"])
+            await aask(stage, client, name, timeout=timeout, padding=padding, **data)
 
     await asyncio.gather(*(caller() for _ in range(tasks)))
 

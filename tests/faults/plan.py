@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 PLUGIN = "fault plan"
+SCHEMES = {"redis": "redis://", "rq": "rq+redis://", "amqp": "amqp://"}
+"""Of each kind of broker."""
 
 
 @dataclass
@@ -17,13 +19,16 @@ class Plan:
     long: bool = False
     seconds: float | None = None
     """How long a scenario goes on that has no other end; None: as it thinks best."""
-    backend: str = "redis://"
+    kinds: tuple[str, ...] = tuple(SCHEMES)
     seed: int = field(default_factory=lambda: int(os.environ.get("RPC_SEED", random.randrange(2**32))))
     scenarios: tuple[str, ...] = ()
     """Names of tests without `test_`; none: all."""
 
     def wants(self, item: Any) -> bool:
-        name = item.originalname.removeprefix("test_")
+        name, only = item.originalname.removeprefix("test_"), item.get_closest_marker("only")
+        kind = item.callspec.params.get("kind") if hasattr(item, "callspec") else None
+        if kind and (kind not in self.kinds or (only and kind not in only.args)):
+            return False
         if self.scenarios:
             return name in self.scenarios
         return self.long or item.get_closest_marker("faults") is None

@@ -8,12 +8,10 @@ from collections.abc import Callable
 
 import pytest
 
-from .broker import Broker, Fsync
+from .broker import Broker, Fsync, Redis
 from .conftest import Pick, rarely
 from .load import ask, load, meanwhile, tell
-from .stage import LEASE, Stage
-
-pytestmark = pytest.mark.real_redis
+from .stage import Stage
 
 LATE = 8.0
 """Seconds that a call may take longer than it is allowed to, while Redis does not answer."""
@@ -102,15 +100,16 @@ def test_power_loss(stage: Stage, pick: Pick) -> None:
 
 
 def sleep(broker: Broker) -> None:
-    broker.sleep(2 * LEASE)
+    assert isinstance(broker, Redis)
+    broker.sleep(2 * broker.lease)
 
 
 def freeze(broker: Broker) -> None:
-    broker.freeze(2 * LEASE)
+    broker.freeze(2 * broker.lease)
 
 
 def freeze_for_long(broker: Broker) -> None:
-    broker.freeze(5 * LEASE)
+    broker.freeze(5 * broker.lease)
 
 
 @pytest.mark.parametrize(
@@ -139,7 +138,7 @@ def test_flushed(stage: Stage, pick: Pick) -> None:
     client = stage.client()
 
     def flush() -> None:
-        stage.broker.admin.flushall()
+        stage.redis.admin.flushall()
         stage.oracle.faults["FLUSHALL"] += 1
 
     with meanwhile(flush, every=0.3):
@@ -157,7 +156,7 @@ def test_scripts_flushed(stage: Stage, pick: Pick) -> None:
         stage.worker()
 
     def flush() -> None:
-        stage.broker.admin.script_flush()
+        stage.redis.admin.script_flush()
         stage.oracle.faults["SCRIPT FLUSH"] += 1
 
     with meanwhile(flush, every=0.05):

@@ -12,13 +12,11 @@ from .load import ask, asked, load, tell
 from .machine import memory_of, small_disk
 from .stage import Stage
 
-pytestmark = pytest.mark.real_redis
-
 
 def test_too_many_clients(stage: Stage) -> None:
     """Redis takes no more connections (maxclients)"""
     stage.worker()
-    client, admin = stage.client(), stage.broker.admin
+    client, admin = stage.client(), stage.redis.admin
     ask(stage, client)
     stage.idle()
     before = admin.config_get("maxclients")["maxclients"]
@@ -35,7 +33,7 @@ def test_too_many_clients(stage: Stage) -> None:
 @pytest.mark.faults
 def test_memory_full(stage: Stage, pick: Pick) -> None:
     """Redis has no memory left (maxmemory, noeviction) for a while: what was accepted is done after that"""
-    client, admin = stage.client(), stage.broker.admin
+    client, admin = stage.client(), stage.redis.admin
     for _ in range(pick(50, 500)):
         tell(stage, client)
     admin.config_set("maxmemory", 1)
@@ -52,7 +50,7 @@ def test_memory_full(stage: Stage, pick: Pick) -> None:
 @pytest.mark.parametrize("worker", ["that runs", "that starts"])
 def test_memory_full_of_work(stage: Stage, worker: str) -> None:
     """Redis has no memory left: senders are told, and a worker works it off, so that there is room again"""
-    client, admin = stage.client(), stage.broker.admin
+    client, admin = stage.client(), stage.redis.admin
     if worker == "that runs":
         stage.worker()
     busy = tell(stage, client, "hold")

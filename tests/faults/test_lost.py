@@ -15,8 +15,6 @@ from .oracle import Call
 from .proxy import What
 from .stage import Stage
 
-pytestmark = pytest.mark.real_redis
-
 AT_ONCE = 16
 """Conversations, each with a queue, a worker and a caller of its own."""
 

@@ -18,7 +18,7 @@ from redis.backoff import NoBackoff
 from redis.retry import Retry
 
 from . import table
-from .broker import Broker
+from .broker import Redis
 from .load import ask, tell
 from .oracle import ACCEPTED, ANSWERED, TIMED_OUT, WRONG, Call, Figures, Ledger
 from .proxy import Proxy, What
@@ -139,7 +139,7 @@ def test_the_proxy_loses_the_one_command_or_reply_that_it_is_told_to(
     with pytest.raises(redis.ConnectionError):
         pipe.execute()
     assert not proxy.armed
-    assert stage.broker.admin.get("x") == b"%d" % executed
+    assert stage.redis.admin.get("x") == b"%d" % executed
     assert client.ping()
 
 
@@ -194,7 +194,7 @@ def test_the_proxy_refuses_and_moves(stage: Stage) -> None:
             client.ping()
         proxy.heal()
         assert client.ping()
-    with Broker(stage.directory / "other") as other:
+    with Redis(stage.directory / "other") as other:
         proxy.target = other.port
         with redis.Redis(port=proxy.port) as client:
             client.set("here", 1)

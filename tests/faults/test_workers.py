@@ -12,8 +12,6 @@ from .nursery import Child
 from .oracle import ANSWERED
 from .stage import Stage
 
-pytestmark = pytest.mark.real_redis
-
 
 def test_kill(stage: Stage, pick: Pick) -> None:
     """A random one of four workers is killed (SIGKILL) every 200 ms"""
