@@ -15,6 +15,7 @@ from base64 import b64encode
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from hashlib import sha256
+from itertools import count
 from pathlib import Path
 from typing import Any, cast
 from urllib.parse import urlsplit
@@ -100,7 +101,7 @@ class Node:
                 f"ssl_options.certfile = {tls[1]}\nssl_options.cacertfile = {tls[1]}\n"
             )
         names = [f"v{number}" for number in range(vhosts)]
-        self._unused = [f"{self.url}/{name}" for name in names]
+        self._names, self._made = iter(names), count()
         if vhosts:
             (directory / "definitions").write_text(json.dumps(_definitions(names)))
             settings += f"load_definitions = {directory}/definitions\n"
@@ -141,12 +142,19 @@ class Node:
                 backend.close()
                 return
             if time.monotonic() > end or self._process.poll() is not None:
+                self.stop(signal.SIGKILL)
+                backend.close()
                 pytest.skip(f"needs RabbitMQ's server, but it did not start: {self._output()}")
 
     def empty(self, *queues: str) -> str:
         """The URL of a vhost that nobody has used, with these queues: calls to others have no receivers until
         they are served."""
-        url = self._unused.pop()
+        name = next(self._names, None)
+        if name is None:
+            name = f"more{next(self._made)}"
+            self.control("add_vhost", name)
+            self.control("set_permissions", "-p", name, "guest", ".*", ".*", ".*")
+        url = f"{self.url}/{name}"
         backend = AmqpBackend(url)
         backend.declare(*map(queue, queues))
         backend.close()

@@ -33,7 +33,7 @@ def main(
 ) -> None:
     names = tuple(filter(None, (scenarios or "").split(",")))
     kinds = (backend,) if backend else tuple(SCHEMES)
-    plan = Plan(long=not brief, seconds=seconds, kinds=kinds, scenarios=names)
+    plan = Plan(alone=True, long=not brief, seconds=seconds, kinds=kinds, scenarios=names)
     if seed is not None:
         plan.seed = seed
     print(f"seed {plan.seed}", flush=True)

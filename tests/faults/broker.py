@@ -60,6 +60,10 @@ class Broker(ABC):
         """End every connection but ours."""
 
     @abstractmethod
+    def fill(self, *, full: bool = True) -> None:
+        """Its memory is full; or is so no longer."""
+
+    @abstractmethod
     def waiting(self) -> int:
         """How many workers of "default" wait for work."""
 
@@ -85,7 +89,8 @@ class Broker(ABC):
 
 
 class Redis(Broker):
-    """`scheme` is that of its URLs. `fsync` says how the append-only file is written; None: nothing is kept on disk."""
+    """`scheme` is that of its URLs. `fsync` says how the append-only file is written; None: nothing is kept
+    on disk."""
 
     name, lease = "Redis", LEASE
 
@@ -125,6 +130,9 @@ class Redis(Broker):
         """CLIENT KILL."""
         for kind in "normal", "pubsub":
             self.admin.client_kill_filter(_type=kind, skipme=True)
+
+    def fill(self, *, full: bool = True) -> None:
+        self.admin.config_set("maxmemory", int(full))
 
     def waiting(self) -> int:
         each = 3 if self._scheme.startswith("rq") else 2  # one of them for its topics

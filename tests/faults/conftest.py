@@ -87,12 +87,28 @@ def nursery() -> Iterator[Nursery]:
     nursery.close()
 
 
+@pytest.fixture(scope="session")
+def own_node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A RabbitMQ, as `rabbit_node` is one, that is there at once, and makes its vhosts one by one."""
+    from tests.rabbit import Node
+
+    node = Node(tmp_path_factory.mktemp("rabbit"))
+    node.start()
+    yield node
+    node.stop()
+
+
 @pytest.fixture
 def stage(
-    tmp_path: Path, dice: random.Random, nursery: Nursery, kind: str, request: pytest.FixtureRequest
+    tmp_path: Path,
+    dice: random.Random,
+    nursery: Nursery,
+    plan: Plan,
+    kind: str,
+    request: pytest.FixtureRequest,
 ) -> Iterator[Stage]:
-    shared_node = partial(request.getfixturevalue, "rabbit_node")
-    stage = Stage(tmp_path, dice, nursery, SCHEMES[kind], shared_node)
+    node = partial(request.getfixturevalue, "own_node" if plan.alone else "rabbit_node")
+    stage = Stage(tmp_path, dice, nursery, SCHEMES[kind], node)
     yield stage
     figures = stage.oracle.figures()
     print(figures)

@@ -34,8 +34,8 @@ class Fleet:
             del self.members[0]
 
     def ended_by_themselves(self) -> dict[int, int]:
-        """The exit codes of those that nobody had killed, nor told to leave; of the latter, those that are
-        not 0."""
+        """The exit codes of those that nobody had killed; of those that were told to leave, what is neither 0
+        nor a death by the signal, as of a process that had not begun to serve."""
         ended = {child.pid: code for child in self.members if (code := child.poll()) is not None}
         return {**self._ended, **ended}
 
@@ -71,6 +71,6 @@ class Fleet:
         child.signal(signal.SIGTERM)
         if self._stopped.pop(child, None):
             child.signal(signal.SIGCONT)
-        if code := child.wait():
+        if (code := child.wait()) not in (0, -signal.SIGTERM):
             self._ended[child.pid] = code
         return code

@@ -12,7 +12,7 @@ from typing import Any
 
 from rpc import RpcClient, RpcError
 
-from .oracle import ACCEPTED, ANSWERED, WRONG, Call
+from .oracle import ACCEPTED, Call
 from .programs import answer_to
 from .stage import Stage
 
@@ -34,7 +34,7 @@ def ask(
     stage.oracle.calls.append(call)
     try:
         answer = client.call_and_wait(name, {"job": call.job, **data}, timeout=timeout).data
-        outcome = ANSWERED if answer == answer_to(call.job, data.get("size", 0)) else WRONG
+        outcome = call.judge(answer, answer_to(call.job, data.get("size", 0)))
     except Exception as error:
         outcome = named(error)
     call.done, call.outcome = time.monotonic(), outcome
@@ -87,8 +87,8 @@ def load(
     largest: int = 0,
 ) -> None:
     """Make so many calls, or call for so many seconds, from several threads. A job takes up to `work`
-    seconds; a share of them, `unattended`, has nobody who waits; `hurried` callers may run out of time. Answers
-    are short, or of any size up to the `largest`, in characters."""
+    seconds; a share of them, `unattended`, has nobody who waits; `hurried` callers may run out of time.
+    Answers are short, or of any size up to the `largest`, in characters."""
     end, lock, left = time.monotonic() + seconds, threading.Lock(), iter(range(calls))
     dice = stage.dice
 

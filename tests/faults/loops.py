@@ -11,7 +11,7 @@ from rpc import AsyncRpcClient
 
 from .load import a_size, named
 from .nursery import PATIENCE
-from .oracle import ANSWERED, WRONG, Call
+from .oracle import Call
 from .programs import answer_to
 from .stage import Stage
 
@@ -19,14 +19,20 @@ CANCELLED = "cancelled"
 
 
 async def aask(
-    stage: Stage, client: AsyncRpcClient, name: str = "work", *, timeout: float = 30.0, **data: Any
+    stage: Stage,
+    client: AsyncRpcClient,
+    name: str = "work",
+    *,
+    timeout: float = 30.0,
+    hurried: bool = False,
+    **data: Any,
 ) -> Call:
     """Call, wait, and keep what came of it; a task that is cancelled keeps that, too."""
-    call = Call(stage.job(), time.monotonic())
+    call = Call(stage.job(), time.monotonic(), hurried)
     stage.oracle.calls.append(call)
     try:
         answer = (await client.call_and_wait(name, {"job": call.job, **data}, timeout=timeout)).data
-        call.outcome = ANSWERED if answer == answer_to(call.job, data.get("size", 0)) else WRONG
+        call.outcome = call.judge(answer, answer_to(call.job, data.get("size", 0)))
     except asyncio.CancelledError:
         call.outcome = CANCELLED
         raise
@@ -46,6 +52,7 @@ async def load_in_tasks(
     work: float = 0.002,
     largest: int = 0,
     timeout: float = 30.0,
+    hurried: bool = False,
 ) -> None:
     """So many tasks call, one call after the other, until that is true. Answers are of up to the `largest`
     number of characters."""
@@ -55,7 +62,7 @@ async def load_in_tasks(
             data = {"seconds": stage.dice.uniform(0, work), "size": a_size(stage.dice, largest)}
             padding = "x" * stage.dice.choice([0, 0, 100, 10_000])
             name = stage.dice.choice(["work", "awork"])
-            await aask(stage, client, name, timeout=timeout, padding=padding, **data)
+            await aask(stage, client, name, timeout=timeout, hurried=hurried, padding=padding, **data)
 
     await asyncio.gather(*(caller() for _ in range(tasks)))
 

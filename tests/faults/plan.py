@@ -16,6 +16,8 @@ SCHEMES = {"redis": "redis://", "rq": "rq+redis://", "amqp": "amqp://"}
 class Plan:
     """What to run; a pytest plugin, to be found by its name."""
 
+    alone: bool = False
+    """Whether nothing but this is run."""
     long: bool = False
     seconds: float | None = None
     """How long a scenario goes on that has no other end; None: as it thinks best."""
@@ -25,9 +27,10 @@ class Plan:
     """Names of tests without `test_`; none: all."""
 
     def wants(self, item: Any) -> bool:
-        name, only = item.originalname.removeprefix("test_"), item.get_closest_marker("only")
+        name = item.originalname.removeprefix("test_")
         kind = item.callspec.params.get("kind") if hasattr(item, "callspec") else None
-        if kind and (kind not in self.kinds or (only and kind not in only.args)):
+        allowed = [self.kinds, *(mark.args for mark in item.iter_markers("only"))]
+        if kind and not all(kind in kinds for kinds in allowed):
             return False
         if self.scenarios:
             return name in self.scenarios

@@ -14,6 +14,7 @@ import threading
 from collections.abc import Callable, Coroutine
 from typing import Any, Literal
 
+from .damage import damaged
 from .resp import Counted
 
 Way = Literal["up", "down"]
@@ -47,7 +48,7 @@ class Pair:
 
 class Proxy:
     """Forwards to 127.0.0.1:`target`. `up` is towards the server, `down` towards the client. Only a proxy
-    that is `counting` knows commands: nothing may be garbled or swallowed then."""
+    that is `counting` knows commands: nothing may be garbled, damaged or swallowed then."""
 
     def __init__(self, target: int, dice: random.Random, *, counting: bool = False, host: str = HOST) -> None:
         self.target, self._dice, self._counting, self._host = target, dice, counting, host
@@ -62,6 +63,10 @@ class Proxy:
         """Seconds, for each chunk."""
         self.drip = 0.0
         """Seconds between two bytes; 0: no drip."""
+        self.damage: dict[Way, float] = {}
+        """The share of chunks in which some bytes are changed, missing, or there twice."""
+        self.damaged = 0
+        """How many were."""
         self._garbled: set[Way] = set()
         self._faults: dict[str, int | None] = {"command": None, "reply": None}
         self.commands = 0
@@ -116,7 +121,7 @@ class Proxy:
     def heal(self) -> None:
         """Work again. What was swallowed does not come back, so these connections are cut."""
         swallowed, self.holes = bool(self.holes), set()
-        self.refusing, self._garbled = False, set()
+        self.refusing, self._garbled, self.damage = False, set(), {}
         self.delay = self.jitter = self.drip = 0.0
 
         def go_on() -> None:
@@ -202,6 +207,9 @@ class Proxy:
                 if way in self._garbled:
                     self._garbled.discard(way)
                     data = self._dice.randbytes(len(data))
+                if self._dice.random() < self.damage.get(way, 0):
+                    self.damaged += 1
+                    data = damaged(data, self._dice)
                 await self._write(writer, data)
                 if not going_on:
                     return

@@ -12,8 +12,8 @@ from urllib.parse import urlencode, urlsplit
 
 from rpc.backends.amqp import AmqpBackend
 from rpc.transport import queue
-
 from tests.rabbit import Node
+
 from .broker import Broker
 
 QUEUES = "default", "high", "low"
@@ -60,6 +60,9 @@ class Rabbit(Broker):
 
     def cut(self) -> None:
         self.node.control("close_all_connections", "-p", self.vhost, "a fault")
+
+    def fill(self, *, full: bool = True) -> None:
+        self.node.control("set_vm_memory_high_watermark", "0.00001" if full else "0.9")
 
     def waiting(self) -> int:
         return self.backend.queue_info("default").workers

@@ -48,6 +48,7 @@ class Stage:
         """Start a broker that nobody else uses; `fsync` is about Redis."""
         if self.scheme == "amqp://":
             from tests.rabbit import Node
+
             from .rabbit import Rabbit
 
             (self.directory / "rabbit").mkdir()

@@ -23,7 +23,7 @@ def timed_out_in_time(stage: Stage) -> bool:
     )
 
 
-@pytest.mark.parametrize("fsync", [rarely("everysec"), "always"])
+@pytest.mark.parametrize("fsync", [rarely("everysec", only=["redis", "rq"]), "always"])
 def test_crash(stage: Stage, pick: Pick, fsync: Fsync) -> None:
     """Redis is killed (SIGKILL) and started again, again and again; its append-only file is written every
     second, or always"""
@@ -57,6 +57,7 @@ def test_crash(stage: Stage, pick: Pick, fsync: Fsync) -> None:
     stage.oracle.note = f"work went on after {statistics.median(resumed):.2f} s, {max(resumed):.2f} s at most"
 
 
+@pytest.mark.only("redis", "rq")
 @pytest.mark.faults
 def test_crash_without_a_file(stage: Stage, pick: Pick) -> None:
     """The same without an append-only file: what Redis had is lost, and callers are told"""
@@ -79,6 +80,7 @@ def test_crash_without_a_file(stage: Stage, pick: Pick) -> None:
     assert figures.lost <= 8 * figures.faults["SIGKILL to Redis"]
 
 
+@pytest.mark.only("redis", "rq")
 def test_power_loss(stage: Stage, pick: Pick) -> None:
     """Redis is killed, and the last quarter of what it had written is lost, in the middle of a command"""
     broker, client = stage.open("always"), stage.client()
@@ -114,7 +116,7 @@ def freeze_for_long(broker: Broker) -> None:
 
 @pytest.mark.parametrize(
     "pause",
-    [rarely(sleep), freeze, rarely(freeze_for_long)],
+    [rarely(sleep, only=["redis", "rq"]), freeze, rarely(freeze_for_long)],
     ids=lambda it: it.__name__,
 )
 def test_pause(stage: Stage, pick: Pick, pause: Callable[[Broker], None]) -> None:
@@ -131,6 +133,7 @@ def test_pause(stage: Stage, pick: Pick, pause: Callable[[Broker], None]) -> Non
     assert stage.verdict().duplicated == 0
 
 
+@pytest.mark.only("redis", "rq")
 def test_flushed(stage: Stage, pick: Pick) -> None:
     """FLUSHALL: what Redis had is lost, callers are told, and the service goes on"""
     for _ in range(2):
@@ -146,10 +149,11 @@ def test_flushed(stage: Stage, pick: Pick) -> None:
     ask(stage, client)
     figures = stage.oracle.figures()
     assert figures.wrong == figures.hung == 0
-    assert set(figures.errors) <= {"RpcTimeout", "BackendUnavailable"}
+    assert set(figures.errors) <= {"RpcTimeout", "BackendUnavailable", "WorkerLost"}
     assert stage.oracle.calls[-1].outcome == "answered"
 
 
+@pytest.mark.only("redis", "rq")
 def test_scripts_flushed(stage: Stage, pick: Pick) -> None:
     """SCRIPT FLUSH, 20 times a second"""
     for _ in range(2):

@@ -157,6 +157,7 @@ def test_gevent(stage: Stage) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.only("redis", "rq")
 def test_foreign_replies(stage: Stage) -> None:
     """While a caller waits, its inbox gets a reply from an earlier call, another's reply, and nonsense"""
     stage.worker()

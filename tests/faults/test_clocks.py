@@ -53,6 +53,7 @@ def set_clock(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], 
     return set_to
 
 
+@pytest.mark.only("redis", "rq")
 @pytest.mark.faults
 @pytest.mark.parametrize("hours", [1, -1])
 def test_jump_of_redis(stage: Stage, set_clock: Callable[[int], object], hours: int) -> None:

@@ -93,6 +93,7 @@ def test_poisonous_handlers(stage: Stage) -> None:
     assert worker.poll() is None
 
 
+@pytest.mark.only("redis", "rq")
 def test_nonsense_in_redis(stage: Stage, pick: Pick) -> None:
     """Somebody else writes into the lists in Redis: what is no job of ours is dropped, ours are done"""
     client, admin = stage.client(), stage.redis.admin

@@ -17,7 +17,7 @@ from .load import ask, load
 from .proxy import Proxy
 from .stage import Stage
 
-pytestmark = [pytest.mark.real_redis, pytest.mark.faults]
+pytestmark = [pytest.mark.only("redis", "rq"), pytest.mark.faults]
 needs_redis_server = pytest.mark.skipif(
     not shutil.which("redis-server"), reason="needs a real Redis: redis-server on PATH"
 )

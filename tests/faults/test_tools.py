@@ -25,6 +25,8 @@ from .proxy import Proxy, What
 from .resp import Frames
 from .stage import Stage
 
+pytestmark = pytest.mark.only("redis")
+
 EXAMPLES = [
     b"+OK\r\n",
     b"-ERR no\r\n",
@@ -102,7 +104,6 @@ def test_the_oracle_knows_what_was_lost_repeated_wrong_and_late(stage: Stage) ->
     assert set(oracle.unexplained({os.getpid(): 2.5})) == {"repeated"}
 
 
-@pytest.mark.real_redis
 def test_the_oracle_sees_the_loss_of_a_backend_that_gives_up(stage: Stage) -> None:
     url = stage.url(max_deliveries=1)
     worker, client = stage.worker(url=url), stage.client(url=url)
@@ -125,7 +126,6 @@ def way(stage: Stage) -> Iterator[tuple[Proxy, redis.Redis]]:
 Way = tuple[Proxy, redis.Redis]
 
 
-@pytest.mark.real_redis
 @pytest.mark.parametrize(("what", "executed"), [("command", 1), ("reply", 2)])
 def test_the_proxy_loses_the_one_command_or_reply_that_it_is_told_to(
     stage: Stage, way: Way, what: What, executed: int
@@ -171,7 +171,6 @@ def heard(connection: socket.socket) -> str:
     return "an echo" if got == echo else "something else"
 
 
-@pytest.mark.real_redis
 @pytest.mark.parametrize("trouble", TROUBLES)
 def test_the_proxy_makes_trouble_and_heals(stage: Stage, trouble: str) -> None:
     proxy, (make, result) = stage.proxy(), TROUBLES[trouble]
@@ -185,7 +184,6 @@ def test_the_proxy_makes_trouble_and_heals(stage: Stage, trouble: str) -> None:
         assert heard(connection) == "an echo"
 
 
-@pytest.mark.real_redis
 def test_the_proxy_refuses_and_moves(stage: Stage) -> None:
     proxy = stage.proxy()
     proxy.refusing = True
@@ -201,7 +199,6 @@ def test_the_proxy_refuses_and_moves(stage: Stage) -> None:
         assert other.admin.exists("here")
 
 
-@pytest.mark.real_redis
 def test_a_stopped_worker_is_relieved_like_another(stage: Stage) -> None:
     fleet = stage.fleet(2)
     stage.idle(2)
