@@ -19,6 +19,8 @@ from redis.retry import Retry
 
 from rpc.testing import start_redis
 
+from .wire import FrameEnd, of_redis
+
 Fsync = Literal["everysec", "always"]
 Faults = dict[str, Callable[[], object]]
 LEASE = 1.0
@@ -32,10 +34,16 @@ class Broker(ABC):
     port: int
     lease: float
     """The shortest time, in seconds, in which it can notice that a worker is gone."""
+    frame_end: FrameEnd
+    """Of what is said to it, and what it says."""
 
     @abstractmethod
     def url(self, host: str, port: int, **options: Any) -> str:
         """Where it is; `lease` among the options is in seconds, whatever it is called there."""
+
+    @abstractmethod
+    def declare(self, *names: str) -> None:
+        """Make these queues, where they have to be made."""
 
     @abstractmethod
     def close(self) -> None: ...
@@ -92,7 +100,7 @@ class Redis(Broker):
     """`scheme` is that of its URLs. `fsync` says how the append-only file is written; None: nothing is kept
     on disk."""
 
-    name, lease = "Redis", LEASE
+    name, lease, frame_end = "Redis", LEASE, staticmethod(of_redis)
 
     def __init__(self, directory: Path, fsync: Fsync | None = "everysec", scheme: str = "redis://") -> None:
         self.directory, self._scheme = directory, scheme
@@ -103,6 +111,9 @@ class Redis(Broker):
 
     def url(self, host: str, port: int, **options: Any) -> str:
         return f"{self._scheme}{host}:{port}/0?{urlencode(options)}"
+
+    def declare(self, *names: str) -> None:
+        """A list is there as soon as something is in it."""
 
     def close(self) -> None:
         self.admin.close()

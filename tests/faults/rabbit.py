@@ -15,6 +15,7 @@ from rpc.transport import queue
 from tests.rabbit import Node
 
 from .broker import Broker
+from .wire import of_amqp
 
 QUEUES = "default", "high", "low"
 
@@ -22,7 +23,7 @@ QUEUES = "default", "high", "low"
 class Rabbit(Broker):
     """A vhost of a node; `close` is called at its end. With a vhost of its own it is nobody else's."""
 
-    name, lease = "RabbitMQ", 2.0
+    name, lease, frame_end = "RabbitMQ", 2.0, staticmethod(of_amqp)
 
     def __init__(self, node: Node, url: str, close: Callable[[], object] = lambda: None) -> None:
         self.node, self.port, self.close_node = node, node.port, close

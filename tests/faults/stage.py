@@ -86,8 +86,10 @@ class Stage:
         """Between workers and the broker."""
         return self.proxy()
 
-    def proxy(self, **options: Any) -> Proxy:
-        proxy = Proxy(self.broker.port, self.dice, **options)
+    def proxy(self, *, counting: bool = False, **options: Any) -> Proxy:
+        """One that is `counting` can lose what is said."""
+        frame_end = self.broker.frame_end if counting else None
+        proxy = Proxy(self.broker.port, self.dice, frame_end=frame_end, **options)
         self._stack.callback(proxy.close)
         return proxy
 
@@ -120,6 +122,7 @@ class Stage:
         return Fleet(lambda: self.worker(via, url, **options), size, self.dice)
 
     def client(self, via: Proxy | None = None, url: str = "", **options: Any) -> RpcClient:
+        self.broker.declare(options.get("queue", "default"))
         return self._stack.enter_context(RpcClient(backend=url or self.url(via), **options))
 
     def job(self) -> str:

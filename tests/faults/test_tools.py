@@ -17,13 +17,14 @@ from hypothesis import strategies as st
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from . import proxy as proxies
 from . import table
 from .broker import Redis
 from .load import ask, tell
 from .oracle import ACCEPTED, ANSWERED, TIMED_OUT, WRONG, Call, Figures, Ledger
-from .proxy import Proxy, What
-from .resp import Frames
+from .proxy import Proxy
 from .stage import Stage
+from .wire import Frames, of_redis
 
 pytestmark = pytest.mark.only("redis")
 
@@ -63,7 +64,7 @@ def test_the_table_is_put_between_its_marks(tmp_path: Path, monkeypatch: pytest.
 @given(st.lists(st.sampled_from(EXAMPLES)), st.data())
 def test_frames_are_found_however_they_are_cut(frames: list[bytes], data: st.DataObject) -> None:
     stream, found, at = b"".join(frames), list[bytes](), 0
-    cutter = Frames()
+    cutter = Frames(of_redis)
     while at < len(stream):
         end = at + data.draw(st.integers(1, len(stream) - at))
         for frame in cutter.feed(stream[at:end]):
@@ -126,12 +127,12 @@ def way(stage: Stage) -> Iterator[tuple[Proxy, redis.Redis]]:
 Way = tuple[Proxy, redis.Redis]
 
 
-@pytest.mark.parametrize(("what", "executed"), [("command", 1), ("reply", 2)])
+@pytest.mark.parametrize(("where", "executed"), [("up", 1), ("down", 2)])
 def test_the_proxy_loses_the_one_command_or_reply_that_it_is_told_to(
-    stage: Stage, way: Way, what: What, executed: int
+    stage: Stage, way: Way, where: proxies.Way, executed: int
 ) -> None:
     proxy, client = way
-    proxy.lose(what, 3)
+    proxy.lose(where, 3)
     pipe = client.pipeline(transaction=False)
     assert [client.incr("x"), client.incr("y")] == [1, 1]
     pipe.incr("x")
