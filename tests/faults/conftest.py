@@ -46,13 +46,14 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Deselect what is not in the plan; `make test` has 60 s for a test, `make faults` has more."""
+    """Deselect what is not in the plan. `make test` has 60 s for a test, `make faults` has more;
+    RabbitMQ takes ten to start."""
     plan = plan_of(config)
     ours = [item for item in items if HERE in item.path.parents]
     unwanted = [item for item in ours if not plan.wants(item)]
     for item in ours:
-        if plan.long:
-            item.add_marker(pytest.mark.timeout(900), append=False)
+        if plan.long or plan.kind_of(item) == "amqp":
+            item.add_marker(pytest.mark.timeout(900 if plan.long else 300), append=False)
     if unwanted:
         config.hook.pytest_deselected(items=unwanted)
         items[:] = [item for item in items if item not in unwanted]

@@ -26,9 +26,13 @@ class Plan:
     scenarios: tuple[str, ...] = ()
     """Names of tests without `test_`; none: all."""
 
+    def kind_of(self, item: Any) -> str:
+        """Of its broker; "" if it has none."""
+        return str(item.callspec.params.get("kind", "")) if hasattr(item, "callspec") else ""
+
     def wants(self, item: Any) -> bool:
         name = item.originalname.removeprefix("test_")
-        kind = item.callspec.params.get("kind") if hasattr(item, "callspec") else None
+        kind = self.kind_of(item)
         allowed = [self.kinds, *(mark.args for mark in item.iter_markers("only"))]
         if kind and not all(kind in kinds for kinds in allowed):
             return False

@@ -117,7 +117,8 @@ def test_storm(stage: Stage, pick: Pick, via: str) -> None:
         async with AsyncRpcClient(backend=stage.url(front)) as client:
             storm = Storm(stage, client)
             await storm.blow(calls, at_once=200)
-            assert stage.broker.connections() - began <= 2
+            if not stage.scheme.startswith("rq"):  # whose calls are in threads
+                assert stage.broker.connections() - began <= 2
             await aask(stage, client)
             stage.idle(2)
             await until(lambda: max(tables(client).values()) <= 2)  # what is said soon has been said
