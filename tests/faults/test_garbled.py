@@ -19,14 +19,12 @@ import pytest
 
 from rpc import AsyncRpcClient, RpcClient
 
-from .conftest import Last
+from .conftest import Last, rarely
 from .load import ask, load, meanwhile, named
 from .loops import in_a_loop, load_in_tasks
 from .oracle import WRONG, Call
 from .stage import Stage
 
-OFTEN = 0.03
-"""How many of the chunks are damaged."""
 LARGEST = 20_000
 """Characters of an answer."""
 PATIENCE = 4.0
@@ -68,10 +66,13 @@ def is_anothers(stage: Stage, call: Call) -> bool:
     return any(part in marks for part in re.findall("[0-9a-f]{64}", str(call.answer)))
 
 
+@pytest.mark.parametrize("often", [0.03, rarely(0.3)])
 @pytest.mark.parametrize("whose", ["callers", "workers"])
-def test_garbled_answers(stage: Stage, last: Last, whose: str) -> None:
-    """Bytes of what the broker says to callers, or to workers, are changed, missing or there twice, in three
-    of a hundred chunks: nobody hangs, nobody gets another's answer, workers live on"""
+def test_garbled_answers(
+    stage: Stage, last: Last, whose: str, often: float, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Bytes of what the broker says to callers, or to workers, are changed, missing or there twice, in so
+    many of the chunks: nobody hangs, nobody gets another's answer, workers live on"""
     fleet, seconds = stage.fleet(3, stage.back, concurrency=2), last(4.0, 60.0)
     client = stage.client(stage.front)
     ask(stage, client)
@@ -85,7 +86,7 @@ def test_garbled_answers(stage: Stage, last: Last, whose: str) -> None:
                 stage, other, tasks=8, over=over, work=0, largest=LARGEST, timeout=PATIENCE, hurried=True
             )
 
-    proxy.damage["down"] = OFTEN
+    proxy.damage["down"] = often
     with meanwhile(lambda: inspect(stage, client)), ThreadPoolExecutor(1) as pool:
         loop = pool.submit(in_a_loop, tasks, seconds + 60)
         load(
@@ -110,4 +111,5 @@ def test_garbled_answers(stage: Stage, last: Last, whose: str) -> None:
     assert figures.wrong == figures.hung == 0, figures
     assert [name for name in figures.errors if ": " in name] == [], figures
     assert figures.lost <= proxy.damaged
+    assert [each.getMessage() for each in caplog.records if each.name == "asyncio"] == []
     assert fleet.ended_by_themselves() == {}, stage.log()[-4000:]
