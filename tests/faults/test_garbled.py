@@ -33,23 +33,34 @@ DAMAGED = "damaged answer"
 
 
 def inspections(client: RpcClient, job: str) -> list[Callable[[], Any]]:
-    """All else that a client asks of a broker."""
-    able = client.backend.features
-    return [
+    """All else that a client asks of a broker; `job` is the id of one that is delayed."""
+    backend: Any = client.backend
+    asked: list[Callable[[], Any]] = [
+        client.queues,
+        lambda: backend.dead_letters("default"),
+        lambda: backend.is_served("default"),
+        lambda: client.call("work", {"job": "none"}, delay=3600),
         lambda: client.publish("fault", {"job": "none"}),
         lambda: client.describe(wait=0.05),
-        lambda: client.submit("work", {"job": job}, timeout=PATIENCE).cancel(),
-        *(
-            [client.queues, lambda: client.job(job), lambda: list(client.jobs())]
-            if "inspection" in able
-            else []
-        ),
+        lambda: client.submit("work", {"job": "none"}, timeout=PATIENCE).cancel(),
     ]
+    if "inspection" in backend.features:
+        asked += [lambda: client.job(job), lambda: list(client.jobs()), lambda: client.cancel(job)]
+    return asked
 
 
-def inspect(stage: Stage, client: RpcClient) -> None:
+def leave_jobs(client: RpcClient) -> str:
+    """Some that are delayed, and some that are dead letters; the id of one of the former."""
+    for _ in range(5):
+        client.call("hold")  # with nothing to hold
+    for number in range(5):
+        delayed = client.call("work", {"job": f"delayed-{number}"}, delay=3600)
+    return delayed
+
+
+def inspect(stage: Stage, client: RpcClient, job: str) -> None:
     """Each of these once; what came of it is kept."""
-    for action in inspections(client, "none"):
+    for action in inspections(client, job):
         call = Call(stage.job(), time.monotonic(), hurried=True)
         stage.oracle.calls.append(call)
         try:
@@ -76,6 +87,7 @@ def test_garbled_answers(
     fleet, seconds = stage.fleet(3, stage.back, concurrency=2), last(4.0, 60.0)
     client = stage.client(stage.front)
     ask(stage, client)
+    job = leave_jobs(client)
     proxy = stage.front if whose == "callers" else stage.back
     end = time.monotonic() + seconds
 
@@ -87,7 +99,7 @@ def test_garbled_answers(
             )
 
     proxy.damage["down"] = often
-    with meanwhile(lambda: inspect(stage, client)), ThreadPoolExecutor(1) as pool:
+    with meanwhile(lambda: inspect(stage, client, job)), ThreadPoolExecutor(1) as pool:
         loop = pool.submit(in_a_loop, tasks, seconds + 60)
         load(
             stage,

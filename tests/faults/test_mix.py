@@ -25,7 +25,7 @@ def test_mix(stage: Stage, last: Last) -> None:
     is killed, paused, and ends connections; the network resets, swallows and delays. Callers in threads
     and in an event loop, and some who do not wait; answers of 1 byte to 1 MB"""
     seconds = last(8.0, 600.0)
-    stage.open()
+    stage.open("always")
     fleet = stage.fleet(4, stage.back)
     chaos = Chaos(stage, fleet, random.Random(stage.dice.random()))
     client = stage.client(stage.front)
