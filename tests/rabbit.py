@@ -15,6 +15,7 @@ from base64 import b64encode
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from hashlib import sha256
+from itertools import count
 from pathlib import Path
 from typing import Any, cast
 from urllib.parse import urlsplit
@@ -101,7 +102,7 @@ class Node:
                 f"ssl_options.certfile = {tls[1]}\nssl_options.cacertfile = {tls[1]}\n"
             )
         names = [f"v{number}" for number in range(vhosts)]
-        self._unused = [f"{self.url}/{name}" for name in names]
+        self._names, self._made = iter(names), count()
         if vhosts:
             (directory / "definitions").write_text(json.dumps(_definitions(names)))
             settings += f"load_definitions = {directory}/definitions\n"
@@ -146,35 +147,61 @@ class Node:
                 backend.close()
                 return
             if self._process.poll() is not None:
+                self.stop(signal.SIGKILL)
+                backend.close()
                 pytest.skip(f"needs RabbitMQ's server, but it did not start: {self._output()}")
             assert time.monotonic() < end, f"RabbitMQ's server did not start in time: {self._output()}"
 
     def empty(self, *queues: str) -> str:
         """The URL of a vhost that nobody has used, with these queues: calls to others have no receivers until
         they are served."""
-        url = self._unused.pop()
+        name = next(self._names, None)
+        if name is None:
+            name = f"more{next(self._made)}"
+            self.control("add_vhost", name)
+            self.control("set_permissions", "-p", name, "guest", ".*", ".*", ".*")
+        url = f"{self.url}/{name}"
         backend = AmqpBackend(url)
         backend.declare(*map(queue, queues))
         backend.close()
         return url
 
-    def control(self, *command: str) -> None:
-        """What rabbitmqctl does."""
-        subprocess.run([SERVER.with_name("rabbitmqctl"), *command], env=self._environment, check=True)
+    def control(self, *command: str) -> str:
+        """What rabbitmqctl does; what it says."""
+        ctl = [SERVER.with_name("rabbitmqctl"), "--quiet", *command]
+        return subprocess.run(
+            ctl, env=self._environment, check=True, stdout=subprocess.PIPE, text=True
+        ).stdout
+
+    def listed(self, what: str, *columns: str, vhost: str = "/") -> list[dict[str, Any]]:
+        """These columns of its queues, or of another thing of a vhost."""
+        said = self.control(f"list_{what}", "-p", vhost, *columns, "--formatter", "json")
+        return cast("list[dict[str, Any]]", json.loads(said))
 
     def stop(self, number: int = signal.SIGTERM) -> None:
         """Stop it; with SIGKILL, as a power cut would."""
         if self._process is None or self._watcher is None:
             return
-        with suppress(ProcessLookupError):
-            os.killpg(self._process.pid, number)
+        self.send_signal(number)
         with self._watcher:  # before the node is reaped: from then on its number may be another's
             self._watcher.kill()
         self._process.wait(PATIENCE)
         self._process = None
 
+    def send_signal(self, number: int) -> None:
+        """To all its processes."""
+        if self._process:
+            with suppress(ProcessLookupError):
+                os.killpg(self._process.pid, number)
+
     def _output(self) -> str:
         return (self._directory / "output").read_text()[-500:]
+
+
+def version() -> str:
+    """Of RabbitMQ's server."""
+    command = [SERVER.with_name("rabbitmqctl"), "version"]
+    return subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.strip()
 
 
 def _definitions(vhosts: Sequence[str]) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import pytest
 import redis
 
 from . import table
-from .plan import PLUGIN, Plan
+from .plan import PLUGIN, SCHEMES, Plan
 
 HERE = Path(__file__).parent
 
@@ -20,26 +20,32 @@ HERE = Path(__file__).parent
 @click.option("--scenario", "scenarios", help="Names, with commas between them; all by default.")
 @click.option("--seconds", type=float, help="How long a scenario goes on that has no other end.")
 @click.option("--seed", type=int, help="Of all random choices; a new one by default.")
-@click.option(
-    "--backend", type=click.Choice(["redis://", "rq+redis://"]), default="redis://", show_default=True
-)
+@click.option("--backend", type=click.Choice(list(SCHEMES)), help="The kind of broker; all by default.")
 @click.option("--brief", is_flag=True, help="As little as `make test-all` does.")
 @click.option("--publish", is_flag=True, help="Write the table to docs/faults.md.")
 def main(
-    scenarios: str | None, seconds: float | None, seed: int | None, backend: str, brief: bool, publish: bool
+    scenarios: str | None,
+    seconds: float | None,
+    seed: int | None,
+    backend: str | None,
+    brief: bool,
+    publish: bool,
 ) -> None:
     names = tuple(filter(None, (scenarios or "").split(",")))
-    plan = Plan(long=not brief, seconds=seconds, backend=backend, scenarios=names)
+    kinds = (backend,) if backend else tuple(SCHEMES)
+    plan = Plan(alone=True, long=not brief, seconds=seconds, kinds=kinds, scenarios=names)
     if seed is not None:
         plan.seed = seed
     print(f"seed {plan.seed}", flush=True)
     collector = table.Collector()
     config = ["-q", "--tb=short", "-p", "no:cacheprovider", str(HERE)]
     code = pytest.main(config, plugins=[_Named(plan), collector])
-    title = f"{backend}, seed {plan.seed}: {_versions()}"
-    print(table.for_terminal(collector.rows, title))
-    if publish:
-        table.publish(collector.rows, backend, title)
+    for kind in kinds:
+        rows = [row for row in collector.rows if row.kind == kind]
+        title = f"{_versions(kind)}, seed {plan.seed}"
+        print(table.for_terminal(rows, title))
+        if publish:
+            table.publish(rows, kind, title, whole=not names)
     sys.exit(code)
 
 
@@ -53,12 +59,16 @@ class _Named:
         config.pluginmanager.register(self._plan, PLUGIN)
 
 
-def _versions() -> str:
+def _versions(kind: str) -> str:
+    python = f"Python {platform.python_version()}, {platform.system()}"
+    if kind == "amqp":
+        from tests.rabbit import version
+
+        return f"RabbitMQ {version()}, {python}"
     from rpc.testing import start_redis  # pytest wants to be the first to import it
 
     with start_redis() as server:
-        kind = f"{server.kind} {server.version}"
-    return f"{kind}, redis-py {redis.__version__}, Python {platform.python_version()}, {platform.system()}"
+        return f"{server.kind} {server.version}, redis-py {redis.__version__}, {python}"
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 from .fleet import Fleet
 from .proxy import Proxy, Way
-from .stage import LEASE, Stage
+from .stage import Stage
 
 BRIEFLY = 1.5
 """Seconds that a fault of the network goes on."""
@@ -19,19 +19,13 @@ class Chaos:
 
     def __init__(self, stage: Stage, fleet: Fleet, dice: random.Random) -> None:
         self._stage, self._fleet, self._dice = stage, fleet, dice
-        self._broker = stage.broker
         self._faults: dict[str, Callable[[], object]] = {
             "SIGKILL": fleet.kill,
             "SIGTERM": fleet.relieve,
-            "SIGSTOP": lambda: fleet.stop(dice.uniform(0.5, 3) * LEASE),
-            "CLIENT KILL": self._broker.cut,
-            "SIGKILL to Redis": lambda: self._broker.crash(dice.uniform(0, 0.5)),
-            "DEBUG SLEEP": lambda: self._broker.sleep(1),
-            "SIGSTOP to Redis": lambda: self._broker.freeze(dice.uniform(0.5, 2) * LEASE),
-            "SCRIPT FLUSH": lambda: self._broker.admin.script_flush(),
+            "SIGSTOP": lambda: fleet.stop(dice.uniform(0.5, 3) * stage.broker.lease),
+            **stage.broker.faults(dice),
             "reset": self._cut,
             "half-open": self._freeze,
-            "garbled chunk": lambda: self._proxy().garble(self._way()),
             "black hole": lambda: self._trouble(holes={self._way()}),
             "slow drip": lambda: self._trouble(drip=0.002),
             "latency": lambda: self._trouble(delay=0.1, jitter=0.05),

@@ -1,23 +1,33 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
 import pytest
 
 from .nursery import Nursery
-from .plan import Plan, plan_of
+from .plan import SCHEMES, Plan, plan_of
 from .stage import Stage
 
 HERE = Path(__file__).parent
 T = TypeVar("T")
 
 
-def rarely(*values: Any) -> Any:
+KINDS = [
+    pytest.param("redis", marks=pytest.mark.real_redis),
+    pytest.param("rq", marks=[pytest.mark.real_redis, pytest.mark.slow]),
+    pytest.param("amqp", marks=[pytest.mark.xdist_group("rabbit_node"), pytest.mark.slow]),
+]
+"""Each scenario is played with each kind of broker, or with those that `@pytest.mark.only` names."""
+
+
+def rarely(*values: Any, only: Sequence[str] = ()) -> Any:
     """Parameters of a test that are for the whole catalogue alone."""
-    return pytest.param(*values, marks=pytest.mark.faults)
+    marks = [pytest.mark.faults, *([pytest.mark.only(*only)] if only else [])]
+    return pytest.param(*values, marks=marks)
 
 
 class Pick(Protocol):
@@ -30,16 +40,22 @@ class Last(Protocol):
         """The same for how many seconds something goes on, unless the runner was told."""
 
 
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    if "kind" in metafunc.fixturenames:
+        metafunc.parametrize("kind", KINDS)
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Deselect what is not in the plan, which has more time for a test. All that needs a stage is slow."""
+    """Deselect what is not in the plan. `make test-all` has 60 s for a test, `make faults` has more; RabbitMQ takes
+    ten to start. All that needs a stage is slow."""
     plan = plan_of(config)
     ours = [item for item in items if HERE in item.path.parents]
     unwanted = [item for item in ours if not plan.wants(item)]
     for item in ours:
         if "stage" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.slow)
-        if plan.long:
-            item.add_marker(pytest.mark.timeout(900), append=False)
+        if plan.long or plan.kind_of(item) == "amqp":
+            item.add_marker(pytest.mark.timeout(900 if plan.long else 300), append=False)
     if unwanted:
         config.hook.pytest_deselected(items=unwanted)
         items[:] = [item for item in items if item not in unwanted]
@@ -74,11 +90,28 @@ def nursery() -> Iterator[Nursery]:
     nursery.close()
 
 
+@pytest.fixture(scope="session")
+def own_node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A RabbitMQ, as `rabbit_node` is one, that is there at once, and makes its vhosts one by one."""
+    from tests.rabbit import Node
+
+    node = Node(tmp_path_factory.mktemp("rabbit"))
+    node.start()
+    yield node
+    node.stop()
+
+
 @pytest.fixture
 def stage(
-    tmp_path: Path, dice: random.Random, nursery: Nursery, plan: Plan, request: pytest.FixtureRequest
+    tmp_path: Path,
+    dice: random.Random,
+    nursery: Nursery,
+    plan: Plan,
+    kind: str,
+    request: pytest.FixtureRequest,
 ) -> Iterator[Stage]:
-    stage = Stage(tmp_path, dice, nursery, plan.backend)
+    node = partial(request.getfixturevalue, "own_node" if plan.alone else "rabbit_node")
+    stage = Stage(tmp_path, dice, nursery, SCHEMES[kind], node)
     yield stage
     figures = stage.oracle.figures()
     print(figures)

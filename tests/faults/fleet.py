@@ -19,6 +19,7 @@ class Fleet:
         self.deaths: dict[int, float] = {}
         """When the process of this number was killed, or first stopped."""
         self._stopped: dict[Child, float] = {}
+        self._ended: dict[int, int] = {}
 
     def kill(self) -> None:
         """SIGKILL for one of them."""
@@ -32,8 +33,16 @@ class Fleet:
             self._bury(0)
             del self.members[0]
 
+    def ended_by_themselves(self) -> dict[int, int]:
+        """The exit codes of those that nobody had killed; of those that were told to leave, what is neither 0
+        nor a death by the signal, as of a process that had not begun to serve."""
+        ended = {child.pid: code for child in self.members if (code := child.poll()) is not None}
+        return {**self._ended, **ended}
+
     def _bury(self, number: int) -> None:
         child = self.members[number]
+        if (code := child.poll()) is not None:
+            self._ended[child.pid] = code
         child.kill()
         self.deaths.setdefault(child.pid, time.monotonic())
         self._stopped.pop(child, None)
@@ -62,4 +71,6 @@ class Fleet:
         child.signal(signal.SIGTERM)
         if self._stopped.pop(child, None):
             child.signal(signal.SIGCONT)
-        return child.wait()
+        if (code := child.wait()) not in (0, -signal.SIGTERM):
+            self._ended[child.pid] = code
+        return code

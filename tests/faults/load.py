@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import random
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -10,7 +12,7 @@ from typing import Any
 
 from rpc import RpcClient, RpcError
 
-from .oracle import ACCEPTED, ANSWERED, WRONG, Call
+from .oracle import ACCEPTED, Call
 from .programs import answer_to
 from .stage import Stage
 
@@ -32,7 +34,7 @@ def ask(
     stage.oracle.calls.append(call)
     try:
         answer = client.call_and_wait(name, {"job": call.job, **data}, timeout=timeout).data
-        outcome = ANSWERED if answer == answer_to(call.job) else WRONG
+        outcome = call.judge(answer, answer_to(call.job, data.get("size", 0)))
     except Exception as error:
         outcome = named(error)
     call.done, call.outcome = time.monotonic(), outcome
@@ -82,9 +84,11 @@ def load(
     work: float = 0.004,
     unattended: float = 0.0,
     hurried: bool = False,
+    largest: int = 0,
 ) -> None:
     """Make so many calls, or call for so many seconds, from several threads. A job takes up to `work`
-    seconds; a share of them, `unattended`, has nobody who waits; `hurried` callers may run out of time."""
+    seconds; a share of them, `unattended`, has nobody who waits; `hurried` callers may run out of time.
+    Answers are short, or of any size up to the `largest`, in characters."""
     end, lock, left = time.monotonic() + seconds, threading.Lock(), iter(range(calls))
     dice = stage.dice
 
@@ -94,11 +98,12 @@ def load(
                 if next(left, None) is None:
                     return
                 took, waits = dice.uniform(0, work), dice.random() >= unattended
-                padding = "x" * dice.choice([0, 0, 100, 10_000])
+                data = {"seconds": took, "padding": "x" * dice.choice([0, 0, 100, 10_000])}
+                data["size"] = a_size(dice, largest)
             if waits:
-                ask(stage, client, timeout=timeout, hurried=hurried, seconds=took, padding=padding)
+                ask(stage, client, timeout=timeout, hurried=hurried, **data)
             else:
-                tell(stage, client, seconds=took, padding=padding)
+                tell(stage, client, **data)
 
     running = [threading.Thread(target=caller, daemon=True) for _ in range(threads)]
     for thread in running:
@@ -106,6 +111,11 @@ def load(
     while any(thread.is_alive() for thread in running) and not stage.oracle.hung(timeout + LATE):
         for thread in running:
             thread.join(0.1)
+
+
+def a_size(dice: random.Random, largest: int) -> int:
+    """From 1 to the largest, small ones as often as large ones: each number of digits is as likely."""
+    return round(math.exp(dice.uniform(0, math.log(largest)))) if largest else 0
 
 
 @contextmanager

@@ -9,9 +9,9 @@ from typing import Any
 
 from rpc import AsyncRpcClient
 
-from .load import named
+from .load import a_size, named
 from .nursery import PATIENCE
-from .oracle import ANSWERED, WRONG, Call
+from .oracle import Call
 from .programs import answer_to
 from .stage import Stage
 
@@ -19,14 +19,20 @@ CANCELLED = "cancelled"
 
 
 async def aask(
-    stage: Stage, client: AsyncRpcClient, name: str = "work", *, timeout: float = 30.0, **data: Any
+    stage: Stage,
+    client: AsyncRpcClient,
+    name: str = "work",
+    *,
+    timeout: float = 30.0,
+    hurried: bool = False,
+    **data: Any,
 ) -> Call:
     """Call, wait, and keep what came of it; a task that is cancelled keeps that, too."""
-    call = Call(stage.job(), time.monotonic())
+    call = Call(stage.job(), time.monotonic(), hurried)
     stage.oracle.calls.append(call)
     try:
         answer = (await client.call_and_wait(name, {"job": call.job, **data}, timeout=timeout)).data
-        call.outcome = ANSWERED if answer == answer_to(call.job) else WRONG
+        call.outcome = call.judge(answer, answer_to(call.job, data.get("size", 0)))
     except asyncio.CancelledError:
         call.outcome = CANCELLED
         raise
@@ -38,14 +44,25 @@ async def aask(
 
 
 async def load_in_tasks(
-    stage: Stage, client: AsyncRpcClient, *, tasks: int, over: Callable[[], bool], work: float = 0.002
+    stage: Stage,
+    client: AsyncRpcClient,
+    *,
+    tasks: int,
+    over: Callable[[], bool],
+    work: float = 0.002,
+    largest: int = 0,
+    timeout: float = 30.0,
+    hurried: bool = False,
 ) -> None:
-    """So many tasks call, one call after the other, until that is true."""
+    """So many tasks call, one call after the other, until that is true. Answers are of up to the `largest`
+    number of characters."""
 
     async def caller() -> None:
         while not over():
+            data = {"seconds": stage.dice.uniform(0, work), "size": a_size(stage.dice, largest)}
             padding = "x" * stage.dice.choice([0, 0, 100, 10_000])
-            await aask(stage, client, seconds=stage.dice.uniform(0, work), padding=padding)
+            name = stage.dice.choice(["work", "awork"])
+            await aask(stage, client, name, timeout=timeout, hurried=hurried, padding=padding, **data)
 
     await asyncio.gather(*(caller() for _ in range(tasks)))
 

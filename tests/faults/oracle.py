@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 ANSWERED, ACCEPTED, WRONG, WAITING = "answered", "accepted", "wrong", "waiting"
 TIMED_OUT = "RpcTimeout"
@@ -39,6 +40,15 @@ class Call:
     """Whether its time is meant to run out: then RpcTimeout is what has to come."""
     done: float | None = None
     outcome: str = WAITING
+    answer: Any = None
+    """The one that it got, if that is wrong."""
+
+    def judge(self, answer: Any, right: str) -> str:
+        """The outcome."""
+        if answer == right:
+            return ANSWERED
+        self.answer = answer
+        return WRONG
 
 
 @dataclass
@@ -78,7 +88,7 @@ class Ledger:
         self._file = os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
 
     def note(self, job: str, delivery: int, what: str) -> None:
-        line = f"{job} {os.getpid()} {delivery} {what} {time.monotonic():.6f}\n"
+        line = f"{quote(job)} {os.getpid()} {delivery} {what} {time.monotonic():.6f}\n"
         os.write(self._file, line.encode())
 
 

@@ -8,22 +8,34 @@ from dataclasses import dataclass, field
 from typing import Any
 
 PLUGIN = "fault plan"
+SCHEMES = {"redis": "redis://", "rq": "rq+redis://", "amqp": "amqp://"}
+"""Of each kind of broker."""
 
 
 @dataclass
 class Plan:
     """What to run; a pytest plugin, to be found by its name."""
 
+    alone: bool = False
+    """Whether nothing but this is run."""
     long: bool = False
     seconds: float | None = None
     """How long a scenario goes on that has no other end; None: as it thinks best."""
-    backend: str = "redis://"
+    kinds: tuple[str, ...] = tuple(SCHEMES)
     seed: int = field(default_factory=lambda: int(os.environ.get("RPC_SEED", random.randrange(2**32))))
     scenarios: tuple[str, ...] = ()
     """Names of tests without `test_`; none: all."""
 
+    def kind_of(self, item: Any) -> str:
+        """Of its broker; "" if it has none."""
+        return str(item.callspec.params.get("kind", "")) if hasattr(item, "callspec") else ""
+
     def wants(self, item: Any) -> bool:
         name = item.originalname.removeprefix("test_")
+        kind = self.kind_of(item)
+        allowed = [self.kinds, *(mark.args for mark in item.iter_markers("only"))]
+        if kind and not all(kind in kinds for kinds in allowed):
+            return False
         if self.scenarios:
             return name in self.scenarios
         return self.long or item.get_closest_marker("faults") is None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import itertools
 import os
 import signal
@@ -9,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +24,12 @@ __all__ = ["caller", "caller_that_forks", "listener", "stepper", "worker"]
 PATIENCE = 60.0
 
 
-def answer_to(job: str) -> str:
-    """What a job answers: nobody can have it from elsewhere."""
-    return f"{job} is done"
+def answer_to(job: str, size: int = 0) -> str:
+    """What a job answers, of so many characters if `size` is not 0: nobody can have it from elsewhere."""
+    if not size:
+        return f"{job} is done"
+    mark = sha256(job.encode()).hexdigest()
+    return (mark * (size // len(mark) + 1))[:size]
 
 
 class Jobs:
@@ -35,7 +40,7 @@ class Jobs:
         self._release = Path(ledger).with_suffix(".release")
 
     def table(self) -> dict[str, Callable[[Request], Any]]:
-        names = "work", "hold", "die", "burn", "eat", "odd"
+        names = "work", "awork", "hold", "die", "burn", "eat", "odd"
         return {name: getattr(self, name) for name in names}
 
     @contextmanager
@@ -49,7 +54,13 @@ class Jobs:
         """Take some seconds."""
         with self._noted(request) as job:
             time.sleep(request.data.get("seconds", 0))
-            return answer_to(job)
+            return answer_to(job, request.data.get("size", 0))
+
+    async def awork(self, request: Request) -> str:
+        """The same in the worker's event loop."""
+        with self._noted(request) as job:
+            await asyncio.sleep(request.data.get("seconds", 0))
+            return answer_to(job, request.data.get("size", 0))
 
     def hold(self, request: Request) -> str:
         """Go on until the test says so."""

@@ -14,10 +14,10 @@ import threading
 from collections.abc import Callable, Coroutine
 from typing import Any, Literal
 
-from .resp import Counted
+from .damage import damaged
+from .wire import FrameEnd, Frames
 
 Way = Literal["up", "down"]
-What = Literal["command", "reply"]
 HOST = "127.0.0.1"
 RESET = struct.pack("ii", 1, 0)
 CHUNK = 65536
@@ -26,9 +26,13 @@ CHUNK = 65536
 class Pair:
     """Two connections that are one: the client's and the one to the server."""
 
-    def __init__(self, client: asyncio.StreamWriter, server: asyncio.StreamWriter, counted: Counted) -> None:
+    def __init__(
+        self, client: asyncio.StreamWriter, server: asyncio.StreamWriter, frame_end: FrameEnd | None
+    ) -> None:
         self.writers: dict[Way, asyncio.StreamWriter] = {"up": server, "down": client}
-        self.counted = counted
+        self.frames: dict[Way, Frames] = (
+            {"up": Frames(frame_end), "down": Frames(frame_end)} if frame_end else {}
+        )
         self.frozen = False
         """Whether both ends believe that it is there, and it is not."""
         self.flows = asyncio.Event()
@@ -47,10 +51,13 @@ class Pair:
 
 class Proxy:
     """Forwards to 127.0.0.1:`target`. `up` is towards the server, `down` towards the client. Only a proxy
-    that is `counting` knows commands: nothing may be garbled or swallowed then."""
+    with a `frame_end` knows what is said, and can lose some of it: nothing may be garbled, damaged or
+    swallowed then."""
 
-    def __init__(self, target: int, dice: random.Random, *, counting: bool = False, host: str = HOST) -> None:
-        self.target, self._dice, self._counting, self._host = target, dice, counting, host
+    def __init__(
+        self, target: int, dice: random.Random, *, frame_end: FrameEnd | None = None, host: str = HOST
+    ) -> None:
+        self.target, self._dice, self._frame_end, self._host = target, dice, frame_end, host
         self.opened = 0
         """Connections that were asked for, also those that were refused."""
         self.refusing = False
@@ -62,10 +69,14 @@ class Proxy:
         """Seconds, for each chunk."""
         self.drip = 0.0
         """Seconds between two bytes; 0: no drip."""
+        self.damage: dict[Way, float] = {}
+        """The share of chunks in which some bytes are changed, missing, or there twice."""
+        self.damaged = 0
+        """How many were."""
         self._garbled: set[Way] = set()
-        self._faults: dict[str, int | None] = {"command": None, "reply": None}
-        self.commands = 0
-        """How many came since the beginning, or since `lose`."""
+        self._lost: dict[Way, int | None] = {"up": None, "down": None}
+        self._counts: dict[Way, int] = {"up": 0, "down": 0}
+        """How many frames came since the beginning, or since `lose`."""
         self._pairs: set[Pair] = set()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="proxy", daemon=True)
@@ -116,7 +127,7 @@ class Proxy:
     def heal(self) -> None:
         """Work again. What was swallowed does not come back, so these connections are cut."""
         swallowed, self.holes = bool(self.holes), set()
-        self.refusing, self._garbled = False, set()
+        self.refusing, self._garbled, self.damage = False, set(), {}
         self.delay = self.jitter = self.drip = 0.0
 
         def go_on() -> None:
@@ -127,20 +138,19 @@ class Proxy:
         if swallowed:
             self.cut()
 
-    def lose(self, what: What, number: int) -> None:
-        """The command of this number from now on (1 is the next one), on whichever connection it comes, or
-        its reply, is lost, and its connection ends."""
+    def lose(self, way: Way, number: int) -> None:
+        """The frame of this number on this way from now on (1 is the next one), on whichever connection it
+        comes, is lost, and its connection ends."""
 
         def arm() -> None:
-            self.commands = 0
-            self._faults = {"command": None, "reply": None, what: number}
+            self._counts[way], self._lost[way] = 0, number
 
         self._soon(arm)
 
     @property
     def armed(self) -> bool:
         """Whether what is to be lost has not been lost yet."""
-        return any(number is not None for number in self._faults.values())
+        return any(number is not None for number in self._lost.values())
 
     # The loop's side.
 
@@ -177,7 +187,7 @@ class Proxy:
             client.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
             client.transport.abort()
             return
-        pair = Pair(client, server, Counted())
+        pair = Pair(client, server, self._frame_end)
         self._pairs.add(pair)
         pumps = self._pump(reader, "up", pair), self._pump(answers, "down", pair)
         tasks = [asyncio.create_task(pump) for pump in pumps]
@@ -202,27 +212,21 @@ class Proxy:
                 if way in self._garbled:
                     self._garbled.discard(way)
                     data = self._dice.randbytes(len(data))
+                if self._dice.random() < self.damage.get(way, 0):
+                    self.damaged += 1
+                    data = damaged(data, self._dice)
                 await self._write(writer, data)
                 if not going_on:
                     return
 
     def _counted(self, data: bytes, way: Way, pair: Pair) -> tuple[bytes, bool]:
         """What of it is forwarded, and whether the connection goes on after that."""
-        if not self._counting:
-            return data, True
-        if way == "up":
-            for frame in pair.counted.commands(data):
-                self.commands += 1
-                if self.commands == self._faults["command"]:
-                    self._faults["command"] = None
+        if pair.frames:
+            for frame in pair.frames[way].feed(data):
+                self._counts[way] += 1
+                if self._counts[way] == self._lost[way]:
+                    self._lost[way] = None
                     return data[: max(0, frame.start)], False
-                pair.counted.sent.append(self.commands)
-            return data, True
-        for frame in pair.counted.replies(data):
-            number = pair.counted.sent.popleft() if pair.counted.sent else 0
-            if number and number == self._faults["reply"]:
-                self._faults["reply"] = None
-                return data[: max(0, frame.start)], False
         return data, True
 
     async def _write(self, writer: asyncio.StreamWriter, data: bytes) -> None:

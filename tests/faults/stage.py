@@ -1,4 +1,4 @@
-"""Where a scenario is played: a Redis, proxies, workers, callers, and the oracle that watches."""
+"""Where a scenario is played: a broker, proxies, workers, callers, and the oracle that watches."""
 
 from __future__ import annotations
 
@@ -6,30 +6,34 @@ import random
 import time
 from collections.abc import Callable, Collection
 from contextlib import ExitStack
-from functools import partial
 from itertools import count
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlencode
 
 from rpc import RpcClient
 from rpc.loops import locked_cached_property
 
-from .broker import Broker, Fsync
+from .broker import Broker, Fsync, Redis
 from .fleet import Fleet
 from .nursery import PATIENCE, Child, Nursery
 from .oracle import Figures, Oracle
 from .proxy import Proxy
 
-LEASE = 1.0
-"""The shortest that there is: what a death costs."""
-
 
 class Stage:
     """Everything on it is closed at its end."""
 
-    def __init__(self, directory: Path, dice: random.Random, nursery: Nursery, scheme: str) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        dice: random.Random,
+        nursery: Nursery,
+        scheme: str,
+        shared_node: Callable[[], Any],
+    ) -> None:
+        """`shared_node` is the RabbitMQ of all scenarios that do not kill it."""
         self.directory, self.dice, self.nursery, self.scheme = directory, dice, nursery, scheme
+        self._shared_node = shared_node
         self._stack = ExitStack()
         self.oracle = Oracle(directory / "ledger")
         self.numbers = count()
@@ -41,34 +45,57 @@ class Stage:
     # The broker, and the ways to it.
 
     def open(self, fsync: Fsync | None = "everysec") -> Broker:
-        """Start Redis; for a scenario that wants another one than `broker`."""
-        broker = Broker(self.directory / "redis", fsync)
+        """Start a broker that nobody else uses; `fsync` is about Redis."""
+        if self.scheme == "amqp://":
+            from tests.rabbit import Node
+
+            from .rabbit import Rabbit
+
+            (self.directory / "rabbit").mkdir()
+            return self._opened(Rabbit.alone(Node(self.directory / "rabbit")))
+        return self._opened(Redis(self.directory / "redis", fsync, self.scheme))
+
+    def _opened(self, broker: Broker) -> Broker:
         self._stack.callback(broker.close)
         self.__dict__["broker"] = broker
         return broker
 
     @locked_cached_property
     def broker(self) -> Broker:
-        return self.open()
+        """One that is not to be killed."""
+        if self.scheme != "amqp://":
+            return self.open()
+        from .rabbit import QUEUES, Rabbit
+
+        node = self._shared_node()
+        return self._opened(Rabbit(node, node.empty(*QUEUES)))
+
+    @property
+    def redis(self) -> Redis:
+        """For scenarios of Redis alone."""
+        assert isinstance(self.broker, Redis)
+        return self.broker
 
     @locked_cached_property
     def front(self) -> Proxy:
-        """Between callers and Redis."""
+        """Between callers and the broker."""
         return self.proxy()
 
     @locked_cached_property
     def back(self) -> Proxy:
-        """Between workers and Redis."""
+        """Between workers and the broker."""
         return self.proxy()
 
-    def proxy(self, **options: Any) -> Proxy:
-        proxy = Proxy(self.broker.port, self.dice, **options)
+    def proxy(self, *, counting: bool = False, **options: Any) -> Proxy:
+        """One that is `counting` can lose what is said."""
+        frame_end = self.broker.frame_end if counting else None
+        proxy = Proxy(self.broker.port, self.dice, frame_end=frame_end, **options)
         self._stack.callback(proxy.close)
         return proxy
 
     def url(self, via: Proxy | None = None, host: str = "127.0.0.1", **options: Any) -> str:
-        query = urlencode({"lease": LEASE, "max_deliveries": 50, **options})
-        return f"{self.scheme}{host}:{(via or self.broker).port}/0?{query}"
+        options = {"lease": self.broker.lease, "max_deliveries": 50, **options}
+        return self.broker.url(host, (via or self.broker).port, **options)
 
     # Workers and callers.
 
@@ -95,6 +122,7 @@ class Stage:
         return Fleet(lambda: self.worker(via, url, **options), size, self.dice)
 
     def client(self, via: Proxy | None = None, url: str = "", **options: Any) -> RpcClient:
+        self.broker.declare(options.get("queue", "default"))
         return self._stack.enter_context(RpcClient(backend=url or self.url(via), **options))
 
     def job(self) -> str:
@@ -124,10 +152,8 @@ class Stage:
         return sum(line.startswith(f"{job} ") and " end " in line for line in self.oracle.lines())
 
     def idle(self, workers: int = 1) -> None:
-        """Wait until so many workers wait for work: each then has connections that Redis keeps waiting."""
-        each = 3 if self.scheme.startswith("rq") else 2  # one of them for its topics
-        blocked = partial(self.broker.admin.info, "clients")
-        self.until(lambda: blocked()["blocked_clients"] >= workers * each, "no worker is idle")
+        """Wait until so many workers wait for work."""
+        self.until(lambda: self.broker.waiting() >= workers, "no worker is idle")
 
     def log(self) -> str:
         path = self.directory / "log"

@@ -19,6 +19,8 @@ class Row:
 
     name: str
     what: str
+    kind: str = ""
+    """Of the broker."""
     outcome: str = "passed"
     why: str = ""
     figures: dict[str, Any] = field(default_factory=dict)
@@ -33,8 +35,7 @@ class Row:
         return ", ".join(f"{count} {name}" for name, count in self.figures["faults"].items())
 
     def described(self) -> str:
-        which = self.name.partition("[")[2].rstrip("]")
-        more = "; ".join(filter(None, [which, self.faults(), self.figures["note"]]))
+        more = "; ".join(filter(None, [self.faults(), self.figures["note"]]))
         return f"{self.what} ({more})" if more else self.what
 
 
@@ -52,8 +53,12 @@ class Collector:
         for item in session.items:
             documented: Any = item
             what = (documented.function.__doc__ or "").strip().split("\n\n")[0]
-            name = item.name.removeprefix("test_")
-            self._rows[item.nodeid] = Row(name, " ".join(what.split()))
+            name, kind = item.originalname.removeprefix("test_"), ""
+            if hasattr(item, "callspec"):
+                kind = item.callspec.params.get("kind", "")
+                which = f"-{item.callspec.id}-".replace(f"-{kind}-", "-")[1:-1]
+                name = f"{name} {which}".strip()
+            self._rows[item.nodeid] = Row(name, " ".join(what.split()), kind)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         row = self._rows[report.nodeid]
@@ -76,25 +81,33 @@ def for_terminal(rows: list[Row], title: str) -> str:
     return "\n".join(lines)
 
 
-def for_page(rows: list[Row], title: str) -> str:
-    """A Markdown table."""
-    heads = ["what happened", *COUNTS, "errors", "median / longest"]
-    lines = [title, "", f"| {' | '.join(heads)} |", f"|---|{'---:|' * len(COUNTS)}---|---:|"]
-    rows = [row for row in rows if row.what]  # the others are about the tools of this suite
+def for_page(rows: list[Row]) -> dict[str, str]:
+    """The lines of a Markdown table, by the names of their scenarios."""
+    lines = {}
     for row in rows:
-        if row.figures.get("sent") and row.outcome != "skipped":
+        if not row.what:  # it is about the tools of this suite
+            continue
+        if row.outcome == "skipped":
+            lines[row.name] = f"| {row.name} | {row.what}: not run, {row.why} |{' |' * (len(COUNTS) + 2)}"
+        elif row.figures.get("sent"):
             failed = "" if row.outcome == "passed" else " **failed**"
-            cells = [row.described() + failed, *(f"{row.figures[name]:,}" for name in COUNTS)]
-            lines.append(f"| {' | '.join([*cells, row.errors(), row.times()])} |")
-    skipped = [f"- not run: {row.what}: {row.why}" for row in rows if row.outcome == "skipped"]
-    return "\n".join([*lines, *([""] if skipped else []), *skipped])
+            cells = [row.name, row.described() + failed, *(f"{row.figures[name]:,}" for name in COUNTS)]
+            lines[row.name] = f"| {' | '.join([*cells, row.errors(), row.times()])} |"
+    return lines
 
 
-def publish(rows: list[Row], backend: str, title: str) -> None:
-    """Replace the table of a backend between its two marks on the page."""
-    name = backend.removesuffix("redis://").rstrip("+") or "redis"
-    begin, end = f"<!-- figures of {name} -->", f"<!-- end of {name} -->"
+def publish(rows: list[Row], kind: str, title: str, *, whole: bool = True) -> None:
+    """Replace the table of a kind of broker between its two marks on the page; its rows of these scenarios
+    alone if they are not the `whole` of it."""
+    begin, end = f"<!-- figures of {kind} -->", f"<!-- end of {kind} -->"
     page = PAGE.read_text()
-    marked = re.compile(f"{re.escape(begin)}.*?{re.escape(end)}", re.DOTALL)
-    assert marked.search(page), f"{PAGE.name} has no place for {name}"
-    PAGE.write_text(marked.sub(lambda _: f"{begin}\n{for_page(rows, title)}\n{end}", page))
+    marked = re.compile(f"{re.escape(begin)}(.*?){re.escape(end)}", re.DOTALL)
+    known = marked.search(page)
+    assert known, f"{PAGE.name} has no place for {kind}"
+    lines = {} if whole else dict(re.findall(r"^(?=\| ([a-z].*?) \|)(.*)$", known[1], re.MULTILINE))
+    lines.pop("scenario", None)
+    lines.update(for_page(rows))
+    heads = ["scenario", "what happened", *COUNTS, "errors", "median / longest"]
+    table = [title, "", f"| {' | '.join(heads)} |", f"|---|---|{'---:|' * len(COUNTS)}---|---:|"]
+    text = "\n".join([begin, *table, *(lines[name] for name in sorted(lines)), end])
+    PAGE.write_text(marked.sub(lambda _: text, page))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import importlib.util
-import os
 import subprocess
 import sys
 import time
@@ -19,8 +18,6 @@ from .nursery import ROOT
 from .oracle import ANSWERED, WRONG, Call
 from .programs import answer_to
 from .stage import Stage
-
-pytestmark = pytest.mark.real_redis
 
 A_DAY = 24 * 3600 * 1000
 """What no key of ours is kept longer than, in ms."""
@@ -109,11 +106,7 @@ def test_threads(stage: Stage, pick: Pick) -> None:
     for _ in range(2):
         stage.worker()
     stage.idle(2)
-
-    def connected() -> int:
-        mine = f":{os.getpid()}"
-        return sum(each["name"].endswith(mine) for each in stage.broker.admin.client_list())
-
+    connected = stage.broker.connections
     before = connected()
     client = stage.client()
     load(stage, client, calls=pick(1000, 10_000), threads=32, work=0, unattended=0.2)
@@ -164,10 +157,11 @@ def test_gevent(stage: Stage) -> None:
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.only("redis", "rq")
 def test_foreign_replies(stage: Stage) -> None:
     """While a caller waits, its inbox gets a reply from an earlier call, another's reply, and nonsense"""
     stage.worker()
-    client, inboxes = stage.client(), Inboxes(stage.broker.admin)
+    client, inboxes = stage.client(), Inboxes(stage.redis.admin)
     ask(stage, client)
     old = [entry for name in inboxes.names() for entry in inboxes.entries(name)]
     with asked(stage, "hold", client) as call:

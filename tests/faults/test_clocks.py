@@ -17,8 +17,6 @@ from .conftest import Pick
 from .load import load, meanwhile
 from .stage import Stage
 
-pytestmark = pytest.mark.real_redis
-
 HOUR = 3600
 
 
@@ -55,6 +53,7 @@ def set_clock(stage: Stage, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], 
     return set_to
 
 
+@pytest.mark.only("redis", "rq")
 @pytest.mark.faults
 @pytest.mark.parametrize("hours", [1, -1])
 def test_jump_of_redis(stage: Stage, set_clock: Callable[[int], object], hours: int) -> None:
@@ -67,7 +66,7 @@ def test_jump_of_redis(stage: Stage, set_clock: Callable[[int], object], hours: 
         seconds = next(jumps)
         set_clock(seconds)
         stage.oracle.faults["jump"] += 1
-        assert abs(stage.broker.admin.time()[0] - time.time() - seconds) < HOUR / 2
+        assert abs(stage.redis.admin.time()[0] - time.time() - seconds) < HOUR / 2
 
     client = stage.client()
     with meanwhile(jump, every=0.4):

@@ -16,8 +16,6 @@ from .load import ask, tell
 from .oracle import ANSWERED, WRONG, Call
 from .stage import Stage
 
-pytestmark = pytest.mark.real_redis
-
 
 def call(method: Any = "work", params: Any = None, **more: Any) -> bytes:
     return json.dumps({"jsonrpc": "2.0", "id": "x", "method": method, "params": params, **more}).encode()
@@ -95,9 +93,10 @@ def test_poisonous_handlers(stage: Stage) -> None:
     assert worker.poll() is None
 
 
+@pytest.mark.only("redis", "rq")
 def test_nonsense_in_redis(stage: Stage, pick: Pick) -> None:
     """Somebody else writes into the lists in Redis: what is no job of ours is dropped, ours are done"""
-    client, admin = stage.client(), stage.broker.admin
+    client, admin = stage.client(), stage.redis.admin
     for _ in range(10):
         tell(stage, client)
     names = [*admin.scan_iter("rpc:*", _type="list"), *admin.scan_iter("rq:queue:*", _type="list")]

@@ -12,12 +12,12 @@ import pytest
 
 from rpc.testing.topologies import start_cluster, start_sentinel
 
-from .broker import Broker
+from .broker import Redis
 from .load import ask, load
 from .proxy import Proxy
 from .stage import Stage
 
-pytestmark = [pytest.mark.real_redis, pytest.mark.faults]
+pytestmark = [pytest.mark.only("redis", "rq"), pytest.mark.faults]
 needs_redis_server = pytest.mark.skipif(
     not shutil.which("redis-server"), reason="needs a real Redis: redis-server on PATH"
 )
@@ -28,7 +28,7 @@ class Pair:
 
     def __init__(self, stage: Stage) -> None:
         self._stage = stage
-        self.replica = Broker(stage.directory / "replica")
+        self.replica = Redis(stage.directory / "replica")
         self.link: Proxy = stage.proxy()
         self.replica.admin.replicaof("127.0.0.1", self.link.port)
         stage.until(lambda: self.replica.admin.info("replication")["master_link_status"] == "up")
@@ -36,7 +36,7 @@ class Pair:
     def swap(self, pause: float = 1.0) -> None:
         """The first dies, the second is promoted after a while: meanwhile it can be read and not written."""
         stage = self._stage
-        stage.broker.server.kill()
+        stage.redis.server.kill()
         stage.oracle.faults["SIGKILL to Redis"] += 1
         stage.front.target = stage.back.target = self.replica.port
         time.sleep(pause)

@@ -12,13 +12,12 @@ from .load import ask, asked, load, tell
 from .machine import memory_of, small_disk
 from .stage import Stage
 
-pytestmark = pytest.mark.real_redis
 
-
+@pytest.mark.only("redis", "rq")
 def test_too_many_clients(stage: Stage) -> None:
     """Redis takes no more connections (maxclients)"""
     stage.worker()
-    client, admin = stage.client(), stage.broker.admin
+    client, admin = stage.client(), stage.redis.admin
     ask(stage, client)
     stage.idle()
     before = admin.config_get("maxclients")["maxclients"]
@@ -34,25 +33,29 @@ def test_too_many_clients(stage: Stage) -> None:
 
 @pytest.mark.faults
 def test_memory_full(stage: Stage, pick: Pick) -> None:
-    """Redis has no memory left (maxmemory, noeviction) for a while: what was accepted is done after that"""
-    client, admin = stage.client(), stage.broker.admin
+    """The broker has no memory left (maxmemory with noeviction; an alarm) for a while: what was accepted is
+    done after that"""
+    broker, client = stage.open(), stage.client()
     for _ in range(pick(50, 500)):
         tell(stage, client)
-    admin.config_set("maxmemory", 1)
+    broker.fill()
     stage.oracle.faults["memory full"] += 1
     ask(stage, client, hurried=True, timeout=1.0)
     stage.worker()
     ask(stage, client, hurried=True, timeout=1.0)
-    admin.config_set("maxmemory", 0)
+    broker.fill(full=False)
     ask(stage, client)
     assert stage.verdict(errors=["BackendUnavailable", "RpcTimeout"]).duplicated == 0
     assert stage.oracle.done_too_late() == []
 
 
-@pytest.mark.parametrize("worker", ["that runs", "that starts"])
+@pytest.mark.only("redis", "rq")
+@pytest.mark.parametrize(
+    "worker", ["that runs", pytest.param("that starts", marks=pytest.mark.only("redis"))]
+)
 def test_memory_full_of_work(stage: Stage, worker: str) -> None:
     """Redis has no memory left: senders are told, and a worker works it off, so that there is room again"""
-    client, admin = stage.client(), stage.broker.admin
+    client, admin = stage.client(), stage.redis.admin
     if worker == "that runs":
         stage.worker()
     busy = tell(stage, client, "hold")
@@ -73,6 +76,7 @@ def test_memory_full_of_work(stage: Stage, worker: str) -> None:
     assert stage.begun(refused.job) == 0
 
 
+@pytest.mark.only("redis", "rq")
 @pytest.mark.faults
 def test_disk_full(stage: Stage) -> None:
     """The disk of the append-only file is full: senders are told, and all goes on once there is room"""
@@ -100,6 +104,7 @@ def _written(file: int) -> int:
         return 0
 
 
+@pytest.mark.only("redis")
 def test_queue_full(stage: Stage, pick: Pick) -> None:
     """More is sent at once than the queue may hold: exactly the excess is refused"""
     room = pick(200, 2000)

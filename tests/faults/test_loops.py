@@ -20,17 +20,9 @@ from .oracle import ANSWERED, WRONG, Call
 from .programs import answer_to
 from .stage import Stage
 
-pytestmark = pytest.mark.real_redis
-
 A_DAY = 24 * 3600 * 1000
 CALLS = int(os.environ.get("RPC_STORM", "0"))
 """How many calls the storm makes; 0: as the plan says."""
-
-
-def connections(stage: Stage) -> int:
-    """Of this process."""
-    name = f":{os.getpid()}"
-    return sum(each["name"].endswith(name) for each in stage.broker.admin.client_list())
 
 
 def tables(client: AsyncRpcClient) -> dict[str, int]:
@@ -114,7 +106,7 @@ def test_storm(stage: Stage, pick: Pick, via: str) -> None:
     for _ in range(2):
         stage.worker()
     stage.idle(2)
-    before, began, withdrawn = set(stage.broker.keys()), connections(stage), list[str]()
+    before, began, withdrawn = set(stage.broker.keys()), stage.broker.connections(), list[str]()
     calls = CALLS or (pick(4000, 20_000) if via == "directly" else pick(500, 5000))
     front = None
     if via != "directly":
@@ -125,7 +117,8 @@ def test_storm(stage: Stage, pick: Pick, via: str) -> None:
         async with AsyncRpcClient(backend=stage.url(front)) as client:
             storm = Storm(stage, client)
             await storm.blow(calls, at_once=200)
-            assert connections(stage) - began <= 2
+            if not stage.scheme.startswith("rq"):  # whose calls are in threads
+                assert stage.broker.connections() - began <= 2
             await aask(stage, client)
             stage.idle(2)
             await until(lambda: max(tables(client).values()) <= 2)  # what is said soon has been said
@@ -138,7 +131,7 @@ def test_storm(stage: Stage, pick: Pick, via: str) -> None:
     assert figures.duplicated == 0
     assert figures.errors[CANCELLED] > len(withdrawn) > 0
     assert set(withdrawn).isdisjoint(stage.oracle.executions())
-    stage.until(lambda: connections(stage) <= began)
+    stage.until(lambda: stage.broker.connections() <= began)
 
 
 async def cancelled_while_queued(stage: Stage, client: AsyncRpcClient, calls: int) -> list[str]:
@@ -170,12 +163,12 @@ def reset(stage: Stage) -> str:
 
 
 def restart(stage: Stage) -> str:
-    stage.broker.server.restart()
+    stage.redis.server.restart()
     return "restart of Redis"
 
 
 def flush(stage: Stage) -> str:
-    stage.broker.admin.script_flush()
+    stage.redis.admin.script_flush()
     return "SCRIPT FLUSH"
 
 

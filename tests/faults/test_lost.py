@@ -1,4 +1,5 @@
-"""Exactly one command, or exactly one reply of Redis', is lost: each of a whole conversation in its turn."""
+"""Exactly one command, or exactly one reply of the broker's, is lost (of RabbitMQ: one frame): each of a
+whole conversation in its turn."""
 
 from __future__ import annotations
 
@@ -12,10 +13,8 @@ import pytest
 from .conftest import rarely
 from .load import ask, tell
 from .oracle import Call
-from .proxy import What
+from .proxy import Way
 from .stage import Stage
-
-pytestmark = pytest.mark.real_redis
 
 AT_ONCE = 16
 """Conversations, each with a queue, a worker and a caller of its own."""
@@ -25,18 +24,18 @@ def done(stage: Stage, calls: list[Call]) -> bool:
     return all(stage.ended(call.job) for call in calls)
 
 
-@pytest.mark.parametrize("what", ["command", "reply"])
-def test_lost_by_caller(stage: Stage, what: What) -> None:
+@pytest.mark.parametrize("way", ["up", "down"])
+def test_lost_by_caller(stage: Stage, way: Way) -> None:
     """One command of a caller, or the reply to it, is lost: each in its turn"""
     stage.worker()
     for number in count(1):
         proxy = stage.proxy(counting=True)
-        proxy.lose(what, number)
+        proxy.lose(way, number)
         with stage.client(proxy) as client:
             calls = [ask(stage, client), tell(stage, client), ask(stage, client)]
         if proxy.armed:
             break
-        stage.oracle.faults[f"{what} lost"] += 1
+        stage.oracle.faults["loss"] += 1
         stage.until(partial(done, stage, calls))
     figures = stage.verdict()
     assert figures.errors == {}
@@ -44,14 +43,14 @@ def test_lost_by_caller(stage: Stage, what: What) -> None:
     assert number > 5
 
 
-@pytest.mark.parametrize("what", [rarely("command"), "reply"])
-def test_lost_by_worker(stage: Stage, what: What) -> None:
+@pytest.mark.parametrize("way", [rarely("up"), "down"])
+def test_lost_by_worker(stage: Stage, way: Way) -> None:
     """One command of a worker, or the reply to it, is lost: each in its turn, from its start to its end"""
 
     def converse(number: int) -> bool:
         """Whether so many commands were needed."""
         proxy, queue = stage.proxy(counting=True), f"queue-{number}"
-        proxy.lose(what, number)
+        proxy.lose(way, number)
         worker = stage.worker(proxy, queues=[queue])
         client = stage.client(queue=queue)
         ask(stage, client)
@@ -59,7 +58,7 @@ def test_lost_by_worker(stage: Stage, what: What) -> None:
         ask(stage, client)
         worker.signal(signal.SIGTERM)
         assert worker.wait() == 0
-        stage.oracle.faults[f"{what} lost"] += not proxy.armed
+        stage.oracle.faults["loss"] += not proxy.armed
         return not proxy.armed
 
     with ThreadPoolExecutor(AT_ONCE) as pool:
@@ -69,4 +68,4 @@ def test_lost_by_worker(stage: Stage, what: What) -> None:
     figures = stage.verdict()
     assert figures.errors == {}
     assert figures.duplicated == 0
-    assert figures.faults[f"{what} lost"] > 15
+    assert figures.faults["loss"] > 15

@@ -3,29 +3,47 @@
 from __future__ import annotations
 
 import random
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+
+from rpc import AsyncRpcClient
 
 from .chaos import Chaos
 from .conftest import Last
 from .load import ask, load, meanwhile
+from .loops import in_a_loop, load_in_tasks
 from .stage import Stage
 
-pytestmark = pytest.mark.real_redis
+LARGEST = 1_000_000
+"""Characters of an answer."""
 
 
 def test_mix(stage: Stage, last: Last) -> None:
-    """One fault after the other, each chosen at random: workers are killed, stopped and replaced; Redis is
-    killed, paused, and cuts connections; the network resets, swallows, delays and garbles"""
-    seconds = last(8.0, 90.0)
+    """One fault after the other, each chosen at random: workers are killed, stopped and replaced; the broker
+    is killed, paused, and ends connections; the network resets, swallows and delays. Callers in threads
+    and in an event loop, and some who do not wait; answers of 1 byte to 1 MB"""
+    seconds = last(8.0, 600.0)
+    stage.open("always")
     fleet = stage.fleet(4, stage.back)
     chaos = Chaos(stage, fleet, random.Random(stage.dice.random()))
     client = stage.client(stage.front)
-    with meanwhile(chaos.strike, every=0.3):
-        load(stage, client, seconds=seconds, threads=12, timeout=60.0, unattended=0.2, work=0.01)
+    end = time.monotonic() + seconds
+
+    async def main() -> None:
+        async with AsyncRpcClient(backend=stage.url(stage.front)) as client:
+            over = lambda: time.monotonic() > end  # noqa: E731
+            await load_in_tasks(stage, client, tasks=8, over=over, largest=LARGEST, timeout=60)
+
+    with meanwhile(chaos.strike, every=0.3), ThreadPoolExecutor(1) as pool:
+        loop = pool.submit(in_a_loop, main, seconds + 120)
+        load(stage, client, seconds=seconds, threads=8, timeout=60.0, unattended=0.2, largest=LARGEST)
+        loop.result()
     chaos.end()
     ask(stage, client)
     stage.verdict(errors=["BackendUnavailable"], within=60)
+    assert fleet.ended_by_themselves() == {}, stage.log()[-4000:]
 
 
 @pytest.mark.faults

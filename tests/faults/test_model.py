@@ -49,7 +49,7 @@ def test_model_in_memory(stage: Stage, plan: Plan, pick: Pick, caplog: pytest.Lo
     play(stage, plan, backend_from_url(url), partial(in_thread, url), pick(20, 300))
 
 
-@pytest.mark.real_redis
+@pytest.mark.only("redis")
 def test_model_on_redis(stage: Stage, plan: Plan, pick: Pick) -> None:
     """The same on Redis, where receivers are killed, too, and hand back what they hold, and messages are sent
     twice"""
@@ -61,7 +61,7 @@ def test_model_on_redis(stage: Stage, plan: Plan, pick: Pick) -> None:
     backend.close()
 
 
-@pytest.mark.real_redis
+@pytest.mark.only("redis")
 def test_fewer_parts(stage: Stage) -> None:
     """A receiver replies in two parts and is gone; the next one says all at once, and that is heard"""
     url, name = stage.url(), "q"

@@ -11,8 +11,6 @@ from .load import ask, load, meanwhile
 from .proxy import Proxy, Way
 from .stage import Stage
 
-pytestmark = pytest.mark.real_redis
-
 NOTICED = 12.0
 """Seconds within which a connection that went dead is noticed, replaced, and a call on it answered."""
 

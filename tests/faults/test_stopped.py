@@ -12,9 +12,7 @@ from .conftest import Pick, rarely
 from .load import ask, asked, load, meanwhile, tell
 from .machine import network
 from .nursery import Child
-from .stage import LEASE, Stage
-
-pytestmark = pytest.mark.real_redis
+from .stage import Stage
 
 
 def test_all_killed(stage: Stage, pick: Pick) -> None:
@@ -104,7 +102,7 @@ def test_stopped_again_and_again(stage: Stage, pick: Pick) -> None:
 
     def stop() -> None:
         fleet.wake()
-        fleet.stop(2 * LEASE)
+        fleet.stop(2 * stage.broker.lease)
         stage.oracle.faults["SIGSTOP"] += 1
 
     with meanwhile(stop, every=0.5):
@@ -120,7 +118,7 @@ def test_interpreter_held(stage: Stage) -> None:
     url = stage.url(max_deliveries=3)
     for _ in range(2):
         stage.worker(url=url)
-    call = ask(stage, stage.client(), "burn", seconds=3 * LEASE)
+    call = ask(stage, stage.client(), "burn", seconds=3 * stage.broker.lease)
     ask(stage, stage.client())
     stage.verdict(errors=["WorkerLost"])
     assert 1 <= stage.begun(call.job) <= 3

@@ -17,13 +17,16 @@ from hypothesis import strategies as st
 from redis.backoff import NoBackoff
 from redis.retry import Retry
 
+from . import proxy as proxies
 from . import table
-from .broker import Broker
+from .broker import Redis
 from .load import ask, tell
 from .oracle import ACCEPTED, ANSWERED, TIMED_OUT, WRONG, Call, Figures, Ledger
-from .proxy import Proxy, What
-from .resp import Frames
+from .proxy import Proxy
 from .stage import Stage
+from .wire import Frames, of_redis
+
+pytestmark = pytest.mark.only("redis")
 
 EXAMPLES = [
     b"+OK\r\n",
@@ -61,7 +64,7 @@ def test_the_table_is_put_between_its_marks(tmp_path: Path, monkeypatch: pytest.
 @given(st.lists(st.sampled_from(EXAMPLES)), st.data())
 def test_frames_are_found_however_they_are_cut(frames: list[bytes], data: st.DataObject) -> None:
     stream, found, at = b"".join(frames), list[bytes](), 0
-    cutter = Frames()
+    cutter = Frames(of_redis)
     while at < len(stream):
         end = at + data.draw(st.integers(1, len(stream) - at))
         for frame in cutter.feed(stream[at:end]):
@@ -102,7 +105,6 @@ def test_the_oracle_knows_what_was_lost_repeated_wrong_and_late(stage: Stage) ->
     assert set(oracle.unexplained({os.getpid(): 2.5})) == {"repeated"}
 
 
-@pytest.mark.real_redis
 def test_the_oracle_sees_the_loss_of_a_backend_that_gives_up(stage: Stage) -> None:
     url = stage.url(max_deliveries=1)
     worker, client = stage.worker(url=url), stage.client(url=url)
@@ -125,13 +127,12 @@ def way(stage: Stage) -> Iterator[tuple[Proxy, redis.Redis]]:
 Way = tuple[Proxy, redis.Redis]
 
 
-@pytest.mark.real_redis
-@pytest.mark.parametrize(("what", "executed"), [("command", 1), ("reply", 2)])
+@pytest.mark.parametrize(("where", "executed"), [("up", 1), ("down", 2)])
 def test_the_proxy_loses_the_one_command_or_reply_that_it_is_told_to(
-    stage: Stage, way: Way, what: What, executed: int
+    stage: Stage, way: Way, where: proxies.Way, executed: int
 ) -> None:
     proxy, client = way
-    proxy.lose(what, 3)
+    proxy.lose(where, 3)
     pipe = client.pipeline(transaction=False)
     assert [client.incr("x"), client.incr("y")] == [1, 1]
     pipe.incr("x")
@@ -139,7 +140,7 @@ def test_the_proxy_loses_the_one_command_or_reply_that_it_is_told_to(
     with pytest.raises(redis.ConnectionError):
         pipe.execute()
     assert not proxy.armed
-    assert stage.broker.admin.get("x") == b"%d" % executed
+    assert stage.redis.admin.get("x") == b"%d" % executed
     assert client.ping()
 
 
@@ -171,7 +172,6 @@ def heard(connection: socket.socket) -> str:
     return "an echo" if got == echo else "something else"
 
 
-@pytest.mark.real_redis
 @pytest.mark.parametrize("trouble", TROUBLES)
 def test_the_proxy_makes_trouble_and_heals(stage: Stage, trouble: str) -> None:
     proxy, (make, result) = stage.proxy(), TROUBLES[trouble]
@@ -185,7 +185,6 @@ def test_the_proxy_makes_trouble_and_heals(stage: Stage, trouble: str) -> None:
         assert heard(connection) == "an echo"
 
 
-@pytest.mark.real_redis
 def test_the_proxy_refuses_and_moves(stage: Stage) -> None:
     proxy = stage.proxy()
     proxy.refusing = True
@@ -194,14 +193,13 @@ def test_the_proxy_refuses_and_moves(stage: Stage) -> None:
             client.ping()
         proxy.heal()
         assert client.ping()
-    with Broker(stage.directory / "other") as other:
+    with Redis(stage.directory / "other") as other:
         proxy.target = other.port
         with redis.Redis(port=proxy.port) as client:
             client.set("here", 1)
         assert other.admin.exists("here")
 
 
-@pytest.mark.real_redis
 def test_a_stopped_worker_is_relieved_like_another(stage: Stage) -> None:
     fleet = stage.fleet(2)
     stage.idle(2)

@@ -61,7 +61,7 @@ class DeadLetterStore:
                 found.append(letter)
             return False
 
-        self._each(name, keep)
+        self._each(name, keep, begin=found.clear)
         return found[::-1]
 
     def revive(self, letter: DeadLetter) -> bool:
@@ -93,10 +93,13 @@ class DeadLetterStore:
         name: str,
         is_wanted: Callable[[Arrival], bool],
         action: Callable[[Connection], object] = lambda connection: None,
+        begin: Callable[[], object] = lambda: None,
     ) -> bool:
-        """Look at one after the other until one is wanted. With that, do something, and take it away."""
+        """Look at one after the other until one is wanted. With that, do something, and take it away. If the
+        connection breaks, `begin` again."""
 
         def look(connection: Connection) -> bool:
+            begin()
             if not connection.succeeds(PROBE, Probe(dead_name(name)), Queue.DeclareOk, 404):
                 return False
             try:

@@ -36,20 +36,20 @@ class RedisInspection:
         with translated():
             return any(lives for _, lives in self._workers(keys_of(queue)).values())
 
+    @translated()
     def queue_info(self, queue: str) -> QueueInfo:
         keys = keys_of(queue)
-        with translated():
-            workers = self._workers(keys)
-            pages = [keys.page(*page) for page in _pages(workers)]
-            (now, _), first, *counts = self._ask(
-                keys,
-                ("TIME",),
-                ("LINDEX", keys.queue, 0),
-                ("LLEN", keys.queue),
-                ("ZCARD", keys.delayed),
-                ("LLEN", keys.dead),
-                *(("LLEN", page) for page in pages),
-            )
+        workers = self._workers(keys)
+        pages = [keys.page(*page) for page in _pages(workers)]
+        (now, _), first, *counts = self._ask(
+            keys,
+            ("TIME",),
+            ("LINDEX", keys.queue, 0),
+            ("LLEN", keys.queue),
+            ("ZCARD", keys.delayed),
+            ("LLEN", keys.dead),
+            *(("LLEN", page) for page in pages),
+        )
         waiting, scheduled, dead, *held = counts
         oldest = _read(first) if first else None
         age = max(0.0, now - oldest.sent / 1000) if oldest else None
@@ -103,7 +103,7 @@ class RedisInspection:
         keys = keys_of(queue)
         with translated():
             frame = self._ask(keys, ("GET", keys.result(plain(id))))[0]
-        return unpacked(frame) if frame else None
+            return unpacked(frame) if frame else None
 
     def dead_letters(self, queue: str) -> list[DeadLetter]:
         keys, found = keys_of(queue), []

@@ -155,15 +155,15 @@ class Topics:
         there are any, nothing else is done: see to them, and say that it `is_kept`."""
         frame, again = packed(message), 0
 
-        def publish() -> Any:
+        def publish() -> tuple[list[Address], list[Address]]:
             nonlocal again
             looked_through, again = again, milliseconds(2 * RETRY_FOR)
             arguments = frame, TOPIC_LENGTH, milliseconds(KEEP_TOPIC), int(is_kept), looked_through
             key = channel_key(to)
-            return self._run(key, (BROADCAST, 2, key, _subscriptions(to), *arguments))[0]
+            kept, gone = self._run(key, (BROADCAST, 2, key, _subscriptions(to), *arguments))[0]
+            return _durable(to, kept), _durable(to, gone)
 
-        kept, gone = persistent(publish, patience(message.ttl))
-        return _durable(to, kept), _durable(to, gone)
+        return persistent(publish, patience(message.ttl))
 
     def request(self, to: Address, message: Message) -> RedisReplies:
         """Publish it, with a way back."""

@@ -178,7 +178,7 @@ class PythonRqBackend(RedisBase):
         """The last reply to a message, if it is kept. Raises BackendUnavailable."""
         with translated():
             frame = self._client.get(self._records.result(queue, id))
-        return unpacked(frame) if frame else None
+            return unpacked(frame) if frame else None
 
     def dead_letters(self, queue: str) -> list[DeadLetter]:
         """What was given up in this queue (str), the last one first. Raises BackendUnavailable."""

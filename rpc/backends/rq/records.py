@@ -213,33 +213,35 @@ class Records:
         """Where the last reply to a message lies, if it is kept."""
         return f"rpc:result:{queue}:{id}"
 
+    @translated()
     def entries(self, queue: str, id: str | None) -> Iterator[Entry]:
         """What is scheduled for a queue, what waits in it, and what runs."""
-        with translated():
-            pipe = self.client.pipeline().zrange(self.scheduled(queue), 0, -1, withscores=True)
-            pipe.lrange(self.queue(queue).key, 0, -1).zrange(self.started(queue), 0, -1)
-            scheduled, waiting, started = pipe.execute()
+        return iter([*self._entries(queue, id)])
+
+    def _entries(self, queue: str, id: str | None) -> Iterator[Entry]:
+        pipe = self.client.pipeline().zrange(self.scheduled(queue), 0, -1, withscores=True)
+        pipe.lrange(self.queue(queue).key, 0, -1).zrange(self.started(queue), 0, -1)
+        scheduled, waiting, started = pipe.execute()
         places: list[tuple[Literal["scheduled", "waiting", "running"], str, str, float | None]]
         places = [("scheduled", text(each), "", due) for each, due in scheduled]
         places += [("waiting", text(each), "", None) for each in waiting]
         places += [("running", *text(each).rpartition(":")[::2], None) for each in started]
         places = [place for place in places if id in (None, place[1])]
-        with translated():
-            hashes = [*self._hashes(job for _, job, _, _ in places)]
+        hashes = self._hashes(job for _, job, _, _ in places)
         for (state, job, worker, due), fields in zip(places, hashes, strict=True):
             with suppress(SerializationError):  # it is not one of ours, or has expired
                 at = fields.get(b"enqueued_at", b"").decode("ascii", "replace")
                 frame = packed(message_in(fields).replace(deliveries=None))
                 yield Entry(job, queue, state, frame, due or _time(at), worker, raw(job))
 
+    @translated()
     def queue_info(self, queue: str) -> QueueInfo:
         """How many messages a queue has."""
-        with translated():
-            key, started = self.queue(queue).key, self.started(queue)
-            pipe = self.client.pipeline(transaction=False).llen(key).zcard(started).lindex(key, 0)
-            waiting, running, first, scheduled = pipe.zcard(self.scheduled(queue)).execute()
-            at = self.client.hget(raw(job_key(text(first))), "enqueued_at") if first else None
-            workers = sum(map(self.client.exists, worker_registration.get_keys(self.queue(queue))))
+        key, started = self.queue(queue).key, self.started(queue)
+        pipe = self.client.pipeline(transaction=False).llen(key).zcard(started).lindex(key, 0)
+        waiting, running, first, scheduled = pipe.zcard(self.scheduled(queue)).execute()
+        at = self.client.hget(raw(job_key(text(first))), "enqueued_at") if first else None
+        workers = sum(map(self.client.exists, worker_registration.get_keys(self.queue(queue))))
         sent = _time(at.decode("ascii", "replace")) if at else None
         age = None if sent is None else max(0.0, time.time() - sent)
         return QueueInfo(queue, waiting, running, scheduled, len(self.dead_letters(queue)), workers, age)

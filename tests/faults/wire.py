@@ -1,10 +1,13 @@
-"""Where the commands and replies of the Redis protocol (RESP 2) begin and end in a stream of chunks."""
+"""Where what is said begins and ends in a stream of chunks: commands and replies of the Redis protocol (RESP
+2), frames of AMQP."""
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+
+FrameEnd = Callable[[bytes, int], "int | None"]
+"""Where the frame that starts there ends; None if it is not complete."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,13 +22,13 @@ class Frame:
 class Frames:
     """Cuts one direction of a connection into frames."""
 
-    def __init__(self) -> None:
-        self._rest = b""
+    def __init__(self, frame_end: FrameEnd) -> None:
+        self._end, self._rest = frame_end, b""
 
     def feed(self, chunk: bytes) -> Iterator[Frame]:
         data, known = self._rest + chunk, len(self._rest)
         at = 0
-        while (end := frame_end(data, at)) is not None:
+        while (end := self._end(data, at)) is not None:
             frame = Frame(at - known, data[at:end])
             at = end
             self._rest = data[at:]
@@ -33,23 +36,8 @@ class Frames:
         self._rest = data[at:]
 
 
-class Counted:
-    """Both directions of a connection: which commands were sent, and which of them were answered."""
-
-    def __init__(self) -> None:
-        self._up, self._down = Frames(), Frames()
-        self.sent: deque[int] = deque()
-        """Numbers of the commands that have no reply yet."""
-
-    def commands(self, chunk: bytes) -> Iterator[Frame]:
-        return self._up.feed(chunk)
-
-    def replies(self, chunk: bytes) -> Iterator[Frame]:
-        return self._down.feed(chunk)
-
-
-def frame_end(data: bytes, start: int) -> int | None:
-    """Where the frame that starts there ends; None if it is not complete. What is no frame ends at once."""
+def of_redis(data: bytes, start: int) -> int | None:
+    """What is no frame ends at once."""
     line_end = data.find(b"\r\n", start)
     if line_end < 0:
         return None
@@ -61,8 +49,19 @@ def frame_end(data: bytes, start: int) -> int | None:
         end += count + 2 if count >= 0 else 0
         return end if end <= len(data) else None
     for _ in range(count):
-        inner = frame_end(data, end)
+        inner = of_redis(data, end)
         if inner is None:
             return None
         end = inner
     return end
+
+
+def of_amqp(data: bytes, start: int) -> int | None:
+    """The greeting is a frame, too."""
+    if data[start : start + 4] == b"AMQP":
+        end = start + 8
+    elif len(data) < start + 7:
+        return None
+    else:
+        end = start + 7 + int.from_bytes(data[start + 3 : start + 7], "big") + 1
+    return end if end <= len(data) else None
