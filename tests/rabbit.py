@@ -34,7 +34,13 @@ from .faults.proxy import Proxy
 URL = os.environ.get("RPC_TEST_AMQP", "amqp://guest:guest@127.0.0.1:5672/")
 SERVER = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
 PAGE = (Path(__file__).parents[1] / "docs" / "amqp.md").read_text()
-USERS = re.findall(r"^rabbitmqctl set_permissions -p / (\w+) '(.*)' '(.*)' '(.*)'$", PAGE, re.MULTILINE)
+PREFIX = "shop"
+"""What the users of the page have instead of `rpc`."""
+USERS = re.findall(
+    r"^rabbitmqctl set_permissions -p / (\w+) '(.*)' '(.*)' '(.*)'$",
+    PAGE.replace("rpc", PREFIX),
+    re.MULTILINE,
+)
 """Those of the page: names, and what they may configure, write and read."""
 PATIENCE = 60.0
 VHOSTS = 250
@@ -152,9 +158,12 @@ class Node:
         backend.close()
         return url
 
-    def control(self, *command: str) -> None:
-        """What rabbitmqctl does."""
-        subprocess.run([SERVER.with_name("rabbitmqctl"), *command], env=self._environment, check=True)
+    def control(self, *command: str) -> str:
+        """What rabbitmqctl does, and says."""
+        rabbitmqctl = [SERVER.with_name("rabbitmqctl"), "--quiet", *command]
+        return subprocess.run(
+            rabbitmqctl, env=self._environment, check=True, stdout=subprocess.PIPE, text=True
+        ).stdout
 
     def stop(self, number: int = signal.SIGTERM) -> None:
         """Stop it; with SIGKILL, as a power cut would."""
