@@ -8,17 +8,30 @@ import re
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import pytest
 import redis
 
-from rpc import AsyncRpcClient, Request, RpcClient, RpcReceiver, SettingsError, every, expose, job, on
+from rpc import (
+    AsyncRpcClient,
+    Request,
+    RpcClient,
+    RpcReceiver,
+    SettingsError,
+    backends,
+    every,
+    expose,
+    job,
+    on,
+)
 from rpc.backends import backend_from_url
 from rpc.settings import Settings
 from rpc.testing.site import PATIENCE, eventually
 from rpc.transport import inbox, topic
 
+BACKENDS = Path(backends.__file__).parent
 SHOP, BANK, CONCURRENCY = "shop", "bank", 4
 OURS = re.compile(r"(shop|bank)(:|$)")
 ON_RQ = re.compile(
@@ -260,6 +273,18 @@ def test_what_is_no_prefix_is_refused(url: str, prefix: str) -> None:
 def test_a_prefix(url: str, prefix: str) -> None:
     pytest.importorskip("pamqp") if url.startswith("amqp") else None
     backend_from_url(f"{url}?prefix={prefix}").close()
+
+
+def test_names_are_made_in_one_place() -> None:
+    sources = [*BACKENDS.rglob("*.py"), *BACKENDS.rglob("*.lua")]
+    literal = [
+        line.strip()
+        for source in sources
+        for line in source.read_text().splitlines()
+        if re.search(r"""["']\^?rpc:""", line)
+    ]
+    assert len(sources) > 50
+    assert [line for line in literal if "SETNAME" not in line] == []  # of a connection
 
 
 def test_the_longest_names_fit() -> None:
