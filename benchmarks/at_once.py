@@ -17,7 +17,7 @@ import msgspec
 import redis
 
 from rpc import RpcClient
-from rpc.backends.redis.keys import keys_of
+from rpc.backends.redis.keys import QueueNames
 
 from . import streaming
 from .callers import Callers, Futures, Tasks, alive, connections, wrong
@@ -35,7 +35,7 @@ NAP = 0.2
 COUNT = 500_000
 """How far a job counts, which is ten milliseconds of work or so."""
 NONE, TWO = Bound(0), Bound(2)
-QUEUE = keys_of("default").queue
+QUEUE = QueueNames().queue("default").queue
 
 
 def in_flight(kind: type[Callers], url: str, amounts: Amounts) -> Iterator[Row]:

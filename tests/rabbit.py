@@ -36,7 +36,13 @@ from .faults.proxy import Proxy
 URL = os.environ.get("RPC_TEST_AMQP", "amqp://guest:guest@127.0.0.1:5672/")
 SERVER = Path("/usr/lib/rabbitmq/bin/rabbitmq-server")
 PAGE = (Path(__file__).parents[1] / "docs" / "amqp.md").read_text()
-USERS = re.findall(r"^rabbitmqctl set_permissions -p / (\w+) '(.*)' '(.*)' '(.*)'$", PAGE, re.MULTILINE)
+PREFIX = "shop"
+"""What the users of the page have instead of `rpc`."""
+USERS = re.findall(
+    r"^rabbitmqctl set_permissions -p / (\w+) '(.*)' '(.*)' '(.*)'$",
+    PAGE.replace("rpc", PREFIX),
+    re.MULTILINE,
+)
 """Those of the page: names, and what they may configure, write and read."""
 PATIENCE = 150.0
 VHOSTS = 250

@@ -33,7 +33,7 @@ class MemoryStage(Stage):
         return MemoryBackend(self.url, **options)
 
     def waiting(self) -> int:
-        return len(HUBS[self.url].waiting[queue("default")])
+        return len(HUBS[self.url, "rpc"].waiting[queue("default")])
 
 
 @pytest.fixture

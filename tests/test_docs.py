@@ -6,10 +6,12 @@ import os
 import re
 import subprocess
 import sys
+from inspect import signature
 from pathlib import Path
 
 import pytest
 
+from rpc.backends import loaded
 from rpc.errors import DISTRIBUTION
 from rpc.testing import RedisServer, start_redis
 
@@ -112,6 +114,32 @@ def test_the_settings_page_has_every_key_and_no_other() -> None:
     keys = {f"RPC_{field.name.upper()}" for field in fields(Settings)} - {"RPC_MODULE", "RPC_ORIGIN"}
     page = (ROOT / "docs" / "settings.md").read_text()
     assert set(re.findall(r"^\| `(RPC_\w+)`", page, re.MULTILINE)) == keys
+
+
+@pytest.mark.parametrize(
+    ("page", "head", "scheme", "elsewhere"),
+    [
+        ("settings.md", "option of `redis:`", "redis", {"protocol"}),
+        ("settings.md", "option of `memory:`", "memory", set()),
+        ("settings.md", "option of `rq+…`", "rq+redis", set()),
+        ("amqp.md", "option |", "amqp", {"lease"}),
+    ],
+)
+def test_the_tables_of_options_have_each_and_its_default(
+    page: str, head: str, scheme: str, elsewhere: set[str]
+) -> None:
+    """`elsewhere`: what is the driver's, or is told outside of the table."""
+    if scheme == "amqp":
+        pytest.importorskip("pamqp", reason="needs RabbitMQ's driver")
+    parameters = signature(loaded(scheme)).parameters.values()
+    defaults = {
+        each.name: "\N{EN DASH}" if each.default is None else f"`{each.default}`"
+        for each in parameters
+        if each.kind is each.KEYWORD_ONLY and each.name not in elsewhere
+    }
+    table = (ROOT / "docs" / page).read_text().partition(f"| {head}")[2].partition("\n\n")[0]
+    rows = dict(re.findall(r"^\| `(\w+)` \| (\S+) \|", table, re.MULTILINE))
+    assert {name: default for name, default in rows.items() if name not in elsewhere} == defaults
 
 
 def test_the_distribution_has_one_name() -> None:

@@ -94,7 +94,7 @@ def client(site: Site) -> RpcClient:
 
 
 def waiting(site: Site, name: str = "default") -> int:
-    return len(HUBS[site.url].waiting[queue(name)])
+    return len(HUBS[site.url, "rpc"].waiting[queue(name)])
 
 
 # Calls that block.

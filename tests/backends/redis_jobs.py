@@ -15,6 +15,8 @@ from typing import Any, cast
 import redis
 
 from rpc import Request, RpcClient, RpcReceiver, every, job, on
+from rpc.backends._prefix import PREFIX
+from rpc.backends.redis.keys import QueueNames
 from rpc.inspection import DeadLetters
 from rpc.testing import RedisServer
 
@@ -105,11 +107,12 @@ JOBS: dict[str, Callable[..., Any]] = {
 class Bench:
     """A Redis, a log of what ran, workers as threads or processes; all of it ends with the test."""
 
-    def __init__(self, server: RedisServer, log: Path, query: str = "lease=1") -> None:
+    def __init__(self, server: RedisServer, log: Path, query: str = "lease=1", prefix: str = PREFIX) -> None:
         global log_path
         self.server, self.log, self.url = server, log, f"{server.url}?{query}"
         log_path = log
         log.touch()
+        self._workers = QueueNames(prefix).queue("default").workers
         self._stack = ExitStack()
         self.admin: Any = self._stack.enter_context(redis.Redis.from_url(server.url))
         self.admin.flushall()
@@ -139,11 +142,11 @@ class Bench:
 
     def spawn(self, *services: str) -> subprocess.Popen[bytes]:
         """A worker process; of these services, too."""
-        before = self.admin.hlen(WORKERS)
+        before = self.admin.hlen(self._workers)
         command = [sys.executable, "-m", __name__, self.url, str(self.log), *services]
         process = subprocess.Popen(command, cwd=ROOT)
         self._stack.callback(end, process)
-        eventually(lambda: self.admin.hlen(WORKERS) > before, "the worker did not start")
+        eventually(lambda: self.admin.hlen(self._workers) > before, "the worker did not start")
         return process
 
     def lines(self) -> list[str]:

@@ -19,6 +19,7 @@ from rpc.transport import Delivery, Message, queue
 from tests.rabbit import Node, Rabbit
 
 delays = pytest.importorskip("rpc.backends.amqp.delays", reason="needs RabbitMQ's driver")
+names = pytest.importorskip("rpc.backends.amqp.names")
 commands = pytest.importorskip("pamqp.commands")
 
 
@@ -33,7 +34,7 @@ def site(broker: Rabbit) -> Iterator[Site]:
     [(0, 0, "1"), (0.0159, 0, "1"), (0.016, 1, "10"), (0.4, 4, "11010"), (4294967.27, 27, "1" * 28)],
 )
 def test_a_delay_is_never_shorter_and_names_its_levels(seconds: float, level: int, digits: str) -> None:
-    exchange, key = delays.route_after(seconds, "rpc:queue:a.b")
+    exchange, key = delays.route_after(names.Names(), seconds, "rpc:queue:a.b")
     assert exchange == f"rpc:delay:{level}"
     assert key == ".".join(digits.zfill(28)) + ".rpc:queue:a.b"
     assert int(digits, 2) * 0.016 > seconds - 0.001

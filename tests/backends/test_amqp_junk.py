@@ -278,7 +278,7 @@ def test_junk_costs_itself_at_most(amqp_url: str, ways: list[str], caplog: pytes
         lambda connection: connection.ask(2, backend.servers.queue("rpc:dead:default"), Queue.DeclareOk)
     )
     with serving(amqp_url) as workers, RpcClient(backend=amqp_url, timeout=PATIENCE) as client:
-        shelf = messages.queue_name(SHELF)
+        shelf = backend.servers.names.queue(SHELF)
         eventually(
             lambda: backend.senders.do(lambda it: it.succeeds(3, messages.Probe(shelf), Queue.DeclareOk, 404))
         )

@@ -1,4 +1,4 @@
-"""The users of docs/amqp.md may do what is necessary, and nothing else."""
+"""The users of docs/amqp.md may do what is necessary, and nothing else; with a prefix of their own."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ from rpc import (
     on,
 )
 from rpc.testing.site import PATIENCE, eventually
-from tests.rabbit import AmqpBackend, Node
+from tests.rabbit import PREFIX, AmqpBackend, Node
 
 pytestmark = pytest.mark.xdist_group("rabbit_node")
 
 
 def url(node: Node, user: str) -> str:
-    return node.url.replace("//", f"//{user}:{user}@")
+    return node.url.replace("//", f"//{user}:{user}@") + f"?prefix={PREFIX}"
 
 
 class Everything:
@@ -126,11 +126,12 @@ def test_in_a_loop_too(rabbit_node: Node, everything: Everything) -> None:
 
 
 @pytest.mark.parametrize(
-    ("user", "name"), [("client", "rpc:queue:x"), ("client", "theirs"), ("worker", "theirs")]
+    ("user", "name"),
+    [("client", f"{PREFIX}:queue:x"), ("client", "theirs"), ("worker", "theirs"), ("worker", f"{PREFIX}2:x")],
 )
 def test_what_they_need_not_do_is_refused(rabbit_node: Node, user: str, name: str) -> None:
     commands = pytest.importorskip("pamqp.commands")
-    backend = AmqpBackend(url(rabbit_node, user))
+    backend = AmqpBackend(rabbit_node.url.replace("//", f"//{user}:{user}@"), prefix=PREFIX)
     made = backend.servers.queue(name)
     with pytest.raises(BackendUnavailable, match=f"ACCESS_REFUSED.*'{name}'"):
         backend.senders.do(lambda connection: connection.ask(1, made, commands.Queue.DeclareOk))

@@ -50,8 +50,8 @@ def test_the_rest_of_the_url_is_left_to_the_driver(url, rest):
     ("memory://h", {"lease": 1}, "has no option 'lease'; it has max_length"),
     ("memory://h?max_length=-1", {}, "max_length is not negative"),
     ("memory://h?max_length=some", {}, "Expected `int`"),
-    ("memory://h?typo=1", {}, "no options of this backend: typo; it has max_length$"),
-    ("memory://h?b&a=1", {}, "no options of this backend: a, b; it has max_length$"),
+    ("memory://h?typo=1", {}, "no options of this backend: typo; it has max_length, prefix$"),
+    ("memory://h?b&a=1", {}, "no options of this backend: a, b; it has max_length, prefix$"),
     ("carrier://h", {}, r"names no backend; known are .*memory:.*rq\+redis:"), ("", {}, "names no backend"),
     ("localhost:6379", {}, "names no backend"), ("memory://[", {}, "cannot be read"),
 ])  # fmt: skip

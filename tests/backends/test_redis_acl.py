@@ -39,6 +39,7 @@ RUN = {
     ),
 }
 """The scripts that each runs."""
+PREFIX = "shop"
 SCRIPTS = {name: text for name, text in vars(scripts).items() if name.isupper() and "-- KEYS" in str(text)}
 
 
@@ -68,14 +69,16 @@ def url(server: RedisServer, user: str) -> str:
 
 
 def test_with_these_users_all_of_it_works(server: RedisServer, tmp_path: Path) -> None:
-    bench = Bench(server, tmp_path / "log")
+    """With a prefix of one's own: no key begins with another one."""
+    bench = Bench(server, tmp_path / "log", prefix=PREFIX)
     try:
         if int(bench.admin.info("server")["redis_version"].split(".")[0]) < 7:
             pytest.skip("needs a real Redis, of version 7")
         for user, rules in LINES.items():
-            bench.admin.execute_command("ACL SETUSER", user, *rules.split())
-        bench.url = url(server, "rpc-worker") + "?lease=1"
-        bench.client = bench.make_client(backend=url(server, "rpc-client"))
+            theirs = rules.replace("~rpc:*", f"~{PREFIX}:*")
+            bench.admin.execute_command("ACL SETUSER", user, *theirs.split())
+        bench.url = url(server, "rpc-worker") + f"?lease=1&prefix={PREFIX}"
+        bench.client = bench.make_client(backend=url(server, "rpc-client") + f"?prefix={PREFIX}")
         exercised(bench)
         assert denied(bench.admin) == []
         for user in LINES:

@@ -16,7 +16,7 @@ import redis
 
 from rpc import PythonRqBackend, RpcError, RpcTimeout
 from rpc.backends.redis.servers import servers_of
-from rpc.backends.redis.topics import RedisReplies, channel_key
+from rpc.backends.redis.topics import RedisReplies
 from rpc.testing import RedisServer
 from rpc.transport import LOST, Address, Delivery, Handler, Message, inbox, packed, queue, topic
 
@@ -34,7 +34,7 @@ def client(bench: Bench) -> Iterator[Any]:
 
 def opened(client: Any, name: str = "way", **options: Any) -> RedisReplies:
     client.xadd(f"rpc:re:{name}", {"m": b""}, id="0-1")
-    return RedisReplies(client, name, **options)
+    return RedisReplies(client, f"rpc:re:{name}", **options)
 
 
 def replied(client: Any, body: bytes, name: str = "way", **headers: str) -> None:
@@ -48,7 +48,7 @@ def test_reading_takes_nothing_away(client: Any) -> None:
     replies = opened(client)
     replied(client, b"x")
     assert replies.receive(1).body == b"x"
-    assert RedisReplies(client, "way").receive(1).body == b"x"
+    assert RedisReplies(client, "rpc:re:way").receive(1).body == b"x"
 
 
 def cut_all(bench: Bench) -> None:
@@ -195,7 +195,7 @@ def test_garbage_in_a_stream_does_not_stop_its_listeners(bench: Bench, to: Any) 
         seen.append(delivery.message.body)
         raise ValueError
 
-    key = channel_key(to)
+    key = backend.names.channel(to)
 
     def heard() -> bool:
         for entry in ({"m": b"\xff\xff"}, {"other": b"x"}):

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from rpc import RpcClient, RpcTimeout
-from rpc.backends.redis.keys import keys_of
+from rpc.backends.redis.keys import QueueNames
 from rpc.testing import RedisServer
 
 from .redis_jobs import Bench
@@ -64,9 +64,9 @@ def test_what_callers_left_in_a_queue_that_nobody_serves_ends_with_them(bench: B
         with pytest.raises(RpcTimeout):
             bench.client.submit("echo", [kind], timeout=0.3).result(PATIENCE)
         future = bench.client.submit("echo", [kind])
-        eventually(lambda: bench.admin.llen(keys_of("default").queue))
+        eventually(lambda: bench.admin.llen(QueueNames().queue("default").queue))
         future.cancel()
-        eventually(lambda: not bench.admin.llen(keys_of("default").queue), "it stays")
+        eventually(lambda: not bench.admin.llen(QueueNames().queue("default").queue), "it stays")
     assert bench.without_end() == set()
 
 
@@ -76,7 +76,7 @@ def test_what_has_no_end_is_found_by_those_who_come_much_later(bench: Bench) -> 
     eventually(lambda: "slow 1" in bench.lines())
     end(worker)
     bench.release()
-    bench.admin.delete(keys_of("default").workers)  # as if a day had passed
+    bench.admin.delete(QueueNames().queue("default").workers)  # as if a day had passed
     bench.serve()
     eventually(lambda: "slept 1" in bench.lines())
     eventually(lambda: not bench.without_end(), "it stays")

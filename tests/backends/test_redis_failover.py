@@ -15,7 +15,7 @@ import pytest
 
 from rpc import BackendUnavailable, RpcClient, RpcReceiver, RpcTimeout, Unsupported, WorkerLost
 from rpc.backends import backend_from_url
-from rpc.backends.redis.keys import keys_of
+from rpc.backends.redis.keys import QueueNames
 from rpc.testing.topologies import start_cluster, start_sentinel
 
 pytestmark = [
@@ -25,7 +25,7 @@ pytestmark = [
     pytest.mark.timeout(120),
 ]
 CALLERS = 4
-KEY = keys_of("default").queue
+KEY = QueueNames().queue("default").queue
 
 
 def outcomes_while(url: str, disturb: Callable[[], object]) -> Counter[str]:

@@ -20,7 +20,7 @@ from rpc import QueueFull, Request, RpcClient, RpcReceiver
 from rpc.backends import backend_from_url
 from rpc.backends.redis import fetch
 from rpc.backends.redis.acks import Ack, AckBuffer, Group, Page
-from rpc.backends.redis.keys import keys_of
+from rpc.backends.redis.keys import QueueNames
 from rpc.backends.redis.servers import servers_of
 from rpc.testing import RedisServer, start_redis
 from rpc.testing.site import eventually
@@ -219,7 +219,7 @@ def test_a_response_leaves_though_its_handler_goes_on_and_others_wait_behind_it(
 def test_what_was_acknowledged_on_a_connection_that_broke_is_not_answered_on_the_next(
     server: RedisServer,
 ) -> None:
-    keys, confirmed = keys_of(uuid4().hex), list[Group]()
+    keys, confirmed = QueueNames().queue(uuid4().hex), list[Group]()
     page, servers = Page(keys, "worker", 0), servers_of(server.url)
     acks = AckBuffer(servers, keys.queue, confirmed.append, lambda: None)
     with redis.Redis.from_url(server.url) as admin:

@@ -67,7 +67,12 @@ def reply(id: str, frame: str = "reply", number: int = 1) -> str:
     return f"{number}\n{id}\n{frame}"
 
 
-IN, IN2 = "rpc:{t}:in:1", "rpc:{t}:in:2"
+def at(key: str) -> str:
+    """What the cases call by a short name."""
+    return key if ":{" in key else f"rpc:{{t}}:{key}"
+
+
+IN, IN2, THEIRS = "rpc:{t}:in:1", "rpc:{t}:in:2", "shop:{t}:in:1"
 WOKEN = {"w~60": Z({"1": 0})}
 KNOWN = {"q:t:i~10": ""}
 IT, A, B = record(), record("a"), record("b")
@@ -232,7 +237,8 @@ CASES = [
          "q:b:i~604800": "body"}),
     Case("what others have is not buried", scripts.BURY, "p q dead", [A, "why", 1, "reply", 0], {"p": [B]}, 0,
          {}),
-    Case("what is not begun goes back", scripts.RELEASE, "q w", ["p", A, "p2", B, "p", OLD], {"q": [IT],
+    Case("what is not begun goes back", scripts.RELEASE, "q w",
+         [at("p"), A, at("p2"), B, at("p"), OLD], {"q": [IT],
          "p": [A], "p2": [B]}, None, {"q": [A, B, IT], "p": None, "p2": None, **WOKEN}),
     # Workers that die.
     Case("a worker signs on", scripts.SIGN_ON, "a q:workers q2:workers", ["me", 10_000, 60_000, 1, 3],
@@ -312,6 +318,10 @@ CASES = [
          **KNOWN}),
     Case("a reply goes to no list of others", scripts.ACK, "p", [60_000, A, "theirs", reply("a")],
          {"p": [A], "theirs": ["1"]}, 1, {"p": None}),
+    Case("a reply goes to no inbox of others", scripts.ACK, "p", [60_000, A, THEIRS, reply("a"), IT, IN,
+         reply("i")], {"p": [A, IT]}, 2, {"p": None, f"{IN}~60": [reply("i")]}),
+    Case("a reply with another prefix", scripts.ACK, "shop:{t}:p", [60_000, A, THEIRS, reply("a")],
+         {"shop:{t}:p": [A]}, 1, {"shop:{t}:p": None, f"{THEIRS}~60": [reply("a")]}),
     Case("what is no inbox makes room for a reply", scripts.ACK, "p", [60_000, A, IN, reply("a")],
          {"p": [A], IN: "x"}, 1, {"p": None, IN: None, f"{IN}~60": [reply("a")]}),
     Case("what names a list of others is buried alone", scripts.BURY, "p q dead",
@@ -339,9 +349,9 @@ def admin(rpc_redis: RedisServer) -> Iterator[Any]:
 def test_a_script(admin: Any, case: Case) -> None:
     admin.flushall()
     for key, value in sorted(case.before.items()):
-        put(admin, *key.partition("~")[::2], value)
-    answer = evaluated(admin, case.script, case.keys.split(), *case.arguments)
-    expected = {key: value for key, value in {**case.before, **case.then}.items() if value is not None}
+        put(admin, *at(key).partition("~")[::2], value)
+    answer = evaluated(admin, case.script, [at(key) for key in case.keys.split()], *case.arguments)
+    expected = {at(key): value for key, value in {**case.before, **case.then}.items() if value is not None}
     assert case.answer(answer) if callable(case.answer) else answer == case.answer
     assert found(admin) == expected
 

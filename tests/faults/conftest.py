@@ -46,8 +46,8 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Deselect what is not in the plan. `make test-all` has 60 s for a test, `make faults` has more; RabbitMQ takes
-    ten to start. All that needs a stage is slow."""
+    """Deselect what is not in the plan. `make test-all` has 60 s for a test, `make faults` has more; RabbitMQ
+    takes ten to start. All that needs a stage is slow."""
     plan = plan_of(config)
     ours = [item for item in items if HERE in item.path.parents]
     unwanted = [item for item in ours if not plan.wants(item)]

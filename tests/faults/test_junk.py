@@ -20,7 +20,7 @@ import redis
 
 from rpc import RpcClient, RpcError, RpcReceiver, every, on
 from rpc.backends import backend_from_url
-from rpc.backends.redis.keys import keys_of
+from rpc.backends.redis.keys import QueueNames
 from rpc.inspection import DeadLetters
 from rpc.testing import RedisServer
 from rpc.transport import Message, queue
@@ -216,7 +216,7 @@ def ours(admin: Any, scheme: str, dice: random.Random) -> list[bytes]:
     ]
     names += ["rpc:topic:{fuzz}", "rpc:subscriptions:{fuzz}", "rpc:members:{fuzz}:team"]
     for name in "default", "high", "_fuzz.books":
-        keys = keys_of(name)
+        keys = QueueNames().queue(name)
         if scheme == "redis":
             names += [keys.queue, keys.wakeup, keys.delayed, keys.dead, keys.workers, keys.control]
             names += [keys.token("x"), keys.body("x"), keys.once("0" * 64), keys.page(own, 0)]
@@ -316,7 +316,7 @@ def test_what_cannot_be_read_is_a_dead_letter(
     rpc_redis: RedisServer, admin: Any, junk: bytes, serving: Callable[[str], None]
 ) -> None:
     url = f"{rpc_redis.url}?lease=2"
-    admin.rpush(keys_of("default").queue, junk)
+    admin.rpush(QueueNames().queue("default").queue, junk)
     serving(url)
     backend: Any = backend_from_url(url)
     shelf: DeadLetters = backend

@@ -14,7 +14,6 @@ from ...transport import Address, Message
 from .._retry import backoff, patience
 from .aio_connection import AsyncConnection
 from .dialogue import Steps
-from .messages import OWN_EXCHANGE
 from .requests import (
     REQUESTS,
     SEND,
@@ -99,7 +98,7 @@ class LoopConnection:
                 self.failure, self._replies = None, None
                 self._used_by.clear()
                 self._connection.listeners[REQUESTS] = self._hear
-                self._connection.tell(SEND, OWN_EXCHANGE)
+                self._connection.tell(SEND, self._servers.names.own_exchange)
             return self._connection
 
     def _hear(self, arrival: Arrival) -> None:
@@ -111,7 +110,7 @@ class LoopConnection:
         connection = await self.connection()
         request = replies.request
         await self._perform(preparing(self._servers, self._most, request.to, request.message), connection)
-        queue = self._replies = self._replies or ReplyQueue(connection)
+        queue = self._replies = self._replies or ReplyQueue(connection, self._servers.names)
         self._used_by[queue] = self._used_by.get(queue, 0) + 1
         self._waiting[replies.request.message.id] = replies
         queue.send(replies.request)

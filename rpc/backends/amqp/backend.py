@@ -14,6 +14,7 @@ from ...inspection import DeadLetter, QueueInfo
 from ...loops import Alarm, pop_or_none
 from ...transport import IDEMPOTENCY_KEY, Address, Handler, Message
 from ...transport import queue as queue_address
+from .._prefix import PREFIX
 from .._retry import RETRY_FOR
 from .._serving import OnChange, Plan
 from ..features import FEATURES, unsupported
@@ -22,7 +23,8 @@ from .callers import BlockingReplies, CallerConnection, Senders
 from .connection import Connection, Heartbeats
 from .dead_letters import DeadLetterStore
 from .locks import Locks
-from .messages import Probe, dead_name, queue_name
+from .messages import Probe
+from .names import Names
 from .requests import PROBE, SEND
 from .server import AmqpServer
 from .servers import Servers
@@ -36,7 +38,8 @@ class AmqpBackend:
     delivered at most `max_deliveries` times; then it is a dead letter. `heartbeat` is the seconds without a
     sign of life after which either side takes the connection for lost (0: none). Queues are of `queue_type`
     "classic" or "quorum". A queue with `max_length` messages refuses more from this sender with QueueFull (0:
-    it does not). Connects at first use.
+    it does not). The names of all queues and exchanges begin with `prefix`, by which applications are told
+    apart that share a vhost. Connects at first use.
     """
 
     features = FEATURES["amqp"]
@@ -51,6 +54,7 @@ class AmqpBackend:
         max_length: int = 0,
         queue_type: Literal["classic", "quorum"] = "classic",
         lease: float | None = None,
+        prefix: str = PREFIX,
     ) -> None:
         """`lease`, which is RPC_LEASE, is that of singleton timers, which name it with each lock. Jobs need
         none: a worker has them for as long as its connection."""
@@ -58,14 +62,14 @@ class AmqpBackend:
         heartbeat = seconds(heartbeat, "heartbeat")
         if max_deliveries < 1 or max_length < 0 or 0 < heartbeat < 2:
             raise ValueError("max_deliveries is at least 1, max_length at least 0, heartbeat at least 2 or 0")
-        self.servers = Servers(url, heartbeat, queue_type)
+        self.servers = Servers(url, heartbeat, queue_type, Names(prefix))
         self._max_length, self._max_deliveries = max_length, max_deliveries
         self._heartbeats = Heartbeats()
         self._callers: list[CallerConnection] = []
         """Those that nobody waits on."""
         self.senders = Senders(self.servers, self.connect, max_length)
         self._dead_letters = DeadLetterStore(self.senders)
-        self._locks = Locks(self.connect)
+        self._locks = Locks(self.connect, self.servers.names)
 
     def connect(self, wakeup: Alarm | None = None) -> Connection:
         """A connection, which `wakeup` wakes up. Raises Broken."""
@@ -124,9 +128,11 @@ class AmqpBackend:
         """What runs and what was delayed is not known, nor how old what waits is; workers that have no room
         count as one."""
 
+        names = self.servers.names
+
         def look(connection: Connection) -> tuple[int, int, int]:
-            waiting, workers = connection.size_of(PROBE, Probe(queue_name(queue_address(queue))))
-            dead, _ = connection.size_of(PROBE, Probe(dead_name(queue)))
+            waiting, workers = connection.size_of(PROBE, Probe(names.queue(queue_address(queue))))
+            dead, _ = connection.size_of(PROBE, Probe(names.dead(queue)))
             return waiting, dead, workers
 
         waiting, dead, workers = self.senders.do(look)
@@ -135,16 +141,18 @@ class AmqpBackend:
     def declare(self, *addresses: Address) -> None:
         """Make these queues, so that messages to them are taken before anybody serves them."""
         for to in addresses:
-            self._ask(self.servers.queue(queue_name(to)), Queue.DeclareOk)
+            self._ask(self.servers.queue(self.servers.names.queue(to)), Queue.DeclareOk)
 
     def delete(self, *addresses: Address) -> None:
         """Delete these queues, with what is in them and their dead letters."""
+        names = self.servers.names
         for to in addresses:
-            for name in queue_name(to), dead_name(to.name):
+            for name in names.queue(to), names.dead(to.name):
                 self._ask(Queue.Delete(queue=name), Queue.DeleteOk)
 
     def unsubscribe(self, to: Address) -> None:
-        self._ask(Queue.Delete(queue=queue_name(to.subscription_queue)), Queue.DeleteOk)
+        name = self.servers.names.queue(to.subscription_queue)
+        self._ask(Queue.Delete(queue=name), Queue.DeleteOk)
 
     def _ask(self, method: Any, expected: type[Any]) -> None:
         self.senders.do(lambda connection: connection.ask(SEND, method, expected), RETRY_FOR)

@@ -14,7 +14,8 @@ from ...transport import DELAY, Address, Message
 from .._retry import backoff, patience
 from .connection import BLOCK, Connection, persistently
 from .dialogue import Steps
-from .messages import EXCHANGE, OWN_EXCHANGE, cancel_of, control_key
+from .messages import cancel_of, control_key
+from .names import Names
 from .requests import (
     REQUESTS,
     SEND,
@@ -65,7 +66,7 @@ class Senders:
             connection = pop_or_none(self._idle)
             if not connection or not connection.is_open:
                 connection = self.connect()
-                connection.tell(SEND, OWN_EXCHANGE)
+                connection.tell(SEND, self.servers.names.own_exchange)
             try:
                 done = action(connection)
             except (Broken, RpcError):
@@ -92,7 +93,7 @@ class Senders:
 
     def _tell(self, to: Address, id: str) -> Arrival | None:
         said = SEND, control_key(to.name), cancel_of(id), b""
-        return self.do(lambda connection: connection.confirmed(*said, exchange=EXCHANGE))
+        return self.do(lambda connection: connection.confirmed(*said, exchange=self.servers.names.exchange))
 
     def close(self) -> None:
         while connection := pop_or_none(self._idle):
@@ -102,16 +103,16 @@ class Senders:
 class CallerConnection:
     """A connection that is one request's for as long as it waits."""
 
-    def __init__(self, connection: Connection) -> None:
-        self.connection = connection
-        self.replies = ReplyQueue(connection)
+    def __init__(self, connection: Connection, names: Names) -> None:
+        self.connection, self._names = connection, names
+        self.replies = ReplyQueue(connection, names)
 
     def leave(self, request: PendingRequest, renew: bool) -> None:
         """The request was given up: say so, and take another reply queue."""
         self.replies.withdraw(request)
         if renew:
             self.replies.delete()
-            self.replies = ReplyQueue(self.connection)
+            self.replies = ReplyQueue(self.connection, self._names)
         self.connection.flush()
 
 
@@ -140,7 +141,7 @@ class BlockingReplies:
         if caller and caller.connection.is_open:
             caller.connection.look()
         else:
-            caller = self._caller = CallerConnection(self._senders.connect())
+            caller = self._caller = CallerConnection(self._senders.connect(), self._senders.servers.names)
         request, senders = self._request, self._senders
         if senders.most or DELAY in request.message.headers:
             perform(preparing(senders.servers, senders.most, request.to, request.message), caller.connection)

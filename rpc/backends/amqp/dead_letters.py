@@ -15,7 +15,7 @@ from ...inspection import DeadLetter
 from ...transport import ATTEMPT, DELAY, HANDED_BACK, UNKNOWN, Message, packed, queue, unpacked
 from .callers import Senders
 from .connection import Connection
-from .messages import Probe, dead_name, properties_of, queue_name, refused, resend
+from .messages import Probe, properties_of, refused, resend
 from .requests import PROBE, SEND
 from .servers import Servers
 from .wire import Arrival, Basic, Broken, Queue, ack
@@ -33,7 +33,8 @@ def bury(
     connection: Connection, servers: Servers, name: str, message: Message, why: str, channel: int
 ) -> None:
     """Make it a dead letter of the queue of this name, safely."""
-    connection.ask(channel, servers.queue(dead_name(name)), Queue.DeclareOk)
+    queue = servers.names.dead(name)
+    connection.ask(channel, servers.queue(queue), Queue.DeclareOk)
     properties = Basic.Properties(
         headers={TOKEN: uuid4().hex, AT: f"{time.time():.3f}", WHY: why[:LONGEST]},
         correlation_id=message.id.encode("utf-8", "replace")[:255].decode("utf-8", "ignore") or None,
@@ -43,15 +44,15 @@ def bury(
         frame = packed(message.replace(deliveries=None))
     except SerializationError:  # a client of another make may send more headers than we carry
         frame = packed(Message(message.body, {"id": message.id[:128]}))
-    if connection.confirmed(channel, dead_name(name), properties, frame):
-        raise Broken(f"{dead_name(name)} took no dead letter")
+    if connection.confirmed(channel, queue, properties, frame):
+        raise Broken(f"{queue} took no dead letter")
 
 
 class DeadLetterStore:
     """The dead letters of all queues."""
 
     def __init__(self, senders: Senders) -> None:
-        self._senders = senders
+        self._senders, self._names = senders, senders.servers.names
 
     def letters(self, name: str) -> list[DeadLetter]:
         found: list[DeadLetter] = []
@@ -71,7 +72,7 @@ class DeadLetterStore:
         properties, began = properties_of(message, durable=True, copy=uuid4().hex), time.monotonic()
 
         def send(connection: Connection) -> None:
-            came_back = connection.confirmed(SEND, queue_name(to), properties, message.body)
+            came_back = connection.confirmed(SEND, self._names.queue(to), properties, message.body)
             resend(properties, began, began)  # if the letter cannot be taken away, and it is tried again
             if came_back:
                 raise refused(to, came_back)
@@ -98,12 +99,14 @@ class DeadLetterStore:
         """Look at one after the other until one is wanted. With that, do something, and take it away. If the
         connection breaks, `begin` again."""
 
+        queue = self._names.dead(name)
+
         def look(connection: Connection) -> bool:
             begin()
-            if not connection.succeeds(PROBE, Probe(dead_name(name)), Queue.DeclareOk, 404):
+            if not connection.succeeds(PROBE, Probe(queue), Queue.DeclareOk, 404):
                 return False
             try:
-                while isinstance((arrival := _got(connection, dead_name(name))).method, Basic.GetOk):
+                while isinstance((arrival := _got(connection, queue)).method, Basic.GetOk):
                     if is_wanted(arrival):
                         action(connection)
                         taken: Any = arrival.method
@@ -131,7 +134,7 @@ def _letter(name: str, arrival: Arrival) -> DeadLetter | None:
     except (SerializationError, TypeError, ValueError):
         when = math.nan
     if not (math.isfinite(when) and isinstance(token, str) and isinstance(told, str)):
-        logger.warning("what is no dead letter lies in %r", dead_name(name))
+        logger.warning("what is no dead letter lies among those of queue %r", name)
         return None
     why, trace = DeadLetter.told(told)
     return DeadLetter(arrival.properties.correlation_id or "", name, when, why, arrival.body, token, trace)

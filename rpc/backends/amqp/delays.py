@@ -30,13 +30,13 @@ from pamqp import base
 
 from ...errors import NoReceivers, Unsupported
 from .dialogue import Steps
+from .names import Names
 from .servers import Servers
 from .wire import Broken, Exchange, Queue
 
 LEVELS, TICK = 28, 16
 """A tick in milliseconds."""
 LONGEST = ((1 << LEVELS) - 1) * TICK / 1000
-DUE, GONE = "rpc:delay:due", "rpc:delay:gone"
 _AT_LEAST_ONCE: Any = {
     "x-queue-type": "quorum",
     "x-dead-letter-strategy": "at-least-once",
@@ -51,10 +51,10 @@ def ticks_in(seconds: float) -> int:
     return int(seconds * 1000 // TICK) + 1  # the tick that it ends in is not over
 
 
-def route_after(seconds: float, queue: str) -> tuple[str, str]:
+def route_after(names: Names, seconds: float, queue: str) -> tuple[str, str]:
     """The exchange and the routing key of what is to be in the queue, by RabbitMQ's name, after that time."""
     ticks = ticks_in(seconds)
-    return _level(ticks.bit_length() - 1), f"{'.'.join(f'{ticks:0{LEVELS}b}')}.{queue}"
+    return names.level(ticks.bit_length() - 1), f"{'.'.join(f'{ticks:0{LEVELS}b}')}.{queue}"
 
 
 def leading(servers: Servers, queue: str, seconds: float, channel: int, probe: int) -> Steps:
@@ -63,10 +63,10 @@ def leading(servers: Servers, queue: str, seconds: float, channel: int, probe: i
     levels = ticks_in(seconds).bit_length()
     is_new = servers.levels < levels
     if is_new:
-        for method, expected in _made(levels):
+        for method, expected in _made(servers.names, levels):
             yield methodcaller("ask", channel, method, expected)
         servers.levels = levels
-    bind = Queue.Bind(queue=queue, exchange=DUE, routing_key="*." * LEVELS + queue)
+    bind = Queue.Bind(queue=queue, exchange=servers.names.due, routing_key="*." * LEVELS + queue)
     try:
         yield methodcaller("ask", probe, bind, Queue.BindOk)
     except Broken as error:
@@ -78,15 +78,15 @@ def leading(servers: Servers, queue: str, seconds: float, channel: int, probe: i
         raise NoReceivers(f"there is no queue {queue}: nobody has ever served it") from None
 
 
-def _made(levels: int) -> Iterator[tuple[base.Frame, type[Any]]]:
+def _made(names: Names, levels: int) -> Iterator[tuple[base.Frame, type[Any]]]:
     """What makes the lower levels, and how each method is answered."""
-    yield _exchange(GONE, "fanout")
-    yield Queue.Declare(queue=GONE, durable=True, arguments={"x-max-length": 0}), Queue.DeclareOk
-    yield Queue.Bind(queue=GONE, exchange=GONE), Queue.BindOk
-    yield _exchange(DUE, "topic", **{"alternate-exchange": GONE})
-    below = DUE
+    below, gone = names.due, names.gone
+    yield _exchange(gone, "fanout")
+    yield Queue.Declare(queue=gone, durable=True, arguments={"x-max-length": 0}), Queue.DeclareOk
+    yield Queue.Bind(queue=gone, exchange=gone), Queue.BindOk
+    yield _exchange(below, "topic", **{"alternate-exchange": gone})
     for number in range(levels):
-        name, digits = _level(number), "*." * (LEVELS - 1 - number)
+        name, digits = names.level(number), "*." * (LEVELS - 1 - number)
         arguments = {**_AT_LEAST_ONCE, "x-message-ttl": TICK << number, "x-dead-letter-exchange": below}
         yield _exchange(name, "topic")
         yield Queue.Declare(queue=name, durable=True, arguments=arguments), Queue.DeclareOk
@@ -99,7 +99,3 @@ def _made(levels: int) -> Iterator[tuple[base.Frame, type[Any]]]:
 def _exchange(name: str, kind: str, **arguments: Any) -> tuple[base.Frame, type[Any]]:
     declare = Exchange.Declare(exchange=name, exchange_type=kind, durable=True, arguments=arguments)
     return declare, Exchange.DeclareOk
-
-
-def _level(number: int) -> str:
-    return f"rpc:delay:{number}"

@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from hashlib import sha256
 from threading import get_ident
 from typing import Any, Protocol
 
@@ -14,6 +13,7 @@ from ...transport import STREAM, Address, Message
 from .._serving import BaseDelivery, lost
 from .connection import Connection
 from .messages import COPY, can_be_answered, message_of, properties_of
+from .names import Names
 from .wire import Arrival, Queue, ack, frames, published
 
 logger = logging.getLogger(__name__)
@@ -29,6 +29,8 @@ AGAIN = "rpc-again"
 
 class Owner(Protocol):
     """What a delivery needs of its server."""
+
+    names: Names
 
     def reply(self, delivery: QueueDelivery, way: str, message: Message) -> None: ...
 
@@ -143,7 +145,7 @@ class QueueDelivery(BaseDelivery):
 
     def _mark(self, kind: str, of: str = "") -> str:
         key = self.key if self.message.attempt == 1 else f"{self.key} {self.message.attempt}"
-        return f"rpc:{kind}:{sha256(f'{of}{key}'.encode('utf-8', 'surrogatepass')).hexdigest()}"
+        return self._owner.names.mark(kind, f"{of}{key}")
 
     @property
     def counts_itself(self) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 
 from ...loops import process
 from .connection import BLOCK, Connection, persistently
+from .names import Names
 from .servers import LONGEST_TTL
 from .wire import Broken, Queue
 
@@ -19,8 +20,8 @@ CHANNEL = 1
 class Locks:
     """Those of one backend, on one connection. For any thread."""
 
-    def __init__(self, connect: Callable[[], Connection]) -> None:
-        self._connect = connect
+    def __init__(self, connect: Callable[[], Connection], names: Names) -> None:
+        self._connect, self._names = connect, names
         self._connection: Connection | None = None
         self._begin()
 
@@ -43,7 +44,7 @@ class Locks:
             if holder != owner or before != lease:
                 self._let_go(connection, name)
             expires: Any = {"x-expires": min(LONGEST_TTL, max(1, round(lease * 1000)))}
-            queue = Queue.Declare(queue=_queue(name), exclusive=True, arguments=expires)
+            queue = Queue.Declare(queue=self._names.lock(name), exclusive=True, arguments=expires)
             is_mine = connection.succeeds(CHANNEL, queue, Queue.DeclareOk, 405)
             if is_mine:
                 self._held[name] = owner, lease, now + lease
@@ -77,8 +78,4 @@ class Locks:
 
     def _let_go(self, connection: Connection, name: str) -> None:
         self._held.pop(name, None)
-        connection.ask(CHANNEL, Queue.Delete(queue=_queue(name)), Queue.DeleteOk)
-
-
-def _queue(name: str) -> str:
-    return f"rpc:lock:{name}"
+        connection.ask(CHANNEL, Queue.Delete(queue=self._names.lock(name)), Queue.DeleteOk)

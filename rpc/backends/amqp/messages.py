@@ -1,4 +1,4 @@
-"""Messages in AMQP's terms: names of queues, routes, properties.
+"""Messages in AMQP's terms: routes, properties.
 
 What AMQP has a property for travels in it, so that management tools show it; the other headers are in the
 table of headers. How much time is left is told by `expiration` and the table's `timestamp_in_ms`, which
@@ -10,18 +10,15 @@ from __future__ import annotations
 import time
 from base64 import b64decode
 from collections.abc import Mapping
-from hashlib import blake2b
 from typing import Any
 
 from ...errors import NoReceivers, QueueFull, RpcError, SerializationError
 from ...transport import DELAY, MAX_HEADER_BYTES, MAX_HEADERS, NAME, Address, Message
 from .delays import route_after
+from .names import Names
 from .servers import LONGEST_TTL
-from .wire import Arrival, Basic, Exchange, Queue
+from .wire import Arrival, Basic, Queue
 
-EXCHANGE = "rpc"
-"""A direct exchange: the messages of topics, and what workers are told about requests."""
-OWN_EXCHANGE = Exchange.Declare(exchange=EXCHANGE, durable=True, nowait=True)
 CANCEL = "rpc-cancel"
 """Type of a message to those who serve a queue: nobody waits for this request any more."""
 PRESENT = "rpc-present"
@@ -46,33 +43,17 @@ _PROPERTIES = {"id": "correlation_id", "content-type": "content_type", NAME: "me
 _FROM_PROPERTIES = [(attribute, name) for name, attribute in _PROPERTIES.items()]
 
 
-def queue_name(to: Address) -> str:
-    """What RabbitMQ calls a queue or an inbox."""
-    return f"rpc:{to.kind}:{to.name}"
-
-
-def dead_name(name: str) -> str:
-    """What RabbitMQ calls the queue of the dead letters of a queue."""
-    return f"rpc:dead:{name}"
-
-
-def group_name(to: Address) -> str:
-    """What RabbitMQ calls the queue of a group; names of more than 255 bytes it does not take."""
-    name = f"rpc:topic:{to.name}:{to.group}"
-    return name if len(name) < 255 else f"rpc:topic:{blake2b(name.encode(), digest_size=16).hexdigest()}"
-
-
 def delay_of(to: Address, message: Message) -> float | None:
     """Seconds that a message to this address is delayed; None if it is not."""
     return float(message.headers[DELAY]) if to.kind == "queue" and DELAY in message.headers else None
 
 
-def route(to: Address, message: Message) -> tuple[str, str]:
+def route(names: Names, to: Address, message: Message) -> tuple[str, str]:
     """The exchange and the routing key of a message to this address."""
     if to.kind == "topic":
-        return EXCHANGE, f"topic:{to.name}"
-    delay = delay_of(to, message)
-    return ("", queue_name(to)) if delay is None else route_after(delay, queue_name(to))
+        return names.exchange, f"topic:{to.name}"
+    delay, queue = delay_of(to, message), names.queue(to)
+    return ("", queue) if delay is None else route_after(names, delay, queue)
 
 
 def control_key(queue: str) -> str:

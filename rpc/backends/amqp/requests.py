@@ -19,20 +19,18 @@ from ...transport import STREAM, Address, Message
 from .delays import leading
 from .dialogue import Steps
 from .messages import (
-    EXCHANGE,
     KEEP_INBOX,
-    OWN_EXCHANGE,
     Probe,
     cancel_of,
     control_key,
     delay_of,
     message_of,
     properties_of,
-    queue_name,
     refused,
     resend,
     route,
 )
+from .names import Names
 from .servers import Servers, unavailable
 from .wire import Arrival, Basic, Broken, Queue
 
@@ -67,7 +65,7 @@ class Sending:
 
     def _publishing(self) -> Steps:
         to, servers = self._to, self._servers
-        exchange, key = route(to, self._message)
+        exchange, key = route(servers.names, to, self._message)
         said = SEND, key, self._properties, self._message.body
         publish = methodcaller("confirmed", *said, exchange=exchange)
         came_back = yield publish
@@ -80,18 +78,18 @@ class Sending:
 
 def preparing(servers: Servers, most: int, to: Address, message: Message) -> Steps:
     """What comes before a message is sent. Raises NoReceivers, QueueFull."""
-    yield from _checking_room(most, to)
+    yield from _checking_room(servers.names, most, to)
     if (delay := delay_of(to, message)) is not None:
-        yield from leading(servers, queue_name(to), delay, SEND, PROBE)
+        yield from leading(servers, servers.names.queue(to), delay, SEND, PROBE)
 
 
-def _checking_room(most: int, to: Address) -> Steps:
+def _checking_room(names: Names, most: int, to: Address) -> Steps:
     """How it is found out whether a queue has so many messages (0: that is not asked). Raises QueueFull, or
     NoReceivers if there is no queue."""
     if not most or to.kind != "queue":
         return
     try:
-        found = yield methodcaller("ask", PROBE, Probe(queue_name(to)), Queue.DeclareOk)
+        found = yield methodcaller("ask", PROBE, Probe(names.queue(to)), Queue.DeclareOk)
     except Broken as error:
         if error.code == 404:
             raise NoReceivers(f"nobody has ever served {to}") from None
@@ -165,10 +163,10 @@ class PendingRequest:
 class ReplyQueue:
     """A queue for replies, which belongs to a connection and goes with it."""
 
-    def __init__(self, connection: Any) -> None:
+    def __init__(self, connection: Any, names: Names) -> None:
         """The connection is one for threads, or one of an event loop."""
-        self._connection = connection
-        self.name = f"rpc:reply:{urandom(12).hex()}"
+        self._connection, self._names = connection, names
+        self.name = f"{names.replies}{urandom(12).hex()}"
         connection.tell(
             REQUESTS,
             Queue.Declare(queue=self.name, exclusive=True, auto_delete=True, nowait=True),
@@ -177,17 +175,17 @@ class ReplyQueue:
 
     def send(self, request: PendingRequest) -> None:
         """Publish a request whose replies come here."""
-        exchange, key = route(request.to, request.message)
+        exchange, key = route(self._names, request.to, request.message)
         if request.to.kind == "topic":
-            self._connection.tell(REQUESTS, OWN_EXCHANGE)
+            self._connection.tell(REQUESTS, self._names.own_exchange)
         said = REQUESTS, key, request.sent_to(self.name), request.message.body
         self._connection.publish_safely(*said, request, exchange=exchange)
 
     def withdraw(self, request: PendingRequest) -> None:
         """Tell those who may have it that nobody waits for it any more."""
-        self._connection.tell(REQUESTS, OWN_EXCHANGE)
+        self._connection.tell(REQUESTS, self._names.own_exchange)
         said = control_key(request.to.name), cancel_of(request.message.id), b""
-        self._connection.publish(REQUESTS, *said, exchange=EXCHANGE)
+        self._connection.publish(REQUESTS, *said, exchange=self._names.exchange)
 
     def delete(self) -> None:
         """Who looks for it finds nobody waiting: what was withdrawn is not begun."""

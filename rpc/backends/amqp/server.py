@@ -22,6 +22,7 @@ from .._serving import BEGUN, DIED, Connections, OnChange, Plan, Serially, Slots
 from .connection import BLOCK, Connection
 from .deliveries import COUNTED, ChannelDelivery, QueueDelivery, reply_bytes, was_redelivered
 from .messages import CANCEL
+from .names import Names
 from .once import claim
 from .recent import RecentRequests
 from .servers import Servers, unavailable
@@ -55,6 +56,7 @@ class AmqpServer:
         on_change: OnChange,
     ) -> None:
         self._servers, self._connect, self._plan, self._handler = servers, connect, plan, guarded(handler)
+        self.names: Names = servers.names
         self._threads, self._max_deliveries = threads if plan.queues else 0, max_deliveries
         self._slots, self._connections = Slots(coroutines), Connections(on_change)
         self._recent = RecentRequests(QueueDelivery.join)

@@ -12,6 +12,7 @@ from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
 
 from ...errors import DISTRIBUTION, BackendRefused, BackendUnavailable
+from .names import Names
 from .wire import GREETING, LARGEST_FRAME, Broken, Connection, Queue, frames
 
 SOCKET_TIMEOUT = 5.0
@@ -50,9 +51,10 @@ class Terms:
 
 class Servers:
     """What `amqp[s]://[user:password@]host[:port][,host[:port]…][/vhost]` names, with options of TLS in the
-    query: `ssl_ca_certs`, `ssl_certfile`, `ssl_keyfile` (paths), `ssl_check_hostname` (true or false)."""
+    query: `ssl_ca_certs`, `ssl_certfile`, `ssl_keyfile` (paths), `ssl_check_hostname` (true or false). And
+    what our queues and exchanges are called there."""
 
-    def __init__(self, url: str, heartbeat: float, queue_type: str) -> None:
+    def __init__(self, url: str, heartbeat: float, queue_type: str, names: Names) -> None:
         parts = urlsplit(url)
         if parts.scheme not in _PORTS:
             raise ValueError("the URL of RabbitMQ begins with amqp: or amqps:")
@@ -62,7 +64,7 @@ class Servers:
         self.addresses = [_server(each, _PORTS[parts.scheme]) for each in hosts.split(",")]
         self.vhost = unquote(parts.path[1:]) or "/"
         self._heartbeat, self.queue_type = heartbeat, queue_type
-        self.levels = 0
+        self.names, self.levels = names, 0
         """How many levels of delays are known to be there: see `delays`."""
         self._is_safe = parts.scheme == "amqps"
         self._tls = dict(parse_qsl(parts.query))

@@ -27,18 +27,14 @@ from .dead_letters import bury
 from .delays import leading, route_after
 from .deliveries import AGAIN, EVENTS, JOBS, PROBES, SAFE, QueueDelivery, was_redelivered
 from .messages import (
-    EXCHANGE,
     KEEP_INBOX,
-    OWN_EXCHANGE,
     PRESENT,
     PUT_BACK,
     Probe,
     again,
     age_of,
     control_key,
-    group_name,
     properties_of,
-    queue_name,
     route,
 )
 from .prefetch import InOrder, OneQueue
@@ -49,7 +45,6 @@ logger = logging.getLogger(__name__)
 
 CONTROL = "control"
 """The consumer of what is said about requests."""
-REPLIES = "rpc:reply:"
 FRESH = 1.0
 """Seconds of age from which on a caller may have died. One that leaves says so. And how long it is believed
 that one is there."""
@@ -81,7 +76,7 @@ class Session:
         self.began = time.monotonic()
         self.ready: deque[Arrival] = deque()
         """Messages of queues that can be begun."""
-        names = [queue_name(each) for each in plan.queues]
+        names = [servers.names.queue(each) for each in plan.queues]
         self._at = dict(zip(names, plan.queues, strict=True))
         self.prefetch: OneQueue | InOrder | None = None
         if len(names) == 1:
@@ -101,15 +96,16 @@ class Session:
         """Declare everything, and consume all but the queues."""
         connection = self.connection
         connection.listeners[EVENTS] = self._hear
-        connection.tell(JOBS, OWN_EXCHANGE)
+        connection.tell(JOBS, self._servers.names.own_exchange)
         for name in self._at:
             connection.ask(JOBS, self._servers.queue(name), Queue.DeclareOk)
         declared = connection.ask(EVENTS, Queue.Declare(exclusive=True, auto_delete=True), Queue.DeclareOk)
         own = declared.method.queue
         served = [each.name for each in self._plan.queues]
         served += [each.subscription_queue.name for each in self._plan.durable]
+        exchange = self._servers.names.exchange
         binds: list[base.Frame] = [
-            Queue.Bind(queue=own, exchange=EXCHANGE, routing_key=control_key(name), nowait=True)
+            Queue.Bind(queue=own, exchange=exchange, routing_key=control_key(name), nowait=True)
             for name in served
         ]
         connection.tell(EVENTS, *binds)
@@ -132,7 +128,8 @@ class Session:
             logger.warning("%s: %s", to, shown(error))
             return False
         if to.kind == "topic":
-            bind = Queue.Bind(queue=name, exchange=EXCHANGE, routing_key=route(to, Message())[1])
+            exchange, key = route(self._servers.names, to, Message())
+            bind = Queue.Bind(queue=name, exchange=exchange, routing_key=key)
             connection.ask(EVENTS, bind, Queue.BindOk)
         tag, one = f"heard{len(self._consumed)}", to.kind == "inbox" or to.group is not None
         self._consumed[tag] = to, name
@@ -141,13 +138,14 @@ class Session:
         return True
 
     def _queue(self, to: Address) -> Any:
+        names = self._servers.names
         if to.kind == "inbox":
-            return self._servers.queue(queue_name(to), KEEP_INBOX)
+            return self._servers.queue(names.queue(to), KEEP_INBOX)
         if to.durable:
-            return self._servers.queue(queue_name(to.subscription_queue), KEEP_SUBSCRIPTION)
+            return self._servers.queue(names.queue(to.subscription_queue), KEEP_SUBSCRIPTION)
         if to.group is not None:
             lifetime: dict[str, Any] = {"x-queue-type": "classic", "x-expires": round(KEEP_GROUP * 1000)}
-            return Queue.Declare(queue=group_name(to), durable=True, auto_delete=True, arguments=lifetime)
+            return Queue.Declare(queue=names.group(to), durable=True, auto_delete=True, arguments=lifetime)
         return Queue.Declare(exclusive=True, auto_delete=True, arguments={"x-max-length": MOST_WAITING})
 
     def _hear(self, arrival: Arrival) -> None:
@@ -269,14 +267,14 @@ class Session:
         properties = properties_of(message, delivery.way, before.delivery_mode == 2, delivery.copy)
         properties.priority = before.priority
         perform(leading(self._servers, delivery.queue, seconds, SAFE, SAFE), self.connection)
-        exchange, key = route_after(seconds, delivery.queue)
+        exchange, key = route_after(self._servers.names, seconds, delivery.queue)
         if self.connection.confirmed(SAFE, key, properties, message.body, exchange=exchange):
             raise Broken(f"{exchange} took no copy of a message")
 
     def is_forsaken(self, delivery: QueueDelivery) -> bool:
         """Whether its caller is gone. We need not ask if we have heard what he said since he sent it."""
         way, now = delivery.way, time.monotonic()
-        if not way or not way.startswith(REPLIES):
+        if not way or not way.startswith(self._servers.names.replies):
             return False
         age = age_of(delivery.arrival.properties)
         is_fresh = age is not None and 0 <= age < min(FRESH, now - self.attentive)

@@ -12,6 +12,7 @@ from ...inspection import DeadLetter, Entry, QueueInfo
 from ...loops import PerLoop
 from ...transport import ATTEMPT, DELAY, IDEMPOTENCY_KEY, UNKNOWN, Address, Handler, Message, unpacked
 from ...transport import queue as queue_address
+from .._prefix import PREFIX, checked_prefix
 from .._serving import OnChange, Plan
 from ..features import FEATURES
 from .aio import AsyncMemoryReplies
@@ -25,13 +26,14 @@ class MemoryBackend:
     features = FEATURES["memory"]
     max_message: int | None = None
 
-    def __init__(self, url: str = "memory://", *, max_length: int = 0) -> None:
-        """A queue with `max_length` messages refuses more with QueueFull (0: it does not)."""
+    def __init__(self, url: str = "memory://", *, max_length: int = 0, prefix: str = PREFIX) -> None:
+        """A queue with `max_length` messages refuses more with QueueFull (0: it does not). Another `prefix`
+        is another hub, as it would be another application elsewhere."""
         if max_length < 0:
             raise ValueError("max_length is not negative")
         if unknown := dict(parse_qsl(urlsplit(url).query, keep_blank_values=True)):
             raise ValueError(f"no options of this backend: {', '.join(sorted(unknown))}")
-        self.hub, self._max_length = HUBS[url], max_length
+        self.hub, self._max_length = HUBS[url, checked_prefix(prefix)], max_length
 
     def send(self, to: Address, message: Message) -> None:
         self.put(to, message, None)

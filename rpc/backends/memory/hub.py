@@ -168,8 +168,9 @@ class Subscriber:
         self.members = 0
 
 
-HUBS: defaultdict[str, Hub] = defaultdict(Hub)
-"""A URL names the same hub everywhere in the process, as it names the same broker elsewhere."""
+HUBS: defaultdict[tuple[str, str], Hub] = defaultdict(Hub)
+"""By URL and prefix. They name the same hub everywhere in the process, as they name the same broker
+elsewhere."""
 
 
 class First:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from ...loops import PerLoop
 from ...transport import Address, AsyncBackend, AsyncReplies, Message
-from .keys import Keys, keys_of
+from .keys import Keys, QueueNames
 from .pending import AsyncRedisReplies, Sending
 from .sending import Sender
 from .session import Session
@@ -13,15 +13,15 @@ from .session import Session
 class AsyncRedis:
     """Sends to queues on connections of each event loop; `others` does the rest."""
 
-    def __init__(self, sender: Sender, others: AsyncBackend) -> None:
-        self._sender, self._others = sender, others
+    def __init__(self, sender: Sender, names: QueueNames, others: AsyncBackend) -> None:
+        self._sender, self._names, self._others = sender, names, others
         self.features, self.max_message = others.features, others.max_message
         self._sessions: PerLoop[dict[str, Session]] = PerLoop(dict, _abandon)
 
     async def send(self, to: Address, message: Message) -> None:
         if to.kind != "queue":
             return await self._others.send(to, message)
-        keys = keys_of(to.name)
+        keys = self._names.queue(to.name)
         session = self._session(keys)
         sending = Sending(session, self._sender, keys, message)
         session.post(sending)
@@ -30,7 +30,7 @@ class AsyncRedis:
     async def request(self, to: Address, message: Message) -> AsyncReplies:
         if to.kind != "queue":
             return await self._others.request(to, message)
-        keys = keys_of(to.name)
+        keys = self._names.queue(to.name)
         session = self._session(keys)
         replies = AsyncRedisReplies(session, self._sender, keys, message)
         session.pending[replies.id] = replies

@@ -25,6 +25,7 @@ from ...transport import (
     Server,
 )
 from .._in_threads import InThreads
+from .._prefix import PREFIX
 from .._retry import patience, run_together
 from .._serving import OnChange
 from ..features import FEATURES
@@ -32,7 +33,7 @@ from .base import RedisBase
 from .calls import SCRIPTS, CallerConnections, CallReplies, full
 from .connection import Connection, persistent
 from .inspection import RedisInspection
-from .keys import Record, keys_of, plain
+from .keys import QueueNames, Record, plain
 from .maintenance import Options
 from .sending import Sender
 from .server import RedisServer
@@ -48,7 +49,8 @@ class RedisBackend(RedisInspection, RedisBase):
     the credentials are used. A worker without a sign of life for `lease` seconds has lost its messages, and
     they are delivered again, at most `max_deliveries` times; then they are dead letters. A queue with
     `max_length` messages refuses more with QueueFull (0: it does not). What was sent with an idempotency key
-    is remembered for `idempotency_window` seconds. Connects at first use.
+    is remembered for `idempotency_window` seconds. All keys begin with `prefix`, by which applications are
+    told apart that share a server. Connects at first use.
     """
 
     features = FEATURES["redis"]
@@ -62,6 +64,7 @@ class RedisBackend(RedisInspection, RedisBase):
         max_deliveries: int = 3,
         max_length: int = 0,
         idempotency_window: float = 86400.0,
+        prefix: str = PREFIX,
     ) -> None:
         lease = seconds(lease, "lease", least=1)
         idempotency_window = seconds(idempotency_window, "idempotency_window", above=True)
@@ -69,7 +72,8 @@ class RedisBackend(RedisInspection, RedisBase):
             raise ValueError("max_deliveries is at least 1, max_length at least 0")
         self.servers, self._options = servers_of(source), Options(lease, max_deliveries)
         self._sender = Sender(self.servers, max_length, idempotency_window)
-        self.topics = Topics(self.servers)
+        self.names = QueueNames(prefix)
+        self.topics = Topics(self.servers, self.names)
         self._callers: defaultdict[str, CallerConnections] = defaultdict(CallerConnections)
         """Those to the queues of one hash tag."""
         self._idle: defaultdict[str, list[Connection]] = defaultdict(list)
@@ -84,7 +88,7 @@ class RedisBackend(RedisInspection, RedisBase):
         self._send(subscription.subscription_queue.name, message, 0)
 
     def _send(self, queue: str, message: Message, max_length: int | None) -> None:
-        keys = keys_of(queue)
+        keys = self.names.queue(queue)
         idle = self._idle[keys.tag]
         connection = pop_or_none(idle) or Connection(self.servers, keys.queue, SCRIPTS)
 
@@ -101,7 +105,7 @@ class RedisBackend(RedisInspection, RedisBase):
     def request(self, to: Address, message: Message) -> Replies:
         if to.kind != "queue":
             return self.topics.request(to, message)
-        keys = keys_of(to.name)
+        keys = self.names.queue(to.name)
         replies = CallReplies(self._sender, self._callers[keys.tag], keys, message)
         try:
             replies.send()
@@ -117,7 +121,7 @@ class RedisBackend(RedisInspection, RedisBase):
             from .aio import AsyncRedis
         except ModuleNotFoundError:  # the extra `fast`
             return others
-        return AsyncRedis(self._sender, others)
+        return AsyncRedis(self._sender, self.names, others)
 
     def server(
         self,
@@ -132,6 +136,7 @@ class RedisBackend(RedisInspection, RedisBase):
         servers = [
             RedisServer(
                 self.servers,
+                self.names,
                 group,
                 handler,
                 self._options,
@@ -146,7 +151,7 @@ class RedisBackend(RedisInspection, RedisBase):
 
     def _by_tag(self, addresses: Sequence[Address]) -> list[list[Address]]:
         """On a cluster, durable subscriptions of other hash tags by themselves; all the rest is one group."""
-        tags = {keys_of(each.name).tag for each in addresses if each.kind == "queue"}
+        tags = {self.names.queue(each.name).tag for each in addresses if each.kind == "queue"}
         if not self.servers.is_cluster:
             return [[*addresses]]
         if len(tags) > 1:
@@ -156,7 +161,7 @@ class RedisBackend(RedisInspection, RedisBase):
             )
         groups: dict[str | None, list[Address]] = {}
         for address in sorted(addresses, key=lambda each: each.durable):
-            tag = keys_of(address.subscription_queue.name).tag if address.durable else None
+            tag = self.names.queue(address.subscription_queue.name).tag if address.durable else None
             groups.setdefault(None if tag in tags else tag, []).append(address)
         return [*groups.values()] or [[]]
 
@@ -170,7 +175,7 @@ class RedisBackend(RedisInspection, RedisBase):
 
     def discard(self, queue: str) -> None:
         """Delete a queue, with what is in it."""
-        keys = keys_of(queue)
+        keys = self.names.queue(queue)
         client = self.servers.client(keys.queue)
         while raw := client.lpop(keys.queue):
             with suppress(SerializationError):  # it is none of ours

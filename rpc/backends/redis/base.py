@@ -33,7 +33,7 @@ class RedisBase:
         self._of_lock(UNLOCK, name, owner)
 
     def _of_lock(self, script: str, name: str, *arguments: Any) -> Any:
-        key = f"rpc:lock:{name}"
+        key = self.topics.names.lock(name)
         run = self.servers.client(key).register_script(script)
         return persistent(lambda: run([key], arguments), BLOCK)
 

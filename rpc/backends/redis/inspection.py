@@ -15,7 +15,7 @@ from ...transport import ATTEMPT, IDEMPOTENCY_KEY, UNKNOWN, Message, packed, unp
 from . import scripts
 from .connection import Command, milliseconds, translated
 from .delivery import NEW_LINE
-from .keys import Keys, Record, keys_of, plain
+from .keys import Keys, QueueNames, Record, plain
 from .maintenance import workers_of
 from .sending import CONTROL_LENGTH, Sender
 from .servers import Servers
@@ -30,15 +30,16 @@ class RedisInspection:
     """A part of RedisBackend. Each method raises BackendUnavailable."""
 
     servers: Servers
+    names: QueueNames
     _sender: Sender
 
     def is_served(self, queue: str) -> bool:
         with translated():
-            return any(lives for _, lives in self._workers(keys_of(queue)).values())
+            return any(lives for _, lives in self._workers(self.names.queue(queue)).values())
 
     @translated()
     def queue_info(self, queue: str) -> QueueInfo:
-        keys = keys_of(queue)
+        keys = self.names.queue(queue)
         workers = self._workers(keys)
         pages = [keys.page(*page) for page in _pages(workers)]
         (now, _), first, *counts = self._ask(
@@ -57,7 +58,7 @@ class RedisInspection:
         return QueueInfo(queue, waiting, sum(held), scheduled, dead, alive, age)
 
     def entries(self, queue: str, id: str | None = None) -> Iterator[Entry]:
-        keys, wanted = keys_of(queue), None if id is None else plain(id)
+        keys, wanted = self.names.queue(queue), None if id is None else plain(id)
         with translated():
             client = self.servers.client(keys.queue)
             for raw, due in client.zrange(keys.delayed, 0, -1, withscores=True):
@@ -86,7 +87,7 @@ class RedisInspection:
             yield Entry(record.id, keys.name, state, self._frame(keys, record), at, worker, raw)
 
     def withdraw(self, entry: Entry) -> bool:
-        keys = keys_of(entry.queue)
+        keys = self.names.queue(entry.queue)
         with translated():
             if entry.state != "running":
                 return bool(self._ask(keys, (scripts.WITHDRAW, 2, keys.queue, keys.delayed, entry.raw))[0])
@@ -95,18 +96,18 @@ class RedisInspection:
             return True
 
     def keep(self, queue: str, id: str, last: Message, seconds: float) -> None:
-        keys = keys_of(queue)
+        keys = self.names.queue(queue)
         with translated():
             self._ask(keys, ("SET", keys.result(plain(id)), packed(last), "PX", milliseconds(seconds)))
 
     def result(self, queue: str, id: str) -> Message | None:
-        keys = keys_of(queue)
+        keys = self.names.queue(queue)
         with translated():
             frame = self._ask(keys, ("GET", keys.result(plain(id))))[0]
             return unpacked(frame) if frame else None
 
     def dead_letters(self, queue: str) -> list[DeadLetter]:
-        keys, found = keys_of(queue), []
+        keys, found = self.names.queue(queue), []
         with translated():
             for raw in self._ask(keys, ("LRANGE", keys.dead, 0, -1))[0]:
                 if (letter := _LETTER(raw)) is None:
@@ -122,7 +123,7 @@ class RedisInspection:
 
     def revive(self, letter: DeadLetter) -> bool:
         """If its caller still waits, it does not get the reply."""
-        keys = keys_of(letter.queue)
+        keys = self.names.queue(letter.queue)
         message = unpacked(letter.frame).replace(
             **{"reply_to": None, "ttl": None, ATTEMPT: None, IDEMPOTENCY_KEY: None, UNKNOWN: None}
         )
@@ -134,7 +135,7 @@ class RedisInspection:
         return self._settle(letter, [])
 
     def _settle(self, letter: DeadLetter, before: Sequence[Command], *record: bytes) -> bool:
-        keys = keys_of(letter.queue)
+        keys = self.names.queue(letter.queue)
         command = (scripts.REVIVE, 3, keys.dead, keys.queue, keys.wakeup, letter.raw, *record)
         with translated():
             return bool(self._ask(keys, *before, command)[-1])

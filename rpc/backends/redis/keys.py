@@ -1,29 +1,73 @@
-"""The names of keys, and what is in a record. `scripts` says what they mean."""
+"""The names of all keys, and what is in a record. `scripts` says what they mean."""
 
 from __future__ import annotations
 
 import re
-from functools import lru_cache
+from collections.abc import Callable
+from functools import lru_cache, partial
 from hashlib import sha256
 
 import msgspec
 
 from ...errors import SerializationError
+from ...transport import Address
 from ...transport import queue as address
+from .._prefix import PREFIX, checked_prefix
 
 PRIORITIES = ("high", "default", "low")
 LARGE = 64 * 1024
 """Bytes; a frame of more stays out of the lists that messages move through."""
 
 
+class Names:
+    """The keys that both backends on Redis have; all begin with a prefix. Raises ValueError if that cannot be
+    one."""
+
+    def __init__(self, prefix: str = PREFIX) -> None:
+        self.prefix = checked_prefix(prefix)
+        self.inboxes = f"{prefix}:in:"
+        """What the keys of inboxes with a name begin with."""
+        self.subscriptions = f"{prefix}:subscriptions"
+        """All of them, of all topics: for whoever looks after them."""
+
+    def channel(self, to: Address) -> str:
+        """The key of a topic, or of an inbox."""
+        return f"{self.inboxes}{to.name}" if to.kind == "inbox" else f"{self.prefix}:topic:{{{to.name}}}"
+
+    def subscriptions_to(self, topic: Address) -> str:
+        """The groups that have what comes to a topic kept, by the time at which they are forgotten."""
+        return f"{self.subscriptions}:{{{topic.name}}}"
+
+    def members(self, to: Address) -> str:
+        """Its presence says that somebody is in the group."""
+        return f"{self.prefix}:members:{{{to.name}}}:{to.group}"
+
+    def way_back(self, reply_to: str) -> str:
+        """Where replies go to what was sent to a topic."""
+        return f"{self.prefix}:re:{reply_to}"
+
+    def lock(self, name: str) -> str:
+        return f"{self.prefix}:lock:{name}"
+
+
+class QueueNames(Names):
+    """And those of queues."""
+
+    def __init__(self, prefix: str = PREFIX) -> None:
+        super().__init__(prefix)
+        self.queue: Callable[[str], Keys] = lru_cache(1024)(partial(Keys, prefix))
+        """The keys of the queue of this name."""
+
+
 class Keys:
     """The keys of a queue. They share one hash tag, so that one worker can serve `shop.high` and `shop.low`
     on a cluster, too: the part of the name before the first dot; of `high`, `default` and `low`: default."""
 
-    def __init__(self, queue: str) -> None:
+    def __init__(self, prefix: str, queue: str) -> None:
         self.name, self.address = queue, address(queue)
         self.tag = "default" if queue in PRIORITIES else queue.partition(".")[0]
-        self.queue = f"rpc:{{{self.tag}}}:{queue}"
+        start = f"{prefix}:{{{self.tag}}}:"
+        self.queue = f"{start}{queue}"
         self.wakeup = f"{self.queue}:wakeup"
         """Where those wait that wait for several queues: a sorted set with one member, or none."""
         self.delayed = f"{self.queue}:delayed"
@@ -32,9 +76,9 @@ class Keys:
         """A hash: how many pages each worker has."""
         self.control = f"{self.queue}:control"
         """A stream: what those who serve the queue are told, such as which callers have left."""
-        self.inboxes = f"rpc:{{{self.tag}}}:in:"
+        self.inboxes = f"{start}in:"
         """What the keys of callers' inboxes begin with."""
-        self._token, self._body = f"{self.queue}:t:", f"{self.queue}:b:"
+        self._token, self._body, self._alive = f"{self.queue}:t:", f"{self.queue}:b:", f"{start}alive:"
 
     def token(self, id: str) -> str:
         """By which a repeated sending is known."""
@@ -58,17 +102,11 @@ class Keys:
 
     def alive(self, worker: str) -> str:
         """Its presence says that the worker lives; Redis counts its time."""
-        return f"rpc:{{{self.tag}}}:alive:{worker}"
+        return self._alive + worker
 
     def inbox(self, caller: str) -> str:
         """Where replies to a caller go."""
         return self.inboxes + caller
-
-
-@lru_cache(1024)
-def keys_of(queue: str) -> Keys:
-    """The keys of the queue of this name."""
-    return Keys(queue)
 
 
 _PLAIN = re.compile(r"[!-~]{1,128}")

@@ -23,7 +23,7 @@ from .acks import Ack, AckBuffer, Group, Page
 from .connection import FAILURES, Command, persistent, translated_or_logged, unavailable
 from .delivery import RedisDelivery
 from .fetch import Fetcher, Pages, Taken
-from .keys import Keys, Record, keys_of
+from .keys import Keys, QueueNames, Record
 from .maintenance import TOO_LONG, Maintenance, Options
 from .servers import Servers
 from .subscriber import Subscriber
@@ -46,6 +46,7 @@ class RedisServer:
     def __init__(
         self,
         servers: Servers,
+        names: QueueNames,
         addresses: Sequence[Address],
         handler: Handler,
         options: Options,
@@ -59,7 +60,7 @@ class RedisServer:
         plan = Plan(addresses)
         self.name, self.options = uuid4().hex, options
         self.handler, self._threads = guarded(handler), threads
-        self.queues = [keys_of(each.name) for each in plan.queues]
+        self.queues = [names.queue(each.name) for each in plan.queues]
         self.slots, self._room = Slots(coroutines), threading.Event()
         self._turns = Turns(self._fetch, self.handle, self.is_stopped)
         self._connections, self._backoff = Connections(on_change), Backoff()
@@ -80,9 +81,9 @@ class RedisServer:
         self._looked = self._flushed = self._since
         """When somebody looked last for something to do, and when all that was owed was written."""
         self.durable = plan.durable
-        durable = {keys_of(each.subscription_queue.name): each for each in plan.durable}
+        durable = {names.queue(each.subscription_queue.name): each for each in plan.durable}
         self.keys = [*self.queues, *durable]
-        home = (self.keys or [keys_of("default")])[0].queue
+        home = (self.keys or [names.queue("default")])[0].queue
         self.servers = servers
         self.acks = AckBuffer(servers, home, self._confirmed, self.alarm.ring)
         self.pages: Mapping[Keys, Pages] = {each: Pages(each, self.name) for each in self.keys}
@@ -97,6 +98,7 @@ class RedisServer:
         }
         self.subscriber = Subscriber(
             servers,
+            names,
             channels=plan.channels,
             durable={to: self._subscriptions[keys] for keys, to in durable.items()},
             watched={each.control: self._told for each in self.keys},

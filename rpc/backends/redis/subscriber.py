@@ -16,18 +16,17 @@ from ...transport import Address, Handler, Message, packed, unpacked
 from .._retry import Backoff
 from .._serving import BaseDelivery, OnChange, Serially
 from .connection import BLOCK, FAILURES, Connection, milliseconds, run_with_reconnect, unavailable
+from .keys import Names
 from .scripts import JOIN
 from .servers import Servers, is_elsewhere
 from .topics import (
     KEEP_TOPIC,
     Run,
     Topics,
-    channel_key,
     entries,
     forget_the_future,
     is_from_the_future,
     mend,
-    reply_key,
 )
 
 logger = logging.getLogger(__name__)
@@ -66,6 +65,7 @@ class Subscriber:
     def __init__(
         self,
         servers: Servers,
+        names: Names,
         *,
         channels: Sequence[Address],
         durable: Mapping[Address, Kept],
@@ -79,9 +79,9 @@ class Subscriber:
         on_change: OnChange,
     ) -> None:
         """`check` raises what is not to be tried again at the beginning."""
-        self._check = check
+        self._check, self.names = check, names
         self._run, self._handler, self._stopped, self.ended = run, handler, stopped, ended
-        self._topics, self._discard, self._on_change = Topics(servers, run), discard, on_change
+        self._topics, self._discard, self._on_change = Topics(servers, names, run), discard, on_change
         self._durable = durable
         self._serially = Serially(len(channels) + len(durable))
         self._groups = [each for each in channels if each.group]
@@ -89,9 +89,10 @@ class Subscriber:
         self._unread: set[Address] = set()
         """Groups whose stream must be looked at again, though there is no news of it."""
         self._signed = self._attended = 0.0
-        keys = [*dict.fromkeys(channel_key(each) for each in (*channels, *durable))]
-        self._at = {key: [to for to in (*channels, *durable) if channel_key(to) == key] for key in keys}
-        self._watched = watched
+        self._at: dict[str, list[Address]] = {}
+        for to in (*channels, *durable):
+            self._at.setdefault(names.channel(to), []).append(to)
+        self._watched, keys = watched, [*self._at]
         together = [[key] for key in keys] if servers.is_cluster else [keys]
         if servers.is_cluster:
             together.append([*watched])
@@ -206,7 +207,8 @@ class Subscriber:
         self._handle(to, fields)
         if to.kind == "inbox":
             try:
-                self._run(channel_key(to), ("XDEL", channel_key(to), id))
+                key = self.names.channel(to)
+                self._run(key, ("XDEL", key, id))
             except FAILURES as error:
                 logger.warning("%s; a message of %s may come again", unavailable(error), to)
 
@@ -216,7 +218,7 @@ class Subscriber:
         except (SerializationError, KeyError) as error:
             logger.warning("not a message of ours (%s): %s", to, shown(error))
         else:
-            self._handler(_ChannelDelivery(self._run, to, message))
+            self._handler(_ChannelDelivery(self._run, self.names, to, message))
 
     # Groups: what the other members have taken, this one does not see.
 
@@ -227,7 +229,7 @@ class Subscriber:
             self._serially.run(to, queue.work_off if queue else partial(self._work_off, to))
 
     def _work_off(self, to: Address) -> None:
-        key = channel_key(to)
+        key = self.names.channel(to)
         command = ("XREADGROUP", "GROUP", to.group, "any", "COUNT", 1, "NOACK", "STREAMS", key, ">")
         try:
             while not self._stopped() and (read := [*entries(self._run(key, command)[0])]):
@@ -247,18 +249,18 @@ class Subscriber:
         """Say that the group has members."""
         if to in self._joined:
             self._join(to)
-        key = channel_key(to)
+        key = self.names.channel(to)
         self._run(
             key,
             ("PEXPIRE", key, milliseconds(KEEP_TOPIC)),
-            ("SET", _members(to), 1, "PX", milliseconds(PRESENT)),
+            ("SET", self.names.members(to), 1, "PX", milliseconds(PRESENT)),
         )
 
     def _join(self, to: Address) -> None:
         """From now on; but after the stream was lost, from its new beginning."""
         origin = "0" if to in self._joined else "$"
-        key = channel_key(to)
-        self._run(key, (JOIN, 2, key, _members(to), to.group, origin, milliseconds(PRESENT)))
+        key = self.names.channel(to)
+        self._run(key, (JOIN, 2, key, self.names.members(to), to.group, origin, milliseconds(PRESENT)))
         self._joined.discard(to)
 
 
@@ -286,7 +288,7 @@ class _Reader:
                 past = ask(("XRANGE", key, "-", "+"))
                 for _, id, fields in entries([[key.encode(), past]]):
                     subscriber.heard(key, id, fields)
-            elif not key.startswith("rpc:in:"):
+            elif not key.startswith(subscriber.names.inboxes):
                 past = ask(("XREVRANGE", key, "+", "-", "COUNT", 1))
             self._cursors[key] = past[-1][0] if past else "0-0"
 
@@ -338,13 +340,13 @@ class _Reader:
 class _ChannelDelivery(BaseDelivery):
     """A message from a topic or an inbox: any number of receivers may reply to it."""
 
-    def __init__(self, run: Run, to: Address, message: Message) -> None:
-        self._run, self.to, self.message = run, to, message
+    def __init__(self, run: Run, names: Names, to: Address, message: Message) -> None:
+        self._run, self._names, self.to, self.message = run, names, to, message
 
     def reply(self, message: Message) -> bool:
         if self.message.reply_to is None:
             return False
-        key = reply_key(self.message.reply_to)
+        key = self._names.way_back(self.message.reply_to)
         return bool(self._run(key, ("XADD", key, "NOMKSTREAM", "*", "m", packed(message)))[0])
 
     def _finish(self, last: Message | None) -> None:
@@ -355,7 +357,3 @@ class _ChannelDelivery(BaseDelivery):
                 logger.warning(
                     "%s; a reply is lost", error if isinstance(error, RpcError) else unavailable(error)
                 )
-
-
-def _members(to: Address) -> str:
-    return f"rpc:members:{{{to.name}}}:{to.group}"

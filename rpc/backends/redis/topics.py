@@ -28,6 +28,7 @@ from .connection import (
     translated,
     translated_or_logged,
 )
+from .keys import Names
 from .scripts import BROADCAST, GONE, KEEP, MEND
 from .servers import Servers
 
@@ -44,15 +45,6 @@ START = "0-1"
 has gone (no stream) from one who has read everything."""
 
 
-SUBSCRIPTIONS = "rpc:subscriptions"
-"""All of them, of all topics: for whoever looks after them."""
-
-
-def reply_key(reply_to: str) -> str:
-    """The key of a way back."""
-    return f"rpc:re:{reply_to}"
-
-
 def entries(read: Any) -> Iterator[tuple[str, bytes, dict[bytes, bytes]]]:
     """Key, id and fields of what XREAD or XREADGROUP answered: in RESP2 a list of pairs, in RESP3 a dict. The
     fields are a flat list, as the server sends them, or a dict, as redis-py's client returns them."""
@@ -65,20 +57,20 @@ def entries(read: Any) -> Iterator[tuple[str, bytes, dict[bytes, bytes]]]:
 
 
 class RedisReplies:
-    """The reader's end of a way back. `lost` says, between two reads, why no reply can come any more (None if
-    one can); `withdraw` takes back what was asked for."""
+    """The reader's end of a way back, which has this key. `lost` says, between two reads, why no reply can
+    come any more (None if one can); `withdraw` takes back what was asked for."""
 
     def __init__(
         self,
         client: Any,
-        reply_to: str,
+        key: str,
         *,
         id: str = "",
         lost: Callable[[], str | None] = lambda: None,
         withdraw: Callable[[], object] = lambda: None,
         finished: Callable[[str], object] = lambda key: None,
     ) -> None:
-        self._client, self._key = client, reply_key(reply_to)
+        self._client, self._key = client, key
         self._last: str | bytes = START
         self._id = id
         self._lost, self._withdraw, self._finished = lost, withdraw, finished
@@ -140,8 +132,8 @@ Run = Callable[..., list[Any]]
 class Topics:
     """Publishes to topics, and to inboxes; keeps account of durable subscriptions."""
 
-    def __init__(self, servers: Servers, run: Run | None = None) -> None:
-        self._servers, self._run = servers, run or partial(run_on_client, servers)
+    def __init__(self, servers: Servers, names: Names, run: Run | None = None) -> None:
+        self._servers, self.names, self._run = servers, names, run or partial(run_on_client, servers)
 
     def send(self, to: Address, message: Message) -> None:
         """To an inbox."""
@@ -159,41 +151,48 @@ class Topics:
             nonlocal again
             looked_through, again = again, milliseconds(2 * RETRY_FOR)
             arguments = frame, TOPIC_LENGTH, milliseconds(KEEP_TOPIC), int(is_kept), looked_through
-            key = channel_key(to)
-            kept, gone = self._run(key, (BROADCAST, 2, key, _subscriptions(to), *arguments))[0]
+            key, subscriptions = self.names.channel(to), self.names.subscriptions_to(to)
+            kept, gone = self._run(key, (BROADCAST, 2, key, subscriptions, *arguments))[0]
             return _durable(to, kept), _durable(to, gone)
 
         return persistent(publish, patience(message.ttl))
 
     def request(self, to: Address, message: Message) -> RedisReplies:
         """Publish it, with a way back."""
-        opened = reply_key(message.reply_to or "")
+        opened = self.names.way_back(message.reply_to or "")
         with translated():  # on a cluster, it may be on another node than the topic
             lifetime = milliseconds(KEEP_REPLY + (message.ttl or 0))
             self._run(opened, ("XADD", opened, START, "m", b""), ("PEXPIRE", opened, lifetime))
             self._put(to, message)
-        return RedisReplies(self._servers.client(opened), message.reply_to or "")
+        return RedisReplies(self._servers.client(opened), opened)
 
     def keep(self, to: Address) -> None:
         """Have what comes to a topic kept for a durable subscription, for a long time from now on."""
-        for key, member in (_subscriptions(to), to.group), (SUBSCRIPTIONS, f"{to.name} {to.group}"):
+        for key, member in self._entered(to):
             self._run(key, (KEEP, 1, key, member, milliseconds(KEEP_SUBSCRIPTION)))
 
     def forget(self, to: Address) -> None:
         """Have it kept no more."""
-        for key, member in (_subscriptions(to), to.group or ""), (SUBSCRIPTIONS, f"{to.name} {to.group}"):
+        for key, member in self._entered(to):
             self._run(key, ("ZREM", key, member))
 
     def subscribed(self) -> list[Address]:
         """All durable subscriptions."""
-        return _subscribed(self._run(SUBSCRIPTIONS, ("ZRANGE", SUBSCRIPTIONS, 0, -1))[0])
+        key = self.names.subscriptions
+        return _subscribed(self._run(key, ("ZRANGE", key, 0, -1))[0])
 
     def gone(self) -> list[Address]:
         """Those that have just been forgotten, because nobody served them for long."""
-        return _subscribed(self._run(SUBSCRIPTIONS, (GONE, 1, SUBSCRIPTIONS))[0])
+        key = self.names.subscriptions
+        return _subscribed(self._run(key, (GONE, 1, key))[0])
+
+    def _entered(self, to: Address) -> list[tuple[str, str]]:
+        """Where a durable subscription is written down, and as what."""
+        names, group = self.names, to.group or ""
+        return [(names.subscriptions_to(to), group), (names.subscriptions, f"{to.name} {group}")]
 
     def _put(self, to: Address, message: Message) -> None:
-        key = channel_key(to)
+        key = self.names.channel(to)
         self._run(
             key,
             ("XADD", key, "MAXLEN", "~", TOPIC_LENGTH, "*", "m", packed(message)),
@@ -242,16 +241,6 @@ def forget_the_future(ask: Callable[..., Any], key: str, id: bytes, group: str |
     ):
         with suppress(redis.ResponseError):  # another reader was faster
             ask(command)
-
-
-def channel_key(address: Address) -> str:
-    """The key of a topic, or of an inbox."""
-    return f"rpc:in:{address.name}" if address.kind == "inbox" else f"rpc:topic:{{{address.name}}}"
-
-
-def _subscriptions(topic: Address) -> str:
-    """The groups that have what comes to a topic kept, by the time at which they are forgotten."""
-    return f"rpc:subscriptions:{{{topic.name}}}"
 
 
 def _durable(to: Address, groups: Sequence[bytes]) -> list[Address]:

@@ -8,7 +8,6 @@ inboxes and the way back are those of every backend on Redis.
 
 from __future__ import annotations
 
-import re
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
@@ -24,6 +23,7 @@ from ...durations import seconds, seconds_or_none
 from ...errors import Unsupported
 from ...inspection import DeadLetter, Entry, QueueInfo
 from ...transport import ATTEMPT, DELAY, IDEMPOTENCY_KEY, UNKNOWN, Address, Handler, Message, packed, unpacked
+from .._prefix import PREFIX
 from .._retry import patience
 from .._serving import DIED, OnChange
 from ..features import FEATURES
@@ -31,22 +31,17 @@ from ..redis.base import RedisBase
 from ..redis.connection import milliseconds, persistent, translated, translated_or_logged
 from ..redis.keys import digest
 from ..redis.servers import servers_of
-from ..redis.topics import KEEP_REPLY, RedisReplies, Topics, reply_key
+from ..redis.topics import KEEP_REPLY, RedisReplies, Topics
 from . import scripts
+from .names import RqNames
 from .records import Records, RqOptions, fields_of, job_for, job_key, raw, results_key, text
 from .server import RqServer
 
-_PREFIX = re.compile(r"[A-Za-z0-9_.\-]{0,64}")
 NO_ANSWER_FROM = {
     JobStatus.FAILED.value: DIED,
     JobStatus.STOPPED.value: "it was stopped",
     JobStatus.CANCELED.value: "it was cancelled",
 }
-
-
-def _once(queue: str, message: Message) -> str:
-    """The key that says what became of the first message with this idempotency key."""
-    return f"rpc:once:{queue}:{digest(message.headers.get(IDEMPOTENCY_KEY, ''))}"
 
 
 def perform(*_: Any) -> None:
@@ -63,9 +58,10 @@ class PythonRqBackend(RedisBase):
     ends a handler that runs longer with RpcTimeout: in the worker's main thread, as only there it can be
     interrupted (`@job(time_limit=)` is for any). rq's records of finished and failed jobs are kept for
     `result_ttl` and `failure_ttl` seconds, those of dead letters for a year. What was sent with an
-    idempotency key is remembered for `idempotency_window` seconds. To rq, our queues are called
-    `queue_prefix` and their names, so that a team's own rq workers and ours do not meet. Connects at first
-    use.
+    idempotency key is remembered for `idempotency_window` seconds. Our own keys, and the names of our
+    workers, begin with `prefix`, by which applications are told apart that share a server. To rq, our queues
+    are called `queue_prefix` (None: the prefix and a dot) and their names, so that a team's own rq workers
+    and ours do not meet. Connects at first use.
     """
 
     features = FEATURES["rq+redis"]
@@ -81,7 +77,8 @@ class PythonRqBackend(RedisBase):
         result_ttl: int = 30,
         failure_ttl: int = 60,
         idempotency_window: float = 86400.0,
-        queue_prefix: str = "rpc.",
+        prefix: str = PREFIX,
+        queue_prefix: str | None = None,
     ) -> None:
         lease, job_timeout = (
             seconds(lease, "lease", least=1),
@@ -91,16 +88,15 @@ class PythonRqBackend(RedisBase):
         failure_ttl = ceil(seconds(failure_ttl, "failure_ttl", least=1))
         if max_deliveries < 1:
             raise ValueError("max_deliveries is at least 1")
-        if not _PREFIX.fullmatch(queue_prefix):
-            raise ValueError("queue_prefix has letters, digits, '_', '.' and '-', at most 64")
+        self.names = RqNames(prefix, queue_prefix)
         here = servers_of(source.removeprefix("rq+") if isinstance(source, str) else source)
         if isinstance(source, redis.RedisCluster):
             raise Unsupported("rq needs a single Redis server, not a cluster")
         self.servers, self._client = here, here.client("")
         self._options = RqOptions(lease, max_deliveries, job_timeout, result_ttl, failure_ttl)
         self._window = seconds(idempotency_window, "idempotency_window", above=True)
-        self.topics = Topics(here)
-        self._records = Records(here, queue_prefix)
+        self.topics = Topics(here, self.names)
+        self._records = Records(here, self.names)
         self._read: deque[str] = deque()
 
     def __repr__(self) -> str:
@@ -120,7 +116,7 @@ class PythonRqBackend(RedisBase):
         is_kept = IDEMPOTENCY_KEY in message.headers  # others may wait for the same
         return RedisReplies(
             self._client,
-            message.reply_to or "",
+            self.names.way_back(message.reply_to or ""),
             id="" if is_kept else message.id,
             lost=partial(self._lost_first, to.name, message) if is_kept else partial(self._lost, message.id),
             withdraw=(lambda: None) if is_kept else partial(self._withdraw, to.name, message.id),
@@ -172,12 +168,12 @@ class PythonRqBackend(RedisBase):
     def keep(self, queue: str, id: str, last: Message, seconds: float) -> None:
         """Keep the last reply to a message that another backend carried. Raises BackendUnavailable."""
         with translated():
-            self._client.set(self._records.result(queue, id), packed(last), px=milliseconds(seconds))
+            self._client.set(self.names.result(queue, id), packed(last), px=milliseconds(seconds))
 
     def result(self, queue: str, id: str) -> Message | None:
         """The last reply to a message, if it is kept. Raises BackendUnavailable."""
         with translated():
-            frame = self._client.get(self._records.result(queue, id))
+            frame = self._client.get(self.names.result(queue, id))
             return unpacked(frame) if frame else None
 
     def dead_letters(self, queue: str) -> list[DeadLetter]:
@@ -192,7 +188,7 @@ class PythonRqBackend(RedisBase):
             id=letter.id, **dict.fromkeys(("reply-to", "ttl", ATTEMPT, DELAY, IDEMPOTENCY_KEY, UNKNOWN))
         )
         queue = self._records.queue(letter.queue)
-        places = (queue.key, Queue.redis_queues_keys, self._records.bell(letter.queue))
+        places = (queue.key, Queue.redis_queues_keys, self.names.bell(letter.queue))
         return self._settle(letter, *places, fields=fields_of(job_for(message, queue, self._options)))
 
     def drop(self, letter: DeadLetter) -> bool:
@@ -220,8 +216,8 @@ class PythonRqBackend(RedisBase):
         way_back = []
         if message.reply_to:
             fields += ("rpc_reply_to", message.reply_to)
-            way_back = [reply_key(message.reply_to)]
-        keys = [job_key(message.id), queue.key, Queue.redis_queues_keys, self._records.bell(to.name)]
+            way_back = [self.names.way_back(message.reply_to)]
+        keys = [job_key(message.id), queue.key, Queue.redis_queues_keys, self.names.bell(to.name)]
         # A queued job outlives its ttl by the 5 s that CLAIM takes off again: else a caller could find it
         # gone before its own time is up.
         arguments = [
@@ -232,7 +228,11 @@ class PythonRqBackend(RedisBase):
         script = scripts.SEND
         if DELAY in message.headers or IDEMPOTENCY_KEY in message.headers:
             script = scripts.SEND_SPECIALLY
-            keys += (self._records.scheduled(to.name), self._records.later(to.name), _once(to.name, message))
+            keys += (
+                self._records.scheduled(to.name),
+                self.names.later(to.name),
+                self._once(to.name, message),
+            )
             arguments += (*self._special(message), message.reply_to or "")
         send = partial(self._records.run, script, keys + way_back, arguments + fields)
         persistent(send, patience(ttl))
@@ -262,9 +262,12 @@ class PythonRqBackend(RedisBase):
             return "Redis no longer has it"
         return NO_ANSWER_FROM.get(status.decode("utf-8", "replace"))
 
+    def _once(self, queue: str, message: Message) -> str:
+        return self.names.once(queue, message.headers.get(IDEMPOTENCY_KEY, ""))
+
     def _lost_first(self, queue: str, message: Message) -> str | None:
         """Why the first message with this key will not be answered; None if it may be."""
-        state = self._client.get(_once(queue, message)) or b""
+        state = self._client.get(self._once(queue, message)) or b""
         return None if state[:1] == b"d" else self._lost(text(state[1:]))
 
     def is_served(self, queue: str) -> bool:
@@ -274,4 +277,4 @@ class PythonRqBackend(RedisBase):
 
     def _withdraw(self, queue: str, id: str) -> None:
         keys = [self._records.queue(queue).key, job_key(id), self._records.scheduled(queue)]
-        self._records.run(scripts.WITHDRAW, keys, [id])
+        self._records.run(scripts.WITHDRAW, keys, [id, self.names.cancels])

@@ -31,6 +31,7 @@ from ..redis.connection import is_wrong_type, translated
 from ..redis.servers import Servers
 from ..redis.topics import mend
 from . import scripts
+from .names import RqNames
 
 logger = logging.getLogger(__name__)
 
@@ -42,8 +43,6 @@ AT_A_TIME = 1000
 """Jobs that are looked at with one round trip."""
 LONGEST_TRACE = 64 * 1024
 """Characters of a traceback that are kept, its last ones."""
-WORKER_PREFIX = "rpc-"
-"""What the names of our workers begin with."""
 KEEP_WORKERS = 86400
 """Seconds that it is remembered which workers a queue had, after the last sign of one."""
 LONGEST = 10_000
@@ -101,11 +100,11 @@ class RqOptions:
 
 
 class Records:
-    """rq's records, by the names of our queues, and scripts by their text. To rq, a queue is called `prefix`
-    and its name: what others have in rq is left alone."""
+    """rq's records, by the names of our queues, and scripts by their text. What others have in rq is left
+    alone: `names` says what is ours."""
 
-    def __init__(self, servers: Servers, prefix: str) -> None:
-        self._servers, self._prefix = servers, prefix
+    def __init__(self, servers: Servers, names: RqNames) -> None:
+        self._servers, self._prefix, self.names = servers, names.queues, names
         self.client = servers.client("")
         self._scripts: dict[str, Any] = {}
         self._queues: dict[str, Queue] = {}
@@ -115,11 +114,11 @@ class Records:
             FinishedJobRegistry("", connection=self.client).key: "zset",
             FailedJobRegistry("", connection=self.client).key: "zset",
             _SCHEDULED("", connection=self.client).key: "zset",
-            worker_registration.WORKERS_BY_QUEUE_KEY % prefix: "set",
-            worker_key(WORKER_PREFIX): "hash",
-            "rpc:bell:": "list",
-            "rpc:cancel:": "list",
-            "rpc:later:": "list",
+            worker_registration.WORKERS_BY_QUEUE_KEY % names.queues: "set",
+            worker_key(names.workers): "hash",
+            names.bells: "list",
+            names.cancels: "list",
+            names.laters: "list",
         }
         """What the keys begin with that nobody else should write to, and their types."""
         self._warned = False
@@ -209,10 +208,6 @@ class Records:
                 found.append(DeadLetter(text(id), queue, at, why, frame, id, trace))
         return sorted(found, key=lambda letter: letter.at, reverse=True)
 
-    def result(self, queue: str, id: str) -> str:
-        """Where the last reply to a message lies, if it is kept."""
-        return f"rpc:result:{queue}:{id}"
-
     @translated()
     def entries(self, queue: str, id: str | None) -> Iterator[Entry]:
         """What is scheduled for a queue, what waits in it, and what runs."""
@@ -246,22 +241,14 @@ class Records:
         age = None if sent is None else max(0.0, time.time() - sent)
         return QueueInfo(queue, waiting, running, scheduled, len(self.dead_letters(queue)), workers, age)
 
-    def bell(self, queue: str) -> str:
-        """Where a sender rings, and idle workers wait: a list whose loss, or whose surplus, does no harm."""
-        return f"rpc:bell:{queue}"
-
-    def later(self, queue: str) -> str:
-        """The same for those who look when scheduled jobs are due."""
-        return f"rpc:later:{queue}"
-
     def has_workers(self, queue: str) -> bool:
-        ours = worker_key(WORKER_PREFIX).encode()
+        ours = worker_key(self.names.workers).encode()
         members = self.client.smembers(self.workers(queue))
         return any(key.startswith(ours) and self.client.exists(key) for key in members)
 
     def promote(self, queue: str) -> float:
         """Put what is due into its queue; seconds until more is, less than 0 if nothing is scheduled."""
-        keys = [self.scheduled(queue), self.queue(queue).key, Queue.redis_queues_keys, self.bell(queue)]
+        keys = [self.scheduled(queue), self.queue(queue).key, Queue.redis_queues_keys, self.names.bell(queue)]
         return float(self.run(scripts.PROMOTE, keys, [JOBS])) / 1000
 
     def discard(self, queue: str) -> None:

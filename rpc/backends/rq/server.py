@@ -74,6 +74,7 @@ class RqServer:
         self._how = records.client.connection_pool.connection_kwargs
         self._subscriber = Subscriber(
             servers,
+            records.names,
             channels=plan.channels,
             durable=dict.fromkeys(plan.durable, _WorkedOff()),
             watched={},

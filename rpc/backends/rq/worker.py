@@ -29,7 +29,6 @@ from ..redis.connection import (
     translated_or_logged,
 )
 from ..redis.maintenance import Absences
-from ..redis.topics import reply_key
 from . import scripts
 from .alarm import interrupted_after
 from .delivery import Claimed, RqDelivery
@@ -37,7 +36,6 @@ from .records import (
     EXECUTIONS,
     JOBS,
     KEEP_DEAD,
-    WORKER_PREFIX,
     Records,
     RqOptions,
     exc_string,
@@ -75,7 +73,7 @@ class RqWorker:
         self._records, self._queues, self._handler = records, queues, handler
         self._options, self._stopped, self._connections = options, stopped, connections
         self._client = records.client
-        self.name = WORKER_PREFIX + uuid4().hex
+        self.name = records.names.workers + uuid4().hex
         self._claimed: Claimed | None = None
         self._delivery: RqDelivery | None = None
         self._done = False
@@ -85,11 +83,11 @@ class RqWorker:
         self._absences: Absences[tuple[str, str, str]] = Absences(options.beat)
         self._forgot = False
         """Whether this worker's record expired while it may have held a job that it does not know of."""
-        self._later = [records.later(name) for name in queues]
+        self._later = [records.names.later(name) for name in queues]
         self._keys = [worker_key(self.name)]
         for name in queues:
-            self._keys += (records.queue(name).key, records.started(name), records.bell(name))
-        self._own_bell, self._inbox = f"rpc:bell:{self.name}", f"rpc:cancel:{self.name}"
+            self._keys += (records.queue(name).key, records.started(name), records.names.bell(name))
+        self._own_bell, self._inbox = records.names.bell(self.name), records.names.cancel(self.name)
         self._bells = [*self._keys[3::3], self._own_bell]
 
     def work(self) -> None:
@@ -198,8 +196,8 @@ class RqWorker:
             self._keys[0],
             job_key(claimed.id),
             registry,
-            reply_key(claimed.reply_to or ""),
-            records.result(claimed.queue, claimed.id),
+            records.names.way_back(claimed.reply_to or ""),
+            records.names.result(claimed.queue, claimed.id),
         ]
         keep = 0.0 if last is None else last.keep or 0.0
         arguments = [
@@ -225,7 +223,7 @@ class RqWorker:
     def _postpone(self, claimed: Claimed, seconds: float, message: Message) -> None:
         records, queue = self._records, claimed.queue
         keys = [records.started(queue), self._keys[0], job_key(claimed.id)]
-        keys += (records.scheduled(queue), records.later(queue))
+        keys += (records.scheduled(queue), records.names.later(queue))
         job = job_for(message.replace(deliveries=None), records.queue(queue), self._options)
         unused = [""] * 5
         arguments = [claimed.id, self.name, milliseconds(seconds), *unused, EXECUTIONS, *fields_of(job)]
@@ -238,7 +236,8 @@ class RqWorker:
             logger.warning("%r was given to another worker before it was finished", claimed.id)
 
     def send_reply(self, claimed: Claimed, message: Message, number: int) -> bool:
-        keys = [self._records.started(claimed.queue), reply_key(claimed.reply_to or "")]
+        way_back = self._records.names.way_back(claimed.reply_to or "")
+        keys = [self._records.started(claimed.queue), way_back]
         arguments = [claimed.id, self.name, packed(message), number, int(STREAM not in message.headers)]
         return bool(
             persistent(lambda: self._records.run(scripts.REPLY, keys, arguments), self._options.lease)
@@ -348,8 +347,9 @@ class RqWorker:
 
     def _absent(self) -> Iterator[tuple[str, str, str]]:
         """Queue, id and worker of each started job whose worker's record is not there."""
+        ours = self._records.names.workers
         for queue, id, worker in self._started():
-            if worker.startswith(WORKER_PREFIX) and not self._client.exists(raw(worker_key(worker))):
+            if worker.startswith(ours) and not self._client.exists(raw(worker_key(worker))):
                 yield queue, id, worker
 
     def _recover(
@@ -364,7 +364,7 @@ class RqWorker:
             worker_key(worker),
             job_key(id),
             records.queue(queue).key,
-            records.bell(queue),
+            records.names.bell(queue),
             records.failed(queue),
             results_key(id),
         ]

@@ -20,7 +20,7 @@ if once or lost >= tonumber(ARGV[5]) then
   redis.call('EXPIRE', KEYS[3], ARGV[6])
   own('ZADD', KEYS[6], t[1] + ARGV[6], ARGV[1])
   local reply_to = redis.call('HGET', KEYS[3], 'rpc_reply_to')
-  if reply_to then redis.pcall('XADD', 'rpc:re:' .. reply_to, 'NOMKSTREAM', '*', 'm', ARGV[8]) end
+  if reply_to then redis.pcall('XADD', way_to(reply_to, KEYS[5]), 'NOMKSTREAM', '*', 'm', ARGV[8]) end
   local key = redis.call('HGET', KEYS[3], 'rpc_key')
   if key then answer(key, ARGV[1], ARGV[8], false) end
   return 2
