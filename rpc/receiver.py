@@ -13,12 +13,13 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from contextvars import copy_context
 from types import ModuleType, TracebackType
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 from uuid import uuid4
 
 from .aio import AsyncRpcClient
 from .backends import backend_of_receiver
 from .backends._retry import Backoff
+from .backends.features import unsupported
 from .client import RpcClient
 from .core.codecs import Accepted
 from .core.dispatch import Dispatcher
@@ -46,7 +47,7 @@ from .settings import Settings, load_settings, slots
 from .signals import stopped_by_signals
 from .ticker import Ticker
 from .timers import timers_in
-from .transport import Address, Backend, Delivery, Handler, Server, queue
+from .transport import Address, Backend, Delivery, Handler, Progress, Server, queue
 
 logger = logging.getLogger(__name__)
 
@@ -343,6 +344,14 @@ class RpcReceiver:
         self._stopping = True
         if server := self._server:
             server.stop()
+
+    def stalled(self) -> float:
+        """Seconds since the loop that takes jobs came round last: less than ten if all is well, or the broker
+        is away. 0 while all slots are busy, and before it serves and while it stops. Raises Unsupported."""
+        if "progress" not in self.backend.features:
+            raise unsupported("progress")
+        server = cast("Progress | None", self._server)
+        return 0.0 if server is None or self._stopping else server.stalled()
 
     def _changed(self, connected: bool) -> None:
         if connected and not self._begun:

@@ -76,6 +76,8 @@ class Settings:
     """A backend, or its URL, that keeps outcomes. None: the one that carries the jobs."""
     unknown_for: float = 60.0
     """How long workers pass on a job that they do not know, if nobody waits for it."""
+    health_file: str | None = None
+    """The file in which `rpc worker` leaves signs of life, for `rpc health`."""
     grace: float = 30.0
     """How long a worker that is told to stop may finish what it runs."""
     time_limit: Annotated[float, msgspec.Meta(gt=0)] | None = None

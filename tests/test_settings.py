@@ -53,6 +53,7 @@ VALUES = {
     "RPC_CODEC": ("msgpack", "pickle"), "RPC_ACCEPT": (("json",), "json"),
     "RPC_DELIVERY": ("at-most-once", "exactly-once"), "RPC_LEASE": (5.0, "5"), "RPC_MAX_DELIVERIES": (2, "2"),
     "RPC_MAX_MESSAGE_BYTES": (10**6, None), "RPC_SEND_TRACEBACKS": (True, "yes"), "RPC_GRACE": (1.5, None),
+    "RPC_HEALTH_FILE": ("/run/rpc", 7),
     "RPC_KEEP_RESULTS": (60.0, -1), "RPC_STORE": ("redis://", 42), "RPC_UNKNOWN_FOR": (5.0, "5"),
     "RPC_TIME_LIMIT": (1.5, 0), "RPC_MAX_JOBS_PER_CHILD": (100, 0),
 }  # fmt: skip
