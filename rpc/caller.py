@@ -30,7 +30,7 @@ from .durations import Duration, seconds, seconds_or_none
 from .errors import QueueFull, RpcError, SettingsError
 from .events import event_address
 from .inspection import Results
-from .job_info import Inspector, cannot_keep, store_of
+from .job_info import Inspector, Store, cannot_keep
 from .loops import started
 from .settings import Settings, load_settings
 from .transport import (
@@ -96,7 +96,8 @@ class Caller:
         self._routes = [(matcher(pattern), each) for pattern, each in settings.routes.items()]
         limit = max_message_bytes or settings.max_message_bytes
         self._max_message = min(limit, self.backend.max_message or sys.maxsize)
-        store = store_of(settings)
+        self._store = Store(settings)
+        store = self._store.backend
         keeps = self.backend if store is None and "results" in self.backend.features else store
         where = (*settings.queues, *settings.routes.values(), queue)
         self._inspector = Inspector(self.backend, where, cast("Results | None", keeps))

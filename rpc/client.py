@@ -205,6 +205,7 @@ class RpcClient(Caller):
     def close(self) -> None:
         """Cancel the submitted calls that are not answered, and give back connections. Idempotent."""
         self._submits.close()
+        self._store.close()
         if self._owns_backend:
             self.backend.close()
 

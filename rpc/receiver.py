@@ -30,7 +30,7 @@ from .describe import ALL_WORKERS, DESCRIBE, WorkerInfo, offered, worker_info
 from .durations import Duration, seconds
 from .errors import BackendRefused, Cancelled, SettingsError, Unsupported
 from .events import Events, listeners_in
-from .job_info import keeping
+from .job_info import Store, keeping
 from .limits import Limits
 from .loops import (
     DelayQueue,
@@ -91,7 +91,7 @@ class RpcReceiver:
         if not isinstance(settings, Settings):
             wanted = settings is not None or backend is None or (jobs is None and services is None)
             settings = load_settings(settings) if wanted else Settings()
-        self._settings = settings
+        self._settings, self._store = settings, Store(settings)
         self.backend = backend_of_receiver(settings, backend)
         self.concurrency = slots("RPC_CONCURRENCY", concurrency, settings.concurrency)
         self.coroutines = slots("RPC_COROUTINES", coroutines, settings.coroutines)
@@ -137,7 +137,7 @@ class RpcReceiver:
             aside=to_its_end,
             handed_back=self._handed_back,
             calls=self,
-            **keeping(settings, self.backend, self.jobs, self.id),
+            **keeping(settings, self._store.backend, self.backend, self.jobs, self.id),
             limits=self._limits,
             time_limit=settings.time_limit,
             fork=self._children.run,
@@ -310,6 +310,7 @@ class RpcReceiver:
         self._loop.close()
         if "client" in vars(self):
             self.client.close()
+        self._store.close()
         self.backend.close()
 
     @locked_cached_property
