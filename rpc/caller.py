@@ -117,8 +117,9 @@ class Caller:
         idempotency_key: Key | None,
         keep: Duration | None,
         headers: Mapping[str, str] | None,
+        id: str | None = None,
     ) -> Message:
-        """The message of a job that nobody waits for."""
+        """The message of a job that nobody waits for; with this id, if it has one already."""
         if at is not None and delay is not None:
             raise ValueError("give delay or at, not both")
         ttl, wait = seconds_or_none(ttl, "ttl"), seconds_or_none(delay, "delay")
@@ -127,7 +128,8 @@ class Caller:
         more = {} if wait is None else {DELAY: _delay(wait, ttl)}
         if keep is not None:
             more[KEEP] = self._kept(keep)
-        return self._message(name, data, ttl, idempotency_key, {**_own(headers), **more}, replies=False)
+        headers = {**_own(headers), **more}
+        return self._message(name, data, ttl, idempotency_key, headers, replies=False, id=id)
 
     def _kept(self, keep: Duration) -> str:
         kept_for = seconds(keep, "keep")
@@ -144,6 +146,7 @@ class Caller:
         headers: Mapping[str, str],
         *,
         replies: bool,
+        id: str | None = None,
     ) -> Message:
         if idempotency_key is not None:
             headers = {**headers, IDEMPOTENCY_KEY: _key(name, idempotency_key)}
@@ -151,7 +154,7 @@ class Caller:
             if (feature := _FEATURES.get(header, "")) and feature not in self.backend.features:
                 raise unsupported(feature)
         return call_message(
-            _ids.new(),
+            id or _ids.new(),
             name,
             data,
             self._codec,

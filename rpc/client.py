@@ -24,7 +24,7 @@ from .inspection import QueueInfo
 from .job_info import JobInfo, ListedState
 from .loops import LoopThread
 from .proxies import Services
-from .transport import Backend
+from .transport import Address, Backend, Message
 
 T = TypeVar("T")
 
@@ -66,13 +66,8 @@ class RpcClient(Caller):
         broker cannot be had for 5 seconds, or the client's `timeout` if that is less.
         """
 
-        def send() -> str:
-            message = self._job(name, data, ttl, delay, at, idempotency_key, keep, headers)
-            self.backend.send(self._to(name, queue), message)
-            return message.id
-
-        allowed = self._allowed(AS_SET)
-        return self._with_room(lambda: sent_within(allowed, send), self._pausing(allowed))
+        about = name, data, ttl, delay, at, idempotency_key, keep, headers
+        return self._send(lambda: self._job(*about), self._to(name, queue))
 
     def call_and_wait(
         self,
@@ -232,6 +227,17 @@ class RpcClient(Caller):
         pending = PendingCall(self, name, data, self._allowed(timeout), idempotency_key, headers)
         where = self._submits.backend, self._to(name, queue)
         return self._submits.run(what(*where, pending))
+
+    def _send(self, make: Callable[[], Message], to: Address) -> str:
+        """Send the message that is made when there may be room for it; its id."""
+
+        def send() -> str:
+            message = make()
+            self.backend.send(to, message)
+            return message.id
+
+        allowed = self._allowed(AS_SET)
+        return self._with_room(lambda: sent_within(allowed, send), self._pausing(allowed))
 
     def _with_room(self, action: Callable[[], T], pause: Pause) -> T:
         """What the action returns. While there is no room in the queue it is tried again, if this client

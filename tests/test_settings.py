@@ -98,6 +98,17 @@ def test_other_names_of_the_module_are_its_own_business():
     assert load_settings(module(DEBUG=True, rpc_timeout="x", os=os)) == Settings(module="shop.settings")
 
 
+def test_a_dictionary_rpc_stands_for_keys_as_in_djangos_settings():
+    found = load_settings(module(RPC={"GRACE": 2, "timeout": None}, DEBUG=True))
+    assert found == Settings(module="shop.settings", grace=2, timeout=None)
+    assert load_settings(module(RPC={"GRACE": 2}, RPC_GRACE=1)).grace == 1
+    assert load_settings(module(RPC="its own business")) == Settings(module="shop.settings")
+    with pytest.raises(SettingsError, match=r"shop\.settings has the unknown key RPC_THREADS"):
+        load_settings(module(RPC={"THREADS": 3}))
+    with pytest.raises(SettingsError, match=r"shop\.settings: RPC_GRACE is in RPC twice"):
+        load_settings(module(RPC={"GRACE": 2, "grace": 2}))
+
+
 def test_the_module_is_settings_unless_the_environment_names_another_one(write, monkeypatch):
     for name, text in (
         ("settings", "RPC_GRACE = 1"),
