@@ -222,6 +222,7 @@ class AsyncRpcClient(Caller):
         for task in [task for task in self._submitted if task.get_loop() is loop]:
             task.cancel()
         await self._async.close()
+        self._store.close()
         if self._owns_backend:
             self.backend.close()
 

@@ -30,7 +30,7 @@ from .durations import Duration, seconds, seconds_or_none
 from .errors import QueueFull, RpcError, SettingsError
 from .events import event_address
 from .inspection import Results
-from .job_info import Inspector, cannot_keep, store_of
+from .job_info import Inspector, Store, cannot_keep
 from .loops import started
 from .settings import Settings, load_settings
 from .transport import (
@@ -96,7 +96,8 @@ class Caller:
         self._routes = [(matcher(pattern), each) for pattern, each in settings.routes.items()]
         limit = max_message_bytes or settings.max_message_bytes
         self._max_message = min(limit, self.backend.max_message or sys.maxsize)
-        store = store_of(settings)
+        self._store = Store(settings)
+        store = self._store.backend
         keeps = self.backend if store is None and "results" in self.backend.features else store
         where = (*settings.queues, *settings.routes.values(), queue)
         self._inspector = Inspector(self.backend, where, cast("Results | None", keeps))
@@ -116,8 +117,9 @@ class Caller:
         idempotency_key: Key | None,
         keep: Duration | None,
         headers: Mapping[str, str] | None,
+        id: str | None = None,
     ) -> Message:
-        """The message of a job that nobody waits for."""
+        """The message of a job that nobody waits for; with this id, if it has one already."""
         if at is not None and delay is not None:
             raise ValueError("give delay or at, not both")
         ttl, wait = seconds_or_none(ttl, "ttl"), seconds_or_none(delay, "delay")
@@ -126,9 +128,8 @@ class Caller:
         more = {} if wait is None else {DELAY: _delay(wait, ttl)}
         if keep is not None:
             more[KEEP] = self._kept(keep)
-        return self._message(
-            name, data, ttl, idempotency_key, {**own_headers(headers), **more}, replies=False
-        )
+        headers = {**own_headers(headers), **more}
+        return self._message(name, data, ttl, idempotency_key, headers, replies=False, id=id)
 
     def _kept(self, keep: Duration) -> str:
         kept_for = seconds(keep, "keep")
@@ -145,6 +146,7 @@ class Caller:
         headers: Mapping[str, str],
         *,
         replies: bool,
+        id: str | None = None,
     ) -> Message:
         if idempotency_key is not None:
             headers = {**headers, IDEMPOTENCY_KEY: _key(name, idempotency_key)}
@@ -152,7 +154,7 @@ class Caller:
             if (feature := _FEATURES.get(header, "")) and feature not in self.backend.features:
                 raise unsupported(feature)
         return call_message(
-            _ids.new(),
+            id or _ids.new(),
             name,
             data,
             self._codec,

@@ -26,7 +26,7 @@ from .loops import LoopThread
 from .pending import OnProgress, PendingCall, Told
 from .proxies import Services
 from .streams.iterators import Stream, Uploadable
-from .transport import STREAM, Backend
+from .transport import STREAM, Address, Backend, Message
 
 T = TypeVar("T")
 
@@ -68,13 +68,8 @@ class RpcClient(Caller):
         broker cannot be had for 5 seconds, or the client's `timeout` if that is less.
         """
 
-        def send() -> str:
-            message = self._job(name, data, ttl, delay, at, idempotency_key, keep, headers)
-            self.backend.send(self.to(name, queue), message)
-            return message.id
-
-        allowed = self.allowed(AS_SET)
-        return self._with_room(lambda: sent_within(allowed, send), self._pausing(allowed))
+        about = name, data, ttl, delay, at, idempotency_key, keep, headers
+        return self._send(lambda: self._job(*about), self.to(name, queue))
 
     def call_and_wait(
         self,
@@ -240,6 +235,7 @@ class RpcClient(Caller):
     def close(self) -> None:
         """Cancel the submitted calls that are not answered, and give back connections. Idempotent."""
         self._submits.close()
+        self._store.close()
         if self._owns_backend:
             self.backend.close()
 
@@ -268,6 +264,17 @@ class RpcClient(Caller):
         pending = PendingCall(self, name, data, allowed, idempotency_key, headers, on_progress)
         where = self._submits.backend, self.to(name, queue)
         return self._submits.run(what(*where, pending))
+
+    def _send(self, make: Callable[[], Message], to: Address) -> str:
+        """Send the message that is made when there may be room for it; its id."""
+
+        def send() -> str:
+            message = make()
+            self.backend.send(to, message)
+            return message.id
+
+        allowed = self.allowed(AS_SET)
+        return self._with_room(lambda: sent_within(allowed, send), self._pausing(allowed))
 
     def _with_room(self, action: Callable[[], T], pause: Pause) -> T:
         """What the action returns. While there is no room in the queue it is tried again, if this client

@@ -266,9 +266,18 @@ class Keeper:
         return last
 
 
-def store_of(settings: Settings) -> Any:
-    """The backend that keeps outcomes, if it is another one than that of the jobs."""
-    return backend_from_url(settings.store) if isinstance(settings.store, str) else settings.store
+class Store:
+    """Where outcomes are kept, if that is another backend than that of the jobs: the one in the settings, or
+    one that is made of the URL there, and closed with its owner."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._is_own = isinstance(settings.store, str)
+        self.backend: Any = backend_from_url(settings.store) if self._is_own else settings.store
+
+    def close(self) -> None:
+        """Give back its connections. Idempotent."""
+        if self._is_own:
+            self.backend.close()
 
 
 def cannot_keep() -> Unsupported:
@@ -278,14 +287,14 @@ def cannot_keep() -> Unsupported:
 
 def keeping(
     settings: Settings,
+    store: Any,
     backend: Backend,
     jobs: Jobs,
     worker: str,
     later: Callable[[float, Callable[[], None]], bool],
 ) -> dict[str, Any]:
-    """What the dispatcher of a worker must know of outcomes that are kept; `later` does something in another
-    thread. Raises Unsupported."""
-    store = store_of(settings)
+    """What the dispatcher of a worker must know of outcomes that are kept, in `store` if that is another
+    backend than that of the worker; `later` does something in another thread. Raises Unsupported."""
     wanted = settings.keep_results or any(job.options.keep for job in jobs.values())
     can_keep = "results" in (store or backend).features
     if wanted and not can_keep:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from inspect import Parameter, signature
 from types import MappingProxyType
 from typing import Any, Protocol
 
 from .core.protocol import Arguments
 from .describe import WorkerInfo, names
 
-OPTIONS = frozenset({"headers", "idempotency_key", "queue", "timeout"})
+
+def options_of(method: Callable[..., Any]) -> frozenset[str]:
+    """The options of a client's method: what is given by name alone."""
+    parameters = signature(method).parameters.values()
+    return frozenset(each.name for each in parameters if each.kind is Parameter.KEYWORD_ONLY)
 
 
 class Invoker(Protocol):
@@ -25,6 +30,9 @@ class Invoker(Protocol):
 
     @property
     def call(self) -> Callable[..., Any]: ...
+
+    @property
+    def call_and_wait(self) -> Callable[..., Any]: ...
 
     def known(self) -> list[WorkerInfo]:
         """The workers that run now, as far as can be told at once."""
@@ -62,25 +70,34 @@ class Proxy:
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         """What the method returns (of an AsyncRpcClient: an awaitable of it). Raises what `call_and_wait`
         does."""
-        return self._client.invoke(self._name, Arguments(args, kwargs), **self._options)
+        return self._client.invoke(self._name, Arguments(args, kwargs), **self._waiting())
 
     def submit(self, /, *args: Any, **kwargs: Any) -> Any:
         """A future of what the method returns."""
-        return self._client.invoke_soon(self._name, Arguments(args, kwargs), **self._options)
+        return self._client.invoke_soon(self._name, Arguments(args, kwargs), **self._waiting())
 
     def call(self, /, *args: Any, **kwargs: Any) -> Any:
         """Send it and do not wait: the id of the request."""
-        options = {name: value for name, value in self._options.items() if name != "timeout"}
+        of_waiting = self._options.keys() - options_of(self._client.call) if self._options else ()
+        options = {name: value for name, value in self._options.items() if name not in of_waiting}
         return self._client.call(self._name, Arguments(args, kwargs), **options)
 
     def options(self, **options: Any) -> Proxy:
-        """The same with options of a call: `timeout` (seconds), `queue`, `headers`, `idempotency_key`. Raises
-        TypeError for others."""
-        if unknown := options.keys() - OPTIONS:
-            raise TypeError(
-                f"no options: {', '.join(sorted(unknown))}; there are {', '.join(sorted(OPTIONS))}"
-            )
+        """The same with options of a call: those of the client's `call_and_wait`, of which `call` leaves out
+        `timeout`, and those of its `call`, with which there is nothing but `call`. Raises TypeError for
+        others."""
+        known = options_of(self._client.call) | options_of(self._client.call_and_wait)
+        if unknown := options.keys() - known:
+            raise TypeError(f"no options: {', '.join(sorted(unknown))}; there are {', '.join(sorted(known))}")
         return Proxy(self._client, self._name, {**self._options, **options})
+
+    def _waiting(self) -> Mapping[str, Any]:
+        """The options of a call that waits. Raises TypeError if there are others."""
+        if self._options and (others := self._options.keys() - options_of(self._client.call_and_wait)):
+            raise TypeError(
+                f"{', '.join(sorted(others))}: for {self._name}.call(...) alone, which does not wait"
+            )
+        return self._options
 
     def __getattr__(self, name: str) -> Proxy:
         _check(name)

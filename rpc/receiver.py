@@ -13,12 +13,13 @@ from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from contextvars import copy_context
 from types import ModuleType, TracebackType
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 from uuid import uuid4
 
 from .aio import AsyncRpcClient
 from .backends import backend_of_receiver
 from .backends._retry import Backoff
+from .backends.features import unsupported
 from .client import RpcClient
 from .core.codecs import Accepted
 from .core.dispatch import Dispatcher
@@ -29,7 +30,7 @@ from .describe import ALL_WORKERS, DESCRIBE, WorkerInfo, offered, worker_info
 from .durations import Duration, seconds
 from .errors import BackendRefused, Cancelled, SettingsError, Unsupported
 from .events import Events, listeners_in
-from .job_info import keeping
+from .job_info import Store, keeping
 from .limits import Limits
 from .loops import (
     DaemonThreads,
@@ -48,7 +49,7 @@ from .signals import stopped_by_signals
 from .streams.producing import OpenStreams
 from .ticker import Ticker
 from .timers import timers_in
-from .transport import Address, Backend, Delivery, Handler, Server, inbox, queue
+from .transport import Address, Backend, Delivery, Handler, Progress, Server, inbox, queue
 
 logger = logging.getLogger(__name__)
 
@@ -95,7 +96,7 @@ class RpcReceiver:
         if not isinstance(settings, Settings):
             wanted = settings is not None or backend is None or (jobs is None and services is None)
             settings = load_settings(settings) if wanted else Settings()
-        self._settings = settings
+        self._settings, self._store = settings, Store(settings)
         self.backend = backend_of_receiver(settings, backend)
         self.concurrency = slots("RPC_CONCURRENCY", concurrency, settings.concurrency)
         self.coroutines = slots("RPC_COROUTINES", coroutines, settings.coroutines)
@@ -150,7 +151,7 @@ class RpcReceiver:
             aside=to_its_end,
             handed_back=self._handed_back,
             calls=self,
-            **keeping(settings, self.backend, self.jobs, self.id, self._later),
+            **keeping(settings, self._store.backend, self.backend, self.jobs, self.id, self._later),
             limits=self._limits,
             time_limit=settings.time_limit,
             fork=self._children.run,
@@ -328,6 +329,7 @@ class RpcReceiver:
         self._loop.close()
         if "client" in vars(self):
             self.client.close()
+        self._store.close()
         self.backend.close()
 
     @locked_cached_property
@@ -362,6 +364,14 @@ class RpcReceiver:
         self._stopping = True
         if server := self._server:
             server.stop()
+
+    def stalled(self) -> float:
+        """Seconds since the loop that takes jobs came round last: less than ten if all is well, or the broker
+        is away. 0 while all slots are busy, and before it serves and while it stops. Raises Unsupported."""
+        if "progress" not in self.backend.features:
+            raise unsupported("progress")
+        server = cast("Progress | None", self._server)
+        return 0.0 if server is None or self._stopping else server.stalled()
 
     def _changed(self, connected: bool) -> None:
         if connected and not self._begun:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from importlib.util import find_spec
 from types import ModuleType
@@ -22,6 +22,7 @@ from .errors import SettingsError
 
 VARIABLES = ("RPC_SETTINGS_MODULE", "SETTINGS_IMPORT_PATH")
 DEFAULT_MODULE = "settings"
+DICTIONARY = "RPC"
 BACKEND_KEYS = ("RPC_BACKEND", "RPC_RECEIVER_BACKEND", "RPC_CLIENT_BACKEND", "RPC_STORE")
 DURATIONS = frozenset({"timeout", "lease", "grace", "keep_results", "unknown_for", "stream_idle"})
 DEFAULT_QUEUES = ("high", "default", "low")
@@ -76,6 +77,8 @@ class Settings:
     """A backend, or its URL, that keeps outcomes. None: the one that carries the jobs."""
     unknown_for: float = 60.0
     """How long workers pass on a job that they do not know, if nobody waits for it."""
+    health_file: str | None = None
+    """The file in which `rpc worker` leaves signs of life, for `rpc health`."""
     grace: float = 30.0
     """How long a worker that is told to stop may finish what it runs."""
     time_limit: Annotated[float, msgspec.Meta(gt=0)] | None = None
@@ -140,7 +143,8 @@ class Settings:
 
 
 def load_settings(source: str | ModuleType | None = None) -> Settings:
-    """The settings of a module, or of the module that this name, or the environment, names.
+    """The settings of a module, or of the module that this name, or the environment, names: its keys `RPC_…`,
+    or else what is in its dictionary `RPC`, as in Django's settings.
 
     Raises SettingsError, naming the key and the module, if it cannot be imported, or has a key that is
     unknown, of the wrong type or out of range.
@@ -148,7 +152,29 @@ def load_settings(source: str | ModuleType | None = None) -> Settings:
     if not isinstance(source, ModuleType):
         source = _module(source)
     keys = {key: value for key, value in vars(source).items() if key.startswith("RPC_")}
-    return settings_from(keys, source.__name__, (f"{__name__}.load_settings", source.__name__))
+    where = source.__name__, (f"{__name__}.load_settings", source.__name__)
+    dictionary = vars(source).get(DICTIONARY)
+    if isinstance(dictionary, Mapping) and not keys:
+        return settings_in(dictionary, *where)
+    return settings_from(keys, *where)
+
+
+def entries_in(dictionary: Mapping[Any, Any]) -> Iterator[tuple[str, Any]]:
+    """What is in a dictionary `RPC`, by the keys that a settings module would have."""
+    return ((f"RPC_{str(key).upper()}", value) for key, value in dictionary.items())
+
+
+def settings_in(
+    dictionary: Mapping[Any, Any], module: str, origin: tuple[str, str] | None = None
+) -> Settings:
+    """The settings in a dictionary `RPC`; the rest is as for `settings_from`. Raises SettingsError as
+    `load_settings` does, and if a key is twice there."""
+    keys: dict[str, Any] = {}
+    for key, value in entries_in(dictionary):
+        if key in keys:
+            raise SettingsError(f"{module}: {key} is in {DICTIONARY} twice")
+        keys[key] = value
+    return settings_from(keys, module, origin)
 
 
 def settings_from(keys: Mapping[str, Any], module: str, origin: tuple[str, str] | None = None) -> Settings:

@@ -285,8 +285,8 @@ class Backend(Protocol):
     and Unsupported leave these methods."""
 
     features: frozenset[str]
-    """Of: durable, redelivers, topics, groups, subscriptions, locks, priorities, processes, presence, delay,
-    idempotency, dead-letters, detached, counts, inspection, results."""
+    """Of: durable, redelivers, topics, groups, subscriptions, locks, priorities, processes, progress,
+    presence, delay, idempotency, dead-letters, detached, counts, inspection, results."""
     max_message: int | None
     """The largest body, in bytes; None if the transport sets no limit."""
 
@@ -332,6 +332,15 @@ class Locks(Protocol):
 
     def release(self, name: str, owner: str) -> None:
         """Give a lock back, if this owner has it."""
+
+
+class Progress(Protocol):
+    """A server of a backend with the feature `progress`."""
+
+    def stalled(self) -> float:
+        """Seconds since the loop that takes from queues came round last, with something or in vain; an
+        attempt to get a connection counts. 0 while it need not: all threads are in handlers, or no queue is
+        served. Any thread."""
 
 
 class Presence(Protocol):

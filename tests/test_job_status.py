@@ -8,6 +8,7 @@ import time
 from typing import Any
 
 import pytest
+import redis
 
 from rpc import AsyncRpcClient, Cancelled, RemoteError, RpcClient, RpcError, RpcReceiver, Unsupported, job
 from rpc.backends import backend_from_url
@@ -302,6 +303,44 @@ def test_outcomes_are_kept_in_a_store_elsewhere(any_url, redis_url, serve):
             in_state(client, slept, "cancelled")
     with RpcClient(backend=redis_url) as other:
         assert other.job(good).result == 3
+
+
+@pytest.mark.parametrize("closes", [True, False], ids=["URL", "backend"])
+def test_a_store_is_closed_by_who_made_it(memory_url, redis_url, closes):
+    """By clients of both colours, and by receivers."""
+    given = backend_from_url(redis_url)
+    with redis.Redis.from_url(redis_url.partition("?")[0]) as admin:
+        others = {each["id"] for each in admin.client_list()}
+
+        def connections() -> int:
+            return sum(1 for each in admin.client_list() if each["id"] not in others)
+
+        settings = Settings(store=redis_url if closes else given)
+        receiver = RpcReceiver(jobs={"add": lambda a, b: a + b}, backend=memory_url, settings=settings)
+        thread = threading.Thread(target=receiver.run)
+        thread.start()
+        client = RpcClient(backend=memory_url, settings=settings)
+        id = client.call("add", [1, 2], keep=60)
+        in_state(client, id, "succeeded")
+        used = connections()
+        assert used > 0
+        other = AsyncRpcClient(backend=memory_url, settings=settings)  # nor is it collected before the end
+
+        async def main() -> None:
+            async with other:
+                assert (await other.job(id)).result == 3
+                assert connections() == used + 1 or not closes
+
+        asyncio.run(main())
+        eventually(lambda: connections() == used or not closes)
+        client.close()
+        eventually(lambda: connections() == used - 1 or not closes)
+        receiver.stop()
+        thread.join(30)
+        if not closes:
+            assert connections() > 0
+            given.close()
+        eventually(lambda: connections() == 0)
 
 
 def test_what_cannot_be_kept_is_refused(amqp_url):

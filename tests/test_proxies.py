@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import pickle
 from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import ExitStack
+from functools import wraps
 from typing import Any
 
 import pytest
@@ -225,8 +227,51 @@ def test_options_change_no_other_proxy(client: RpcClient) -> None:
 
 
 def test_there_are_no_other_options(client: RpcClient) -> None:
-    with pytest.raises(TypeError, match=r"no options: delay, retries; there are headers, idem.*, timeout"):
-        client.services.example.foo.options(timeout=1, retries=1, delay=2)
+    with pytest.raises(TypeError, match=r"no options: name, retries; there are at, delay, .*, ttl"):
+        client.services.example.foo.options(timeout=1, retries=1, delay=2, name="x")
+
+
+@pytest.mark.parametrize("kind", [RpcClient, AsyncRpcClient])
+def test_a_proxy_takes_all_options_of_its_client(site: Site, kind: Any) -> None:
+    """A method of the client that gets another option gives it to proxies, too."""
+
+    def of(method: Any) -> dict[str, Any]:
+        found = inspect.signature(method).parameters.values()
+        return {each.name: each.default for each in found if each.kind is each.KEYWORD_ONLY}
+
+    class Noting(kind):  # type: ignore[misc]
+        @wraps(kind.call)
+        def call(self, *args: Any, **options: Any) -> Any:
+            return options
+
+        @wraps(kind.call_and_wait)
+        def call_and_wait(self, *args: Any, **options: Any) -> Any:
+            return options
+
+        def invoke(self, *args: Any, **options: Any) -> Any:
+            return options
+
+        invoke_soon = invoke
+
+    proxy = Noting(backend=site.url).services.example.foo
+    sent, waited = of(kind.call), of(kind.call_and_wait)
+    assert of(kind.submit) == waited
+    assert {"keep", "ttl", "delay", "at"} <= sent.keys()
+    assert proxy.options(**sent, timeout=1).call() == sent
+    assert proxy.options(**waited)() == proxy.options(**waited).submit() == waited
+    for option in sent.keys() - waited.keys():
+        for wait in proxy.options(**{option: 1}), proxy.options(**{option: 1}).submit:
+            with pytest.raises(TypeError, match=rf"^{option}: for example\.foo\.call"):
+                wait()
+
+
+@pytest.mark.usefixtures("example")
+def test_a_method_is_called_later_and_its_outcome_kept(client: RpcClient) -> None:
+    foo = client.services.example.foo
+    id = foo.options(keep=60, delay=0.05).call(2, key=3)
+    until(lambda: client.job(id).state == "succeeded")
+    assert client.job(id).result == 5
+    assert client.job(foo.options(delay=60).call()).state == "scheduled"
 
 
 # What there is, and what there is not.

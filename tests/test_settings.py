@@ -53,6 +53,7 @@ VALUES = {
     "RPC_CODEC": ("msgpack", "pickle"), "RPC_ACCEPT": (("json",), "json"),
     "RPC_DELIVERY": ("at-most-once", "exactly-once"), "RPC_LEASE": (5.0, "5"), "RPC_MAX_DELIVERIES": (2, "2"),
     "RPC_MAX_MESSAGE_BYTES": (10**6, None), "RPC_SEND_TRACEBACKS": (True, "yes"), "RPC_GRACE": (1.5, None),
+    "RPC_HEALTH_FILE": ("/run/rpc", 7),
     "RPC_KEEP_RESULTS": (60.0, -1), "RPC_STORE": ("redis://", 42), "RPC_UNKNOWN_FOR": (5.0, "5"),
     "RPC_STREAM_IDLE": (5.0, 0),
     "RPC_TIME_LIMIT": (1.5, 0), "RPC_MAX_JOBS_PER_CHILD": (100, 0),
@@ -96,6 +97,17 @@ def test_an_unknown_key_is_refused_with_its_name_and_its_module(key):
 
 def test_other_names_of_the_module_are_its_own_business():
     assert load_settings(module(DEBUG=True, rpc_timeout="x", os=os)) == Settings(module="shop.settings")
+
+
+def test_a_dictionary_rpc_stands_for_keys_as_in_djangos_settings():
+    found = load_settings(module(RPC={"GRACE": 2, "timeout": None}, DEBUG=True))
+    assert found == Settings(module="shop.settings", grace=2, timeout=None)
+    assert load_settings(module(RPC={"GRACE": 2}, RPC_GRACE=1)).grace == 1
+    assert load_settings(module(RPC="its own business")) == Settings(module="shop.settings")
+    with pytest.raises(SettingsError, match=r"shop\.settings has the unknown key RPC_THREADS"):
+        load_settings(module(RPC={"THREADS": 3}))
+    with pytest.raises(SettingsError, match=r"shop\.settings: RPC_GRACE is in RPC twice"):
+        load_settings(module(RPC={"GRACE": 2, "grace": 2}))
 
 
 def test_the_module_is_settings_unless_the_environment_names_another_one(write, monkeypatch):

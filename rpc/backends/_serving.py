@@ -4,6 +4,7 @@ hand, and who is told of the connection."""
 from __future__ import annotations
 
 import logging
+import math
 import threading
 import time
 from collections import deque
@@ -164,6 +165,7 @@ class Connections:
         self._on_change, self._lock, self._connected = on_change, threading.Lock(), False
         self.count = 0
         """How often there was one."""
+        self._tried = -math.inf
 
     def notify(self, connected: bool) -> None:
         if connected == self._connected:
@@ -181,8 +183,13 @@ class Connections:
 
     def check(self, error: BackendUnavailable) -> None:
         """Raise a refusal, if there never was a connection: to try again would mend nothing."""
+        self._tried = time.perf_counter()
         if not self.count and isinstance(error, BackendRefused):
             raise error
+
+    def untried(self) -> float:
+        """Seconds since one could not be had; inf if that was never so."""
+        return time.perf_counter() - self._tried
 
 
 class Serially:
@@ -273,6 +280,10 @@ class Turns(Generic[T]):
         """When the leader called its handler; None: it fetches."""
         self._watched = False
         """Whether a follower looks after the leader now and then."""
+        self._in_handlers: set[int] = set()
+        """Threads."""
+        self._came_round = time.perf_counter()
+        """When one of them had found nothing, or had handled something."""
 
     def leads_here(self) -> bool:
         """Whether this thread is the leader, which fetches next."""
@@ -281,6 +292,13 @@ class Turns(Generic[T]):
     def is_fetching(self) -> bool:
         """Whether a thread waits for something, or is about to."""
         return self._fetching.locked()
+
+    def stalled(self, threads: int, connections: Connections) -> float:
+        """Seconds since one of so many threads came round last, or none of these connections could be had. 0
+        while no thread can come round, as all of them handle something."""
+        if len(self._in_handlers) >= threads:
+            return 0.0
+        return min(time.perf_counter() - self._came_round, connections.untried())
 
     def work(self) -> None:
         """Fetch and handle until stopped. Each thread runs this."""
@@ -291,15 +309,18 @@ class Turns(Generic[T]):
                     with self._fetching:
                         fetched = self._fetch()
                     if fetched is None:
+                        self._came_round = time.perf_counter()
                         continue
                     if self._followers and self._average > FAST:
                         self._hand_over(me)
                     self._call(me, fetched)
             finally:
+                self._in_handlers.discard(me)
                 self._hand_over(me)
 
     def _call(self, me: int, fetched: T) -> None:
         began = time.perf_counter()
+        self._in_handlers.add(me)
         if self._leader == me:
             self._since = began
             # Only then: whoever comes to wait meanwhile sees that the handler runs, or is seen here.
@@ -308,7 +329,9 @@ class Turns(Generic[T]):
         self._handle(fetched)
         if self._leader == me:
             self._since = None
-        self._average += (time.perf_counter() - began - self._average) / 8
+        self._came_round = now = time.perf_counter()
+        self._in_handlers.discard(me)
+        self._average += (now - began - self._average) / 8
 
     def _hand_over(self, me: int) -> None:
         with self._turn:

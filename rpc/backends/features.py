@@ -14,18 +14,20 @@ _ON_A_BROKER = frozenset(
         "locks",
         "priorities",
         "processes",
+        "progress",
         "presence",
         "delay",
         "dead-letters",
         "counts",
     }
 )
+_OF_A_BROKER = {"durable", "redelivers", "processes", "progress"}
 _SEEN = {"inspection", "results"}
 FEATURES = {
     "redis": _ON_A_BROKER | _SEEN | {"idempotency", "detached"},
     "rq+redis": _ON_A_BROKER | _SEEN | {"idempotency"},
     "amqp": _ON_A_BROKER | {"detached"},
-    "memory": (_ON_A_BROKER - {"durable", "redelivers", "processes"}) | _SEEN | {"idempotency", "detached"},
+    "memory": (_ON_A_BROKER - _OF_A_BROKER) | _SEEN | {"idempotency", "detached"},
 }
 """URL scheme -> the features of its backend: see `transport.Backend`."""
 

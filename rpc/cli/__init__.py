@@ -1,5 +1,5 @@
 """The command line: `rpc worker`, `rpc call`, `rpc services`, `rpc events`, `rpc shell`, `rpc jobs`,
-`rpc queues`, `rpc dead-letters`, `rpc redis`, `rpc demo`.
+`rpc queues`, `rpc health`, `rpc dead-letters`, `rpc redis`, `rpc demo`.
 
 One module for each command. Messages are for people, `--json` is for programs; which exit code an error has
 is decided in `exits` alone. Nothing imports this package but `rpc.contrib`.
@@ -8,7 +8,7 @@ is decided in `exits` alone. Nothing imports this package but `rpc.contrib`.
 import click
 
 from ..errors import DISTRIBUTION
-from . import call, dead_letters, demo, events, jobs, queues, redis, services, shell, worker
+from . import call, dead_letters, demo, events, health, jobs, queues, redis, services, shell, worker
 from .exits import Commands
 
 COMMANDS = (
@@ -19,6 +19,7 @@ COMMANDS = (
     shell.command,
     jobs.command,
     queues.command,
+    health.command,
     dead_letters.command,
     redis.command,
     demo.command,

@@ -44,6 +44,18 @@ class Place:
         self.pid, self.since, self.pause = 0, now, 0.0 if lived >= A_WHILE else longer
 
 
+@dataclass(frozen=True)
+class Worker:
+    """What one of several workers must know of itself; the defaults are those of a single one."""
+
+    number: int = 0
+    """Its place, which its successors have, too."""
+    is_first: bool = True
+    """Whether no worker of this command has been there before."""
+    arrived: Callable[[], object] = lambda: None
+    """To be called when it has a connection."""
+
+
 class Supervisor:
     """Runs so many workers, until a signal, wrong settings or a broker that refuses them end them all. If it
     `replaces` none, it ends with the first that does, and like it."""
@@ -56,10 +68,9 @@ class Supervisor:
         self._settled = self._stopping = False
         self._code = 0
 
-    def run(self) -> Callable[[], None]:
-        """Returns in the workers alone, with what each is to call when it has a connection: the first one
-        starts alone, so that one complains of settings, or of the broker, and not all. Here it ends with
-        SystemExit."""
+    def run(self) -> Worker:
+        """Returns in the workers alone: the first one starts alone, and the others when it has a connection,
+        so that one complains of settings, or of the broker, and not all. Here it ends with SystemExit."""
         os.set_blocking(self._mouth, False)
         signal.set_wakeup_fd(self._mouth)
         for number in HEARD:
@@ -68,7 +79,7 @@ class Supervisor:
         while self._pids() or not self._stopping:
             for place in self._vacant():
                 if place.since + place.pause <= time.monotonic() and self._fork(place):
-                    return self._say_ready
+                    return Worker(self._places.index(place), not self._settled, self._say_ready)
             self._listen()
             for pid, code in _ended():
                 for place in self._places:

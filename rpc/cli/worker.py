@@ -16,9 +16,10 @@ from ..backends import redacted
 from ..errors import Unsupported
 from ..receiver import RpcReceiver
 from ..settings import Settings, load_settings
+from .health import SignsOfLife, health_file_option
 from .logs import FORMATS, LEVELS, log_to_stderr
 from .options import backend_option, queue_names, seconds, settings_option
-from .processes import Supervisor
+from .processes import Supervisor, Worker
 from .reload import RELOAD, run_and_reload
 
 logger = logging.getLogger(__name__)
@@ -64,6 +65,7 @@ logger = logging.getLogger(__name__)
     help="Wait for a broker that refuses us, too (a wrong password, no such vhost, no permission yet), not "
     "only for one that is away.",
 )
+@health_file_option
 @click.option(
     "--max-jobs-per-child",
     metavar="N",
@@ -93,6 +95,7 @@ def command(
     processes: int,
     grace: float | None,
     wait: bool,
+    health_file: str | None,
     max_jobs_per_child: int | None,
     reload: bool,
     log_level: str | None,
@@ -123,6 +126,7 @@ def command(
         processes,
         backend=backend,
         wait=wait,
+        health_file=health_file,
         queues=queues or None,
         concurrency=concurrency,
         coroutines=coroutines,
@@ -137,16 +141,18 @@ def serve(
     *,
     backend: str | None = None,
     wait: bool = False,
+    health_file: str | None = None,
     **options: Any,
 ) -> None:
     """Serve with the settings that `load` gets, in so many processes, until a signal; `wait` is as for
-    `RpcReceiver.run`, the other options are those of RpcReceiver. Raises SettingsError, Unsupported and
-    BackendRefused, and SystemExit if there are several processes."""
+    `RpcReceiver.run`, `health_file` is where to leave signs of life (None: as the settings say), the other
+    options are those of RpcReceiver. Raises SettingsError, Unsupported and BackendRefused, and SystemExit if
+    there are several processes."""
     # Orphans become children of a container's first process, and only a supervisor buries them.
     supervised = processes > 1 or os.getpid() == 1
-    settled = None
+    worker = Worker()
     if supervised:
-        settled = Supervisor(processes, replaces=processes > 1).run()  # returns in each worker
+        worker = Supervisor(processes, replaces=processes > 1).run()  # returns in each worker
     loaded = load()
     receiver = RpcReceiver(settings=loaded, backend=backend, **options)
     if "processes" not in receiver.backend.features:
@@ -155,7 +161,9 @@ def serve(
             "here; in a program, serve beside your own code with `async with RpcReceiver(...)`"
         )
     logger.info("worker %d on %s", os.getpid(), _shown(backend, loaded))
-    receiver.run(wait=wait, arrived=settled or (lambda: None))
+    if path := health_file or loaded.health_file:
+        SignsOfLife(path, worker.number, receiver.stalled).begin(anew=worker.is_first)
+    receiver.run(wait=wait, arrived=worker.arrived)
 
 
 def _shown(backend: str | None, settings: Settings) -> str:

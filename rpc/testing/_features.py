@@ -6,13 +6,25 @@ from __future__ import annotations
 import threading
 import time
 from contextlib import suppress
+from functools import partial
 from typing import Any, cast
 
 import pytest
 
 from ..errors import BackendUnavailable, QueueFull, SettingsError
 from ..inspection import DeadLetter, DeadLetters
-from ..transport import IDEMPOTENCY_KEY, LOST, Address, Backend, Delivery, Message, Presence, queue, unpacked
+from ..transport import (
+    IDEMPOTENCY_KEY,
+    LOST,
+    Address,
+    Backend,
+    Delivery,
+    Message,
+    Presence,
+    Progress,
+    queue,
+    unpacked,
+)
 from .site import ONCE, Answer, Site, eventually, request
 
 
@@ -36,6 +48,26 @@ class Features:
         server.stop()
         thread.join(site.patience)
         eventually(lambda: not is_served(site.name()))
+
+    # Progress.
+
+    def test_it_tells_how_long_its_loop_has_not_come_round(self, site: Site) -> None:
+        site.needs("progress")
+        server = cast("Progress", site.serve(threads=2)[0])
+        assert site.ask(b"echo:x").receive(site.patience).body == b"x"
+        asked = []
+        for busy in range(3):  # of two threads: if both are, it need not come round
+            eventually(partial(self._is_busy, site, busy))
+            eventually(partial(self._has_come_round, server, time.monotonic()))
+            asked.append(site.ask(b"hold:x"))
+        site.release()
+        assert [each.receive(site.patience).body for each in asked] == [b"x"] * 3
+
+    def _is_busy(self, site: Site, threads: int) -> bool:
+        return len(site.log.lines()) == threads
+
+    def _has_come_round(self, server: Progress, since: float) -> bool:
+        return server.stalled() < time.monotonic() - since
 
     # Dead letters.
 

@@ -129,6 +129,9 @@ class AmqpServer:
                 self._slots.done(detached)
             self._wake()
 
+    def stalled(self) -> float:
+        return self._turns.stalled(self._threads + 1, self._connections)
+
     # Reading.
 
     def _fetch(self) -> QueueDelivery | None:

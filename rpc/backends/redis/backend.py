@@ -200,3 +200,6 @@ class Together:
     def hand_back(self) -> None:
         for server in self._servers:
             server.hand_back()
+
+    def stalled(self) -> float:
+        return max(server.stalled() for server in self._servers)

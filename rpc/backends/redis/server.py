@@ -149,6 +149,9 @@ class RedisServer:
             self.acks.ask(*(each.marked_as_begun() for each in begun))
         self.maintenance.hand_back()
 
+    def stalled(self) -> float:
+        return self._turns.stalled(self._threads if self.fetcher else 0, self._connections)
+
     def is_stopped(self) -> bool:
         """Whether nothing new is to be taken."""
         return self._stopped

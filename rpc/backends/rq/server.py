@@ -167,6 +167,9 @@ class RqServer:
         except BackendUnavailable as error:  # nor could the others: the process is to end now
             logger.warning("%s; what is in hand is delivered again after the lease", error)
 
+    def stalled(self) -> float:
+        return self._turns.stalled(len(self._of_queues), self._connections)
+
     def _beaten(self) -> None:
         """The workers have given signs of life."""
         self._lease.beat([worker.key for worker in self._workers], self._how)

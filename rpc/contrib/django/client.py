@@ -53,35 +53,27 @@ def call_on_commit(
     idempotency_key: Key | None = None,
     keep: Duration | None = None,
     headers: Mapping[str, str] | None = None,
-) -> None:
+) -> str:
     """Send a job, as `RpcClient.call` does, as soon as the current transaction of the database `using` has
     committed; at once if there is none. If it is rolled back, or the savepoint is in which this was called,
-    nothing is sent. `ttl`, `delay` and `keep` are in seconds; the first two count from then.
+    nothing is sent. `ttl`, `delay` and `keep` are in seconds; the first two count from then. Returns the id
+    that the job will have.
 
     What is wrong with the arguments is raised here: SerializationError, ValueError, Unsupported. If the
     broker fails when the transaction has committed, BackendUnavailable or QueueFull leaves the outermost
     `atomic` block: what was saved stays saved, the job is not sent, and what else was to be done on commit
     is not done.
     """
-    found = client()
+    about = name, data, ttl, delay, at, idempotency_key, keep, headers
     # What these raise is to be known before the commit.
-    found._job(name, data, ttl, delay, at, idempotency_key, keep, headers)
-    found.to(name, queue)
+    id, _ = client()._job(*about).id, client().to(name, queue)
 
     def send() -> None:
-        client().call(
-            name,
-            data,
-            queue=queue,
-            ttl=ttl,
-            delay=delay,
-            at=at,
-            idempotency_key=idempotency_key,
-            keep=keep,
-            headers=headers,
-        )
+        sender = client()
+        sender._send(lambda: sender._job(*about, id=id), sender.to(name, queue))
 
     transaction.on_commit(send, using=using)
+    return id
 
 
 @atexit.register

@@ -9,20 +9,15 @@ import django
 from django.conf import settings as django_settings
 
 from ...errors import SettingsError
-from ...settings import Settings, settings_from
+from ...settings import DICTIONARY, Settings, entries_in, settings_in
 
-NAME = "RPC"
+NAME = DICTIONARY
 
 
 def settings() -> Settings:
     """The settings of this project. Raises SettingsError if RPC is missing, or is no dictionary, or has a key
     that is unknown, twice there, or of the wrong type."""
-    keys: dict[str, Any] = {}
-    for key, value in entries():
-        if key in keys:
-            raise SettingsError(f"{module()}: {key} is in {NAME} twice")
-        keys[key] = value
-    return settings_from(keys, module(), (f"{__name__}.settings_in_child", ""))
+    return settings_in(_dictionary(), module(), (f"{__name__}.settings_in_child", ""))
 
 
 def settings_in_child(_: str) -> Settings:
@@ -34,11 +29,15 @@ def settings_in_child(_: str) -> Settings:
 def entries() -> Iterator[tuple[str, Any]]:
     """What is in RPC, by the keys that a settings module would have. Raises SettingsError if there is no such
     dictionary."""
+    return entries_in(_dictionary())
+
+
+def _dictionary() -> Mapping[Any, Any]:
     found = getattr(django_settings, NAME, None)
     if not isinstance(found, Mapping):
         what = "missing" if found is None else f"of type {type(found).__name__}"
         raise SettingsError(f'{module()}: {NAME} is {what}: make it a dictionary, {{"BACKEND": "redis://…"}}')
-    return ((f"RPC_{str(key).upper()}", value) for key, value in found.items())
+    return found
 
 
 def module() -> str:

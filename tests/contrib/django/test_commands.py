@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import socket
+import subprocess
+import sys
 from uuid import uuid4
 
 import pytest
@@ -90,6 +93,23 @@ def test_rpcinfo_without_a_broker_tells_what_is_declared(project: Project) -> No
 def test_rpcinfo_of_a_project_that_only_calls(project: Project) -> None:
     told = project.manage("rpcinfo", TEST_RPC=json.dumps({"SERVICES": [], "JOB_MAPPING": {}}))
     assert told == "no worker runs\n"
+
+
+def test_the_commands_of_rpc_read_the_settings_of_django(project: Project) -> None:
+    """They run without Django: what is in RPC is enough for clients."""
+
+    def told(*words: str) -> str:
+        command = [sys.executable, "-m", "rpc", *words, "--settings", "config.settings"]
+        env = {**os.environ, **project.environment}
+        return subprocess.run(
+            command, cwd=project.directory, env=env, capture_output=True, text=True, check=True
+        ).stdout
+
+    id = told("call", "double", "[4]", "--no-wait").strip()
+    assert told("jobs", "list").startswith(f"{id}  waiting  default  double")
+    assert '"waiting":1' in told("queues", "--json")
+    project.worker()
+    assert told("call", "double", "[4]") == "8\n"
 
 
 def test_the_shell_has_a_client(project: Project) -> None:

@@ -78,6 +78,11 @@ class Command(BaseCommand):
             help="How long what runs may go on after a signal to stop.",
         )
         add(
+            "--health-file",
+            metavar="PATH",
+            help="The file in which workers leave signs of life; by default HEALTH_FILE in RPC.",
+        )
+        add(
             "--max-jobs-per-child",
             metavar="N",
             type=positive,
@@ -100,6 +105,7 @@ class Command(BaseCommand):
                 settings,
                 options["processes"],
                 backend=options["backend"],
+                health_file=options["health_file"],
                 queues=options["queues"],
                 concurrency=options["concurrency"],
                 coroutines=options["coroutines"],

@@ -120,8 +120,8 @@ class OnCommit(TransactionTestCase):
 
     def test_an_outcome_is_kept(self) -> None:
         with transaction.atomic():
-            call_on_commit("add_id", ["kept"], keep=60)
-        (id,) = rpc.call_and_wait("sum").data
+            id = call_on_commit("add_id", ["kept"], keep=60)
+        self.assertEqual(rpc.call_and_wait("sum").data, [id])
         self.assertEqual(rpc.job(id).result, "added")
 
     def test_what_is_wrong_is_raised_before_the_commit(self) -> None:

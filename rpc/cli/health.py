@@ -1,0 +1,129 @@
+"""`rpc health`: whether the loops of the workers go on, for probes; and the file in which they say so.
+
+It has a line of fixed length for each process: its pid, and when its loop came round last, in seconds of the
+monotonic clock, which all processes of a machine share and nobody sets.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import click
+
+from ..errors import RpcError, SettingsError, shown
+from ..loops import started
+from ..settings import load_settings
+from .options import seconds, settings_option
+
+logger = logging.getLogger(__name__)
+
+EVERY = 1.0
+"""Seconds between two signs of life."""
+MAX_AGE = 60.0
+LINE = "{:>10d} {:>20.3f}\n"
+LENGTH = len(LINE.format(0, 0.0))
+
+health_file_option = click.option(
+    "--health-file",
+    metavar="PATH",
+    help="The file in which workers leave signs of life; by default RPC_HEALTH_FILE, else there is none.",
+)
+
+
+class SignsOfLife:
+    """Those of one process, whose loop has not come round for the seconds that `stalled` returns."""
+
+    def __init__(self, path: str, number: int, stalled: Callable[[], float]) -> None:
+        """`number` is the place of the process among the workers of its command, from 0 on."""
+        self._path, self._number, self._stalled = path, number, stalled
+        self._fails = False
+
+    def begin(self, *, anew: bool) -> None:
+        """Leave them from now on, in a thread, until the process ends; `anew`: forget those of others, which
+        have ended. Raises SettingsError if the file cannot be written, Unsupported, and RpcError if there can
+        be no thread."""
+        try:
+            if anew:
+                Path(self._path).write_bytes(b"")
+            self._leave()
+        except OSError as error:
+            raise SettingsError(f"the health file cannot be written: {error}") from None
+        started(threading.Thread(target=self._run, name="rpc-health", daemon=True))
+
+    def _run(self) -> None:
+        while True:
+            time.sleep(EVERY)
+            try:
+                self._leave()
+                self._fails = False
+            except OSError as error:
+                if not self._fails:
+                    logger.warning("the health file cannot be written: %s", error)
+                self._fails = True
+
+    def _leave(self) -> None:
+        line = LINE.format(os.getpid(), time.monotonic() - self._stalled()).encode()
+        file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            os.pwrite(file, line, self._number * LENGTH)
+        finally:
+            os.close(file)
+
+
+@click.command("health")
+@health_file_option
+@click.option(
+    "--max-age",
+    metavar="SECONDS",
+    type=float,
+    default=MAX_AGE,
+    show_default=True,
+    callback=seconds,
+    help="How old the last sign of life of a process may be.",
+)
+@settings_option
+def command(health_file: str | None, max_age: float, settings: str | None) -> None:
+    """Tell by the exit code whether the workers here are alive, for liveness probes: 0 if the loop that takes
+    jobs has come round within --max-age seconds, in each process of `rpc worker --health-file PATH`, else 1.
+
+    A worker whose slots are all busy is healthy, and so is one whose broker is away: to restart it would mend
+    nothing. With --health-file no settings module is needed.
+
+    \b
+    Examples:
+      rpc health --health-file /run/shop/rpc --max-age 30
+      rpc health --settings shop.rpc_settings
+    """
+    path = health_file or load_settings(settings).health_file
+    if path is None:
+        raise SettingsError("there is no health file: give --health-file, or set RPC_HEALTH_FILE")
+    now = time.monotonic()
+    found = list(_signs(path))
+    for pid, last in found:
+        if last > now:
+            raise RpcError(f"worker {pid} has left no sign of life in {path} since this machine started")
+        if now - last > max_age:
+            raise RpcError(f"worker {pid} has given no sign of life for {now - last:.0f} s")
+    if not found:
+        raise RpcError(f"no worker has left a sign of life in {path}")
+    click.echo(f"healthy: {len(found)} {'worker' if len(found) == 1 else 'workers'}")
+
+
+def _signs(path: str) -> Iterator[tuple[int, float]]:
+    """Pid and time of each process that has left some; raises RpcError if the file cannot be read."""
+    try:
+        content = Path(path).read_bytes()
+    except OSError as error:
+        raise RpcError(f"no sign of life can be read: {error}") from None
+    for line in (content[at : at + LENGTH] for at in range(0, len(content), LENGTH)):
+        if line.strip(b"\0"):  # else its process has not begun yet
+            try:
+                pid, last = line.split()
+                yield int(pid), float(last)
+            except ValueError:
+                raise RpcError(f"{path} is no health file: {shown(line)}") from None
