@@ -49,7 +49,7 @@ from .signals import stopped_by_signals
 from .streams.producing import OpenStreams
 from .ticker import Ticker
 from .timers import timers_in
-from .transport import Address, Backend, Delivery, Handler, Progress, Server, inbox, queue
+from .transport import Address, Backend, Delivery, Handler, Liveness, Server, inbox, queue
 
 logger = logging.getLogger(__name__)
 
@@ -368,9 +368,9 @@ class RpcReceiver:
     def stalled(self) -> float:
         """Seconds since the loop that takes jobs came round last: less than ten if all is well, or the broker
         is away. 0 while all slots are busy, and before it serves and while it stops. Raises Unsupported."""
-        if "progress" not in self.backend.features:
-            raise unsupported("progress")
-        server = cast("Progress | None", self._server)
+        if "liveness" not in self.backend.features:
+            raise unsupported("liveness")
+        server = cast("Liveness | None", self._server)
         return 0.0 if server is None or self._stopping else server.stalled()
 
     def _changed(self, connected: bool) -> None:

@@ -285,7 +285,7 @@ class Backend(Protocol):
     and Unsupported leave these methods."""
 
     features: frozenset[str]
-    """Of: durable, redelivers, topics, groups, subscriptions, locks, priorities, processes, progress,
+    """Of: durable, redelivers, topics, groups, subscriptions, locks, priorities, processes, liveness,
     presence, delay, idempotency, dead-letters, detached, counts, inspection, results."""
     max_message: int | None
     """The largest body, in bytes; None if the transport sets no limit."""
@@ -334,8 +334,8 @@ class Locks(Protocol):
         """Give a lock back, if this owner has it."""
 
 
-class Progress(Protocol):
-    """A server of a backend with the feature `progress`."""
+class Liveness(Protocol):
+    """A server of a backend with the feature `liveness`."""
 
     def stalled(self) -> float:
         """Seconds since the loop that takes from queues came round last, with something or in vain; an

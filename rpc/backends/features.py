@@ -14,14 +14,14 @@ _ON_A_BROKER = frozenset(
         "locks",
         "priorities",
         "processes",
-        "progress",
+        "liveness",
         "presence",
         "delay",
         "dead-letters",
         "counts",
     }
 )
-_OF_A_BROKER = {"durable", "redelivers", "processes", "progress"}
+_OF_A_BROKER = {"durable", "redelivers", "processes", "liveness"}
 _SEEN = {"inspection", "results"}
 FEATURES = {
     "redis": _ON_A_BROKER | _SEEN | {"idempotency", "detached"},

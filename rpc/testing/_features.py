@@ -19,9 +19,9 @@ from ..transport import (
     Address,
     Backend,
     Delivery,
+    Liveness,
     Message,
     Presence,
-    Progress,
     queue,
     unpacked,
 )
@@ -49,11 +49,11 @@ class Features:
         thread.join(site.patience)
         eventually(lambda: not is_served(site.name()))
 
-    # Progress.
+    # Liveness.
 
     def test_it_tells_how_long_its_loop_has_not_come_round(self, site: Site) -> None:
-        site.needs("progress")
-        server = cast("Progress", site.serve(threads=2)[0])
+        site.needs("liveness")
+        server = cast("Liveness", site.serve(threads=2)[0])
         assert site.ask(b"echo:x").receive(site.patience).body == b"x"
         asked = []
         for busy in range(3):  # of two threads: if both are, it need not come round
@@ -66,7 +66,7 @@ class Features:
     def _is_busy(self, site: Site, threads: int) -> bool:
         return len(site.log.lines()) == threads
 
-    def _has_come_round(self, server: Progress, since: float) -> bool:
+    def _has_come_round(self, server: Liveness, since: float) -> bool:
         return server.stalled() < time.monotonic() - since
 
     # Dead letters.
