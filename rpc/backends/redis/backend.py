@@ -121,7 +121,7 @@ class RedisBackend(RedisInspection, RedisBase):
             from .aio import AsyncRedis
         except ModuleNotFoundError:  # the extra `fast`
             return others
-        return AsyncRedis(self._sender, self.names, others)
+        return AsyncRedis(self._sender, self.names, self.topics, others)
 
     def server(
         self,

@@ -54,14 +54,11 @@ class PendingSend:
         raise NotImplementedError
 
 
-class Sending(PendingSend):
+class _Done(PendingSend):
     """One that nobody replies to."""
 
     __slots__ = ("done",)
-
-    def __init__(self, session: Waiting, sender: Sender, keys: Keys, message: Message) -> None:
-        super().__init__(sender, keys, message, "", message.ttl, session.loop.time())
-        self.done: asyncio.Future[None] = session.loop.create_future()
+    done: asyncio.Future[None]
 
     def succeed(self) -> None:
         if not self.done.done():
@@ -70,6 +67,28 @@ class Sending(PendingSend):
     def fail(self, error: RpcError) -> None:
         if not self.done.done():
             self.done.set_exception(error)
+
+
+class Sending(_Done):
+    """To a queue."""
+
+    __slots__ = ()
+
+    def __init__(self, session: Waiting, sender: Sender, keys: Keys, message: Message) -> None:
+        super().__init__(sender, keys, message, "", message.ttl, session.loop.time())
+        self.done = session.loop.create_future()
+
+
+class Putting(_Done):
+    """To an inbox that is a stream."""
+
+    __slots__ = ("commands",)
+
+    def __init__(self, session: Waiting, id: str, add: Command, expire: Command) -> None:
+        """`id` is that of this sending alone: others of one conversation have the same message id."""
+        self.id, self.special, self.commands = id, add, (add, expire)
+        self.is_asked, self.written, self.until = True, None, session.loop.time() + patience(None)
+        self.done = session.loop.create_future()
 
 
 class Waiting(Protocol):

@@ -28,7 +28,7 @@ from .aio_connection import AioConnection, connect
 from .calls import UNCONFIRMED, full
 from .connection import BLOCK, CLOCK_IS_GOOD, Command, is_wrong_type, unavailable
 from .keys import Keys
-from .pending import AsyncRedisReplies, PendingSend
+from .pending import AsyncRedisReplies, PendingSend, Putting
 from .scripts import SEND_LATER, SEND_MANY, SEND_ONCE
 from .sending import UNATTENDED, Sender
 from .servers import SOCKET_TIMEOUT, is_elsewhere
@@ -163,6 +163,10 @@ class Session:
             if each.written is None and not each.special:
                 each.stamp(sent)
             each.written = now
+            if isinstance(each, Putting):
+                add, *after = each.commands
+                yield wire.ask(add, partial(self._on_put, each)) + wire.say(*after)
+                continue
             if each.before:
                 yield wire.say(*each.before)
             if each.special:
@@ -241,6 +245,13 @@ class Session:
                 each.fail(full(each.keys))
             else:
                 each.succeed()
+
+    def _on_put(self, each: Putting, answer: Any) -> None:
+        self._underway.pop(each.id, None)
+        if isinstance(answer, redis.RedisError):
+            each.fail(unavailable(answer))
+        else:
+            each.succeed()
 
     def _on_refusal(self, sends: list[PendingSend], error: redis.RedisError) -> None:
         if self._is_refused(error, only_if_elsewhere=True):

@@ -20,6 +20,7 @@ from ...transport import KEEP_SUBSCRIPTION, LOST, STREAM, Address, Message, pack
 from .._retry import RETRY_FOR, patience
 from .connection import (
     BLOCK,
+    Command,
     evaluated,
     is_wrong_type,
     milliseconds,
@@ -140,6 +141,12 @@ class Topics:
         with translated():
             self._put(to, message)
 
+    def entry(self, to: Address, message: Message) -> tuple[Command, Command]:
+        """The commands that put it there, and that say how long it is kept."""
+        key = self.names.channel(to)
+        add = ("XADD", key, "MAXLEN", "~", TOPIC_LENGTH, "*", "m", packed(message))
+        return add, ("PEXPIRE", key, milliseconds(KEEP_TOPIC))
+
     def publish(
         self, to: Address, message: Message, *, is_kept: bool = False
     ) -> tuple[list[Address], list[Address]]:
@@ -192,12 +199,7 @@ class Topics:
         return [(names.subscriptions_to(to), group), (names.subscriptions, f"{to.name} {group}")]
 
     def _put(self, to: Address, message: Message) -> None:
-        key = self.names.channel(to)
-        self._run(
-            key,
-            ("XADD", key, "MAXLEN", "~", TOPIC_LENGTH, "*", "m", packed(message)),
-            ("PEXPIRE", key, milliseconds(KEEP_TOPIC)),
-        )
+        self._run(self.names.channel(to), *self.entry(to, message))
 
 
 def run_on_client(servers: Servers, key: str, *commands: Sequence[Any]) -> list[Any]:
