@@ -34,6 +34,9 @@ class Invoker(Protocol):
     @property
     def call_and_wait(self) -> Callable[..., Any]: ...
 
+    @property
+    def stream(self) -> Callable[..., Any]: ...
+
     def known(self) -> list[WorkerInfo]:
         """The workers that run now, as far as can be told at once."""
 
@@ -70,11 +73,15 @@ class Proxy:
     def __call__(self, /, *args: Any, **kwargs: Any) -> Any:
         """What the method returns (of an AsyncRpcClient: an awaitable of it). Raises what `call_and_wait`
         does."""
-        return self._client.invoke(self._name, Arguments(args, kwargs), **self._waiting())
+        return self._client.invoke(
+            self._name, Arguments(args, kwargs), **self._for(self._client.call_and_wait)
+        )
 
     def submit(self, /, *args: Any, **kwargs: Any) -> Any:
         """A future of what the method returns."""
-        return self._client.invoke_soon(self._name, Arguments(args, kwargs), **self._waiting())
+        return self._client.invoke_soon(
+            self._name, Arguments(args, kwargs), **self._for(self._client.call_and_wait)
+        )
 
     def call(self, /, *args: Any, **kwargs: Any) -> Any:
         """Send it and do not wait: the id of the request."""
@@ -82,21 +89,24 @@ class Proxy:
         options = {name: value for name, value in self._options.items() if name not in of_waiting}
         return self._client.call(self._name, Arguments(args, kwargs), **options)
 
+    def stream(self, /, *args: Any, **kwargs: Any) -> Any:
+        """The items that it yields, as a generator: see the client's `stream`."""
+        return self._client.stream(self._name, Arguments(args, kwargs), **self._for(self._client.stream))
+
     def options(self, **options: Any) -> Proxy:
         """The same with options of a call: those of the client's `call_and_wait`, of which `call` leaves out
-        `timeout`, and those of its `call`, with which there is nothing but `call`. Raises TypeError for
-        others."""
-        known = options_of(self._client.call) | options_of(self._client.call_and_wait)
+        what is for those who wait, of its `call`, and of its `stream`. Raises TypeError for others, here or
+        when it is called in a way that does not have them."""
+        ways = self._client.call, self._client.call_and_wait, self._client.stream
+        known = frozenset().union(*map(options_of, ways))
         if unknown := options.keys() - known:
             raise TypeError(f"no options: {', '.join(sorted(unknown))}; there are {', '.join(sorted(known))}")
         return Proxy(self._client, self._name, {**self._options, **options})
 
-    def _waiting(self) -> Mapping[str, Any]:
-        """The options of a call that waits. Raises TypeError if there are others."""
-        if self._options and (others := self._options.keys() - options_of(self._client.call_and_wait)):
-            raise TypeError(
-                f"{', '.join(sorted(others))}: for {self._name}.call(...) alone, which does not wait"
-            )
+    def _for(self, way: Callable[..., Any]) -> Mapping[str, Any]:
+        """The options. Raises TypeError if there are some that this way to call it does not have."""
+        if self._options and (others := self._options.keys() - options_of(way)):
+            raise TypeError(f"{self._name}: {way.__name__} has no option {', '.join(sorted(others))}")
         return self._options
 
     def __getattr__(self, name: str) -> Proxy:
@@ -106,7 +116,7 @@ class Proxy:
     def __dir__(self) -> list[str]:
         below = f"{self._name}."
         found = {name.removeprefix(below) for name in names(self._client.known()) if name.startswith(below)}
-        return sorted({"call", "options", "submit", *(name.partition(".")[0] for name in found)})
+        return sorted({"call", "options", "stream", "submit", *(name.partition(".")[0] for name in found)})
 
     def __repr__(self) -> str:
         return f"<proxy of {self._name}>"
