@@ -1,6 +1,6 @@
-local inboxes = string.match(KEYS[1], '^[^{]*{[^}]*}:') .. 'in:'
 local function put(inbox, keep_ms, ...)  -- a record may name any key: nothing goes but to inboxes beside its queue
-  if string.sub(inbox, 1, #inboxes) ~= inboxes or not string.find(inbox, '^[!-~]+$', #inboxes + 1) then return end
+  local _, tag = string.find(KEYS[1], '}:', 1, true)
+  if string.sub(inbox, 1, tag) ~= string.sub(KEYS[1], 1, tag) or not string.find(inbox, '^in:[!-~]+$', tag + 1) then return end
   local pushed = redis.pcall('RPUSH', inbox, ...)
   if type(pushed) == 'table' then
     if string.find(pushed.err, 'WRONGTYPE') then redis.call('UNLINK', inbox) end
