@@ -283,8 +283,8 @@ def test_dir_lists_what_is_served_now(client: RpcClient) -> None:
     assert dir(client.services) == ["deep", "example"]
     methods = ["count", "fail", "foo", "none", "note", "seen", "until_cancelled"]
     assert dir(client.services.example) == sorted([*methods, "call", "options", "stream", "submit"])
-    assert dir(client.services.deep) == ["call", "in", "options", "submit"]
-    assert dir(client.services.nosuch) == ["call", "options", "submit"]
+    assert dir(client.services.deep) == ["call", "in", "options", "stream", "submit"]
+    assert dir(client.services.nosuch) == ["call", "options", "stream", "submit"]
 
 
 def test_a_typo_on_a_client_is_an_attribute_error(client: RpcClient) -> None:
