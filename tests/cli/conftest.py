@@ -44,7 +44,12 @@ def slow(request):
     time.sleep(request.data["seconds"])
     return "done"
 
-RPC_JOB_MAPPING = {"add": add, "typed": typed, "fail": fail, "echo": echo, "slow": slow}
+def count(to: int):
+    for number in range(to):
+        yield {"number": number}
+    return "counted" if to else None
+
+RPC_JOB_MAPPING = {"add": add, "typed": typed, "fail": fail, "echo": echo, "slow": slow, "count": count}
 """
 
 

@@ -47,6 +47,21 @@ def test_words_become_data(call: Call, words: list[str], data: Any) -> None:
     assert json.loads(result.stdout) == data
 
 
+def test_a_stream_is_printed_item_by_item(call: Call) -> None:
+    assert call("count", "to:=2", "--stream").stdout.splitlines() == [
+        '{"number":0}', '{"number":1}', '"counted"',
+    ]  # fmt: skip
+    told = call("count", "to:=1", "--stream", "--json").stdout.splitlines()
+    assert list(map(json.loads, told)) == [{"item": {"number": 0}}, {"value": "counted"}]
+    assert call("count", "to:=0", "--stream").stdout == ""
+    assert json.loads(call("add", "a:=1", "b:=2", "--stream").stdout) == {"answer": 3}
+
+
+@pytest.mark.parametrize("other", [["--no-wait"], ["--idempotency-key", "k"]])
+def test_a_stream_is_one_call_that_waits(call: Call, other: list[str]) -> None:
+    assert "--stream waits, for one call" in call("count", "to:=2", "--stream", *other).stderr
+
+
 def test_a_dash_reads_stdin(call: Call) -> None:
     assert json.loads(call("echo", "-", input='{"a":\n 1}').stdout) == {"a": 1}
 

@@ -33,7 +33,7 @@ def test_it_serves_and_says_what(project: Path, spawn: Spawn, rpc: Run) -> None:
     answer = rpc("call", "add", "a:=1", "b:=1", "--queue", "two", "--json")
     assert (answer.returncode, json.loads(answer.stdout)["data"]) == (0, {"answer": 2})
     assert f"rpc.cli.worker: worker {worker.pid} on rq+redis://127.0.0.1:" in worker.said
-    assert "rpc.receiver: serving one, two: add, echo, fail, slow, typed" in worker.said
+    assert "rpc.receiver: serving one, two: add, count, echo, fail, slow, typed" in worker.said
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
