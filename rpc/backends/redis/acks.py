@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import msgspec
+import redis
 
 from . import scripts
 from .connection import FAILURES, Command, Connection, unavailable
@@ -99,6 +100,10 @@ class AckBuffer:
         self._unread: deque[Group] = deque()
         """What was written, and is not known to have arrived."""
         self._epoch, self._failed = 0, False
+        self._timeouts = 0
+        """How often an answer did not come in time."""
+        self.hangs = False
+        """Whether the last one that was waited for did not."""
 
     @property
     def is_empty(self) -> bool:
@@ -147,11 +152,20 @@ class AckBuffer:
                 self._lock.release()
 
     def ask(self, *commands: Command) -> list[Any]:
-        """The answers to these commands, after all that is owed. Raises redis.RedisError."""
+        """The answers to these commands, after all that is owed. Raises redis.RedisError; at once, if Redis
+        has let somebody else wait in vain while this waited for the connection."""
+        before = self._timeouts
         with self._lock:
-            self._write(commands)
-            self._read(len(self._unread))
-            answers = [self._connection.read() for _ in commands]
+            if self._timeouts != before:
+                raise redis.TimeoutError("it did not answer somebody else in time")
+            try:
+                self._write(commands)
+                self._read(len(self._unread))
+                answers = [self._connection.read() for _ in commands]
+            except redis.TimeoutError:
+                self._timeouts, self.hangs = self._timeouts + 1, True
+                raise
+            self.hangs = False
         self.flush()
         return answers
 

@@ -42,6 +42,8 @@ Command = Sequence[Any]
 BLOCK = 1.0
 """Seconds that a blocking command waits in Redis: how late a stop, or a connection that went half-open, is
 noticed at the latest. Always less than SOCKET_TIMEOUT."""
+LOOK_AGAIN = 0.05
+"""Seconds between two looks at what nobody tells of."""
 CLOCK_IS_GOOD = 30.0
 """Seconds after which the clock of a server is looked at again: it may have been set."""
 SPIN = 400e-6
@@ -151,6 +153,14 @@ def run_with_reconnect(
                 pauses.reset()
             trace = None if isinstance(error, BackendUnavailable) else error
             pauses.wait("%s; trying again", error, trace=trace)
+
+
+def linger(stopped: Callable[[], bool], ended: Callable[[], bool]) -> None:
+    """After a failure: if the server stops, wait a while for its end, which may come of the same. What would
+    be asked on a new connection need not be asked then, and Redis may hang."""
+    until = time.monotonic() + BLOCK
+    while stopped() and not ended() and time.monotonic() < until:
+        time.sleep(LOOK_AGAIN)
 
 
 def milliseconds(seconds: float) -> int:

@@ -24,6 +24,7 @@ from .connection import (
     BLOCK,
     FAILURES,
     Command,
+    linger,
     milliseconds,
     run_with_reconnect,
     translated_or_logged,
@@ -176,15 +177,18 @@ class Maintenance:
                 if not isinstance(error, redis.RedisError):  # who knows what its answers are answers to
                     self._server.acks.drop()
                 backoff.wait("%s; trying again", unavailable(error))
+                linger(self._server.is_stopped, self._server.has_ended)
         self._keeper.end()
+        if self._server.acks.hangs:
+            logger.warning("Redis hangs: what this worker had is delivered again after the lease")
+            return
         with translated_or_logged():
             self._leave()
 
     def hand_back(self) -> None:
-        """Give back all that is in hand, at once."""
-        with translated_or_logged():
-            for keys in self._server.keys:
-                self._bring_back(keys, self._own, len(self._server.pages[keys].all), force=True, died=False)
+        """Give back all that is in hand, at once. Raises redis.RedisError."""
+        for keys in self._server.keys:
+            self._bring_back(keys, self._own, len(self._server.pages[keys].all), force=True, died=False)
 
     def sign_on(self) -> None:
         """Say who serves the queues, and how many pages each has. Raises redis.RedisError."""

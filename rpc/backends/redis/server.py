@@ -147,7 +147,7 @@ class RedisServer:
                 time.sleep(0.01)
             begun = [each for each in [*self._deliveries.values()] if not each.finished]
             self.acks.ask(*(each.marked_as_begun() for each in begun))
-        self.maintenance.hand_back()
+            self.maintenance.hand_back()
 
     def stalled(self) -> float:
         return self._turns.stalled(self._threads if self.fetcher else 0, self._connections)
@@ -165,9 +165,10 @@ class RedisServer:
         for thread in threads:
             while thread.is_alive():
                 self.alarm.ring()
-                with translated_or_logged():
-                    self.maintenance.wake_up(*self.subscriber.connections())
                 thread.join(0.05)
+                if thread.is_alive() and not self.acks.hangs:
+                    with translated_or_logged():
+                        self.maintenance.wake_up(*self.subscriber.connections())
         self.maintenance.end()
         if self.fetcher:
             self.fetcher.drop()

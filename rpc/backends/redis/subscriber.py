@@ -15,7 +15,16 @@ from ...errors import BackendUnavailable, RpcError, SerializationError, shown
 from ...transport import Address, Handler, Message, packed, unpacked
 from .._retry import Backoff
 from .._serving import BaseDelivery, OnChange, Serially
-from .connection import BLOCK, FAILURES, Connection, milliseconds, run_with_reconnect, unavailable
+from .connection import (
+    BLOCK,
+    FAILURES,
+    LOOK_AGAIN,
+    Connection,
+    linger,
+    milliseconds,
+    run_with_reconnect,
+    unavailable,
+)
 from .keys import Names
 from .scripts import JOIN
 from .servers import Servers, is_elsewhere
@@ -32,9 +41,8 @@ from .topics import (
 logger = logging.getLogger(__name__)
 
 AHEAD = 256
-"""Messages of one address that are read before they are handled; what is more waits in Redis."""
-LOOK_AGAIN = 0.05
-"""Seconds until an address with so many is looked at again."""
+"""Messages of one address that are read before they are handled; what is more waits in Redis. It is looked at
+again soon."""
 PRESENT = 5.0
 """Seconds after which a group whose members give no sign is empty: whoever joins it then does not hear what
 came before."""
@@ -167,6 +175,10 @@ class Subscriber:
     def lost(self) -> None:
         """There is none."""
         self._on_change(False)
+
+    def linger(self) -> None:
+        """Wait a while before there is another one, if none may be needed."""
+        linger(self._stopped, self.ended)
 
     def is_busy(self, key: str) -> bool:
         """Whether enough has been read there, for now."""
@@ -306,6 +318,7 @@ class _Reader:
                 self._subscriber.lost()
                 self._mend(error)
                 backoff.wait("%s; trying again", unavailable(error))
+                self._subscriber.linger()
 
     def drop(self) -> None:
         self._connection.drop()
