@@ -13,13 +13,14 @@ from datetime import date
 from decimal import Decimal
 from typing import Any
 
+import msgspec
 import pydantic
 import pytest
 
 import rpc
 from rpc import AsyncRpcClient, RpcClient, RpcReceiver, SerializationError, SettingsError, expose, job, on
 from rpc.backends.memory import MemoryBackend
-from rpc.codecs import Codec, codec_named
+from rpc.codecs import Codec, codec_named, register
 from rpc.core.codecs import JSON, PICKLE
 from rpc.settings import Settings
 from rpc.testing import patch
@@ -126,6 +127,34 @@ def test_each_codec_is_read_when_the_result_is_asked_for_later(rpc_worker, codec
                 SerializationError, match="'application/x-python-pickle' is not accepted here"
             ):
                 client.job(id).result  # noqa: B018
+
+
+def taxing(request):
+    for order in request.items:
+        answer = yield taxed(order if isinstance(order, Order) else msgspec.convert(order, Order))
+        assert answer is None
+    return {"done": True}
+
+
+def repeating():
+    got = yield "begun"
+    while got is not None:
+        got = yield got
+
+
+@pytest.mark.parametrize("codec", [*NAMES, REVERSED], ids=[*NAMES, "one's own"])
+def test_each_codec_carries_streams_both_ways(rpc_worker, codec):
+    register(Order)
+    client = rpc_worker({"taxing": taxing, "repeating": repeating}, settings=EVERYTHING, concurrency=2)
+    with RpcClient(backend=client.backend, codec=codec, compress="gzip:10B") as own:
+        got = [*own.stream("taxing", items=[ORDER] * 3, window=2)]
+        assert [each if isinstance(each, Order) else msgspec.convert(each, Order) for each in got] == [
+            taxed(ORDER)
+        ] * 3
+        stream = own.stream("repeating")
+        assert next(stream) == "begun"
+        assert stream.send({"a": [1]}) == {"a": [1]}
+        stream.close()
 
 
 @pytest.mark.parametrize("codec", NAMES)

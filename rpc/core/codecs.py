@@ -47,7 +47,7 @@ class Codec:
             raise SerializationError(str(error) or type(error).__name__) from error
 
     def embedded(self, encoded: bytes) -> Any:
-        """What stands for an encoded value in another one that is encoded. SerializationError as `decode`, for
+        """What stands for an encoded value in another one that is encoded. SerializationError as `decode`, of
         a codec that has to decode it."""
         return msgspec.Raw(encoded) if self.takes_raw else self.decode(encoded)
 
