@@ -77,10 +77,11 @@ class AsyncRpcClient(Caller):
         idempotency_key: Key | None = None,
         headers: Mapping[str, str] | None = None,
         on_progress: OnProgress | None = None,
+        returns: Any = None,
     ) -> Response:
         """As `RpcClient.call_and_wait`. A task that is cancelled withdraws what it waits for."""
         allowed = self.allowed(timeout)
-        pending = PendingCall(self, name, data, allowed, idempotency_key, headers, on_progress)
+        pending = PendingCall(self, name, data, allowed, idempotency_key, headers, on_progress, returns)
         return await answer(self._async, self.to(name, queue), pending)
 
     def submit(
@@ -93,11 +94,12 @@ class AsyncRpcClient(Caller):
         idempotency_key: Key | None = None,
         headers: Mapping[str, str] | None = None,
         on_progress: OnProgress | None = None,
+        returns: Any = None,
     ) -> asyncio.Future[Response]:
         """As `RpcClient.submit`, but an asyncio.Future: for `gather`, `as_completed` and the like. Is not
         awaited itself."""
         told = Told(on_progress)
-        options: dict[str, Any] = {"idempotency_key": idempotency_key, "headers": headers}
+        options: dict[str, Any] = {"idempotency_key": idempotency_key, "headers": headers, "returns": returns}
         future = self._submit(answer, name, data, timeout=timeout, queue=queue, on_progress=told, **options)
         return told.by(future)
 
@@ -124,10 +126,11 @@ class AsyncRpcClient(Caller):
         idempotency_key: Key | None = None,
         headers: Mapping[str, str] | None = None,
         on_progress: OnProgress | None = None,
+        returns: Any = None,
     ) -> asyncio.Future[T]:
         """A task of `what`: `answer`, or `value`."""
         allowed = self.allowed(timeout)
-        pending = PendingCall(self, name, data, allowed, idempotency_key, headers, on_progress)
+        pending = PendingCall(self, name, data, allowed, idempotency_key, headers, on_progress, returns)
         task = asyncio.get_running_loop().create_task(what(self._async, self.to(name, queue), pending))
         self._submitted.add(task)
         return task
@@ -140,12 +143,13 @@ class AsyncRpcClient(Caller):
         window: int = 100,
         timeout: Duration | None = AS_SET,
         queue: str | None = None,
+        returns: Any = None,
     ) -> AsyncIterator[Response]:
         """As `RpcClient.map`."""
         under_way: deque[asyncio.Future[Response]] = deque()
         try:
             for item in iterable:
-                under_way.append(self.submit(name, item, timeout=timeout, queue=queue))
+                under_way.append(self.submit(name, item, timeout=timeout, queue=queue, returns=returns))
                 if len(under_way) >= window:
                     yield await under_way.popleft()
             while under_way:

@@ -6,7 +6,6 @@ import logging
 import math
 import operator
 import random
-import sys
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future
@@ -21,7 +20,10 @@ from uuid import UUID
 
 from .backends import backend_from_url
 from .backends.features import unsupported
-from .core.codecs import Codec, codec_named
+from .codecs import accepted, codec_named
+from .core.bodies import Writing
+from .core.codecs import JSON, SAFE, Codec
+from .core.compression import compression
 from .core.conversation import call_message
 from .core.jobs import current_request
 from .core.patterns import matcher
@@ -80,6 +82,7 @@ class Caller:
         timeout: Duration | None = AS_SET,
         queue: str = "default",
         codec: str | Codec | None = None,
+        compress: str | None = None,
         max_message_bytes: int | None = None,
         when_full: Literal["raise", "wait"] = "raise",
     ) -> None:
@@ -92,15 +95,21 @@ class Caller:
         if when_full not in ("raise", "wait"):
             raise SettingsError(f"when_full is 'raise' or 'wait', not {when_full!r}")
         self._waits_for_room = when_full == "wait"
-        self._queue, self._codec = queue, codec_named(codec or settings.codec)
+        chosen_codec, limit = (
+            codec_named(codec or settings.codec),
+            max_message_bytes or settings.max_message_bytes,
+        )
+        squeezing = compression(compress or settings.compress)
+        self._queue = queue
+        self.writing = Writing(chosen_codec, limit, self.backend.max_message, squeezing)
+        self.accepted = accepted([*SAFE, chosen_codec], limit, "RPC_CODEC of this client")
+        """What can be read of replies: never what may run code, unless the client itself writes so."""
         self._routes = [(matcher(pattern), each) for pattern, each in settings.routes.items()]
-        limit = max_message_bytes or settings.max_message_bytes
-        self._max_message = min(limit, self.backend.max_message or sys.maxsize)
         self._store = Store(settings)
         store = self._store.backend
         keeps = self.backend if store is None and "results" in self.backend.features else store
         where = (*settings.queues, *settings.routes.values(), queue)
-        self._inspector = Inspector(self.backend, where, cast("Results | None", keeps))
+        self._inspector = Inspector(self.backend, where, cast("Results | None", keeps), self.accepted)
         self._reasons: dict[Address, tuple[float, Future[str]]] = {}
         self._begin()
 
@@ -118,6 +127,7 @@ class Caller:
         keep: Duration | None,
         headers: Mapping[str, str] | None,
         id: str | None = None,
+        writing: Writing | None = None,
     ) -> Message:
         """The message of a job that nobody waits for; with this id, if it has one already."""
         if at is not None and delay is not None:
@@ -147,6 +157,7 @@ class Caller:
         *,
         replies: bool,
         id: str | None = None,
+        writing: Writing | None = None,
     ) -> Message:
         if idempotency_key is not None:
             headers = {**headers, IDEMPOTENCY_KEY: _key(name, idempotency_key)}
@@ -157,10 +168,9 @@ class Caller:
             id or _ids.new(),
             name,
             data,
-            self._codec,
+            writing or self.writing,
             ttl=ttl,
             replies=replies,
-            max_message=self._max_message,
             headers=headers,
         )
 
@@ -174,7 +184,7 @@ class Caller:
     def _describing(self, wait: float) -> tuple[Address, Message]:
         """What all workers are asked for."""
         self._need_topics()
-        return ALL_WORKERS, self._message(DESCRIBE, None, wait, None, {}, replies=True)
+        return ALL_WORKERS, self._message(DESCRIBE, None, wait, None, {}, replies=True, writing=Writing(JSON))
 
     def _need_topics(self) -> None:
         if "topics" not in self.backend.features:

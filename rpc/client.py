@@ -36,10 +36,12 @@ class RpcClient(Caller):
 
     Without `backend`, everything that is not given comes from the settings module (see `rpc.settings`);
     `settings` names another one, or is one. `backend` is a backend or its URL, `timeout` the seconds a call
-    waits (None: without end), `queue` where calls go, `codec` "json" or "msgpack", `max_message_bytes` the
-    largest request, `when_full` what to do when a bounded queue has no room: "raise" QueueFull, or "wait" for
-    as long as the call may take (`call`: as `timeout` says). Raises SettingsError if there is no usable
-    setting; connects at the first call.
+    waits (None: without end), `queue` where calls go, `codec` the name of one ("json", "msgpack",
+    "json+types"; see `rpc.codecs`), `compress` how large bodies are made smaller ("gzip", "zstd", with a size
+    from which on they are: "gzip:16kB"), `max_message_bytes` the largest request, and reply, `when_full` what
+    to do when a bounded queue has no room: "raise" QueueFull, or "wait" for as long as the call may take
+    (`call`: as `timeout` says). Raises SettingsError if there is no usable setting; connects at the first
+    call.
     """
 
     def _begin(self) -> None:
@@ -81,6 +83,7 @@ class RpcClient(Caller):
         idempotency_key: Key | None = None,
         headers: Mapping[str, str] | None = None,
         on_progress: OnProgress | None = None,
+        returns: Any = None,
     ) -> Response:
         """Send a job and wait for its response.
 
@@ -94,7 +97,7 @@ class RpcClient(Caller):
         job that has no such key. `on_progress` is called with each `Progress` that the handler tells.
         """
         allowed = self.allowed(timeout)
-        pending = PendingCall(self, name, data, allowed, idempotency_key, headers, on_progress)
+        pending = PendingCall(self, name, data, allowed, idempotency_key, headers, on_progress, returns)
         return self._with_room(lambda: self._answer(pending, queue), pending.pause)
 
     def submit(
@@ -107,13 +110,14 @@ class RpcClient(Caller):
         idempotency_key: Key | None = None,
         headers: Mapping[str, str] | None = None,
         on_progress: OnProgress | None = None,
+        returns: Any = None,
     ) -> Future[Response]:
         """Send a job, and return a future of its response. Errors as in `call_and_wait`: those of the data
         are raised here, the others by the future. `cancel()` withdraws the job until it is answered. However
         many wait, one thread minds them; it is that which calls `on_progress`. The future's attribute
         `progress` is the last `Progress` that the handler has told (None: none yet)."""
         told = Told(on_progress)
-        options: dict[str, Any] = {"idempotency_key": idempotency_key, "headers": headers}
+        options: dict[str, Any] = {"idempotency_key": idempotency_key, "headers": headers, "returns": returns}
         future = self._submit(answer, name, data, timeout=timeout, queue=queue, on_progress=told, **options)
         return told.by(future)
 
@@ -137,14 +141,16 @@ class RpcClient(Caller):
         window: int = 100,
         timeout: Duration | None = AS_SET,
         queue: str | None = None,
+        returns: Any = None,
     ) -> Iterator[Response]:
         """The responses to a job called with each item as its data, in order. At most `window` of them are
-        under way, and no more are taken from the iterable. `timeout`, in seconds, is for each. Errors are as
+        under way, and no more are taken from the iterable. `timeout`, in seconds, is for each, as
+        `returns` is. Errors are as
         in `call_and_wait`: the first one ends it, and what is under way is withdrawn."""
         under_way: deque[Future[Response]] = deque()
         try:
             for item in iterable:
-                under_way.append(self.submit(name, item, timeout=timeout, queue=queue))
+                under_way.append(self.submit(name, item, timeout=timeout, queue=queue, returns=returns))
                 if len(under_way) >= window:
                     yield under_way.popleft().result()
             while under_way:
@@ -258,10 +264,11 @@ class RpcClient(Caller):
         idempotency_key: Key | None = None,
         headers: Mapping[str, str] | None = None,
         on_progress: OnProgress | None = None,
+        returns: Any = None,
     ) -> Future[T]:
         """A future of `what`: `answer`, or `value`."""
         allowed = self.allowed(timeout)
-        pending = PendingCall(self, name, data, allowed, idempotency_key, headers, on_progress)
+        pending = PendingCall(self, name, data, allowed, idempotency_key, headers, on_progress, returns)
         where = self._submits.backend, self.to(name, queue)
         return self._submits.run(what(*where, pending))
 

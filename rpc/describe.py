@@ -12,7 +12,7 @@ from typing import Any
 
 import msgspec
 
-from .core.codecs import Accepted
+from .core.codecs import ACCEPTED
 from .core.jobs import Jobs
 from .core.protocol import decode_reply
 from .errors import RpcError, shown
@@ -24,7 +24,6 @@ logger = logging.getLogger(__name__)
 
 DESCRIBE = "rpc.describe"
 ALL_WORKERS = topic("rpc")
-_ACCEPTED = Accepted()
 
 logger = logging.getLogger(__name__)
 
@@ -141,8 +140,7 @@ class Gathering:
         if LOST in reply.headers:
             return
         try:
-            codec = _ACCEPTED.codec(reply.headers.get("content-type"))
-            info = msgspec.convert(decode_reply(reply.body, codec), WorkerInfo)
+            info = msgspec.convert(decode_reply(*ACCEPTED.opened(reply)), WorkerInfo)
         except (RpcError, msgspec.ValidationError) as error:
             logger.warning("a worker did not say what it is: %s", shown(error))
             return

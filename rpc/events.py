@@ -217,7 +217,7 @@ class Events:
         delivery.finish(None)
 
     def _event(self, message: Message) -> Event:
-        call = decode_call(message.body, self._accept.codec(message.headers.get("content-type")))
+        call = decode_call(*self._accept.opened(message))
         headers = {
             key.removeprefix(OWN): text for key, text in message.headers.items() if key.startswith(OWN)
         }

@@ -13,7 +13,7 @@ from typing import Any, Literal, cast, get_args
 
 from .backends import backend_from_url
 from .backends.features import unsupported
-from .core.codecs import JSON, Accepted
+from .core.codecs import ACCEPTED, JSON, Accepted
 from .core.conversation import decode_progress
 from .core.jobs import Jobs, Progress
 from .core.protocol import decode_reply, encode_error
@@ -69,9 +69,13 @@ class JobInfo:
     def result(self) -> Any:
         """What its handler responded with. Raises what a caller would have got, if it failed; RpcError if it
         is not over, or nothing of it is kept."""
+        return self.read(self._inspector.accepted if self._inspector else ACCEPTED)
+
+    def read(self, accepted: Accepted) -> Any:
+        """The `result`, for those who read other codecs."""
         if self._last is None:
             raise RpcError(f"job {self.id} is {self.state}: no result of it is kept (see `keep`)")
-        return decode_reply(self._last.body, Accepted().codec(self._last.headers.get("content-type")))
+        return decode_reply(*accepted.opened(self._last))
 
     def cancel(self) -> bool:
         """Take it out of its queue, if it waits there; if it runs, its handler is told: a coroutine is
@@ -84,10 +88,14 @@ class JobInfo:
 
 
 class Inspector:
-    """Looks for jobs in these queues of a backend, and for what is kept of them in `store`."""
+    """Looks for jobs in these queues of a backend, and for what is kept of them in `store`: results are read
+    if they are `accepted`."""
 
-    def __init__(self, backend: Backend, queues: Sequence[str], store: Results | None) -> None:
+    def __init__(
+        self, backend: Backend, queues: Sequence[str], store: Results | None, accepted: Accepted = ACCEPTED
+    ) -> None:
         self._backend, self._queues, self._store = backend, tuple(dict.fromkeys(queues)), store
+        self.accepted = accepted
 
     @property
     def keeps(self) -> bool:
@@ -163,7 +171,7 @@ class Inspector:
         last = self._store.result(queue, id) if self._store else None
         if last is None:
             return None
-        headers, error = last.headers, _error_in(last)
+        headers, error = last.headers, _error_in(last, self.accepted)
         state: JobState = "succeeded" if error is None else "failed"
         if isinstance(error, Cancelled):
             state = "cancelled"
@@ -184,7 +192,7 @@ class Inspector:
 
     def _progress(self, queue: str, id: str) -> Progress | None:
         told = self._store.result(queue, id + PROGRESS_OF) if self._store else None
-        return None if told is None else decode_progress(told)
+        return None if told is None else decode_progress(told, self.accepted)
 
     def _entry(self, queue: str, id: str) -> JobInfo | None:
         if "inspection" not in self._backend.features:
@@ -309,11 +317,11 @@ def keeping(
     }
 
 
-def _error_in(last: Message) -> RpcError | None:
+def _error_in(last: Message, accepted: Accepted) -> RpcError | None:
     if FAILED not in last.headers:
         return None
     try:
-        decode_reply(last.body, Accepted().codec(last.headers.get("content-type")))
+        decode_reply(*accepted.opened(last))
     except RpcError as error:
         return error
     return None

@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 from .caller import Caller, Key, own_headers
 from .core.conversation import Conversation, decode_progress
 from .core.jobs import Progress
+from .core.parameters import result_conversion
 from .core.protocol import encode_items
 from .core.streams import PROGRESS, PROGRESSED
 from .errors import QueueFull, SerializationError
@@ -36,8 +37,10 @@ class PendingCall(Conversation):
         idempotency_key: Key | None,
         headers: Mapping[str, str] | None,
         on_progress: OnProgress | None = None,
+        returns: Any = None,
     ) -> None:
-        own = own_headers(headers)
+        """`returns` is an annotation for the result. Raises ValueError, SerializationError."""
+        wanted, own = None if returns is None else result_conversion(returns), own_headers(headers)
         self._on_progress = on_progress
         self._caller, self._what = (
             caller,
@@ -47,12 +50,13 @@ class PendingCall(Conversation):
                 {**own, PROGRESS: "1"} if on_progress else own,
             ),
         )
-        super().__init__(self._message(name, timeout), name, timeout, time.monotonic())
+        request = self._message(name, timeout)
+        super().__init__(request, name, timeout, time.monotonic(), caller.accepted, wanted)
 
     def told(self, reply: Message) -> None:
         """What came before the response: how far the job is."""
         if self._on_progress and reply.headers[STREAM] == PROGRESSED:
-            self._on_progress(decode_progress(reply))
+            self._on_progress(decode_progress(reply, self.accepted))
 
     def pause(self, attempt: int, refused: QueueFull) -> float:
         """A Pause. After it this is asked as another message: with an id of its own, and the time left."""
@@ -86,9 +90,9 @@ class PendingStream(Conversation):
         headers: Mapping[str, str],
     ) -> None:
         """`headers` are those of the stream and of the call. Raises ValueError, SerializationError."""
-        self._caller, self.codec = caller, caller._codec
+        self._caller, self.codec = caller, caller.writing.codec
         message = caller._message(name, data, None, None, headers, replies=True)
-        super().__init__(message, name, timeout, time.monotonic())
+        super().__init__(message, name, timeout, time.monotonic(), caller.accepted)
 
     def pause(self, attempt: int, refused: QueueFull) -> float:
         """A Pause."""

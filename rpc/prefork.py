@@ -70,6 +70,8 @@ class Plan(msgspec.Struct):
     """The URL for its client; "": the settings know."""
     level: int
     """Of its log."""
+    accept: list[str]
+    """The codecs that it reads, by their names."""
 
 
 def plan_of(jobs: Jobs, settings: Settings, given: set[str], backend: Any, context: Any) -> Plan | None:
@@ -88,7 +90,7 @@ def plan_of(jobs: Jobs, settings: Settings, given: set[str], backend: Any, conte
     chosen = settings.client_backend or backend or settings.receiver_backend or settings.backend
     url, level = chosen if isinstance(chosen, str) else "", logging.getLogger().level
     where = None if context is nullcontext else _path(context)
-    return Plan(settings.origin, rest, paths, where, url, level) if names else None
+    return Plan(settings.origin, rest, paths, where, url, level, [*settings.accept]) if names else None
 
 
 def _path(target: Any) -> Path | None:
@@ -149,7 +151,7 @@ class Prefork:
         what a caller is told if it raised, ProcessLost, Overran."""
         left = None if request.deadline is None else request.deadline - time.monotonic()
         frame, child = packed(delivery.message), self._taken()
-        work = partial(child.perform, delivery, request, frame, left)
+        work = partial(child.perform, delivery, request, codec, frame, left)
         try:
             said = self._limits.called(work, seconds, child.kill) if seconds else work()
         except BaseException as error:
@@ -162,7 +164,7 @@ class Prefork:
         self._put_back(child)
         if said[0] == "failed":
             raise _raised(*said[1:])
-        return codec.decode(said[1]) if is_looked_at else msgspec.Raw(said[1])
+        return codec.decode(said[1]) if is_looked_at else codec.embedded(said[1])
 
     def _taken(self) -> Child:
         while child := pop_or_none(self._idle):
@@ -242,7 +244,9 @@ class Child:
         """Of one that has nothing to say: it has a job no more, or not yet."""
         return not self._pipe.poll()
 
-    def perform(self, delivery: Delivery, request: Request, frame: bytes, left: float | None) -> Any:
+    def perform(
+        self, delivery: Delivery, request: Request, codec: Codec, frame: bytes, left: float | None
+    ) -> Any:
         """Have a job done: what it says at the end. Raises EOFError and OSError if it ends before that."""
         self.jobs += 1
         self.say(["job", self.jobs, frame, left])
@@ -252,7 +256,7 @@ class Child:
         try:
             while (said := self.hear())[0] in ("respond", "progress"):
                 if said[0] == "respond":
-                    self.say(["answer", *_responded(request, said[1])])
+                    self.say(["answer", *_responded(request, said[1], codec)])
                 else:
                     request.progress(*said[1:])
             return said
@@ -285,9 +289,9 @@ class Child:
             return code
 
 
-def _responded(request: Request, value: bytes) -> tuple[bool, bytes]:
+def _responded(request: Request, value: bytes, codec: Codec) -> tuple[bool, bytes]:
     """Whether it was sent, and an error if there was one."""
     try:
-        return request.respond(msgspec.Raw(value)), b""
+        return request.respond(codec.embedded(value)), b""
     except RpcError as error:
         return False, encode_error("", error, JSON)

@@ -21,6 +21,7 @@ from typing import Any
 import msgspec
 
 from .client import RpcClient
+from .codecs import accepted
 from .core.codecs import JSON, Accepted, Codec
 from .core.handling import told
 from .core.jobs import Jobs, Progress, Request, current_request, jobs_from
@@ -48,13 +49,14 @@ def main(pipe: int, life: int) -> None:
         )
         jobs = _jobs(plan, settings or Settings())
         context = _found(plan.context) if plan.context else nullcontext
+        accept = accepted(plan.accept)
     except Exception as error:  # the modules are the user's
         parent.say(["unfit", f"{type(error).__name__}: {error}"])
         return
     calls = _Calls(plan, settings)
     parent.say(["ready"])
     while (said := parent.hear())[0] == "job":
-        ended = copy_context().run(_performed, parent, jobs, calls, context, *said[1:])
+        ended = copy_context().run(_performed, parent, jobs, calls, context, accept, *said[1:])
         for stream in sys.stdout, sys.stderr:
             with suppress(Exception):  # it may be None, closed, or anything
                 stream.flush()
@@ -192,12 +194,19 @@ class _Calls:
 
 
 def _performed(
-    parent: _Parent, jobs: Jobs, calls: _Calls, context: Any, number: int, frame: bytes, left: float | None
+    parent: _Parent,
+    jobs: Jobs,
+    calls: _Calls,
+    context: Any,
+    accept: Accepted,
+    number: int,
+    frame: bytes,
+    left: float | None,
 ) -> list[Any]:
     """Run a job: what the parent is told at its end."""
     message = unpacked(frame)
-    codec = Accepted().codec(message.headers.get("content-type"))
-    call = decode_call(message.body, codec)
+    body, codec = accept.opened(message)
+    call = decode_call(body, codec)
     job, deadline = jobs[call.method], None if left is None else time.monotonic() + left
     delivery: Any = _Delivery(parent, number, message)
 

@@ -6,7 +6,6 @@ import asyncio
 import concurrent.futures
 import logging
 import random
-import sys
 import threading
 import time
 from collections.abc import Callable, Coroutine, Mapping, Sequence
@@ -21,7 +20,8 @@ from .backends import backend_of_receiver
 from .backends._retry import Backoff
 from .backends.features import unsupported
 from .client import RpcClient
-from .core.codecs import Accepted
+from .codecs import accepted, reply_limits
+from .core.codecs import ACCEPTED, Accepted
 from .core.dispatch import Dispatcher
 from .core.handling import HandedBack, contained
 from .core.jobs import Jobs, jobs_from
@@ -127,7 +127,7 @@ class RpcReceiver:
             stopped=lambda: self._stopping,
             **common,
         )
-        accept, self._limits = Accepted(settings.accept), Limits()
+        accept, self._limits = accepted(settings.accept, settings.max_message_bytes), Limits()
         given = {*(jobs or ()), *(name for each in found for name in each.jobs if services is not None)}
         plan = plan_of(self.jobs, settings, given, backend, context)
         most = settings.max_jobs_per_child if max_jobs_per_child is None else max_jobs_per_child
@@ -160,13 +160,13 @@ class RpcReceiver:
             middleware=checked(settings.loaded_middleware() if middleware is None else middleware),
         )
         self._set_hooks()
-        self._describer = self._dispatching(jobs_from({DESCRIBE: self.describe}), Accepted())
+        self._describer = self._dispatching(jobs_from({DESCRIBE: self.describe}), ACCEPTED)
 
     def _dispatching(self, jobs: Jobs, accept: Accepted, **options: Any) -> Dispatcher:
         return Dispatcher(
             jobs,
             accept=accept,
-            max_message=min(self._settings.max_message_bytes, self.backend.max_message or sys.maxsize),
+            **reply_limits(self._settings, self.backend),
             await_=self._await,
             clock=time.monotonic,
             dice=random.random,

@@ -58,10 +58,12 @@ class Settings:
     """What a worker serves, in order of priority."""
     routes: Mapping[str, str] = field(default_factory=dict)
     """Name of a job, or a pattern like `stock.*` -> where clients send it; the first that fits counts."""
-    codec: Literal["json", "msgpack"] = "json"
-    """How a client encodes."""
-    accept: tuple[str, ...] = ("json", "msgpack")
+    codec: str = "json"
+    """How a client encodes: the name of a codec (see `rpc.codecs`)."""
+    accept: tuple[str, ...] = ("json", "msgpack", "json+types")
     """What a receiver decodes."""
+    compress: str | None = None
+    """How a client compresses, and has replies compressed, as "gzip:16kB": from that size on. None: not."""
     delivery: Literal["at-least-once", "at-most-once"] = "at-least-once"
     lease: float | None = None
     """How long after its last sign of life a worker is given up. None: as the backend has it."""

@@ -74,6 +74,12 @@ LOST = "lost"
 FAILED = "error"
 """Header of a reply that carries an error: the name of its type. For logs, dashboards, dead letters."""
 
+ENCODING = "content-encoding"
+"""Header: how the body was made smaller."""
+
+ACCEPTS = "accept-encoding"
+"""Header of a request: how the bodies of its replies may be made smaller, the best first."""
+
 STREAM = "stream"
 """Header of a reply after which more will come. One without it ends the conversation."""
 

@@ -63,6 +63,7 @@ def site(directory: Path, page: str, redis: RedisServer) -> dict[str, str]:
         ("docs/services.md", "client.py"),
         ("docs/hooks.md", "client.py"),
         ("docs/streams.md", "client.py"),
+        ("docs/codecs.md", "client.py"),
     ],
 )
 def test_the_programs_of_a_page_work_together(page: str, client: str, tmp_path: Path) -> None:

@@ -50,7 +50,7 @@ VALUES = {
     "RPC_RECEIVER_BACKEND": (MemoryBackend(), ["memory://"]), "RPC_CLIENT_BACKEND": ("memory://", 42),
     "RPC_TIMEOUT": (None, "30"), "RPC_CONCURRENCY": (8, 1.5), "RPC_COROUTINES": (9, 1.5),
     "RPC_QUEUES": (("high", "low"), "default"),
-    "RPC_CODEC": ("msgpack", "pickle"), "RPC_ACCEPT": (("json",), "json"),
+    "RPC_CODEC": ("msgpack", 5), "RPC_ACCEPT": (("json",), "json"), "RPC_COMPRESS": ("gzip:16kB", 16_000),
     "RPC_DELIVERY": ("at-most-once", "exactly-once"), "RPC_LEASE": (5.0, "5"), "RPC_MAX_DELIVERIES": (2, "2"),
     "RPC_MAX_MESSAGE_BYTES": (10**6, None), "RPC_SEND_TRACEBACKS": (True, "yes"), "RPC_GRACE": (1.5, None),
     "RPC_HEALTH_FILE": ("/run/rpc", 7),
@@ -216,7 +216,7 @@ def test_who_is_given_everything_needs_no_settings_module(write):
 @pytest.mark.parametrize(("keys", "reason"), [
     ({"RPC_JOB_MAPPING": {}}, "RPC_SERVICES have no job"), ({"RPC_CONCURRENCY": 0}, "RPC_CONCURRENCY"),
     ({"RPC_JOB_MAPPING": {"../add": len}}, "is no job name"), ({"RPC_QUEUES": []}, "RPC_QUEUES"),
-    ({"RPC_QUEUES": ["a b"]}, "RPC_QUEUES"), ({"RPC_ACCEPT": ["pickle"]}, "there is no codec 'pickle'"),
+    ({"RPC_QUEUES": ["a b"]}, "RPC_QUEUES"), ({"RPC_ACCEPT": ["pickles"]}, "there is no codec 'pickles'"),
     ({"RPC_LEASE": 5}, "no option 'lease'"), ({"RPC_BACKEND": "carrier-pigeon://"}, "names no backend"),
     ({"RPC_LEASE": 5, "RPC_BACKEND": MemoryBackend()}, "RPC_LEASE goes with a backend's URL"),
     ({"RPC_MAX_DELIVERIES": 5, "RPC_BACKEND": MemoryBackend()}, "RPC_MAX_DELIVERIES goes with"),

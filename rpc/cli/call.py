@@ -18,7 +18,7 @@ from ..errors import RpcError, SerializationError
 from ..pending import OnProgress
 from ..transport import OWN, TRACE, propagated
 from .options import backend_option, queue_names, seconds, settings_option, time
-from .output import json_option, json_wanted, print_data, print_line
+from .output import TAGGED, json_option, json_wanted, print_data, print_line
 
 _WORD = re.compile(r"(?P<key>[^=]*?)(?P<sign>:?=)(?P<value>.*)", re.DOTALL)
 
@@ -109,6 +109,11 @@ def headers_of(
     help="How many calls, or items, are under way at a time; with --map and --stream.",
 )
 @click.option("--stream", "streams", is_flag=True, help="Print the items that it yields, as they come.")
+@click.option(
+    "--codec",
+    metavar="NAME",
+    help="How it is encoded: json, msgpack, json+types or another one; by default RPC_CODEC.",
+)
 @json_option
 def command(
     name: str,
@@ -123,6 +128,7 @@ def command(
     lines: BinaryIO | None,
     window: int,
     streams: bool,
+    codec: str | None,
     **later: Any,
 ) -> None:
     """Call the job NAME, and print the data of its response as JSON.
@@ -141,6 +147,7 @@ def command(
       rpc call report --no-wait --keep 600
       rpc call report --no-wait --at 2030-01-31T18:30
       rpc call whoami --header x-user=ada
+      rpc call report --codec msgpack
       rpc call resize --map pictures.jsonl > answers.jsonl
       rpc call tail path=/var/log/app.log --stream
     """
@@ -156,7 +163,8 @@ def command(
         raise click.UsageError("--stream waits, for one call: not with --map, --no-wait or a key")
     how: dict[str, Any] = {"queue": queue, "idempotency_key": idempotency_key, "headers": headers}
     data = data_of(words)
-    with RpcClient(settings=settings, backend=backend) as client:
+    with RpcClient(settings=settings, backend=backend, codec=codec) as client:
+        client.accepted = client.accepted.reading(TAGGED)
         if timeout is not None:
             client.timeout = timeout
         if lines:

@@ -13,13 +13,12 @@ import click
 from ..backends import redacted
 from ..backends.features import unsupported
 from ..client import RpcClient
-from ..core.codecs import Accepted
 from ..errors import RpcError, SerializationError
 from ..inspection import DeadLetter, DeadLetters
 from ..settings import Settings, load_settings
 from ..transport import NAME, Message, unpacked
 from .options import backend_option, queue_names, settings_option
-from .output import json_option, json_wanted, one_line, print_data, print_line, printable
+from .output import AS_JSON, json_option, json_wanted, one_line, print_data, print_line, printable
 
 SECRETS = ("token", "signature", "authorization")
 """Headers whose values are nobody's business."""
@@ -213,6 +212,6 @@ def _body(letter: DeadLetter, message: Message) -> Any:
     if not letter.frame:
         return None
     try:
-        return Accepted().codec(message.headers.get("content-type")).decode(message.body)
+        return AS_JSON.value(message)
     except SerializationError:
         return {"base64": b64encode(message.body or letter.frame).decode()}

@@ -11,7 +11,7 @@ from ..client import RpcClient
 from ..errors import RpcError
 from ..job_info import JobInfo, ListedState
 from .options import backend_option, queue_names, settings_option
-from .output import json_option, json_wanted, one_line, print_data, print_line, printable
+from .output import TAGGED, json_option, json_wanted, one_line, print_data, print_line, printable
 
 queue_option = click.option(
     "--queue",
@@ -83,7 +83,7 @@ def show_command(id: str, settings: str | None, backend: str | None, queue: str 
     if info.state == "unknown":
         raise RpcError(f"nothing is known of {id}: it is over, and nothing of it is kept, or it never was")
     summary = _summary(info)
-    result = info.result if info.state == "succeeded" else None
+    result = info.read(client.accepted.reading(TAGGED)) if info.state == "succeeded" else None
     if json_wanted():
         return print_line({**summary, "result": result, "traceback": info.traceback})
     for key, value in summary.items():

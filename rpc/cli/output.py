@@ -7,12 +7,19 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import click
 import msgspec
 
-from ..core.codecs import JSON
+from ..core.codecs import JSON, MSGPACK, TYPED, Accepted
+from ..errors import SerializationError
+
+TAGGED = replace(JSON, name=TYPED.name, content_type=TYPED.content_type)
+"""In place of the codec that keeps types: what is read is shown as it is written, as no class is known."""
+AS_JSON = Accepted([JSON, MSGPACK, TAGGED], most=64 * 1024 * 1024)
+"""What is shown to people, whatever the settings."""
 
 Row = tuple[str, ...]
 _WANTED = f"{__name__}.json"
@@ -40,15 +47,22 @@ def json_wanted(ctx: click.Context | None = None) -> bool:
 
 def print_line(value: Any) -> None:
     """Print a value as JSON on one line."""
-    click.echo(JSON.encode(value))
+    click.echo(_as_json(value))
 
 
 def print_data(value: Any) -> None:
     """Print a value as JSON: for reading if stdout is a terminal, else on one line."""
     if not sys.stdout.isatty():
         return print_line(value)
-    text = printable(msgspec.json.format(JSON.encode(value), indent=2).decode(), keep="\n")
+    text = printable(msgspec.json.format(_as_json(value), indent=2).decode(), keep="\n")
     click.echo(text if os.environ.get("NO_COLOR") else _TOKEN.sub(_coloured, text))
+
+
+def _as_json(value: Any) -> bytes:
+    try:
+        return JSON.encode(value)
+    except SerializationError:  # of a codec that carries more than JSON does
+        return TYPED.encode(value)
 
 
 def printable(text: str, keep: str = "") -> str:

@@ -9,38 +9,38 @@ from typing import Any
 
 import msgspec
 
-from ..errors import RpcTimeout, SerializationError, WorkerLost
-from ..transport import LOST, NAME, Message
-from .codecs import Accepted, Codec
+from ..errors import InvalidParams, RpcTimeout, SerializationError, WorkerLost
+from ..transport import ACCEPTS, LOST, NAME, Message
+from .bodies import Writing
+from .codecs import ACCEPTED, Accepted, Codec
 from .jobs import JOB_NAME, Progress, Request, Response
 from .protocol import call_of, decode_reply, encode_call
+from .values import Conversion
 
 
 def call_message(
     id: str,
     name: str,
     data: Any,
-    codec: Codec,
+    writing: Writing,
     *,
     ttl: float | None,
     replies: bool,
-    max_message: int | None,
     headers: Mapping[str, str] = MappingProxyType({}),
 ) -> Message:
-    """The message that asks for a job, with an `id` of its own. `ttl` is in seconds, `max_message` in bytes,
-    `headers` are added.
+    """The message that asks for a job, with an `id` of its own. `ttl` is in seconds, `headers` are added.
 
     Raises SerializationError if `data` cannot be encoded or is too large, ValueError for a bad name.
     """
-    body = encode_call(call_of(_checked(name), data), id, codec)
-    if max_message is not None and len(body) > max_message:
-        raise SerializationError(f"the request has {len(body)} bytes: more than {max_message}")
-    all_headers = {"id": id, "content-type": codec.content_type, NAME: name, **headers}
+    body = encode_call(call_of(_checked(name), data), id, writing.codec)
+    all_headers = {"id": id, NAME: name, **headers}
     if ttl is not None:
         all_headers["ttl"] = f"{ttl:.3f}"
     if replies:
         all_headers["reply-to"] = id
-    return Message(body, all_headers)
+    if writing.compression:
+        all_headers[ACCEPTS] = writing.compression.accepts
+    return writing.sealed(body, all_headers, "request")
 
 
 @lru_cache(1024)
@@ -50,12 +50,9 @@ def _checked(name: str) -> str:
     return name
 
 
-_ACCEPTED = Accepted()
-
-
-def decode_progress(reply: Message) -> Progress:
-    """How far a job is, as a reply tells. Raises SerializationError."""
-    told = decode_reply(reply.body, _ACCEPTED.codec(reply.headers.get("content-type")))
+def decode_progress(reply: Message, accepted: Accepted = ACCEPTED) -> Progress:
+    """How far a job is, as a reply tells that can be read. Raises SerializationError."""
+    told = decode_reply(*accepted.opened(reply))
     try:
         return msgspec.convert(told, Progress)
     except msgspec.ValidationError as error:
@@ -65,10 +62,19 @@ def decode_progress(reply: Message) -> Progress:
 class Conversation:
     """A request and the wait for its reply. Times are seconds on a monotonic clock, given as arguments."""
 
-    __slots__ = ("_deadline", "_timeout", "name", "request")
+    __slots__ = ("_deadline", "_returns", "_timeout", "accepted", "name", "request")
 
-    def __init__(self, request: Message, name: str, timeout: float | None, now: float) -> None:
-        self.request = request
+    def __init__(
+        self,
+        request: Message,
+        name: str,
+        timeout: float | None,
+        now: float,
+        accepted: Accepted = ACCEPTED,
+        returns: Conversion | None = None,
+    ) -> None:
+        """`accepted` is what can be read of the reply, `returns` what its result is to become."""
+        self.request, self.accepted, self._returns = request, accepted, returns
         self.name, self._timeout = name, timeout
         self._deadline = None if timeout is None else now + timeout
 
@@ -91,9 +97,17 @@ class Conversation:
         """The response in a reply; raises the error that it carries."""
         if LOST in reply.headers:
             raise WorkerLost(f"{self.name!r}: {reply.headers[LOST]}")
-        data = decode_reply(reply.body, self.codec_of(reply))
+        data = decode_reply(*self.accepted.opened(reply))
+        if self._returns:
+            data = self._converted(data, self._returns)
         return Response(data, self.request.id, self.request.reply_to or "")
 
     def codec_of(self, reply: Message) -> Codec:
-        """What a reply is decoded with; SerializationError for one that is unknown."""
-        return _ACCEPTED.codec(reply.headers.get("content-type"))
+        """What a reply is decoded with; SerializationError for one that is not accepted."""
+        return self.accepted.codec(reply.headers.get("content-type"))
+
+    def _converted(self, data: Any, returns: Conversion) -> Any:
+        try:
+            return returns(data, f"the result of {self.name!r}")
+        except InvalidParams as error:  # that is said of parameters
+            raise SerializationError(f"{error}: it is not what `returns` says") from None

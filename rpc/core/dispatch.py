@@ -13,7 +13,7 @@ from typing import Any
 
 from ..errors import Cancelled, RpcError, RpcTimeout, SerializationError, WorkerLost, shown
 from ..transport import NAME, Delivery
-from .codecs import JSON, Accepted, Codec
+from .codecs import ACCEPTED, Accepted
 from .handling import Handling, is_attended
 from .jobs import Calls, DeliveryMode, Job, Jobs
 from .lifecycle import UNKNOWN_FOR, after_refusal, passed_on, reason
@@ -41,18 +41,14 @@ class Dispatcher(Handling):
         """`keep_results` is the seconds for which the outcomes of jobs that nobody waits for are kept,
         `unknown_for` those for which an unknown one of them is passed on. All else is as in `Handling`."""
         super().__init__(**handling)
-        self._jobs, self._accept, self._delivery, self._calls = jobs, accept or Accepted(), delivery, calls
+        self._jobs, self._accept, self._delivery, self._calls = jobs, accept or ACCEPTED, delivery, calls
         self._keep_results, self._unknown_for = keep_results, unknown_for
 
     def __call__(self, delivery: Delivery) -> None:
-        message, codec = delivery.message, JSON
+        message = delivery.message
         try:
-            codec = self._accept.codec(message.headers.get("content-type"))
-            if self._max_message is not None and len(message.body) > self._max_message:
-                raise SerializationError(
-                    f"the request has {len(message.body)} bytes: more than {self._max_message}"
-                )
-            call = decode_call(message.body, codec)
+            body, codec = self._accept.opened(message)
+            call = decode_call(body, codec)
             job = self._jobs.find(call.method)
             deadline = self._deadline(message.ttl)
             work = Work(self, delivery, codec, job, self._keep(delivery, job))
@@ -68,7 +64,7 @@ class Dispatcher(Handling):
             if is_stream:
                 work.open(request)
         except RpcError as error:
-            self._refuse(delivery, error, codec)
+            self._refuse(delivery, error)
             return
         if job.is_coroutine and self.detaches:
             work.detach(handler, request)
@@ -76,8 +72,9 @@ class Dispatcher(Handling):
             self.began(delivery, thread=True)
             work.run(handler, request)
 
-    def _refuse(self, delivery: Delivery, error: RpcError, codec: Codec) -> None:
-        message, failure = delivery.message, self.failure(delivery.message, error, codec)
+    def _refuse(self, delivery: Delivery, error: RpcError) -> None:
+        message = delivery.message
+        failure = self.failure(message, error, self._accept.answering(message))
         name = message.headers.get(NAME, "")[:128]
         logger.warning("refused %r (%s): %s: %s", name, shown(message.id), type(error).__name__, shown(error))
         delivery.error = error.with_traceback(None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import sys
 import traceback
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from contextlib import nullcontext
@@ -22,8 +23,10 @@ from ..errors import (
     WorkerLost,
     shown,
 )
-from ..transport import FAILED, NAME, STREAM, Delivery, Message
-from .codecs import Codec
+from ..transport import ACCEPTS, FAILED, NAME, STREAM, Delivery, Message
+from .bodies import Writing
+from .codecs import JSON, Codec
+from .compression import THRESHOLD, Compression, first_of
 from .jobs import Progress, Request, current_request
 from .lifecycle import Fate, Overran, ProcessLost, RaisedInChild
 from .middleware import ContextFactory, Hooks, Middleware
@@ -97,6 +100,8 @@ class Handling:
         self,
         *,
         max_message: int | None = None,
+        max_sent: int | None = None,
+        compress_from: int = THRESHOLD,
         send_tracebacks: bool = False,
         await_: Await | None = None,
         spawn: Spawn | None = None,
@@ -116,15 +121,20 @@ class Handling:
         dice: Callable[[], float],
     ) -> None:
         """`clock` gives seconds that only grow, `dice` a number from 0 to 1. `max_message` is in bytes, for
-        requests and replies alike; `middleware` is from the outside in, `hooks` are outside of it, and
-        `context` is outside of them. With `spawn` and `aside`, which go together, a coroutine holds no
-        thread, unless there is middleware, which does. `handed_back` is asked of a coroutine that was
-        cancelled: whether its message is somebody else's by now; it may block. `kept` sees the outcomes that
-        are to be kept; if it `keeps_elsewhere`, it blocks. `noted` sees how far jobs are, and does not block.
-        `time_limit` is that of jobs that have none, in seconds; without `limits` there is none, without
-        `fork` handlers run here, and without `streams` nobody can ask for one."""
+        what requests and replies have before they are compressed, `max_sent` for what replies have then, and
+        `compress_from` for those that are, where the caller accepts that; `middleware` is from the outside
+        in, `hooks` are outside of it, and `context` is outside of them. With `spawn` and `aside`, which go
+        together, a coroutine holds no thread, unless there is middleware, which does. `handed_back` is asked
+        of a coroutine that was cancelled: whether its message is somebody else's by now; it may block. `kept`
+        sees the outcomes that are to be kept; if it `keeps_elsewhere`, it blocks. `noted` sees how far jobs
+        are, and does not block. `time_limit` is that of jobs that have none, in seconds; without `limits`
+        there is none, without `fork` handlers run here, and without `streams` nobody can ask for one."""
         self.limits, self.time_limit, self.fork = limits, time_limit, fork
-        self._max_message, self._send_tracebacks, self._await = max_message, send_tracebacks, await_
+        self._max_message, self._max_sent, self._compress_from = max_message, max_sent, compress_from
+        self._most_of_errors = min(max_message or sys.maxsize, max_sent or sys.maxsize)
+        self._plain: dict[str, Writing] = {}
+        """How replies are written to callers that accept no compression, by content type."""
+        self._send_tracebacks, self._await = send_tracebacks, await_
         self.aside, self.handed_back = aside, handed_back
         self.kept, self.keeps_elsewhere, self.noted = kept, keeps_elsewhere, noted
         self._spawn, self.detaches = spawn, spawn is not None and not middleware
@@ -164,7 +174,8 @@ class Handling:
     def progress(self, message: Message, progress: Progress, codec: Codec) -> Message:
         """The reply that tells how far a job is. Raises SerializationError."""
         body = encode_result(message.id, progress, codec)
-        return Message(body, {**_reply_headers(message, codec), STREAM: PROGRESSED})
+        headers = {**_reply_headers(message), STREAM: PROGRESSED}
+        return self._writing(message, codec).sealed(body, headers, "progress")
 
     def item(self, value: Any, codec: Codec) -> bytes:
         """An item of a stream, encoded. Raises SerializationError."""
@@ -192,19 +203,30 @@ class Handling:
             body = encode_result(message.id, value, codec)
         except SerializationError as error:
             raise SerializationError(f"the result cannot be encoded: {error}") from error
-        if self._max_message is not None and len(body) > self._max_message:
-            raise SerializationError(f"the result has {len(body)} bytes: more than {self._max_message}")
-        return Message(body, _reply_headers(message, codec))
+        return self._writing(message, codec).sealed(body, _reply_headers(message), "result")
 
     def failure(self, message: Message, error: RpcError, codec: Codec) -> Message:
         """The reply that carries an error."""
         kind = printable(str(error.type) if isinstance(error, RemoteError) else type(error).__name__)
-        body = encode_error(message.id, error, codec)
-        if self._max_message is not None and len(body) > self._max_message:
-            text = str(error)[:1000]
-            shorter = RemoteError(kind[:128], text) if isinstance(error, RemoteError) else type(error)(text)
-            body = encode_error(message.id, shorter, codec)
-        return Message(body, {**_reply_headers(message, codec), FAILED: kind[:128]})
+        try:
+            body = encode_error(message.id, error, codec)
+            if len(body) > self._most_of_errors:
+                body = encode_error(message.id, _shortened(error, kind), codec)
+        except SerializationError:  # the codec is the user's, and encodes no error
+            codec, body = JSON, encode_error(message.id, _shortened(error, kind), JSON)
+        writing = self._writing(message, codec)._replace(most=None, most_sent=None)
+        return writing.sealed(body, {**_reply_headers(message), FAILED: kind[:128]}, "error")
+
+    def _writing(self, message: Message, codec: Codec) -> Writing:
+        """How the replies to a message are written."""
+        if accepts := message.headers.get(ACCEPTS):
+            encoding = first_of(accepts)
+            compression = Compression(encoding, self._compress_from) if encoding else None
+            return Writing(codec, self._max_message, self._max_sent, compression)
+        known = self._plain.get(codec.content_type)
+        if known is None:
+            known = self._plain[codec.content_type] = Writing(codec, self._max_message, self._max_sent)
+        return known
 
     def remote(self, error: BaseException) -> RpcError:
         """What the caller is told of what the handler raised."""
@@ -247,9 +269,14 @@ def is_attended(delivery: Delivery) -> bool:
     return delivery.message.reply_to is not None or delivery.to.kind != "queue"
 
 
-def _reply_headers(message: Message, codec: Codec) -> dict[str, str]:
+def _shortened(error: RpcError, kind: str) -> RpcError:
+    text = str(error)[:1000]
+    return RemoteError(kind[:128], text) if isinstance(error, RemoteError) else type(error)(text)
+
+
+def _reply_headers(message: Message) -> dict[str, str]:
     # A longer id is not one of ours, and might not leave room for the other headers.
-    return {"id": printable(message.id[:128]), "content-type": codec.content_type}
+    return {"id": printable(message.id[:128])}
 
 
 async def _in_context(coroutine: Coroutine[Any, Any, Any], request: Request, context: ContextFactory) -> Any:

@@ -8,11 +8,12 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Callable
-from functools import partial
+from functools import lru_cache, partial
 from types import SimpleNamespace
 from typing import Any, get_type_hints
 
 from ..errors import InvalidParams
+from .known import know_all_in
 from .protocol import Call
 from .values import ANY_KIND, Conversion, conversion
 
@@ -95,6 +96,8 @@ def conversions(handler: Callable[..., Any]) -> dict[str, Conversion]:
     cannot be resolved is logged and left out. TypeError if one that is required can never be what its
     annotation says; if it is not required, it cannot be sent, which is logged."""
     found, unresolved = _hints(handler)
+    for annotation in found.values():  # that of its result, too: another process may have made that
+        know_all_in(annotation)
     result = {}
     for name, parameter in inspect.signature(handler).parameters.items():
         kind, why = found.get(name, Any), unresolved.get(name)
@@ -117,6 +120,25 @@ def conversions(handler: Callable[..., Any]) -> dict[str, Conversion]:
         if why is not None:
             logger.warning("%r: its argument %s is not validated: %s", handler, name, why)
     return result
+
+
+def result_conversion(kind: Any) -> Conversion:
+    """How a result becomes what `returns` says. ValueError if nothing that travels can become that."""
+    try:
+        return _result_conversion(kind)
+    except TypeError:  # what says it cannot be hashed, or is no type
+        return _new_result_conversion(kind)
+
+
+def _new_result_conversion(kind: Any) -> Conversion:
+    know_all_in(kind)
+    try:
+        return conversion(kind)
+    except Exception as error:  # to resolve an annotation may raise anything
+        raise ValueError(f"returns={inspect.formatannotation(kind)}: {error}") from error
+
+
+_result_conversion = lru_cache(256)(_new_result_conversion)
 
 
 def function_of(handler: Callable[..., Any]) -> Callable[..., Any]:

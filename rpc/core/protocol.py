@@ -15,6 +15,7 @@ import msgspec
 from .. import errors
 from ..errors import RemoteError, RpcError, SerializationError
 from .codecs import Codec
+from .typed import outline
 
 PARSE_ERROR, INVALID_REQUEST = -32700, -32600
 _STRUCTURED = (dict, list, tuple, NoneType)
@@ -53,18 +54,26 @@ def encode_call(call: Call, id: str, codec: Codec) -> bytes:
     """The body of a request. Raises SerializationError, also if `params` is neither a dict nor a list
     once it is encoded."""
     members: dict[str, Any] = {"jsonrpc": "2.0", "id": id, "method": call.method}
-    if call.params is not None:
-        members["params"] = call.params
+    params = call.params if not codec.keeps_types else _named_or_listed(call.params)
+    if params is not None:
+        members["params"] = params
     if call.kwargs:
         members["kwargs"] = call.kwargs
     try:
         body = codec.encode(members)
     except SerializationError as error:
         raise codec.located(error, data=call.params, kwargs=call.kwargs) from error
-    if not isinstance(call.params, _STRUCTURED) and not _is_structured(call.params, codec):
+    if not isinstance(params, _STRUCTURED) and not _is_structured(params, codec):
         kind = type(call.params).__name__
         raise SerializationError(f"data of type {kind} cannot be sent: it must be a dict or a list")
     return body
+
+
+def _named_or_listed(params: Any) -> Any:
+    """For a codec with which what it is would come back."""
+    if params is None or isinstance(params, dict | list):
+        return params
+    return list(params) if isinstance(params, tuple | set | frozenset) else outline(params)
 
 
 def _is_structured(params: Any, codec: Codec) -> bool:

@@ -22,6 +22,7 @@ from typing import Any, Generic, NamedTuple, Protocol, TypeVar, get_args, get_or
 import msgspec
 
 from ..errors import InvalidParams
+from .members import with_values
 
 T = TypeVar("T")
 
@@ -59,8 +60,8 @@ _FAMILIAR: dict[type, _Kind] = {each: _Kind(str, wire=str) for each in _TEXTS} |
 }
 """Classes of the standard library. Those with a `wire` are called with what is there, as their subclasses."""
 _registered: dict[type, _Kind] = {}
-_DECODED = (dict, list, str, int, float, bool, NoneType, bytes, datetime)
-"""What there is on the wire."""
+_DECODED = (dict, list, str, int, float, bool, NoneType, bytes, datetime, complex)
+"""What codecs decode by themselves."""
 
 
 def public_attributes(value: Any) -> dict[str, Any]:
@@ -69,7 +70,7 @@ def public_attributes(value: Any) -> dict[str, Any]:
     callables, exceptions, files, whatever the standard library defines."""
     kind = type(value)
     if kind is object or callable(value) or any(map(_is_of_the_library, kind.__mro__[:-1])):
-        raise TypeError(_refusal(kind))
+        raise TypeError(refusal(kind))
     attributes = {
         name: attribute
         for ancestor in reversed(kind.__mro__[:-1])
@@ -79,7 +80,7 @@ def public_attributes(value: Any) -> dict[str, Any]:
     attributes |= {name: getattr(value, name) for name in _slots(kind) if hasattr(value, name)}
     found = _public(attributes | getattr(value, "__dict__", {}))
     if not found:
-        raise TypeError(f"a value of type {_name(kind)} has no public attributes")
+        raise TypeError(f"a value of type {class_name(kind)} has no public attributes")
     return found
 
 
@@ -98,9 +99,20 @@ def register(
         msgspec.inspect.type_info(kind), msgspec.inspect.CustomType
     ):
         raise ValueError(  # noqa: TRY004 - it is a class, but the wrong one
-            f"{_name(kind)} is encoded already, and cannot be encoded otherwise"
+            f"{class_name(kind)} is encoded already, and cannot be encoded otherwise"
         )
     _registered[kind] = _Kind(to, from_)
+
+
+def registered(kind: type) -> tuple[type, Callable[[Any], Any], Callable[[Any], Any] | None] | None:
+    """The class as which this one is registered, which may be an ancestor, with its `to` and `from_`; None if
+    there is none."""
+    for ancestor in kind.__mro__:
+        if ancestor in _FAMILIAR or ancestor in _NATIVE or (ancestor is object and is_model(kind)):
+            return None
+        if known := _registered.get(ancestor):
+            return ancestor, known.to, known.back
+    return None
 
 
 _NATIVE = (dict, list, tuple, set, frozenset, Enum)
@@ -110,11 +122,11 @@ def to_wire(value: Any) -> Any:
     """What an object is on the wire that msgspec does not encode; TypeError if it is no value."""
     kind = type(value)
     for ancestor in kind.__mro__:
-        if ancestor is object and _is_model(kind):
+        if ancestor is object and is_model(kind):
             return value.model_dump(mode="json", by_alias=True)
         if known := _registered.get(ancestor) or _FAMILIAR.get(ancestor):
             return known.to(value)
-    raise TypeError(_refusal(kind))
+    raise TypeError(refusal(kind))
 
 
 class Conversion(NamedTuple):
@@ -129,20 +141,28 @@ class Conversion(NamedTuple):
         try:
             return msgspec.convert(value, self.kind, **self.options)
         except msgspec.ValidationError as error:
-            raise InvalidParams(f"{name}: {error}") from None
+            return self._again(value, name, error)
         except Exception as error:  # the type is the user's: making one may raise anything
             raise InvalidParams(f"{name}: {type(error).__name__}: {error}") from error
+
+    def _again(self, value: Any, name: str, error: msgspec.ValidationError) -> Any:
+        try:
+            return with_values(value, error, lambda lowered: msgspec.convert(lowered, self.kind, **ANY_KIND))
+        except msgspec.ValidationError as refusal:
+            raise InvalidParams(f"{name}: {refusal}") from None
+        except Exception as refusal:  # as above
+            raise InvalidParams(f"{name}: {type(refusal).__name__}: {refusal}") from refusal
 
 
 def conversion(kind: Any) -> Conversion:
     """The conversion to this annotation. TypeError if nothing that travels can become what it says; NameError
     if a part of it cannot be resolved."""
-    types = list(_types_in(msgspec.inspect.type_info(kind), set()))
+    types = types_in(kind)
     customs = [each.cls for each in types if isinstance(each, msgspec.inspect.CustomType)]
     for custom in customs:
         if not _can_be_made(custom):
             raise TypeError(
-                f"nothing that is decoded becomes a {_name(custom)}: use a dataclass, or give "
+                f"nothing that is decoded becomes a {class_name(custom)}: use a dataclass, or give "
                 "rpc.codecs.register the class and a `from_`"
             )
     mappings = [each for each in types if isinstance(each, msgspec.inspect.DictType)]
@@ -158,7 +178,7 @@ def parts(value: Any) -> Iterator[tuple[str, Any]]:
     elif isinstance(value, (list, tuple, set, frozenset)):
         for index, each in enumerate(value):
             yield f"[{index}]", each
-    elif fields := _fields(type(value)):
+    elif fields := field_names(type(value)):
         for name in fields:
             if hasattr(value, name):
                 yield f".{name}", getattr(value, name)
@@ -168,7 +188,8 @@ def parts(value: Any) -> Iterator[tuple[str, Any]]:
                 yield "", on_wire
 
 
-def _fields(kind: type) -> list[str]:
+def field_names(kind: type) -> list[str]:
+    """The fields of a dataclass, a `msgspec.Struct` or an attrs class; none of another class."""
     attrs = [each.name for each in getattr(kind, "__attrs_attrs__", ())]
     return [*getattr(kind, "__struct_fields__", ()), *getattr(kind, "__dataclass_fields__", ()), *attrs]
 
@@ -176,18 +197,20 @@ def _fields(kind: type) -> list[str]:
 def _made(kind: Any, value: Any) -> Any:
     """An instance of what msgspec does not know. ValueError is what it adds the path to."""
     origin, args = get_origin(kind) or kind, get_args(kind)
+    if not args and isinstance(value, origin):  # some codecs give back what it was
+        return value
     try:
         known = _known(origin)
         if known and known.back:
             return known.back(value)
         if known:
             return origin(_convert(value, known.wire[args] if args else known.wire))
-        if _is_model(origin):
+        if is_model(origin):
             return origin.model_validate_json(msgspec.json.encode(value))
         if args:  # such as Iterable[int]
             return _convert(value, list[args] if issubclass(list, origin) else dict[args])  # type: ignore[misc,valid-type]
     except Exception as error:  # the class is the user's: making one may raise anything
-        raise ValueError(_reason(error)) from error
+        raise ValueError(reason_of(error)) from error
     return value  # msgspec looks whether it is an instance
 
 
@@ -195,11 +218,21 @@ def _convert(value: Any, kind: Any) -> Any:
     return msgspec.convert(value, kind, **ANY_KIND)
 
 
+def restored(value: Any, kind: Any) -> Any:
+    """An instance of a class, of its fields, which have their own classes again. ValidationError, or whatever
+    the class raises, says why there is none."""
+    try:
+        return _convert(value, kind)
+    except msgspec.ValidationError as error:
+        return with_values(value, error, lambda lowered: _convert(lowered, kind))
+
+
 ANY_KIND: dict[str, Any] = {"dec_hook": _made, "str_keys": True}
 """Options of `msgspec.convert`. In JSON, keys are always texts."""
 
 
-def _reason(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
+    """Why an instance could not be made, in one line."""
     if type(error).__module__.startswith("pydantic"):  # its text has several lines, and a link
         details = error.errors()  # type: ignore[attr-defined]
         return "; ".join(f"{'.'.join(map(str, each['loc']))}: {each['msg']}".lstrip(": ") for each in details)
@@ -210,7 +243,7 @@ def _can_be_made(kind: type) -> bool:
     if known := _known(kind):
         return bool(known.back or known.wire)
     try:
-        return _is_model(kind) or any(issubclass(each, kind) for each in _DECODED)
+        return is_model(kind) or any(issubclass(each, kind) for each in _DECODED)
     except TypeError:  # a protocol that cannot be checked
         return False
 
@@ -221,8 +254,13 @@ def _known(kind: type) -> _Kind | None:
     return next((known for each, known in _FAMILIAR.items() if issubclass(kind, each)), None)
 
 
+def types_in(annotation: Any) -> list[Any]:
+    """What an annotation consists of, as msgspec describes it. TypeError if that knows no such type,
+    NameError if a part of it cannot be resolved."""
+    return list(_types_in(msgspec.inspect.type_info(annotation), set()))
+
+
 def _types_in(info: Any, seen: set[int]) -> Iterator[Any]:
-    """A type, as msgspec describes it, and those within."""
     if isinstance(info, tuple):
         for each in info:
             yield from _types_in(each, seen)
@@ -233,8 +271,8 @@ def _types_in(info: Any, seen: set[int]) -> Iterator[Any]:
             yield from _types_in(getattr(info, name), seen)
 
 
-def _is_model(kind: type) -> bool:
-    """Whether it is one of pydantic's."""
+def is_model(kind: Any) -> bool:
+    """Whether it is one of pydantic's models."""
     return hasattr(kind, "__pydantic_validator__") and hasattr(kind, "model_validate_json")
 
 
@@ -254,10 +292,12 @@ def _slots(kind: type) -> list[str]:
     return [name for names in slots for name in ([names] if isinstance(names, str) else names)]
 
 
-def _name(kind: type) -> str:
+def class_name(kind: type) -> str:
+    """The name of a class, with its module."""
     return kind.__qualname__ if kind.__module__ == "builtins" else f"{kind.__module__}.{kind.__qualname__}"
 
 
-def _refusal(kind: type) -> str:
-    refusal = f"a value of type {_name(kind)} cannot be encoded"
-    return refusal if _is_of_the_library(kind) else f"{refusal}: use a dataclass, or rpc.codecs.register"
+def refusal(kind: type) -> str:
+    """Why instances of a class are not encoded."""
+    text = f"a value of type {class_name(kind)} cannot be encoded"
+    return text if _is_of_the_library(kind) else f"{text}: use a dataclass, or rpc.codecs.register"

@@ -20,7 +20,8 @@ from ..aio import AsyncRpcClient
 from ..backends import asynchronous
 from ..caller import Caller
 from ..client import Submits
-from ..core.codecs import Accepted
+from ..codecs import named
+from ..core.codecs import Accepted, Codec
 from ..core.dispatch import Dispatcher
 from ..core.jobs import jobs_from
 from ..core.protocol import decode_call
@@ -63,6 +64,7 @@ class Patch:
         self._loop = LoopThread("rpc-patch")
         self._dispatcher = _Answers(
             self._jobs,
+            accept=_ACCEPTED,
             await_=lambda coroutine, delivery: self._loop.run(coroutine).result(),
             clock=time.monotonic,
             dice=random.random,
@@ -123,7 +125,7 @@ class Patch:
     def answer(self, to: Address, message: Message) -> Message | None:
         """The last reply, if there is one: what a worker would do with it. AssertionError for a name that was
         not declared."""
-        call = decode_call(message.body, Accepted().codec(message.headers.get("content-type")))
+        call = decode_call(*_ACCEPTED.opened(message))
         if to.kind == "topic":
             if to != ALL_WORKERS:
                 self.published.append((call.method, call.params))
@@ -139,6 +141,16 @@ class Patch:
         delivery = _Delivery(to, message)
         self._dispatcher(delivery)
         return delivery.replied
+
+
+class _OfThisProcess(Accepted):
+    """What clients of this very process may send."""
+
+    def codec(self, content_type: str | None) -> Codec:
+        return Accepted(named()).codec(content_type)
+
+
+_ACCEPTED = _OfThisProcess()
 
 
 class _Answers(Dispatcher):

@@ -14,6 +14,7 @@ import pytest
 
 from rpc import QueueFull, RemoteError, RpcClient, RpcReceiver, RpcTimeout, WorkerLost
 from rpc.backends.redis.calls import UNCONFIRMED
+from rpc.core.bodies import Writing
 from rpc.core.codecs import JSON
 from rpc.core.conversation import call_message
 from rpc.testing import RedisServer
@@ -61,7 +62,7 @@ def test_what_is_asked_comes_back(any_bench: Bench, text: str) -> None:
 
 def test_a_large_call_that_is_sent_again_leaves_nothing(bench: Bench) -> None:
     """It was answered by then, and its body was gone."""
-    message = call_message("i", "echo", [LARGE], JSON, ttl=PATIENCE, replies=True, max_message=None)
+    message = call_message("i", "echo", [LARGE], Writing(JSON), ttl=PATIENCE, replies=True)
     replies = bench.client.backend.request(queue("default"), message)
     with pytest.raises(RpcTimeout):
         replies.receive(UNCONFIRMED / 2)

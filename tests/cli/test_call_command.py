@@ -62,6 +62,17 @@ def test_a_stream_is_one_call_that_waits(call: Call, other: list[str]) -> None:
     assert "--stream waits, for one call" in call("count", "to:=2", "--stream", *other).stderr
 
 
+@pytest.mark.parametrize("codec", ["json", "msgpack", "json+types"])
+def test_it_is_encoded_as_it_is_told(call: Call, codec: str) -> None:
+    assert json.loads(call("echo", "a:=[1]", "--codec", codec).stdout) == {"a": [1]}
+
+
+def test_a_codec_that_there_is_not_is_an_error_that_names_those_that_there_are(call: Call) -> None:
+    result = call("echo", "--codec", "nosuch")
+    assert result.exit_code == 2
+    assert "there are json, msgpack, json+types, pickle" in result.stderr
+
+
 def test_a_dash_reads_stdin(call: Call) -> None:
     assert json.loads(call("echo", "-", input='{"a":\n 1}').stdout) == {"a": 1}
 

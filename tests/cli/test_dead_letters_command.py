@@ -14,6 +14,7 @@ from click.testing import Result
 
 from rpc.backends import backend_from_url
 from rpc.cli.dead_letters import command
+from rpc.core.compression import Compression
 from rpc.testing.servers import RedisServer
 from rpc.transport import Delivery, Message, queue
 
@@ -124,6 +125,15 @@ def test_one_is_shown_as_json(letters: Invoke, office: Office) -> None:
 def test_messagepack_is_decoded_too(letters: Invoke, office: Office) -> None:
     office.bury(b"\x81\xa1a\x01", **{"content-type": "application/msgpack"})
     assert json.loads(letters("show", ID, "--json").stdout)["body"] == {"a": 1}
+
+
+def test_what_keeps_types_is_shown_as_it_is_written_and_what_is_compressed_as_it_was(
+    letters: Invoke, office: Office
+) -> None:
+    body, headers = {"$object": ["shop.Order", {}]}, {"content-type": "application/json+types"}
+    squeezed = Compression("gzip", 0).compressed(json.dumps(body).encode())
+    office.bury(squeezed, **headers, **{"content-encoding": "gzip"})
+    assert json.loads(letters("show", ID, "--json").stdout)["body"] == body
 
 
 @pytest.mark.parametrize(("body", "headers"), [

@@ -6,12 +6,14 @@ import json
 import re
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from click.testing import Result
 
 from rpc import RpcClient, RpcReceiver
+from rpc.codecs import register
 from rpc.settings import Settings
 from rpc.testing.site import eventually
 
@@ -39,7 +41,7 @@ def worker(url: str) -> Iterator[None]:
     def fail() -> None:
         raise ValueError("no")
 
-    handlers = {"add": lambda a, b: a + b, "fail": fail}
+    handlers = {"add": lambda a, b: a + b, "fail": fail, "echo": lambda *args: {"echo": [*args]}}
     receiver = RpcReceiver(jobs=handlers, backend=url, settings=Settings(unknown_for=0.0))
     thread = threading.Thread(target=receiver.run)
     thread.start()
@@ -77,6 +79,23 @@ def test_what_became_of_a_job_is_shown(jobs: Invoke, client: RpcClient, worker: 
     assert (told["state"], told["error"], told["result"]) == ("dead", "ValueError: no", None)
     assert "in fail" in told["traceback"]
     assert "in fail" in jobs("show", bad).stdout
+
+
+@dataclass
+class Order:
+    item: str
+
+
+@pytest.mark.parametrize("codec", ["json", "msgpack", "json+types"])
+def test_a_result_in_any_codec_is_shown_as_json(url: str, jobs: Invoke, worker: None, codec: str) -> None:
+    with RpcClient(backend=url, codec=codec) as client:
+        register(Order)  # as the worker, which is in this process, would
+        id = client.call("echo", [Order("tea"), {1}], keep=60)
+    eventually(lambda: "state:   succeeded" in jobs("show", id).stdout)
+    tagged = [{"$object": [f"{__name__}.Order", {"item": "tea"}]}, {"$set": [1]}]
+    plain = [{"item": "tea"}, [1]]
+    shown = json.loads(jobs("show", id, "--json").stdout)["result"]
+    assert shown == {"echo": tagged if codec == "json+types" else plain}
 
 
 def test_a_shell_can_have_an_outcome_kept(invoke: Invoke, jobs: Invoke, url: str, worker: None) -> None:

@@ -7,16 +7,17 @@ from uuid import uuid4
 import pytest
 
 from rpc import Response, RpcTimeout, SerializationError, WorkerLost
-from rpc.core.codecs import CODECS, JSON, MSGPACK
+from rpc.core.bodies import Writing
+from rpc.core.codecs import JSON, MSGPACK
 from rpc.core.conversation import Conversation, call_message
 from rpc.core.protocol import decode_call, encode_result
 from rpc.transport import LOST, Message
 
-with_both_codecs = pytest.mark.parametrize("codec", CODECS.values(), ids=list(CODECS))
+with_both_codecs = pytest.mark.parametrize("codec", [JSON, MSGPACK], ids=["json", "msgpack"])
 
 
-def asked(name="add", data=None, codec=JSON, *, ttl=None, replies=True, max_message=None):
-    return call_message(uuid4().hex, name, data, codec, ttl=ttl, replies=replies, max_message=max_message)
+def asked(name="add", data=None, codec=JSON, *, ttl=None, replies=True, most=None):
+    return call_message(uuid4().hex, name, data, Writing(codec, most), ttl=ttl, replies=replies)
 
 
 def waiting(timeout=2.0):
@@ -46,9 +47,9 @@ def test_a_name_that_cannot_be_mapped_is_not_sent(name):
 
 def test_a_request_may_be_that_large_and_no_larger():
     size = len(asked(data=["x"]).body)
-    assert asked(data=["x"], max_message=size)
+    assert asked(data=["x"], most=size)
     with pytest.raises(SerializationError, match=f"{size + 1} bytes: more than {size}"):
-        asked(data=["xx"], max_message=size)
+        asked(data=["xx"], most=size)
 
 
 @pytest.mark.parametrize(

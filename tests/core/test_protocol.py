@@ -14,7 +14,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from rpc import RemoteError, RpcError, SerializationError, errors
-from rpc.core.codecs import CODECS, JSON, MSGPACK
+from rpc.core.codecs import JSON, MSGPACK, SAFE
 from rpc.core.protocol import (
     INVALID_REQUEST,
     PARSE_ERROR,
@@ -27,7 +27,7 @@ from rpc.core.protocol import (
     remote_error,
 )
 
-with_both_codecs = pytest.mark.parametrize("codec", CODECS.values(), ids=list(CODECS))
+with_both_codecs = pytest.mark.parametrize("codec", SAFE, ids=lambda codec: codec.name)
 MEMBERS = ["method", "params", "kwargs", "result", "error", "code", "message", "data", "type", "traceback"]
 ANYTHING = st.recursive(
     st.none() | st.booleans() | st.integers(-40_000, 2**63) | st.floats() | st.text(max_size=9),

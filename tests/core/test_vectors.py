@@ -2,20 +2,45 @@
 
 from __future__ import annotations
 
+import enum
 import json
+from dataclasses import dataclass
+from datetime import date, datetime, time, timedelta, timezone
+from decimal import Decimal
+from ipaddress import ip_address, ip_interface, ip_network
 from pathlib import Path
 from typing import Any
+from uuid import UUID
 
 import pytest
 
 from rpc import errors
-from rpc.core.codecs import JSON, MSGPACK
+from rpc.core import known
+from rpc.core.codecs import ACCEPTED, JSON, MSGPACK, TYPED
 from rpc.core.protocol import Call, decode_call, decode_reply, encode_call, encode_result
 from rpc.transport import Message, packed, unpacked
 
 VECTORS = Path(__file__).parent.parent / "vectors"
 BODIES = json.loads((VECTORS / "bodies.json").read_text())
 FRAMES = json.loads((VECTORS / "frames.json").read_text())
+TYPED_VALUES = json.loads((VECTORS / "typed.json").read_text())
+
+
+class Size(enum.Enum):
+    SMALL = "small"
+
+
+@dataclass
+class Order:
+    item: str
+    price: Decimal
+    size: Size
+
+
+PYTHON = {
+    each.__name__: each for each in (Decimal, Order, Path, Size, UUID, date, datetime, time, timedelta)
+} | {each.__name__: each for each in (timezone, ip_address, ip_interface, ip_network)}
+"""What the values are written in."""
 
 
 @pytest.mark.parametrize("vector", BODIES["calls"], ids=lambda vector: vector["json"])
@@ -38,6 +63,28 @@ def test_an_error_is_raised_as_written(vector: dict[str, Any]) -> None:
     with pytest.raises(getattr(errors, vector["raises"])) as caught:
         decode_reply(vector["json"].encode(), JSON)
     assert vector["message"] in str(caught.value)
+
+
+@pytest.mark.parametrize("vector", TYPED_VALUES["values"], ids=lambda vector: vector["json"])
+def test_a_value_keeps_its_type_as_written(vector: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(known, "_by_name", {"shop.Order": Order, "shop.Size": Size})
+    monkeypatch.setattr(known, "_names", {Order: "shop.Order", Size: "shop.Size"})
+    value = eval(vector["python"], dict(PYTHON))
+    assert TYPED.encode(value) == vector["json"].encode()
+    decoded = TYPED.decode(vector["json"].encode())
+    assert (type(decoded), repr(decoded)) == (type(value), repr(value))
+
+
+@pytest.mark.parametrize("body", TYPED_VALUES["not_values"])
+def test_what_keeps_no_type_is_refused(body: str) -> None:
+    with pytest.raises(errors.SerializationError):
+        TYPED.decode(body.encode())
+
+
+@pytest.mark.parametrize("vector", TYPED_VALUES["compressed"], ids=lambda vector: vector["encoding"])
+def test_a_body_is_decompressed_as_written(vector: dict[str, Any]) -> None:
+    message = Message(bytes.fromhex(vector["body"]), {"content-encoding": vector["encoding"]})
+    assert ACCEPTED.value(message) == vector["value"]
 
 
 @pytest.mark.parametrize("vector", FRAMES["frames"], ids=lambda vector: vector["frame"])

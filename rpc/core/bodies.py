@@ -1,0 +1,54 @@
+"""Bodies on their way: a value to a message, within the limits, and smaller where that is wanted.
+
+`Writing.message` and `Accepted.value` are the pair for values of any kind; requests and replies have members
+of JSON-RPC around theirs (see `protocol`), and use `Writing.sealed`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from ..errors import SerializationError
+from ..transport import ENCODING, Message
+from .codecs import Codec
+from .compression import Compression
+
+
+class Writing(NamedTuple):
+    """How one side writes bodies. Sizes are in bytes, None is no limit."""
+
+    codec: Codec
+    most: int | None = None
+    """What a body may have before it is compressed: what the other side is to decode."""
+    most_sent: int | None = None
+    """What it may have as it is sent: what the transport carries."""
+    compression: Compression | None = None
+
+    def message(self, value: Any, headers: dict[str, str], what: str = "item") -> Message:
+        """The message with a value, and these headers. SerializationError if the value cannot be encoded,
+        with the path to what cannot, beginning with `what`; or if it is too large."""
+        try:
+            body = self.codec.encode(value)
+        except SerializationError as error:
+            raise self.codec.located(error, **{what: value}) from error
+        return self.sealed(body, headers, what)
+
+    def sealed(self, body: bytes, headers: dict[str, str], what: str) -> Message:
+        """The message with a body that is encoded; `headers` are added to. SerializationError if it is too
+        large: `what` it is, is said then."""
+        size, compression = len(body), self.compression
+        if self.most is not None and size > self.most:
+            raise too_large(what, size, self.most)
+        if compression and size >= compression.threshold:
+            smaller = compression.compressed(body)
+            if len(smaller) < size:
+                body, headers[ENCODING] = smaller, compression.encoding
+        if self.most_sent is not None and len(body) > self.most_sent:
+            raise too_large(what, len(body), self.most_sent)
+        headers["content-type"] = self.codec.content_type
+        return Message(body, headers)
+
+
+def too_large(what: str, size: int, most: int) -> SerializationError:
+    """The error of something that has too many bytes."""
+    return SerializationError(f"the {what} has {size} bytes: more than {most}")
