@@ -15,11 +15,9 @@ from types import ModuleType, TracebackType
 from typing import Any, TypeVar, cast
 from uuid import uuid4
 
-from .aio import AsyncRpcClient
 from .backends import backend_of_receiver
 from .backends._retry import Backoff
 from .backends.features import unsupported
-from .client import RpcClient
 from .codecs import accepted, reply_limits
 from .core.codecs import ACCEPTED, Accepted
 from .core.dispatch import Dispatcher
@@ -38,10 +36,10 @@ from .loops import (
     LoopThread,
     RunningLoop,
     in_contexts,
-    locked_cached_property,
     started,
     to_its_end,
 )
+from .nested import NestedCalls
 from .prefork import Prefork, plan_of
 from .services import gathered, service
 from .settings import Settings, load_settings, slots
@@ -142,6 +140,7 @@ class RpcReceiver:
             later=DelayQueue("rpc-streams"),
         )
         self._addresses = self._served()
+        self._calls = NestedCalls(settings, self.backend, self.jobs, self.queues, self._slots)
         self._dispatcher = self._dispatching(
             self.jobs,
             accept,
@@ -150,7 +149,7 @@ class RpcReceiver:
             spawn=self._spawn if "detached" in self.backend.features else None,
             aside=to_its_end,
             handed_back=self._handed_back,
-            calls=self,
+            calls=self._calls,
             **keeping(settings, self._store.backend, self.backend, self.jobs, self.id, self._later),
             limits=self._limits,
             time_limit=settings.time_limit,
@@ -291,8 +290,7 @@ class RpcReceiver:
                 await asyncio.to_thread(self._hand_back)
                 self._loop.close()
                 await asyncio.to_thread(self._serving.join, 1.0)  # a plain function cannot be ended
-        if "async_client" in vars(self):
-            await self.async_client.close()
+        await self._calls.aclose()
         await asyncio.to_thread(self._close)
         self._serving, self._stopping = None, False
 
@@ -324,40 +322,18 @@ class RpcReceiver:
             self._children.end()
 
     def _close(self) -> None:
-        if "async_client" in vars(self) and self._loop.is_running and not self._serving:
-            self._loop.run(self.async_client.close()).result()
+        self._calls.close(None if self._serving else self._loop)
         self._loop.close()
-        if "client" in vars(self):
-            self.client.close()
         self._store.close()
         self.backend.close()
 
-    @locked_cached_property
-    def client(self) -> RpcClient:
-        """What `Request.call` calls with: on the backend of clients, if there is one, else on this one's."""
-        return RpcClient(settings=self._settings, backend=self._settings.client_backend or self.backend)
-
-    @locked_cached_property
-    def async_client(self) -> AsyncRpcClient:
-        """The same for coroutines."""
-        return AsyncRpcClient(settings=self._settings, backend=self.client.backend)
-
-    def why_late(self, name: str, queue: str) -> str:
-        """What is known of why a call that a handler made was not answered; "" if nothing."""
-        if name not in self.jobs:
-            return ""
-        if queue not in self.queues:
-            return f"this worker has that job, but does not serve queue {queue!r}: see RPC_ROUTES"
-        for held, number, what in (
-            (self._dispatcher.running(threads=True), self.concurrency, "concurrency"),
-            (self._dispatcher.running(threads=False), self.coroutines, "coroutines"),
-        ):
-            if held >= number:
-                return (
-                    f"this worker has that job, but no free slot for it ({what}={number}): raise "
-                    f"RPC_{what.upper()}, or start more workers"
-                )
-        return ""
+    def _slots(self) -> dict[str, tuple[int, int]]:
+        """How many are used, of how many."""
+        running = self._dispatcher.running
+        return {
+            "concurrency": (running(threads=True), self.concurrency),
+            "coroutines": (running(threads=False), self.coroutines),
+        }
 
     def stop(self) -> None:
         """Make `run` return as soon as what runs is finished. Any thread, signal-safe."""

@@ -13,8 +13,7 @@ from typing import Any
 import pytest
 from in_memory import Site
 
-from rpc import AsyncRequest, Request, RpcClient, RpcReceiver, RpcTimeout
-from rpc import receiver as receiver_module
+from rpc import AsyncRequest, Request, RpcClient, RpcReceiver, RpcTimeout, nested
 from rpc.core.protocol import Call
 from rpc.errors import Unsupported
 from rpc.transport import Message
@@ -159,8 +158,8 @@ def test_handlers_that_call_for_the_first_time_at_once_share_a_client(
         return RpcClient(**options)
 
     both = threading.Barrier(2)
-    monkeypatch.setattr(receiver_module, "RpcClient", made)
+    monkeypatch.setattr(nested, "RpcClient", made)
     receiver = RpcReceiver(jobs={"inner": what_arrives}, backend=site.url)
     with ThreadPoolExecutor(4) as pool:
-        clients = list(pool.map(lambda _: getattr(receiver, colour), range(4)))
+        clients = list(pool.map(lambda _: getattr(receiver._calls, colour), range(4)))
     assert len(set(map(id, clients))) == 1
