@@ -108,7 +108,7 @@ class PendingStream(Conversation):
             body = self.codec.encode(value)
         except SerializationError as error:
             raise self.codec.located(error, value=value) from error
-        return sized(body, self._caller._max_message)
+        return sized(body, self._caller.writing.most)
 
     def items_body(self, items: list[bytes]) -> bytes:
         """The body of a message that carries encoded items."""
