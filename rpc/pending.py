@@ -12,7 +12,7 @@ from .caller import Caller, Key, own_headers
 from .core.conversation import Conversation, decode_progress
 from .core.jobs import Progress
 from .core.parameters import result_conversion
-from .core.protocol import encode_items
+from .core.protocol import encode_items, sized
 from .core.streams import PROGRESS, PROGRESSED
 from .errors import QueueFull, SerializationError
 from .transport import STREAM, Address, Message
@@ -105,9 +105,10 @@ class PendingStream(Conversation):
     def encoded(self, value: Any) -> bytes:
         """What is sent to the generator, or uploaded. Raises SerializationError."""
         try:
-            return self.codec.encode(value)
+            body = self.codec.encode(value)
         except SerializationError as error:
             raise self.codec.located(error, value=value) from error
+        return sized(body, self._caller.writing.most)
 
     def items_body(self, items: list[bytes]) -> bytes:
         """The body of a message that carries encoded items."""

@@ -110,7 +110,7 @@ class RpcReceiver:
         self._serving: threading.Thread | None = None
         self._on_arrival: Callable[[], object] = lambda: None
         """Called when there is a connection, the first time."""
-        self._later = DelayQueue("rpc-retries")
+        self._later, self._flushes = DelayQueue("rpc-retries"), DelayQueue("rpc-streams")
         self.hooks = Hooks(self._run)
         self.hooks.add_all(settings.loaded_hooks() if hooks is None else hooks)
         found = [service(each) for each in (settings.loaded_services() if services is None else services)]
@@ -137,7 +137,7 @@ class RpcReceiver:
             detaches="detached" in self.backend.features,
             submit=self._submit,
             spawn=self._spawn,
-            later=DelayQueue("rpc-streams"),
+            later=self._flushes,
         )
         self._addresses = self._served()
         self._calls = NestedCalls(settings, self.backend, self.jobs, self.queues, self._slots)
@@ -318,6 +318,7 @@ class RpcReceiver:
             self._server, self._stopping = None, True
             self._ticker.end()
             self._later.end()
+            self._flushes.end()
             self._limits.end()
             self._children.end()
 

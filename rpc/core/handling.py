@@ -30,7 +30,7 @@ from .compression import THRESHOLD, Compression, first_of
 from .jobs import Progress, Request, current_request
 from .lifecycle import Fate, Overran, ProcessLost, RaisedInChild
 from .middleware import ContextFactory, Hooks, Middleware
-from .protocol import encode_error, encode_result, printable, remote_error
+from .protocol import encode_error, encode_result, printable, remote_error, sized
 from .streams import PROGRESSED
 
 logger = logging.getLogger(__name__)
@@ -185,9 +185,7 @@ class Handling:
             raise SerializationError(
                 f"an item cannot be encoded: {codec.located(error, item=value)}"
             ) from error
-        if self._max_message is not None and len(body) > self._max_message:
-            raise SerializationError(f"an item has {len(body)} bytes: more than {self._max_message}")
-        return body
+        return sized(body, self._max_message)
 
     def began(self, delivery: Delivery, *, thread: bool) -> None:
         """Its handler runs, and holds a thread or none."""

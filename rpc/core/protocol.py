@@ -106,6 +106,10 @@ def _call(decoded: Any) -> Call:
     return Call(method, params, kwargs)
 
 
+ENVELOPE = 256
+"""Bytes that a message has around an item, at most."""
+
+
 def encode_result(id: str, result: Any, codec: Codec) -> bytes:
     """The body of the reply that carries a result; SerializationError if it cannot be encoded."""
     try:
@@ -145,6 +149,13 @@ def decode_reply(body: bytes, codec: Codec) -> Any:
         if "result" in decoded:
             return decoded["result"]
     raise SerializationError("not a reply: it has neither a `result` nor an `error`")
+
+
+def sized(item: bytes, most: int | None) -> bytes:
+    """An encoded item, which a message of so many bytes can carry. SerializationError for a larger one."""
+    if most is not None and len(item) + ENVELOPE > most:
+        raise SerializationError(f"an item has {len(item)} bytes: more than {most - ENVELOPE}")
+    return item
 
 
 def encode_items(id: str, items: list[bytes], codec: Codec) -> bytes:

@@ -21,7 +21,8 @@ from .protocol import in_short
 CREDIT, CREDIT_BYTES = "credit", "credit-bytes"
 """Headers: how many items, and bytes of them, the sender of this takes in all."""
 SEQ, SIZE = "seq", "size"
-"""Headers: the number of the first item in a message, or of all items in the last one; bytes of its items."""
+"""Headers: the number of the first item in a message, or of all items in the last one; how many bytes all
+items have, since the beginning and with its own."""
 INBOX, IDLE = "inbox", "idle"
 """Headers of the first reply: where the worker hears its caller; seconds after which it ends the stream if it
 does not."""
@@ -85,7 +86,7 @@ class Sending:
 
     def headers(self) -> dict[str, str]:
         """Of the message that carries what is collected."""
-        return {STREAM: ITEMS, SEQ: str(self.sent), SIZE: str(self.unsent_bytes)}
+        return {STREAM: ITEMS, SEQ: str(self.sent), SIZE: str(self.made_bytes)}
 
     def taken(self) -> None:
         """What was collected was sent."""
@@ -95,29 +96,42 @@ class Sending:
 class Receiving:
     """The end that takes items: it finds out which of them are missing, or come twice, and gives credit."""
 
-    __slots__ = ("_bytes", "_items", "_window", "_window_bytes", "received", "taken", "taken_bytes")
+    __slots__ = (
+        *("_bytes", "_items", "_window", "_window_bytes"),
+        *("received", "received_bytes", "taken", "taken_bytes"),
+    )
 
-    def __init__(self, window: int, window_bytes: int = WINDOW_BYTES, received: int = 0) -> None:
+    def __init__(self, window: int, window_bytes: int = WINDOW_BYTES) -> None:
         self._window, self._window_bytes = window, window_bytes
         self._items, self._bytes = window, window_bytes
-        self.received = received
+        self.received = self.received_bytes = 0
         """How many items have arrived, and"""
-        self.taken, self.taken_bytes = 0, 0
+        self.taken = self.taken_bytes = 0
         """how many of them were consumed, with how many bytes."""
 
-    def feed(self, first: int, number: int) -> int:
-        """So many items have arrived, of which this is the number of the first: how many at their beginning
-        are to be left out, since they had arrived before. Raises StreamBroken if some are missing."""
-        if first > self.received:
-            raise StreamBroken(f"items {self.received} to {first - 1} of the stream were lost")
-        again = min(self.received - first, number)
+    def feed(self, first: int, number: int, size: int) -> tuple[int, int]:
+        """So many items have arrived, of which this is the number of the first, and the bytes of all until
+        then: how many at their beginning are to be left out, since they had arrived before, and how many
+        bytes the others have. Raises StreamBroken if some are missing, or there are too many."""
+        self.expect(first)
+        if first + number > self._items:
+            raise StreamBroken(f"more items than there was credit for came: {first + number}")
+        again, more = min(self.received - first, number), max(0, size - self.received_bytes)
         self.received = max(self.received, first + number)
-        return again
+        self.received_bytes += more
+        return again, more
+
+    def expect(self, number: int) -> None:
+        """So many were sent before this was said. Raises StreamBroken if some are missing."""
+        if number > self.received:
+            raise StreamBroken(f"items {self.received} to {number - 1} of the stream were lost")
 
     def end(self, number: int) -> None:
-        """There were so many in all. Raises StreamBroken if some are missing."""
-        if number != self.received:
+        """There were so many in all. Raises StreamBroken if that is not what has arrived."""
+        if number > self.received:
             raise StreamBroken(f"{number - self.received} items at the end of the stream were lost")
+        if number < self.received:
+            raise StreamBroken(f"{self.received} items of the stream have come, of {number}")
 
     def take(self, items: int, size: int) -> None:
         """So many items were consumed."""
@@ -164,7 +178,9 @@ def thrown(error: BaseException, codec: Codec) -> bytes:
     kind = type(error)
     if getattr(builtins, kind.__name__, None) is not kind or not isinstance(error, Exception):
         raise TypeError(f"only built-in exceptions can be thrown into a stream, not {kind.__name__}")
-    return codec.encode({"type": kind.__name__, "message": str(error)})
+    only = error.args[0] if len(error.args) == 1 else None
+    # The text of a KeyError is that of its argument in quotes, which it would have twice.
+    return codec.encode({"type": kind.__name__, "message": only if isinstance(only, str) else str(error)})
 
 
 def to_throw(body: bytes, codec: Codec) -> Exception:

@@ -12,11 +12,13 @@ import threading
 import time
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from ..caller import REASON
 from ..core.protocol import decode_items
 from ..core.streams import (
+    ALIVE,
     CREDIT,
     GRANT,
     IDLE,
@@ -32,6 +34,7 @@ from ..core.streams import (
     credit_in,
     number_in,
 )
+from ..durations import seconds
 from ..errors import Cancelled, QueueFull, RpcError, RpcTimeout, SerializationError, StreamBroken, WorkerLost
 from ..pending import PendingStream
 from ..transport import STREAM, Address, AsyncBackend, AsyncReplies, Message, inbox
@@ -86,6 +89,8 @@ class Consumer:
         self._control: tuple[str, bytes] = (GRANT, b"")
         """What was said last beside credit."""
         self._said = self._heard = 0.0
+        self._uploaded = 0
+        """How many items the broker has."""
         self._is_left = False
         self._lock, self._flushing = threading.Lock(), asyncio.Lock()
 
@@ -93,6 +98,7 @@ class Consumer:
         """Ask for it, and read until its end."""
         self._loop, self._task = asyncio.get_running_loop(), asyncio.current_task()
         if self._is_left:
+            self._put(_left())
             return
         try:
             replies = await self._requested()
@@ -101,7 +107,7 @@ class Consumer:
             finally:
                 replies.close()
         except asyncio.CancelledError:
-            self._put(Ended(None, Cancelled("the stream, or the client, was closed")))
+            self._put(_left())
             raise
         except Exception as error:  # it is raised where somebody waits
             self._put(Ended(None, error))
@@ -110,14 +116,14 @@ class Consumer:
 
     def close(self) -> None:
         """Leave it. Any thread; does not wait."""
-        self._is_left, loop = True, self._loop
-        if loop and not loop.is_closed():
-            loop.call_soon_threadsafe(self._leave)
+        self._is_left = True
+        self.call(self._leave)
 
     def call(self, action: Callable[..., object], *arguments: Any) -> None:
-        """Have it done in the event loop. Any thread."""
+        """Have it done in the event loop, while that runs. Any thread."""
         if self._loop:
-            self._loop.call_soon_threadsafe(action, *arguments)
+            with suppress(RuntimeError):  # it was closed, and this has ended with it
+                self._loop.call_soon_threadsafe(action, *arguments)
 
     def say(self, kind: str, body: bytes) -> None:
         """Give credit, with this beside it."""
@@ -141,11 +147,19 @@ class Consumer:
                 self.uploading.taken()
             if items:
                 await self._upload(self._pending.items_body(items), headers)
+                self._uploaded += len(items)
             if end:
                 await self._upload(b"", {SEQ: str(self.uploading.sent)})
 
     def _flush_later(self) -> None:
-        asyncio.get_running_loop().call_later(COLLECT, lambda: self._soon(self.flush()))
+        asyncio.get_running_loop().call_later(COLLECT, lambda: self._soon(self._flush_or_end()))
+
+    async def _flush_or_end(self) -> None:
+        try:
+            await self.flush()
+        except RpcError as error:
+            self._put(Ended(None, error))
+            self._leave()
 
     async def _upload(self, body: bytes, headers: dict[str, str]) -> None:
         if self._inbox is None:
@@ -167,7 +181,7 @@ class Consumer:
             attempt += 1
 
     async def _read(self, replies: AsyncReplies) -> None:
-        while True:
+        while not self._is_left:  # before Python 3.12, what is cancelled as a reply comes may go on
             try:
                 reply = await replies.receive(self._patience())
             except RpcTimeout as late:
@@ -181,6 +195,7 @@ class Consumer:
                     return
             if self._inbox and time.monotonic() - self._said > self._idle / 3:
                 self._say(*self._control, ping=True)
+        self._put(_left())
 
     def _patience(self) -> float | None:
         """Seconds to wait for the next reply."""
@@ -199,17 +214,20 @@ class Consumer:
         if kind == OPEN:
             self._open(reply)
         elif kind == ITEMS:
-            items, first = decode_items(reply.body, self._pending.codec_of(reply)), number_in(reply, SEQ)
-            new = items[self.receiving.feed(first, len(items)) :]
-            if new:
-                self._put(Items(new, number_in(reply, SIZE)))
+            items = decode_items(reply.body, self._pending.codec_of(reply))
+            again, size = self.receiving.feed(number_in(reply, SEQ), len(items), number_in(reply, SIZE))
+            if new := items[again:]:
+                self._put(Items(new, size))
+        elif kind == ALIVE:
+            self.receiving.expect(number_in(reply, SEQ, 0))
         if CREDIT in reply.headers and self.uploading.grant(*credit_in(reply)):
             self._put(MayUpload())
         return False
 
     def _open(self, reply: Message) -> None:
         try:
-            self._inbox, self._idle = inbox(reply.headers.get(INBOX, "")), float(reply.headers.get(IDLE, ""))
+            self._inbox = inbox(reply.headers.get(INBOX, ""))
+            self._idle = seconds(float(reply.headers.get(IDLE, "")), "its idle limit", above=True)
         except ValueError as error:
             raise SerializationError(f"the reply that opens a stream makes no sense: {error}") from None
         self._said = time.monotonic()
@@ -232,7 +250,8 @@ class Consumer:
         if not self._inbox:
             return  # the request has said it
         self._said = time.monotonic()
-        headers = {STREAM: kind, **self.receiving.credit(), **({PING: "1"} if ping else {})}
+        asking = {PING: "1", SEQ: str(self._uploaded)} if ping else {}
+        headers = {STREAM: kind, **self.receiving.credit(), **asking}
         self._soon(self._backend.send(self._inbox, self._message(body, headers)))
 
     def _message(self, body: bytes, headers: dict[str, str]) -> Message:
@@ -251,6 +270,10 @@ class Consumer:
         except RpcError as error:  # credit is given again; that uploads are missing, the worker sees
             logger.warning("what stream %r says could not be sent: %s", self._pending.name, error)
             self._said = 0.0
+
+
+def _left() -> Ended:
+    return Ended(None, Cancelled("the stream, or the client, was closed"))
 
 
 async def heard(reason: Future[str]) -> str:

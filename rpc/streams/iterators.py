@@ -31,6 +31,8 @@ from ..transport import AsyncBackend
 from .consuming import Arrival, Consumer, Ended, Items
 
 RESUMABLE = WorkerLost, StreamBroken
+MOST_DEATHS = 3
+"""How often a stream may be lost at the same item before that is told."""
 
 Put = Callable[[Arrival], None]
 
@@ -74,6 +76,8 @@ class _Stream:
         """Bytes of those that have arrived and are not taken."""
         self._count = 0
         """How many were taken."""
+        self._resumed_at, self._deaths = 0, 0
+        """After how many items it was lost last, and how often there."""
         self._thrown: BaseException | None = None
         self._is_over = False
         self._put: Put = put
@@ -99,6 +103,8 @@ class _Stream:
             return self._begun(self._pending)
         if self._consumer.receiving.renew():
             self._consumer.call(self._consumer.say, kind, body)
+        elif kind != GRANT:
+            raise RuntimeError("the item that was asked for before has not come yet: call next()")
         return self._consumer
 
     def _begun(self, pending: PendingStream) -> Consumer:
@@ -122,8 +128,9 @@ class _Stream:
         if self._consumer is None or self._is_over:
             raise error
         self._check_lock_step("throw")
+        body = thrown(error, self._pending.codec)
         self._thrown = error
-        return THROW, thrown(error, self._pending.codec)
+        return THROW, body
 
     def _check_lock_step(self, what: str) -> None:
         if self._window != 1:
@@ -142,9 +149,9 @@ class _Stream:
 
     def _ended(self, end: Ended) -> Consumer | None:
         """What goes on with it, if another worker is to; else it is over. Raises what hinders it."""
-        if isinstance(end.error, RESUMABLE) and self._resume:
+        if isinstance(end.error, RESUMABLE) and self._resume and self._may_resume():
             return self._begun(self._pend(**{RESUME: str(self._count)}))
-        self._is_over = True
+        self._leave()
         self.value = end.value
         error, is_thrown = end.error, self._thrown
         if isinstance(error, RemoteError) and is_thrown and str(error) == str(_as_remote(is_thrown)):
@@ -152,6 +159,12 @@ class _Stream:
         if error:
             raise error
         return None
+
+    def _may_resume(self) -> bool:
+        """A generator that kills each worker at the same item is not to kill all of them."""
+        self._deaths = self._deaths + 1 if self._count == self._resumed_at else 1
+        self._resumed_at = self._count
+        return self._deaths < MOST_DEATHS
 
     def _leave(self) -> None:
         self._is_over = True
@@ -211,6 +224,9 @@ class Stream(_Stream, Generator[Any, Any, Any]):
     def _next(self, kind: str, body: bytes) -> Any:
         consumer = self._ask(kind, body)
         while not self._items:
+            if self._uploads is not None and consumer.uploading.has_room and self._arrivals.empty():
+                self._upload(consumer)
+                continue
             arrival = self._arrivals.get()
             if isinstance(arrival, Items):
                 self._arrived(arrival)
@@ -219,24 +235,21 @@ class Stream(_Stream, Generator[Any, Any, Any]):
                 if another is None:
                     raise StopIteration(self.value)
                 consumer = another
-            else:
-                self._upload(consumer)
         return self._take(consumer)
 
     def _start(self, run: Coroutine[Any, Any, None]) -> None:
         self._run(run)
 
     def _upload(self, consumer: Consumer) -> None:
-        """As much as there is credit for."""
+        """The next one, or that there is none. Others only when nothing has come meanwhile."""
         try:
-            while self._uploads is not None and consumer.uploading.has_room:
-                for item in self._uploads:
-                    if consumer.upload(self._pending.encoded(item)):
-                        self._run(consumer.flush()).result()
-                    break
-                else:
-                    self._uploads = None
-                    self._run(consumer.flush(end=True)).result()
+            for item in self._uploads or ():
+                if consumer.upload(self._pending.encoded(item)):
+                    self._run(consumer.flush()).result()
+                break
+            else:
+                self._uploads = None
+                self._run(consumer.flush(end=True)).result()
         except BaseException:
             self._leave()
             raise
@@ -257,6 +270,7 @@ class AsyncStream(_Stream, AsyncGenerator[Any, Any]):
         self._uploads = None if items is None else _async_iterator(items)
         self._arrivals: asyncio.Queue[Arrival] = asyncio.Queue()
         self._task: asyncio.Task[None] | None = None
+        self._uploading: asyncio.Task[None] | None = None
         super().__init__(*arguments, uploads=items is not None, put=self._arrivals.put_nowait, **options)
 
     async def asend(self, value: Any) -> Any:
@@ -290,26 +304,18 @@ class AsyncStream(_Stream, AsyncGenerator[Any, Any]):
                 if another is None:
                     raise StopAsyncIteration
                 consumer = another
-            else:
-                await self._upload(consumer)
+            elif self._uploads and (self._uploading is None or self._uploading.done()):
+                uploading = _uploaded(self._uploads, consumer, self._pending, self._put)
+                self._uploading = asyncio.get_running_loop().create_task(uploading)
         return self._take(consumer)
 
     def _start(self, run: Coroutine[Any, Any, None]) -> None:
         self._task = asyncio.get_running_loop().create_task(run)
 
-    async def _upload(self, consumer: Consumer) -> None:
-        try:
-            while self._uploads is not None and consumer.uploading.has_room:
-                async for item in self._uploads:
-                    if consumer.upload(self._pending.encoded(item)):
-                        await consumer.flush()
-                    break
-                else:
-                    self._uploads = None
-                    await consumer.flush(end=True)
-        except BaseException:
-            self._leave()
-            raise
+    def _leave(self) -> None:
+        super()._leave()
+        if self._uploading and self._consumer:
+            self._consumer.call(self._uploading.cancel)
 
     async def __aenter__(self) -> AsyncStream:
         return self
@@ -318,6 +324,24 @@ class AsyncStream(_Stream, AsyncGenerator[Any, Any]):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.aclose()
+
+
+async def _uploaded(
+    items: AsyncGenerator[Any, None], consumer: Consumer, pending: PendingStream, put: Put
+) -> None:
+    """As much as there is credit for; what hinders it is raised at the next item. Does not keep the stream
+    from being forgotten."""
+    try:
+        while consumer.uploading.has_room:
+            async for item in items:
+                if consumer.upload(pending.encoded(item)):
+                    await consumer.flush()
+                break
+            else:
+                await consumer.flush(end=True)
+                return
+    except Exception as error:  # the iterable is the user's: it may raise anything
+        put(Ended(None, error))
 
 
 async def _async_iterator(items: Uploadable) -> AsyncGenerator[Any, None]:

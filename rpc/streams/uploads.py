@@ -12,7 +12,7 @@ from typing import Any
 from ..core.codecs import Codec
 from ..core.protocol import decode_items
 from ..core.streams import GRANT, SEQ, SIZE, Receiving, number_in
-from ..errors import RpcError, StreamBroken
+from ..errors import BackendUnavailable, RpcError, StreamBroken
 from ..transport import STREAM, Message
 
 WINDOW = 1024
@@ -41,8 +41,8 @@ class _Uploads:
             first = number_in(message, SEQ)
             if STREAM in message.headers:
                 items = decode_items(message.body, self._codec)
-                new = items[self._receiving.feed(first, len(items)) :]
-                size = number_in(message, SIZE)
+                again, size = self._receiving.feed(first, len(items), number_in(message, SIZE))
+                new = items[again:]
                 self._arrived.extend((each, 0) for each in new[:-1])
                 self._arrived.extend((each, size) for each in new[-1:])
             else:
@@ -51,6 +51,13 @@ class _Uploads:
         except StreamBroken as error:
             self.fail(error)
         self._wake()
+
+    def expect(self, number: int) -> None:
+        """So many were sent until now."""
+        try:
+            self._receiving.expect(number)
+        except StreamBroken as error:
+            self.fail(error)
 
     def fail(self, error: RpcError) -> None:
         """Nothing more will come."""
@@ -72,7 +79,8 @@ class _Uploads:
         item, size = self._arrived.popleft()
         self._receiving.take(1, size)
         if self._receiving.renew():
-            self._say({STREAM: GRANT, **self._receiving.credit()})
+            with suppress(BackendUnavailable):  # it is said again with the next sign of life
+                self._say({STREAM: GRANT, **self._receiving.credit()})
         return (item,)
 
 
