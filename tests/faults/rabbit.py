@@ -24,7 +24,8 @@ QUEUES = "default", "high", "low"
 class Rabbit(Broker):
     """A vhost of a node; `close` is called at its end. With a vhost of its own it is nobody else's."""
 
-    name, lease, frame_end = "RabbitMQ", 2.0, staticmethod(of_amqp)
+    name, lease, remembers_calls = "RabbitMQ", 2.0, False
+    keeps_topics, frame_end = False, staticmethod(of_amqp)
 
     def __init__(self, node: Node, url: str, close: Callable[[], object] = lambda: None) -> None:
         self.node, self.port, self.close_node = node, node.port, close
