@@ -20,7 +20,6 @@ from .nursery import PATIENCE, Child, Nursery
 from .oracle import Figures, Oracle
 from .proxy import Proxy
 
-
 GIVEN_UP = re.compile("worker .* (was given up|died with job)")
 """In the log of a worker that noticed it."""
 

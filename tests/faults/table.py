@@ -19,11 +19,11 @@ class Row:
 
     name: str
     what: str
-    kind: str = ""
-    """Of the broker."""
     outcome: str = "passed"
     why: str = ""
     figures: dict[str, Any] = field(default_factory=dict)
+    kind: str = ""
+    """Of the broker."""
 
     def errors(self) -> str:
         return ", ".join(f"{count} {name}" for name, count in self.figures["errors"].items()) or "0"
@@ -58,7 +58,7 @@ class Collector:
                 kind = item.callspec.params.get("kind", "")
                 which = f"-{item.callspec.id}-".replace(f"-{kind}-", "-")[1:-1]
                 name = f"{name} {which}".strip()
-            self._rows[item.nodeid] = Row(name, " ".join(what.split()), kind)
+            self._rows[item.nodeid] = Row(name, " ".join(what.split()), kind=kind)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         row = self._rows[report.nodeid]
