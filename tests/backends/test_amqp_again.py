@@ -11,12 +11,14 @@ from typing import Any, cast
 import pytest
 
 from rpc import Event, RemoteError, Request, RpcClient, RpcReceiver, job, on
+from rpc.backends import backend_from_url
 from rpc.backends._serving import DIED
 from rpc.events import listeners_in
 from rpc.inspection import DeadLetters
 from rpc.settings import Settings
-from rpc.testing.site import PATIENCE, Site, eventually
-from rpc.transport import Delivery, Message
+from rpc.testing._portal import Portal
+from rpc.testing.site import PATIENCE, Site, eventually, request
+from rpc.transport import Backend, Delivery, Message
 from tests.rabbit import Rabbit, give_back
 
 from rpc.backends.amqp.messages import Probe  # isort: skip - after the skip without the driver
@@ -288,3 +290,21 @@ def is_there(site: Site, name: str) -> bool:
         return bool(connection.succeeds(9, Probe(name), Queue.DeclareOk, 404))
 
     return bool(cast("Any", site.client).senders.do(look))
+
+
+@pytest.mark.parametrize(
+    ("wrap", "connections"), [(lambda backend: backend, 2), (Portal, 1)], ids=["blocking", "in a loop"]
+)
+def test_who_gives_up_a_call_keeps_the_connection_for_others(
+    broker: Rabbit, site: Site, wrap: Any, connections: int
+) -> None:
+    """The queue for its reply is deleted, and RabbitMQ says nothing of a consumer that was there."""
+    site.serve(threads=2)
+    caller: Backend = wrap(backend_from_url(broker.url))
+    for _ in range(50):
+        given_up, other = (caller.request(site.queue(), request(b"echo:x", ttl=60)) for _ in range(2))
+        given_up.close()
+        assert other.receive(PATIENCE).body == b"x"
+        other.close()
+    assert broker.proxy.opened == connections
+    caller.close()

@@ -34,6 +34,11 @@ class Broker(ABC):
     port: int
     lease: float
     """The shortest time, in seconds, in which it can notice that a worker is gone."""
+    remembers_calls: bool
+    """Whether a call that is sent again, because its caller's connection broke, is done once, whichever
+    worker gets it."""
+    keeps_topics: bool
+    """Whether who listens for himself hears, too, what was published while his connection was broken."""
     frame_end: FrameEnd
     """Of what is said to it, and what it says."""
 
@@ -100,7 +105,8 @@ class Redis(Broker):
     """`scheme` is that of its URLs. `fsync` says how the append-only file is written; None: nothing is kept
     on disk."""
 
-    name, lease, frame_end = "Redis", LEASE, staticmethod(of_redis)
+    name, lease, remembers_calls = "Redis", LEASE, True
+    keeps_topics, frame_end = True, staticmethod(of_redis)
 
     def __init__(self, directory: Path, fsync: Fsync | None = "everysec", scheme: str = "redis://") -> None:
         self.directory, self._scheme = directory, scheme

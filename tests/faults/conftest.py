@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import random
+import signal
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -98,7 +99,7 @@ def own_node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     node = Node(tmp_path_factory.mktemp("rabbit"))
     node.start()
     yield node
-    node.stop()
+    node.stop(signal.SIGKILL)  # nothing of it is to be kept, and it takes its time to shut down
 
 
 @pytest.fixture

@@ -3,8 +3,10 @@ is skipped."""
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -44,7 +46,19 @@ def memory_of(megabytes: int) -> Iterator[Path]:
     try:
         yield group / "cgroup.procs"
     finally:
+        while _is_busy(group):
+            time.sleep(0.01)
+
+
+def _is_busy(group: Path) -> bool:
+    """Whether the group cannot be removed yet: who was killed in it may not be quite gone."""
+    try:
         group.rmdir()
+    except OSError as error:
+        if error.errno != errno.EBUSY:
+            raise
+        return True
+    return False
 
 
 @contextmanager

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import time
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode, urlsplit
 
@@ -23,7 +24,8 @@ QUEUES = "default", "high", "low"
 class Rabbit(Broker):
     """A vhost of a node; `close` is called at its end. With a vhost of its own it is nobody else's."""
 
-    name, lease, frame_end = "RabbitMQ", 2.0, staticmethod(of_amqp)
+    name, lease, remembers_calls = "RabbitMQ", 2.0, False
+    keeps_topics, frame_end = False, staticmethod(of_amqp)
 
     def __init__(self, node: Node, url: str, close: Callable[[], object] = lambda: None) -> None:
         self.node, self.port, self.close_node = node, node.port, close
@@ -34,7 +36,7 @@ class Rabbit(Broker):
     def alone(cls, node: Node) -> Rabbit:
         """On a node that nobody else uses, and that may be killed."""
         node.start()
-        broker = cls(node, node.url, node.stop)
+        broker = cls(node, node.url, partial(node.stop, signal.SIGKILL))
         broker.declare(*QUEUES)
         node.stop()  # a queue that was just made is forgotten if it is killed
         node.start()
@@ -69,7 +71,10 @@ class Rabbit(Broker):
         return self.backend.queue_info("default").workers
 
     def connections(self) -> int:
-        return sum(_peer(int(file)) == self.port for file in os.listdir("/proc/self/fd"))
+        ours = {os.readlink(file) for file in Path("/proc/self/fd").iterdir() if file.is_socket()}
+        known = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+        there = f":{self.port:04X}"
+        return sum(fields[2].endswith(there) and f"socket:[{fields[9]}]" in ours for fields in known)
 
     def keys(self) -> dict[str, int]:
         queues = self.node.listed("queues", "name", "arguments", "auto_delete", vhost=self.vhost)
@@ -84,12 +89,3 @@ def _kept(listed: dict[str, Any]) -> int:
     arguments = {name: value for name, _, value in listed["arguments"]}
     ends_with_its_owner = 0 if listed["auto_delete"] else -1
     return int(arguments.get("x-expires", ends_with_its_owner))
-
-
-def _peer(file: int) -> int | None:
-    """The port at the other end, if there is one."""
-    try:
-        with socket.fromfd(file, socket.AF_INET, socket.SOCK_STREAM) as connection:
-            return int(connection.getpeername()[1])
-    except OSError:
-        return None

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 PAGE = Path(__file__).parents[2] / "docs" / "faults.md"
+INTERRUPTED = "interrupted"
 COUNTS = "sent", "executed", "lost", "duplicated", "answered", "wrong", "hung"
 
 
@@ -19,11 +20,11 @@ class Row:
 
     name: str
     what: str
-    kind: str = ""
-    """Of the broker."""
     outcome: str = "passed"
     why: str = ""
     figures: dict[str, Any] = field(default_factory=dict)
+    kind: str = ""
+    """Of the broker."""
 
     def errors(self) -> str:
         return ", ".join(f"{count} {name}" for name, count in self.figures["errors"].items()) or "0"
@@ -58,10 +59,12 @@ class Collector:
                 kind = item.callspec.params.get("kind", "")
                 which = f"-{item.callspec.id}-".replace(f"-{kind}-", "-")[1:-1]
                 name = f"{name} {which}".strip()
-            self._rows[item.nodeid] = Row(name, " ".join(what.split()), kind)
+            self._rows[item.nodeid] = Row(name, " ".join(what.split()), INTERRUPTED, kind=kind)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
         row = self._rows[report.nodeid]
+        if report.passed and report.when == "call":
+            row.outcome = "passed"
         if not report.passed:
             row.outcome = report.outcome
             why = str(report.longrepr[2]) if isinstance(report.longrepr, tuple) else ""
@@ -85,7 +88,7 @@ def for_page(rows: list[Row]) -> dict[str, str]:
     """The lines of a Markdown table, by the names of their scenarios."""
     lines = {}
     for row in rows:
-        if not row.what:  # it is about the tools of this suite
+        if not row.what or row.outcome == INTERRUPTED:  # the former are about the tools of this suite
             continue
         if row.outcome == "skipped":
             lines[row.name] = f"| {row.name} | {row.what}: not run, {row.why} |{' |' * (len(COUNTS) + 2)}"

@@ -121,7 +121,7 @@ def test_storm(stage: Stage, pick: Pick, via: str) -> None:
                 assert stage.broker.connections() - began <= 2
             await aask(stage, client)
             stage.idle(2)
-            await until(lambda: max(tables(client).values()) <= 2)  # what is said soon has been said
+            await until(lambda: max(tables(client).values()) <= 4)  # what is said soon has been said
             kept = {name: ttl for name, ttl in stage.broker.keys().items() if name not in before}
             assert {name: ttl for name, ttl in kept.items() if not 0 <= ttl <= A_DAY} == {}
             withdrawn.extend(await cancelled_while_queued(stage, client, calls // 10))
@@ -154,7 +154,7 @@ async def cancelled_while_queued(stage: Stage, client: AsyncRpcClient, calls: in
 
 def cut(stage: Stage) -> str:
     stage.broker.cut()
-    return "CLIENT KILL"
+    return "connections ended"
 
 
 def reset(stage: Stage) -> str:
@@ -178,12 +178,19 @@ def delay(stage: Stage) -> str:
 
 
 def anything(stage: Stage) -> str:
-    return stage.dice.choice([cut, reset, flush, delay, reset, cut])(stage)
+    return stage.dice.choice([cut, reset, delay, reset, cut])(stage)
 
 
 @pytest.mark.parametrize(
     ("fault", "every"),
-    [(cut, 0.2), (reset, 0.2), (restart, 1.0), (flush, 0.05), (delay, 0.3), (anything, 0.5)],
+    [
+        (cut, 0.2),
+        (reset, 0.2),
+        pytest.param(restart, 1.0, marks=pytest.mark.only("redis", "rq")),
+        pytest.param(flush, 0.05, marks=pytest.mark.only("redis", "rq")),
+        (delay, 0.3),
+        (anything, 0.5),
+    ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
 def test_tasks(stage: Stage, last: Last, fault: Callable[[Stage], str], every: float) -> None:
@@ -207,7 +214,7 @@ def test_tasks(stage: Stage, last: Last, fault: Callable[[Stage], str], every: f
     with meanwhile(strike, every=every):
         in_a_loop(main, seconds + 60)
     figures = stage.verdict()
-    assert figures.duplicated == 0
+    assert stage.done_once(figures)
     assert figures.executed == figures.sent == figures.answered
 
 
@@ -254,7 +261,7 @@ def test_two_loops(stage: Stage, last: Last) -> None:
         for thread in threads:
             thread.join()
     figures = stage.verdict()
-    assert figures.duplicated == 0
+    assert stage.done_once(figures)
     assert figures.executed == figures.sent == figures.answered
 
 
@@ -275,7 +282,7 @@ def test_late_copy_of_a_loop(stage: Stage) -> None:
 
     in_a_loop(main, 60)
     figures = stage.verdict()
-    assert figures.duplicated == 0
+    assert stage.done_once(figures)
     assert figures.executed == figures.answered
 
 

@@ -52,13 +52,19 @@ def test_the_table_is_put_between_its_marks(tmp_path: Path, monkeypatch: pytest.
         table.Row("gevent", "Greenlets", "skipped", "needs gevent", Figures(sent=1).as_row()),
         table.Row("crash", "Redis dies", "failed", figures=figures.as_row()),
     ]
-    table.publish(rows, "redis://", "the versions")
+    table.publish(rows, "redis", "the versions")
     text = page.read_text()
-    assert "| Workers die (7 SIGKILL) | 1,200 | 1,200 | 0 | 0 | 0 | 0 | 0 | 3 QueueFull |" in text
-    assert "- not run: Greenlets: needs gevent" in text
-    assert "| Redis dies (7 SIGKILL) **failed** |" in text
+    assert "| kill | Workers die (7 SIGKILL) | 1,200 | 1,200 | 0 | 0 | 0 | 0 | 0 | 3 QueueFull |" in text
+    assert "| gevent | Greenlets: not run, needs gevent | | |" in text
+    assert "| crash | Redis dies (7 SIGKILL) **failed** |" in text
     assert "old rq" in text
     assert "old redis" not in text
+    again = table.Row("crash", "Redis dies", figures=figures.as_row())
+    table.publish([again], "redis", "the same versions", whole=False)
+    text = page.read_text()
+    assert "| crash | Redis dies (7 SIGKILL) | 1,200 |" in text
+    assert "| kill | Workers die (7 SIGKILL) |" in text
+    assert text.count("the same versions") == text.count("| scenario |") == text.count("| crash |") == 1
 
 
 @given(st.lists(st.sampled_from(EXAMPLES)), st.data())

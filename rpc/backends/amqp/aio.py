@@ -110,6 +110,8 @@ class LoopConnection:
         connection = await self.connection()
         request = replies.request
         await self._perform(preparing(self._servers, self._most, request.to, request.message), connection)
+        if replies not in self.open:
+            raise Cancelled("nobody waits for it any more")
         queue = self._replies = self._replies or ReplyQueue(connection, self._servers.names)
         self._used_by[queue] = self._used_by.get(queue, 0) + 1
         self._waiting[replies.request.message.id] = replies

@@ -188,8 +188,13 @@ class ReplyQueue:
         self._connection.publish(REQUESTS, *said, exchange=self._names.exchange)
 
     def delete(self) -> None:
-        """Who looks for it finds nobody waiting: what was withdrawn is not begun."""
-        self._connection.tell(REQUESTS, Queue.Delete(queue=self.name, nowait=True))
+        """Who looks for it finds nobody waiting: what was withdrawn is not begun. It is consumed no more
+        before that, else RabbitMQ tells us that what we consume is gone, as if others had deleted it."""
+        self._connection.tell(
+            REQUESTS,
+            Basic.Cancel(consumer_tag=self.name, nowait=True),
+            Queue.Delete(queue=self.name, nowait=True),
+        )
 
 
 def too_late(failure: Broken | None, blocked: str) -> RpcError:
