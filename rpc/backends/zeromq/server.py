@@ -1,0 +1,265 @@
+"""Takes what callers send, until stopped."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+
+from ...errors import SerializationError, shown
+from ...loops import Alarm
+from ...transport import Address, Handler
+from .._retry import run_together
+from .._serving import Connections, OnChange, Plan, Serially, Slots, Turns, guarded
+from .deliveries import ZeromqDelivery
+from .peers import TICK, Peers
+from .session import BACK, CANCEL, END, MESSAGE, RECALL, STOPPING, Session
+from .sockets import Sockets
+from .wire import NUMBER, About, encode_about, message_in, number_in, text_of
+from .workers import FULL, HANDED
+
+logger = logging.getLogger(__name__)
+
+MOST_WAITING = 10_000
+"""Messages that wait for a listener who is too slow; more are dropped."""
+FAREWELL = 1.0
+"""Seconds in which what was said last may still arrive."""
+
+
+class ZeromqServer:
+    """Whoever has the turn owns the sockets, and handles what it has fetched; one thread more than handlers need
+    looks after them meanwhile."""
+
+    def __init__(
+        self,
+        sockets: Callable[[], Sockets],
+        listen: Callable[[Peers], Callable[[], object]],
+        plan: Plan,
+        handler: Handler,
+        *,
+        threads: int,
+        coroutines: int,
+        on_change: OnChange,
+        lease: float,
+        high_water: int,
+    ) -> None:
+        """`listen` binds, or connects, and returns how to undo it."""
+        self._make_sockets, self._listen, self._plan, self._handler = sockets, listen, plan, guarded(handler)
+        self._threads, self._high_water, self.lease = threads, high_water, lease
+        self._slots, self._connections = Slots(coroutines), Connections(on_change)
+        self._serially = Serially(len(plan.channels))
+        self._waiting: dict[Address, deque[ZeromqDelivery]] = {to: deque() for to in plan.queues}
+        """What is not begun, in order of priority."""
+        self._said: deque[Callable[[], object]] = deque()
+        """What is to be done by whoever has the turn."""
+        self._running, self._counting = 0, threading.Lock()
+        self._stopped = self._has_said_so = False
+        self._turns = Turns(self._fetch, self._handle, self._is_over)
+        self._alarm: Alarm | None = None
+
+    def run(self) -> None:
+        self._alarm = Alarm()
+        self._peers = Peers(self._make_sockets(), self, self.lease)
+        forget: Callable[[], object] = lambda: None  # noqa: E731
+        try:
+            if self._stopped:
+                return
+            forget = self._listen(self._peers)
+            self._connections.notify(True)
+            run_together([self._turns.work] * (self._threads + 1), self.stop)
+            self._serially.end()
+            self._take_leave()
+        finally:
+            self._peers.close()
+            forget()
+            self._alarm.close()
+            self._connections.notify(False)
+
+    def stop(self) -> None:
+        self._stopped = True
+        if self._alarm:
+            self._alarm.ring()
+
+    def hand_back(self) -> None:
+        """Returns once callers have it."""
+        known = threading.Event()
+
+        def give_back() -> None:
+            sessions = self._sessions()
+            missing = [*sessions]
+            for session in sessions:
+                for delivery in [*session.owner.values()]:
+                    self._back(session, delivery, HANDED if delivery.is_begun else b"")
+                session.send(STOPPING, b"", partial(gone, missing, session))
+            if not sessions:
+                known.set()
+
+        def gone(missing: list[Session], session: Session) -> None:
+            missing.remove(session)
+            if not missing:
+                known.set()
+
+        self._do(give_back)
+        known.wait(FAREWELL)
+
+    def _take_leave(self) -> None:
+        for session in self._sessions():
+            session.send(END)
+        assert self._alarm  # noqa: S101
+        self._peers.flush(FAREWELL, self._alarm)
+
+    # What deliveries need.
+
+    @property
+    def load(self) -> int:
+        """How many messages are here."""
+        return sum(map(len, self._waiting.values())) + self._running + len(self._slots.in_hand())
+
+    def say(
+        self, session: Session, kind: bytes, data: bytes, confirmed: Callable[[], object] | None = None
+    ) -> None:
+        """Any thread."""
+        self._do(lambda: session.send(kind, data, confirmed))
+
+    def finished(self, delivery: ZeromqDelivery) -> None:
+        """Any thread."""
+        with suppress(KeyError):
+            del delivery.session.owner[delivery.number]
+        if self._slots.done(delivery):
+            self._ring()
+
+    def _do(self, action: Callable[[], object]) -> None:
+        self._said.append(action)
+        if not self._turns.leads_here():
+            self._ring()
+
+    def _ring(self) -> None:
+        if self._alarm:
+            self._alarm.ring()
+
+    # Whoever has the turn.
+
+    def _fetch(self) -> ZeromqDelivery | None:
+        self._work_off()
+        if (delivery := self._next()) is not None:
+            return delivery
+        assert self._alarm  # noqa: S101
+        self._peers.wait(TICK, self._alarm)
+        for session, kind, data in self._peers.receive():
+            try:
+                self._take(session, kind, data)
+            except SerializationError as error:
+                logger.warning("refused what a caller said: %s", shown(error))
+        self._work_off()
+        return self._next()
+
+    def _work_off(self) -> None:
+        while self._said:
+            self._said.popleft()()
+        if self._stopped and not self._has_said_so:
+            self._has_said_so = True
+            for session in self._sessions():
+                session.send(STOPPING)
+            for deliveries in self._waiting.values():
+                while deliveries:
+                    delivery = deliveries.popleft()
+                    self._back(delivery.session, delivery, b"")
+
+    def _is_over(self) -> bool:
+        return self._stopped and self._has_said_so and not (self._running or self._slots.in_hand() or self._said)
+
+    def _next(self) -> ZeromqDelivery | None:
+        if self._running < self._threads and self._slots.room > 0 and not self._stopped:
+            for deliveries in self._waiting.values():
+                while deliveries:
+                    delivery = deliveries.popleft()
+                    if not delivery.finished:
+                        with self._counting:
+                            self._running += 1
+                        delivery.begin()
+                        return delivery
+        return None
+
+    def _handle(self, delivery: ZeromqDelivery) -> None:
+        try:
+            self._slots.call(self._handler, delivery)
+        finally:
+            with self._counting:
+                self._running -= 1
+            if not self._turns.leads_here() and (self._stopped or any(self._waiting.values())):
+                self._ring()
+
+    def _sessions(self) -> list[Session]:
+        """Those with callers."""
+        return [each for each in [*self._peers.sessions.values()] if each.owner is not None]
+
+    def _take(self, session: Session, kind: bytes, data: bytes) -> None:
+        deliveries: dict[int, ZeromqDelivery] = session.owner
+        if kind == MESSAGE:
+            self._came(session, data)
+        elif kind == CANCEL:
+            if delivery := deliveries.pop(number_in(data), None):
+                self._withdrawn(delivery)
+        elif kind == RECALL:
+            waiting = [each for each in deliveries.values() if not each.is_begun and each.to.kind == "queue"]
+            for delivery in waiting[: -number_in(data) - 1 : -1]:
+                self._back(session, delivery, b"")
+        elif kind == END:
+            session.confirm()
+            self._peers.drop(session)
+            self.lost(session)
+
+    def _came(self, session: Session, data: bytes) -> None:
+        number, to, message = message_in(data)
+        delivery = ZeromqDelivery(self, session, number, to, message)
+        if message.reply_to is None:
+            session.confirm()
+        if to in self._waiting:
+            if self._stopped or self.load >= self._high_water:
+                return self._back(session, delivery, b"" if self._stopped else FULL)
+            session.owner[number] = delivery
+            self._waiting[to].append(delivery)
+        elif to in self._plan.channels and self._serially.waiting(to) < MOST_WAITING and not self._stopped:
+            session.owner[number] = delivery
+            self._serially.run(to, partial(self._heard, delivery))
+        else:
+            self._back(session, delivery, b"")
+
+    def _heard(self, delivery: ZeromqDelivery) -> None:
+        delivery.begin()
+        if not delivery.finished:
+            self._handler(delivery)
+
+    def _back(self, session: Session, delivery: ZeromqDelivery, why: bytes) -> None:
+        """Its caller gets it back."""
+        session.owner.pop(delivery.number, None)
+        if not delivery.finished:
+            delivery.finished = True
+            session.send(BACK, NUMBER.pack(delivery.number) + why)
+            self._slots.done(delivery)
+
+    def _withdrawn(self, delivery: ZeromqDelivery) -> None:
+        if delivery.is_begun:
+            delivery.cancel()
+        else:
+            delivery.finished = True
+
+    # Sessions, for Peers.
+
+    def info(self) -> bytes:
+        addresses = [] if self._stopped else self._plan.queues + self._plan.channels
+        return encode_about(About([text_of(to) for to in addresses], self._threads, self.load))
+
+    def met(self, session: Session) -> None:
+        if session.owner is None:
+            session.owner = {}
+
+    def lost(self, session: Session) -> None:
+        deliveries, session.owner = session.owner or {}, {}
+        for delivery in deliveries.values():
+            if delivery.message.reply_to is not None:
+                self._withdrawn(delivery)
