@@ -298,7 +298,7 @@ class Backend(Protocol):
 
     def send(self, to: Address, message: Message) -> None:
         """Hand the message over. Returns once the broker has it, not once it is handled. Without the feature
-        `store-and-forward` it is a receiver that must have it, and it is BackendUnavailable if there is none."""
+        `store-and-forward` a receiver must have it; if there is none, that is BackendUnavailable."""
 
     def request(self, to: Address, message: Message) -> Replies:
         """The same, with a way back that is open before the message leaves. The message has `reply-to`."""

@@ -1,7 +1,7 @@
 """Callers in event loops. Each loop has sockets of its own, and reads them when their descriptors say so.
 
-Those are edge-triggered: they say once that something has changed, also while something is sent. So whoever has sent
-something looks once more.
+Those are edge-triggered: they say once that something has changed, also while something is sent. So whoever
+has sent something looks once more.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from typing import TYPE_CHECKING, TypeVar
+from typing import TypeVar
 
 from ...errors import Cancelled, RpcTimeout
 from ...loops import PerLoop
@@ -22,9 +22,6 @@ from .peers import TICK
 from .session import END
 from .workers import Pending, Workers
 
-if TYPE_CHECKING:
-    from .backend import ZeromqBackend
-
 T = TypeVar("T")
 SOON = 0.01
 """Seconds after which what ZeroMQ had no room for is written again."""
@@ -33,13 +30,13 @@ SOON = 0.01
 class AsyncZeromq:
     """A ZeromqBackend for callers in event loops."""
 
-    def __init__(self, backend: ZeromqBackend, watch: Watch) -> None:
-        self.features, self.max_message = backend.features, backend.max_message
-        self._check = backend.check
-        self._loops = PerLoop(lambda: LoopCaller(backend.workers(), watch), lambda caller: caller.abandon())
+    def __init__(
+        self, make: Callable[[], tuple[Workers, Watch]], features: frozenset[str], max_message: int | None
+    ) -> None:
+        self.features, self.max_message = features, max_message
+        self._loops = PerLoop(lambda: LoopCaller(*make()), LoopCaller.abandon)
 
     async def send(self, to: Address, message: Message) -> None:
-        self._check(message)
         caller = self._loops.here()
         if to.kind == "topic":
             await caller.publish(to, message, lambda reply: None)
@@ -47,7 +44,6 @@ class AsyncZeromq:
             await caller.send(to, message)
 
     async def request(self, to: Address, message: Message) -> AsyncReplies:
-        self._check(message)
         caller = self._loops.here()
         replies = AsyncZeromqReplies(caller)
         if to.kind == "topic":
@@ -85,6 +81,7 @@ class LoopCaller:
                     self.loop.call_soon_threadsafe(self._connect, endpoints)
 
         watch(found, self._ended)
+        self._connect([*workers.peers.links])
         self._ticking = self.loop.call_later(TICK, self._tick)
 
     def _connect(self, endpoints: list[str]) -> None:
@@ -145,7 +142,9 @@ class LoopCaller:
 
     async def send(self, to: Address, message: Message) -> None:
         outcome: list[Exception | None] = []
-        pending = Pending(to, message, lambda last: outcome.append(last) if isinstance(last, Exception) else None)
+        pending = Pending(
+            to, message, lambda last: outcome.append(last) if isinstance(last, Exception) else None
+        )
         pending.accepted = lambda: outcome.append(None)
         self.submit(pending)
         seconds = patience(message.ttl)
@@ -178,9 +177,7 @@ class LoopCaller:
 
     def withdraw(self, pendings: list[Pending]) -> None:
         if not self.is_over:
-            for pending in pendings:
-                if not pending.is_over:
-                    self.workers.withdraw(pending)
+            self.workers.withdraw([each for each in pendings if not each.is_over])
             self.work_soon()
 
     async def close(self) -> None:

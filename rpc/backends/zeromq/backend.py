@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 from ...durations import seconds
+from ...errors import BackendRefused
 from ...loops import process
-from ...transport import DELAY, IDEMPOTENCY_KEY, Address, Handler, Message, queue
+from ...transport import Address, Handler, Message, queue
 from .._serving import OnChange, Plan
 from ..features import FEATURES, unsupported
 from .aio import AsyncZeromq
-from .blocking import BlockingReplies, Caller
-from .endpoints import Claims, Endpoints, Source, bound
+from .blocking import BlockingReplies, Caller, Watch
+from .endpoints import Endpoints, Source, bound
 from .peers import Peers
-from .server import ZeromqServer
+from .server import Do, ZeromqServer
 from .sockets import MAX_FRAME, Keys, Sockets
 from .workers import Workers
 
@@ -23,13 +24,13 @@ from .workers import Workers
 class ZeromqBackend:
     """ZeroMQ ≥ 4.3, without a broker: callers are connected to each worker.
 
-    `source` is a URL with one or more endpoints, `zmq+tcp://host:port[,host:port…]`, `zmq+ipc:///path[,/path…]`, a
-    list of endpoints as ZeroMQ writes them, or a function that returns one and is asked again every few seconds. A
-    name stands for all its addresses. A worker binds the first of them that is free, or all of them
-    (`listen="all"`); with `workers="connect"` callers bind, and workers connect. A process to which there is no
-    connection for `lease` seconds is dead: what it had is delivered to another one, at most `max_deliveries` times.
-    A worker that has `high_water` messages refuses more. `certificate`, `server_key` and `authorized` are those of
-    `rpc.backends.zeromq.sockets.Keys`. Connects at first use.
+    `source` is a URL with one or more endpoints, `zmq+tcp://host:port[,host:port…]`,
+    `zmq+ipc:///path[,/path…]`, a list of endpoints as ZeroMQ writes them, or a function that returns one and
+    is asked again every few seconds. A name stands for all its addresses. A worker binds the first of them
+    that is free, or all of them (`listen="all"`); with `workers="connect"` callers bind, and workers connect.
+    A process to which there is no connection for `lease` seconds is dead: what it had is delivered to another
+    one, at most `max_deliveries` times. A worker that has `high_water` messages refuses more. `certificate`,
+    `server_key` and `authorized` are those of `rpc.backends.zeromq.sockets.Keys`. Connects at first use.
     """
 
     features = FEATURES["zmq+tcp"]
@@ -59,17 +60,15 @@ class ZeromqBackend:
         self._of_parents: list[Caller | None] = []
         """Sockets of a process that forked, which are not to be touched here, nor collected."""
         self.bound: list[str] = []
-        """The endpoints at which servers of this backend listen, with their real ports."""
+        """The endpoints that were bound last, with their real ports."""
 
     def send(self, to: Address, message: Message) -> None:
-        self.check(message)
         if to.kind == "topic":
             self._calling().publish(to, message, lambda reply: None)
         else:
             self._calling().send(to, message)
 
     def request(self, to: Address, message: Message) -> BlockingReplies:
-        self.check(message)
         return BlockingReplies(self._calling(), to, message)
 
     def server(
@@ -85,10 +84,8 @@ class ZeromqBackend:
         if plan.durable:
             raise unsupported("subscriptions")
         most: dict[str, Any] = {"threads": threads, "coroutines": coroutines, "high_water": self._high_water}
-        listen = self._bind if self._workers_bind else self._connect
-        return ZeromqServer(
-            self.sockets, listen, plan, handler, on_change=on_change, lease=self._lease, **most
-        )
+        most |= {"lease": self._lease, "is_bound": self._workers_bind}
+        return ZeromqServer(self.sockets, self._listen, plan, handler, on_change=on_change, **most)
 
     def is_served(self, name: str) -> bool:
         """Whether there is a worker for this queue among those that have answered."""
@@ -103,20 +100,19 @@ class ZeromqBackend:
 
     def asynchronous(self) -> AsyncZeromq:
         """What callers in event loops use."""
-        return AsyncZeromq(self, self._endpoints.watch)
-
-    def check(self, message: Message) -> None:
-        """Raises Unsupported for what cannot be done."""
-        for header, feature in (DELAY, "delay"), (IDEMPOTENCY_KEY, "idempotency"):
-            if header in message.headers:
-                raise unsupported(feature)
+        return AsyncZeromq(self.workers, self.features, self.max_message)
 
     def sockets(self) -> Sockets:
         return Sockets(self._keys, self._lease)
 
-    def workers(self) -> Workers:
-        """Those that a thread, or a loop, is about to call."""
-        return Workers(self.sockets(), self._lease, self._max_deliveries, self._high_water)
+    def workers(self) -> tuple[Workers, Watch]:
+        """Those that a thread, or a loop, is about to call, and what tells where they are. Raises
+        BackendRefused if callers bind, and cannot."""
+        workers = Workers(self.sockets(), self._lease, self._max_deliveries, self._high_water)
+        if self._workers_bind:
+            return workers, self._endpoints.watch
+        self._bind(workers.peers)
+        return workers, lambda found, ended: None
 
     def _calling(self) -> Caller:
         if self._pid != process.id:
@@ -124,25 +120,24 @@ class ZeromqBackend:
             self._caller, self._pid, self._making = None, process.id, threading.Lock()
         if (caller := self._caller) is None:
             with self._making:
-                caller = self._caller or Caller(self.workers(), self._endpoints.watch)
+                caller = self._caller or Caller(*self.workers())
                 self._caller = caller
         return caller
 
-    def _bind(self, peers: Peers) -> Callable[[], object]:
-        claims = Claims()
+    def _bind(self, peers: Peers) -> None:
         try:
-            real = bound(self._endpoints.look_up(), self._listens_to_all, peers.bind, claims)
-        except BaseException:
-            claims.release()
+            self.bound = bound(self._endpoints.look_up(), self._listens_to_all, peers.bind)
+        except OSError as error:
+            peers.close()
+            raise BackendRefused(f"cannot listen: {error}") from error
+        except BackendRefused:
+            peers.close()
             raise
-        self.bound += real
 
-        def forget() -> None:
-            claims.release()
-            self.bound = [each for each in self.bound if each not in real]
-
-        return forget
-
-    def _connect(self, peers: Peers) -> Callable[[], object]:
-        raise NotImplementedError
-
+    def _listen(self, peers: Peers, do: Do) -> threading.Event:
+        ended = threading.Event()
+        if self._workers_bind:
+            self._bind(peers)
+        else:
+            self._endpoints.watch(lambda endpoints: do(lambda: peers.connect(endpoints)), ended)
+        return ended

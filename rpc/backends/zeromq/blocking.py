@@ -1,7 +1,7 @@
 """Threads that call: whoever waits for a reply reads the sockets meanwhile, for all others, too.
 
-The sockets belong to whoever holds the turn. A lone caller writes, waits and reads in its own thread; a thread of its
-own takes the turn only where nobody has for a while.
+The sockets belong to whoever holds the turn. A lone caller writes, waits and reads in its own thread; a
+thread of its own takes the turn only where nobody has for a while.
 """
 
 from __future__ import annotations
@@ -163,12 +163,14 @@ class Caller:
         seconds = patience(message.ttl)
         self.do(lambda: _carried_out(lambda: self.workers.submit(pending), told))
         if not self.wait(lambda: outcome, waiter, time.monotonic() + seconds):
-            self.do(lambda: self.workers.withdraw(pending))
+            self.do(lambda: self.workers.withdraw([pending]))
             raise nobody(to, seconds)
         if outcome[0] is not None:
             raise outcome[0]
 
-    def publish(self, to: Address, message: Message, put: Callable[[Message | Exception], object]) -> list[Pending]:
+    def publish(
+        self, to: Address, message: Message, put: Callable[[Message | Exception], object]
+    ) -> list[Pending]:
         """Send it to all that serve a topic; returns once they have it."""
         waiter, sent, outcome = Waiter(), list[Pending](), list[Exception]()
         missing: list[int] = []
@@ -253,4 +255,4 @@ class BlockingReplies:
         self._waiter.wake()
         left = [pending for pending in self._pendings if not pending.is_over]
         if left and not self._ended:
-            self._caller.do(lambda: [self._caller.workers.withdraw(pending) for pending in left])
+            self._caller.do(lambda: self._caller.workers.withdraw(left))

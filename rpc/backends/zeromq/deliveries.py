@@ -4,23 +4,34 @@ from __future__ import annotations
 
 import threading
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from typing import Protocol
 
 from ...transport import Address, Message, packed
 from .._serving import BaseDelivery
 from .session import LAST, ONCE, REPLY, Session
 from .wire import NUMBER, last_data
 
-if TYPE_CHECKING:
-    from .server import ZeromqServer
+
+class Serving(Protocol):
+    """What is needed of the server."""
+
+    lease: float
+
+    @property
+    def load(self) -> int: ...
+
+    def say(
+        self, session: Session, kind: bytes, data: bytes, confirmed: Callable[[], object] | None = None
+    ) -> None: ...
+
+    def finished(self, delivery: ZeromqDelivery) -> None: ...
 
 
 class ZeromqDelivery(BaseDelivery):
     """A message that a caller has sent to this worker."""
 
-    def __init__(
-        self, server: ZeromqServer, session: Session, number: int, to: Address, message: Message
-    ) -> None:
+    def __init__(self, server: Serving, session: Session, number: int, to: Address, message: Message) -> None:
         self._server, self.session, self.number = server, session, number
         self.to, self.message = to, message
         self._came = time.monotonic()

@@ -95,7 +95,7 @@ def _is_numeric(endpoint: str) -> bool:
 
 def _addresses(endpoint: str) -> list[str]:
     """One for each address that its name has."""
-    transport, host, port = _checked(endpoint)
+    _, host, port = _checked(endpoint)
     if _is_numeric(endpoint):
         return [endpoint]
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
@@ -122,23 +122,23 @@ class Claims:
         except OSError:
             os.close(file)
             raise
-        self._files.append((file, f"{path}.lock"))
+        self._files.append((file, path))
 
     def release(self) -> None:
         """Give them back."""
         for file, path in self._files:
-            with suppress(OSError):
-                os.unlink(path)
+            for each in path, f"{path}.lock":
+                with suppress(OSError):
+                    os.unlink(each)
             os.close(file)
         self._files.clear()
 
 
-def bound(endpoints: Sequence[str], all_of_them: bool, bind: Callable[[str], str], claims: Claims) -> list[str]:
+def bound(endpoints: Sequence[str], all_of_them: bool, bind: Callable[[str], str]) -> list[str]:
     """Bind the first that is free, or all of them; the real ones. Raises BackendRefused."""
     taken, reasons = list[str](), list[str]()
     for endpoint in endpoints:
         try:
-            claims.claim(endpoint)
             taken.append(bind(endpoint))
         except (OSError, zmq.ZMQError, ValueError) as error:
             reasons.append(f"{endpoint}: {shown(error)}")

@@ -1,7 +1,7 @@
 """The sockets of one side, and the sessions with the processes that are reached by them.
 
-Not for several threads at a time: whoever has the turn owns the sockets. Nothing that comes in can raise here: what
-is no frame of a process that has said HELLO is dropped.
+Not for several threads at a time: whoever has the turn owns the sockets. Nothing that comes in can raise
+here: what is no frame of a process that has said HELLO is dropped.
 """
 
 from __future__ import annotations
@@ -93,7 +93,7 @@ class Peers:
     def fds(self) -> list[int]:
         """For event loops: readable when there may be something to do."""
         sockets = [*self._bound, *(link.socket for link in self.links.values()), *self._sockets.zap()]
-        return [int(socket.getsockopt(zmq.FD)) for socket in sockets]  # type: ignore[arg-type]
+        return [int(socket.getsockopt(zmq.FD)) for socket in sockets]
 
     def wait(self, seconds: float, alarm: Alarm) -> None:
         """Until there is something to do, but no longer."""
@@ -128,11 +128,13 @@ class Peers:
                 if len(identity) == is_bound and (
                     came := self._take(socket, identity[0] if is_bound else None, frame)
                 ):
-                    yield came
+                    session, kind, data, confirmed = came
+                    yield session, kind, data
+                    session.confirmed(confirmed)
 
     def _take(
         self, socket: zmq.Socket[bytes], identity: bytes | None, frame: bytes
-    ) -> tuple[Session, bytes, bytes] | None:
+    ) -> tuple[Session, bytes, bytes, int] | None:
         try:
             kind, number, confirmed = HEAD.unpack_from(frame)
         except struct.error:
@@ -145,10 +147,10 @@ class Peers:
         elif session is None:
             with suppress(zmq.ZMQError):
                 Route(socket, identity).write(HEAD.pack(WHO, 0, 0))
+        elif kind != CONFIRM and session.take(number, len(frame)):
+            return session, kind, frame[HEAD.size :], confirmed
         else:
             session.confirmed(confirmed)
-            if kind != CONFIRM and session.take(number, len(frame)):
-                return session, kind, frame[HEAD.size :]
         return None
 
     def _greet_all(self, socket: zmq.Socket[bytes]) -> None:
@@ -165,7 +167,9 @@ class Peers:
         about = (session.token, session.received) if session else (NOBODY, 0)
         return HEAD.pack(kind, 0, 0) + INTRODUCTION.pack(self.token, *about, is_new) + self._side.info()
 
-    def _introduced(self, socket: zmq.Socket[bytes], identity: bytes | None, kind: bytes, data: bytes) -> None:
+    def _introduced(
+        self, socket: zmq.Socket[bytes], identity: bytes | None, kind: bytes, data: bytes
+    ) -> None:
         try:
             token, yours, received, is_new = INTRODUCTION.unpack_from(data)
         except struct.error:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
@@ -24,6 +23,8 @@ from .workers import FULL, HANDED
 
 logger = logging.getLogger(__name__)
 
+Do = Callable[[Callable[[], object]], None]
+"""Has something done by whoever has the turn. Any thread."""
 MOST_WAITING = 10_000
 """Messages that wait for a listener who is too slow; more are dropped."""
 FAREWELL = 1.0
@@ -31,13 +32,13 @@ FAREWELL = 1.0
 
 
 class ZeromqServer:
-    """Whoever has the turn owns the sockets, and handles what it has fetched; one thread more than handlers need
-    looks after them meanwhile."""
+    """Whoever has the turn owns the sockets, and handles what it has fetched; one thread more than handlers
+    need looks after them meanwhile."""
 
     def __init__(
         self,
         sockets: Callable[[], Sockets],
-        listen: Callable[[Peers], Callable[[], object]],
+        listen: Callable[[Peers, Do], threading.Event],
         plan: Plan,
         handler: Handler,
         *,
@@ -46,10 +47,12 @@ class ZeromqServer:
         on_change: OnChange,
         lease: float,
         high_water: int,
+        is_bound: bool,
     ) -> None:
-        """`listen` binds, or connects, and returns how to undo it."""
+        """`listen` binds, or connects until the event is set that it returns."""
         self._make_sockets, self._listen, self._plan, self._handler = sockets, listen, plan, guarded(handler)
         self._threads, self._high_water, self.lease = threads, high_water, lease
+        self._is_bound = is_bound
         self._slots, self._connections = Slots(coroutines), Connections(on_change)
         self._serially = Serially(len(plan.channels))
         self._waiting: dict[Address, deque[ZeromqDelivery]] = {to: deque() for to in plan.queues}
@@ -64,18 +67,19 @@ class ZeromqServer:
     def run(self) -> None:
         self._alarm = Alarm()
         self._peers = Peers(self._make_sockets(), self, self.lease)
-        forget: Callable[[], object] = lambda: None  # noqa: E731
+        listening = threading.Event()
         try:
             if self._stopped:
                 return
-            forget = self._listen(self._peers)
-            self._connections.notify(True)
+            listening = self._listen(self._peers, self._do)
+            if self._is_bound:
+                self._connections.notify(True)
             run_together([self._turns.work] * (self._threads + 1), self.stop)
             self._serially.end()
             self._take_leave()
         finally:
+            listening.set()
             self._peers.close()
-            forget()
             self._alarm.close()
             self._connections.notify(False)
 
@@ -170,7 +174,9 @@ class ZeromqServer:
                     self._back(delivery.session, delivery, b"")
 
     def _is_over(self) -> bool:
-        return self._stopped and self._has_said_so and not (self._running or self._slots.in_hand() or self._said)
+        return (
+            self._stopped and self._has_said_so and not (self._running or self._slots.in_hand() or self._said)
+        )
 
     def _next(self) -> ZeromqDelivery | None:
         if self._running < self._threads and self._slots.room > 0 and not self._stopped:
@@ -216,8 +222,6 @@ class ZeromqServer:
     def _came(self, session: Session, data: bytes) -> None:
         number, to, message = message_in(data)
         delivery = ZeromqDelivery(self, session, number, to, message)
-        if message.reply_to is None:
-            session.confirm()
         if to in self._waiting:
             if self._stopped or self.load >= self._high_water:
                 return self._back(session, delivery, b"" if self._stopped else FULL)
@@ -228,6 +232,8 @@ class ZeromqServer:
             self._serially.run(to, partial(self._heard, delivery))
         else:
             self._back(session, delivery, b"")
+        if message.reply_to is None:
+            session.confirm()
 
     def _heard(self, delivery: ZeromqDelivery) -> None:
         delivery.begin()
@@ -257,9 +263,12 @@ class ZeromqServer:
     def met(self, session: Session) -> None:
         if session.owner is None:
             session.owner = {}
+            self._connections.notify(True)
 
     def lost(self, session: Session) -> None:
-        deliveries, session.owner = session.owner or {}, {}
+        deliveries, session.owner = session.owner or {}, None
         for delivery in deliveries.values():
             if delivery.message.reply_to is not None:
                 self._withdrawn(delivery)
+        if not self._is_bound and not self._sessions():
+            self._connections.notify(False)

@@ -1,7 +1,8 @@
 """A conversation with one process, which outlives the connections that carry it.
 
-ZeroMQ loses what was on its way when a connection breaks, and says nothing. So frames are numbered; each tells the
-number of the last one that came, and what the other side has not confirmed is sent again on the next connection.
+ZeroMQ loses what was on its way when a connection breaks, and says nothing. So frames are numbered; each
+tells the number of the last one that came, and what the other side has not confirmed is sent again on the
+next connection.
 """
 
 from __future__ import annotations
@@ -22,14 +23,15 @@ HELLO, WELCOME, CONFIRM, WHO = b"H", b"W", b"A", b"?"
 MESSAGE, CANCEL, RECALL = b"M", b"C", b"G"
 """What callers say: here is a message; nobody waits for it any more; give so many back that are not begun."""
 REPLY, LAST, BACK, ONCE, STOPPING = b"R", b"L", b"B", b"N", b"S"
-"""What workers say: a reply; the last one, or none; it is given back; it may not be delivered again; I take nothing
-new."""
+"""What workers say: a reply; the last one, or none; it is given back; it may not be delivered again; I take
+nothing new."""
 END = b"E"
 """Either side leaves for good."""
 
 CONFIRM_EVERY = 32
 CONFIRM_BYTES = 1 << 18
-"""What is confirmed at the latest when so many frames, or bytes, have come, if no frame goes back meanwhile."""
+"""What is confirmed at the latest when so many frames, or bytes, have come, if no frame goes back
+meanwhile."""
 
 
 class Route:
@@ -54,7 +56,7 @@ class Route:
     def is_open(self) -> bool:
         """Whether there is a connection now."""
         if self._identity is None:
-            return bool(self._socket.getsockopt(zmq.EVENTS) & zmq.POLLOUT)  # type: ignore[operator]
+            return bool(int(self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLOUT)
         try:
             self._socket.send_multipart((self._identity, HEAD.pack(CONFIRM, 0, 0)), zmq.NOBLOCK)
         except zmq.ZMQError as error:
@@ -67,7 +69,8 @@ class Session:
 
     def __init__(self, token: bytes, route: Route) -> None:
         self.token, self.route, self.info = token, route, b""
-        """Its random name, which another process at the same address does not have; what it says of itself."""
+        """Its random name, which another process at the same address does not have; what it says of
+        itself."""
         self.received = 0
         self.seen = time.monotonic()
         """When there was a connection to it."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from pathlib import Path
 
 import zmq
 from zmq.auth import load_certificate, load_certificates
 
 from ...errors import shown
+from .endpoints import Claims
 
 logger = logging.getLogger(__name__)
 
@@ -25,8 +25,9 @@ ZAP = "inproc://zeromq.zap.01"
 class Keys:
     """Who this is, and whom it trusts: paths of certificates as `zmq.auth.create_certificates` makes them.
 
-    `certificate` has the own keys. Whoever binds lets those in whose public keys are in the folder `authorized`;
-    whoever connects talks to those alone that have the key in `server_key`. Without any, nothing is encrypted.
+    `certificate` has the own keys. Whoever binds lets those in whose public keys are in the folder
+    `authorized`; whoever connects talks to those alone that have the key in `server_key`. Without any,
+    nothing is encrypted.
     """
 
     certificate: str = ""
@@ -66,7 +67,9 @@ class Keys:
     def _own(self) -> tuple[bytes, bytes]:
         public, secret = _loaded(self.certificate)
         if secret is None:
-            raise ValueError(f"{self.certificate} has no secret key: give the file that ends with .key_secret")
+            raise ValueError(
+                f"{self.certificate} has no secret key: give the file that ends with .key_secret"
+            )
         return public, secret
 
 
@@ -82,14 +85,18 @@ class Sockets:
 
     def __init__(self, keys: Keys, lease: float) -> None:
         self._context, self._keys = zmq.Context[zmq.Socket[bytes]](), keys
+        self._claims = Claims()
         self._heartbeat = max(100, int(lease * 250))
         self._zap: list[zmq.Socket[bytes]] = []
         """At most one: it answers the question who may connect."""
 
     def bound(self, endpoint: str) -> tuple[zmq.Socket[bytes], str]:
-        """A ROUTER there, and the endpoint with the port that it got. Raises zmq.ZMQError, ValueError."""
+        """A ROUTER there, and the endpoint with the port that it got. Raises zmq.ZMQError, OSError,
+        ValueError."""
+        self._claims.claim(endpoint)
         if self._keys.certificate and not self._zap:
-            self._zap.append(self._context.socket(zmq.REP, linger=0))
+            self._zap.append(self._context.socket(zmq.REP))
+            self._zap[0].linger = 0
             self._zap[0].bind(ZAP)
         socket = self._socket(zmq.ROUTER)
         try:
@@ -105,7 +112,7 @@ class Sockets:
     def connected(self, endpoint: str) -> zmq.Socket[bytes]:
         """A DEALER that is connected there, or will be."""
         socket = self._socket(zmq.DEALER)
-        # Without a connection there is no queue either: what was sent to one process does not come to the next.
+        # Else what was sent to one process would wait for the next one there.
         socket.setsockopt(zmq.IMMEDIATE, 1)
         socket.setsockopt(zmq.RECONNECT_IVL, 50)
         socket.setsockopt(zmq.RECONNECT_IVL_MAX, 500)
@@ -131,7 +138,7 @@ class Sockets:
     def authenticate(self) -> None:
         """Answer those who want to connect."""
         for socket in self._zap:
-            while socket.getsockopt(zmq.EVENTS) & zmq.POLLIN:  # type: ignore[operator]
+            while int(socket.getsockopt(zmq.EVENTS)) & zmq.POLLIN:
                 version, request, _, _, _, mechanism, *credentials = socket.recv_multipart()
                 welcome = mechanism == b"CURVE" and self._keys.may_connect(b"".join(credentials))
                 code, text = (b"200", b"OK") if welcome else (b"400", b"not authorized")
@@ -140,3 +147,4 @@ class Sockets:
     def close(self) -> None:
         """Give back everything; returns when ports are free again."""
         self._context.destroy(linger=0)
+        self._claims.release()

@@ -1,21 +1,24 @@
 """The workers that a caller knows, and what it has asked of them.
 
-Not for several threads at a time, and without a wait: a thread (`blocking`) or an event loop (`aio`) drives it. A
-message goes to the worker with the least to do. It is kept until it is done: if its worker dies, another one gets it.
+Not for several threads at a time, and without a wait: a thread (`blocking`) or an event loop (`aio`) drives
+it. A message goes to the worker with the least to do. It is kept until it is done: if its worker dies,
+another one gets it.
 """
 
 from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import count
 
 import msgspec
 
 from ...errors import QueueFull, SerializationError, shown
-from ...transport import HANDED_BACK, Address, Message, unpacked
+from ...transport import DELAY, HANDED_BACK, IDEMPOTENCY_KEY, Address, Message, unpacked
 from .._serving import DIED, lost
+from ..features import unsupported
 from .peers import TICK, Peers
 from .session import BACK, CANCEL, END, LAST, MESSAGE, ONCE, RECALL, REPLY, STOPPING, Session
 from .sockets import Sockets
@@ -44,13 +47,16 @@ class Pending:
     """A message until it is done."""
 
     __slots__ = (
-        "message", "number", "to", "put", "accepted", "deliveries", "handed_back", "is_once", "is_over", "since",
-        "until", "worker",
-    )  # fmt: skip
+        *("to", "message", "put", "number", "accepted", "worker", "since", "until"),
+        *("deliveries", "handed_back", "is_once", "is_over"),
+    )
 
     def __init__(self, to: Address, message: Message, put: Callable[[Message | Exception], object]) -> None:
+        for header, feature in (DELAY, "delay"), (IDEMPOTENCY_KEY, "idempotency"):
+            if header in message.headers:
+                raise unsupported(feature)
         self.to, self.message, self.put = to, message, put
-        """`put` is told each reply, or why there will be none."""
+        """`put` is told each reply, or why there will be none. Raises Unsupported."""
         self.number = 0
         self.accepted: Callable[[], object] | None = None
         """Called once a worker has it."""
@@ -126,12 +132,13 @@ class Workers:
                     sent.append(pending)
         return sent
 
-    def withdraw(self, pending: Pending) -> None:
-        """Nobody waits for it any more."""
-        pending.is_over = True
-        self._waiting.pop(pending.number, None)
-        if (worker := pending.worker) and worker.outstanding.pop(pending.number, None):
-            worker.session.send(CANCEL, NUMBER.pack(pending.number))
+    def withdraw(self, pendings: Sequence[Pending]) -> None:
+        """Nobody waits for them any more."""
+        for pending in pendings:
+            pending.is_over = True
+            self._waiting.pop(pending.number, None)
+            if (worker := pending.worker) and worker.outstanding.pop(pending.number, None):
+                worker.session.send(CANCEL, NUMBER.pack(pending.number))
 
     def is_served(self, to: Address) -> bool:
         return any(not worker.is_stopping for worker in self._at.get(to, ()))
@@ -296,19 +303,25 @@ class Workers:
         now = time.monotonic()
         data = message_data(pending.number, pending.to, pending.as_sent(now))
         pending.worker, worker.outstanding[pending.number] = worker, pending
-        worker.session.send(MESSAGE, data, pending.accepted)
+        accepted = pending.accepted and partial(_accepted, worker, pending)
+        worker.session.send(MESSAGE, data, accepted)
 
     def _help(self, idle: Worker) -> None:
         """Have the busiest give back some of what it has not begun, for one that has nothing to do."""
         if len(self._workers) < 2 or idle.outstanding or idle.others or idle.is_stopping:
             return
         busiest = max(self._workers, key=lambda worker: len(worker.outstanding))
-        now, share = time.monotonic(), len(busiest.outstanding) // 2
+        now, most = time.monotonic(), len(busiest.outstanding)
+        share = min(most, (most + busiest.others) // 2)
         if share and now - busiest.recalled > RECALL_EVERY and _common(busiest, idle):
             busiest.recalled = now
             busiest.session.send(RECALL, NUMBER.pack(share))
 
 
+def _accepted(worker: Worker, pending: Pending) -> None:
+    if pending.accepted and pending.worker is worker:  # it was not given back
+        pending.accepted()
+
+
 def _common(one: Worker, other: Worker) -> bool:
     return any(to.kind == "queue" for to in one.addresses & other.addresses)
-
