@@ -90,12 +90,11 @@ class Caller:
         end = time.monotonic() + seconds
         while True:
             self._work_off()
-            self.workers.work()
-            self._work_off()
             self._led = now = time.monotonic()
             if happened() or now >= end or self._closed.is_set():
                 return
             self.workers.peers.wait(end - now, self._alarm)
+            self.workers.work()
 
     def _give_up_the_turn(self) -> None:
         """What is to be done is done first; whoever adds something later gets the turn itself."""

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable
 from typing import Protocol
 
-from ...transport import Address, Message, packed
-from .._serving import BaseDelivery
+from ...errors import SerializationError, shown
+from ...transport import STREAM, Address, Message, packed
+from .._serving import BaseDelivery, lost
 from .session import LAST, ONCE, REPLY, Session
 from .wire import NUMBER, last_data
+
+logger = logging.getLogger(__name__)
 
 
 class Serving(Protocol):
@@ -27,6 +31,8 @@ class Serving(Protocol):
 
     def finished(self, delivery: ZeromqDelivery) -> None: ...
 
+    def is_riding(self, delivery: ZeromqDelivery) -> bool: ...
+
 
 class ZeromqDelivery(BaseDelivery):
     """A message that a caller has sent to this worker."""
@@ -36,6 +42,8 @@ class ZeromqDelivery(BaseDelivery):
         self.to, self.message = to, message
         self._came = time.monotonic()
         self.is_begun = False
+        self._unsaid: Message | None = None
+        """The last reply, if it waits for the end of its handler."""
 
     def begin(self) -> None:
         """Tell the handler how much time is left."""
@@ -47,13 +55,30 @@ class ZeromqDelivery(BaseDelivery):
     def reply(self, message: Message) -> bool:
         if self.cancelled or self.finished or self.message.reply_to is None:
             return False
-        self._server.say(self.session, REPLY, NUMBER.pack(self.number) + packed(message))
+        data = packed(message)
+        if STREAM in message.headers or not self._server.is_riding(self):
+            self._server.say(self.session, REPLY, NUMBER.pack(self.number) + data)
+        else:
+            self._unsaid = message
         return True
 
+    def say(self) -> None:
+        """Send the last reply, if it waits. The handler takes long all the same."""
+        message, self._unsaid = self._unsaid, None
+        if message is not None and not self.finished:
+            self.session.send(REPLY, NUMBER.pack(self.number) + packed(message))
+
     def _finish(self, last: Message | None) -> None:
+        last, self._unsaid = last or self._unsaid, None
+        load = max(0, self._server.load - 1)
         if self.message.reply_to is None:
             last = None
-        self._server.say(self.session, LAST, last_data(self.number, max(0, self._server.load - 1), last))
+        try:
+            data = last_data(self.number, load, last)
+        except SerializationError as error:
+            logger.error("the last reply to %s cannot be sent: %s", self.message.id, shown(error))
+            data = last_data(self.number, load, lost(self.message, "its reply cannot be sent"))
+        self._server.say(self.session, LAST, data)
         self._server.finished(self)
 
     def forbid_redelivery(self) -> None:

@@ -68,6 +68,8 @@ class Peers:
         self.links: dict[str, Link] = {}
         self._bound: list[zmq.Socket[bytes]] = []
         self._ticked = 0.0
+        self._ready: set[zmq.Socket[bytes] | int] | None = None
+        """What the last wait was for; None: look at all."""
         self.has_more = False
         """Whether a socket had more than is taken at once."""
 
@@ -103,34 +105,37 @@ class Peers:
             items.append((link.socket, zmq.POLLIN if link.greeted else zmq.POLLIN | zmq.POLLOUT))
         if self.is_blocked():
             seconds = min(seconds, 0.01)
-        for socket, _ in zmq.zmq_poll(items, int(min(seconds, TICK) * 1000 + 0.999)):
-            if socket == alarm.fileno():
-                alarm.wait(0)
+        self._ready = {socket for socket, _ in zmq.zmq_poll(items, int(min(seconds, TICK) * 1000 + 0.999))}
+        if alarm.fileno() in self._ready:
+            alarm.wait(0)
 
     def receive(self) -> Iterator[tuple[Session, bytes, bytes]]:
         """What has come: from whom, its kind, and the rest."""
         self._sockets.authenticate()
         self._look_after()
+        ready, self._ready = self._ready, None
         self.has_more = False
-        for link in self.links.values():
-            if not link.greeted and link.route.is_open():
-                self._greet(link)
-        for socket, is_bound in [
-            *((socket, True) for socket in self._bound),
-            *((link.socket, False) for link in self.links.values()),
-        ]:
-            for number in range(AT_ONCE):
-                try:
-                    *identity, frame = socket.recv_multipart(zmq.NOBLOCK)
-                except zmq.Again:
-                    break
-                self.has_more = self.has_more or number == AT_ONCE - 1
-                if len(identity) == is_bound and (
-                    came := self._take(socket, identity[0] if is_bound else None, frame)
-                ):
-                    session, kind, data, confirmed = came
-                    yield session, kind, data
-                    session.confirmed(confirmed)
+        for socket in self._bound:
+            if ready is None or socket in ready:
+                yield from self._read(socket, True)
+        for link in [*self.links.values()]:
+            if ready is None or link.socket in ready:
+                if not link.greeted and link.route.is_open():
+                    self._greet(link)
+                yield from self._read(link.socket, False)
+
+    def _read(self, socket: zmq.Socket[bytes], is_bound: bool) -> Iterator[tuple[Session, bytes, bytes]]:
+        for _ in range(AT_ONCE):
+            if not int(socket.get(zmq.EVENTS)) & zmq.POLLIN:
+                return
+            *identity, frame = socket.recv_multipart(zmq.NOBLOCK)
+            if len(identity) == is_bound and (
+                came := self._take(socket, identity[0] if is_bound else None, frame)
+            ):
+                session, kind, data, confirmed = came
+                yield session, kind, data
+                session.confirmed(confirmed)
+        self.has_more = True
 
     def _take(
         self, socket: zmq.Socket[bytes], identity: bytes | None, frame: bytes

@@ -63,6 +63,8 @@ class ZeromqServer:
         self._stopped = self._has_said_so = False
         self._turns = Turns(self._fetch, self._handle, self._is_over)
         self._alarm: Alarm | None = None
+        self._riding: ZeromqDelivery | None = None
+        """What is being handled by the leader, and has given its last reply."""
 
     def run(self) -> None:
         self._alarm = Alarm()
@@ -136,6 +138,14 @@ class ZeromqServer:
         if self._slots.done(delivery):
             self._ring()
 
+    def is_riding(self, delivery: ZeromqDelivery) -> bool:
+        """Whether its end will be said soon, by this thread. If another one gets the turn first, it says what
+        waits."""
+        if self._turns.leads_here():
+            self._riding = delivery
+            return True
+        return False
+
     def _do(self, action: Callable[[], object]) -> None:
         self._said.append(action)
         if not self._turns.leads_here():
@@ -162,6 +172,9 @@ class ZeromqServer:
         return self._next()
 
     def _work_off(self) -> None:
+        if self._riding is not None:
+            riding, self._riding = self._riding, None
+            riding.say()
         while self._said:
             self._said.popleft()()
         if self._stopped and not self._has_said_so:

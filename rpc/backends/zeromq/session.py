@@ -28,6 +28,7 @@ nothing new."""
 END = b"E"
 """Either side leaves for good."""
 
+PROBE = HEAD.pack(CONFIRM, 0, 0)
 CONFIRM_EVERY = 32
 CONFIRM_BYTES = 1 << 18
 """What is confirmed at the latest when so many frames, or bytes, have come, if no frame goes back
@@ -46,7 +47,8 @@ class Route:
             if self._identity is None:
                 self._socket.send(frame, zmq.NOBLOCK)
             else:
-                self._socket.send_multipart((self._identity, frame), zmq.NOBLOCK)
+                self._socket.send(self._identity, zmq.NOBLOCK | zmq.SNDMORE)
+                self._socket.send(frame, zmq.NOBLOCK)
         except zmq.ZMQError as error:
             if error.errno not in (zmq.EAGAIN, zmq.EHOSTUNREACH):
                 raise
@@ -58,9 +60,9 @@ class Route:
         if self._identity is None:
             return bool(int(self._socket.getsockopt(zmq.EVENTS)) & zmq.POLLOUT)
         try:
-            self._socket.send_multipart((self._identity, HEAD.pack(CONFIRM, 0, 0)), zmq.NOBLOCK)
+            self._socket.send_multipart((self._identity, PROBE), zmq.NOBLOCK)
         except zmq.ZMQError as error:
-            return error.errno == zmq.EAGAIN
+            return error.errno == zmq.EAGAIN  # it is there, and slow
         return True
 
 
