@@ -68,7 +68,7 @@ class Caller:
     def wait(self, happened: Callable[[], object], waiter: Waiter, end: float | None) -> bool:
         """Until that happened, of which the waiter is told; False if the time was up first, or this was
         closed."""
-        self._followers.append(waiter)
+        is_following = False
         try:
             while not happened():
                 left = TICK if end is None else end - time.monotonic()
@@ -79,12 +79,16 @@ class Caller:
                         self._lead(happened, left)
                     finally:
                         self._give_up_the_turn()
-                else:
+                elif is_following:
                     waiter.wait(left)
+                else:  # and then look again: the turn may be free by now
+                    is_following = True
+                    self._followers.append(waiter)
             return True
         finally:
-            self._followers.remove(waiter)
-            self._wake_a_follower()
+            if is_following:
+                self._followers.remove(waiter)
+                self._wake_a_follower()
 
     def _lead(self, happened: Callable[[], object], seconds: float) -> None:
         end = time.monotonic() + seconds
@@ -94,7 +98,7 @@ class Caller:
             if happened() or now >= end or self._closed.is_set():
                 return
             self.workers.peers.wait(end - now, self._alarm)
-            self.workers.work()
+            self.workers.work(happened)
 
     def _give_up_the_turn(self) -> None:
         """What is to be done is done first; whoever adds something later gets the turn itself."""

@@ -10,7 +10,7 @@ import logging
 import secrets
 import struct
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Protocol
 
@@ -30,6 +30,8 @@ TICK = 0.25
 """Seconds after which connections are looked at."""
 HELLO_EVERY = 0.5
 """Seconds. So soon it is noticed that there is another connection, or process, than before."""
+NOBLOCK, POLLIN, POLLOUT = int(zmq.NOBLOCK), int(zmq.POLLIN), int(zmq.POLLOUT)
+EVENTS, RCVMORE = int(zmq.EVENTS), int(zmq.RCVMORE)
 AT_ONCE = 200
 """Frames that are taken from a socket before others have their turn."""
 
@@ -68,7 +70,11 @@ class Peers:
         self.links: dict[str, Link] = {}
         self._bound: list[zmq.Socket[bytes]] = []
         self._ticked = 0.0
-        self._ready: set[zmq.Socket[bytes] | int] | None = None
+        self._blocked: set[Session] = set()
+        """Those for which ZeroMQ has no room."""
+        self._items: list[tuple[zmq.Socket[bytes] | int, int]] | None = None
+        """What is waited for."""
+        self._ready: list[zmq.Socket[bytes] | int] | None = None
         """What the last wait was for; None: look at all."""
         self.has_more = False
         """Whether a socket had more than is taken at once."""
@@ -77,11 +83,12 @@ class Peers:
         """The endpoint, with the port that it got. Raises zmq.ZMQError."""
         socket, real = self._sockets.bound(endpoint)
         self._bound.append(socket)
+        self._items = None
         return real
 
     def connect(self, endpoints: Iterable[str]) -> None:
         """Connect to these, and to no others but those that answer."""
-        wanted = {*endpoints}
+        wanted, self._items = {*endpoints}, None
         for endpoint in wanted - {*self.links}:
             self.links[endpoint] = Link(self._sockets.connected(endpoint), endpoint)
         for endpoint in {*self.links} - wanted:
@@ -99,52 +106,73 @@ class Peers:
 
     def wait(self, seconds: float, alarm: Alarm) -> None:
         """Until there is something to do, but no longer."""
-        items: list[tuple[zmq.Socket[bytes] | int, int]] = [(alarm.fileno(), zmq.POLLIN)]
-        items += [(socket, zmq.POLLIN) for socket in (*self._bound, *self._sockets.zap())]
-        for link in self.links.values():
-            items.append((link.socket, zmq.POLLIN if link.greeted else zmq.POLLIN | zmq.POLLOUT))
-        if self.is_blocked():
+        if self._items is None:
+            self._items = [(alarm.fileno(), POLLIN), *((socket, POLLIN) for socket in self._sockets.zap())]
+            self._items += [(socket, POLLIN) for socket in self._bound]
+            for link in self.links.values():
+                self._items.append((link.socket, POLLIN if link.greeted else POLLIN | POLLOUT))
+        if self._blocked:
             seconds = min(seconds, 0.01)
-        self._ready = {socket for socket, _ in zmq.zmq_poll(items, int(min(seconds, TICK) * 1000 + 0.999))}
+        ready = zmq.zmq_poll(self._items, int(min(seconds, TICK) * 1000 + 0.999))
+        self._ready = [socket for socket, _ in ready]
         if alarm.fileno() in self._ready:
             alarm.wait(0)
 
-    def receive(self) -> Iterator[tuple[Session, bytes, bytes]]:
-        """What has come: from whom, its kind, and the rest."""
+    def receive(self, take: Callable[[Session, bytes, bytes], bool]) -> None:
+        """Give what has come to `take`: from whom it is, its kind, and the rest. It returns whether that is
+        enough for now."""
         self._sockets.authenticate()
-        self._look_after()
-        ready, self._ready = self._ready, None
-        self.has_more = False
+        now = time.monotonic()
+        if self._blocked or now - self._ticked >= TICK:
+            self._look_after(now)
+        ready, self._ready, self.has_more = self._ready, None, False
         for socket in self._bound:
-            if ready is None or socket in ready:
-                yield from self._read(socket, True)
+            if (ready is None or socket in ready) and self._read(socket, True, take, ready is not None):
+                return
         for link in [*self.links.values()]:
             if ready is None or link.socket in ready:
                 if not link.greeted and link.route.is_open():
                     self._greet(link)
-                yield from self._read(link.socket, False)
+                if self._read(link.socket, False, take, ready is not None and link.greeted > 0):
+                    return
 
-    def _read(self, socket: zmq.Socket[bytes], is_bound: bool) -> Iterator[tuple[Session, bytes, bytes]]:
+    def _read(
+        self,
+        socket: zmq.Socket[bytes],
+        is_bound: bool,
+        take: Callable[[Session, bytes, bytes], bool],
+        is_ready: bool,
+    ) -> bool:
+        """Whether that was enough."""
         for _ in range(AT_ONCE):
-            if not int(socket.get(zmq.EVENTS)) & zmq.POLLIN:
-                return
-            *identity, frame = socket.recv_multipart(zmq.NOBLOCK)
-            if len(identity) == is_bound and (
-                came := self._take(socket, identity[0] if is_bound else None, frame)
-            ):
-                session, kind, data, confirmed = came
-                yield session, kind, data
-                session.confirmed(confirmed)
+            if not is_ready and not int(socket.get(EVENTS)) & POLLIN:
+                return False
+            is_ready = False
+            try:
+                frame = socket.recv(NOBLOCK)
+                identity = None
+                while socket.get(RCVMORE):
+                    # Of what has too many frames, the first two are no frames of ours either.
+                    identity, frame = frame if identity is None else b"", socket.recv(NOBLOCK)
+            except zmq.Again:
+                return False
+            if (identity is not None) == is_bound and self._take(socket, identity, frame, take):
+                return True
         self.has_more = True
+        return False
 
     def _take(
-        self, socket: zmq.Socket[bytes], identity: bytes | None, frame: bytes
-    ) -> tuple[Session, bytes, bytes, int] | None:
+        self,
+        socket: zmq.Socket[bytes],
+        identity: bytes | None,
+        frame: bytes,
+        take: Callable[[Session, bytes, bytes], bool],
+    ) -> bool:
         try:
             kind, number, confirmed = HEAD.unpack_from(frame)
         except struct.error:
-            return None
-        session = self._by_route.get((socket, identity))
+            return False
+        is_enough, session = False, self._by_route.get((socket, identity))
         if kind in (HELLO, WELCOME):
             self._introduced(socket, identity, kind, frame[HEAD.size :])
         elif kind == WHO:
@@ -152,11 +180,11 @@ class Peers:
         elif session is None:
             with suppress(zmq.ZMQError):
                 Route(socket, identity).write(HEAD.pack(WHO, 0, 0))
-        elif kind != CONFIRM and session.take(number, len(frame)):
-            return session, kind, frame[HEAD.size :], confirmed
         else:
+            if kind != CONFIRM and session.take(number, len(frame)):
+                is_enough = take(session, kind, frame[HEAD.size :])
             session.confirmed(confirmed)
-        return None
+        return is_enough
 
     def _greet_all(self, socket: zmq.Socket[bytes]) -> None:
         for link in self.links.values():
@@ -166,7 +194,7 @@ class Peers:
     def _greet(self, link: Link) -> None:
         session = self._by_route.get((link.socket, None))
         if link.route.write(self._introduction(HELLO, session, False)):
-            link.greeted = time.monotonic()
+            link.greeted, self._items = time.monotonic(), None
 
     def _introduction(self, kind: bytes, session: Session | None, is_new: bool) -> bytes:
         about = (session.token, session.received) if session else (NOBODY, 0)
@@ -190,7 +218,7 @@ class Peers:
             return self._greet_all(socket)
         was_known = session is not None
         if session is None:
-            session = self.sessions[token] = Session(token, Route(socket, identity))
+            session = self.sessions[token] = Session(token, Route(socket, identity), self._blocked)
         elif self._by_route.get(key) is not session:
             self._by_route = {at: of for at, of in self._by_route.items() if of is not session}
             session.route, is_new = Route(socket, identity), True
@@ -205,17 +233,15 @@ class Peers:
         session.info = info
         self._side.met(session)
 
-    def _look_after(self) -> None:
-        now = time.monotonic()
-        for session in self.sessions.values():
-            if session.is_blocked():
-                session.write_more()
+    def _look_after(self, now: float) -> None:
+        for session in [*self._blocked]:
+            session.write_more()
         if now - self._ticked < TICK:
             return
         self._ticked = now
         for link in self.links.values():
             if not link.route.is_open():
-                link.greeted = 0.0
+                link.greeted, self._items = 0.0, None
             elif now - link.greeted >= HELLO_EVERY:
                 self._greet(link)
         for session in [*self.sessions.values()]:
@@ -232,6 +258,7 @@ class Peers:
     def drop(self, session: Session) -> None:
         """It is over; nobody is told."""
         self.sessions.pop(session.token, None)
+        self._blocked.discard(session)
         self._by_route = {at: of for at, of in self._by_route.items() if of is not session}
 
     def flush(self, seconds: float, alarm: Alarm) -> None:
@@ -239,12 +266,11 @@ class Peers:
         end = time.monotonic() + seconds
         while self.is_unconfirmed() and time.monotonic() < end:
             self.wait(end - time.monotonic(), alarm)
-            for _ in self.receive():
-                pass
+            self.receive(lambda session, kind, data: False)
 
     def is_blocked(self) -> bool:
         """Whether something waits until ZeroMQ has room."""
-        return any(session.is_blocked() for session in self.sessions.values())
+        return bool(self._blocked)
 
     def is_unconfirmed(self) -> bool:
         """Whether it is not known of everything that it has come."""

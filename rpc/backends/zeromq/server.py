@@ -6,7 +6,6 @@ import logging
 import threading
 from collections import deque
 from collections.abc import Callable
-from contextlib import suppress
 from functools import partial
 
 from ...errors import SerializationError, shown
@@ -57,12 +56,15 @@ class ZeromqServer:
         self._serially = Serially(len(plan.channels))
         self._waiting: dict[Address, deque[ZeromqDelivery]] = {to: deque() for to in plan.queues}
         """What is not begun, in order of priority."""
+        self._deliveries: set[ZeromqDelivery] = set()
+        """Those of queues that are not finished."""
         self._said: deque[Callable[[], object]] = deque()
         """What is to be done by whoever has the turn."""
         self._running, self._counting = 0, threading.Lock()
         self._stopped = self._has_said_so = False
         self._turns = Turns(self._fetch, self._handle, self._is_over)
         self._alarm: Alarm | None = None
+        self._fetched: ZeromqDelivery | None = None
         self._riding: ZeromqDelivery | None = None
         """What is being handled by the leader, and has given its last reply."""
 
@@ -123,7 +125,7 @@ class ZeromqServer:
     @property
     def load(self) -> int:
         """How many messages are here."""
-        return sum(map(len, self._waiting.values())) + self._running + len(self._slots.in_hand())
+        return len(self._deliveries)
 
     def say(
         self, session: Session, kind: bytes, data: bytes, confirmed: Callable[[], object] | None = None
@@ -133,8 +135,9 @@ class ZeromqServer:
 
     def finished(self, delivery: ZeromqDelivery) -> None:
         """Any thread."""
-        with suppress(KeyError):
-            del delivery.session.owner[delivery.number]
+        self._deliveries.discard(delivery)
+        if owner := delivery.session.owner:
+            owner.pop(delivery.number, None)
         if self._slots.done(delivery):
             self._ring()
 
@@ -163,13 +166,21 @@ class ZeromqServer:
             return delivery
         assert self._alarm  # noqa: S101
         self._peers.wait(TICK, self._alarm)
-        for session, kind, data in self._peers.receive():
-            try:
-                self._take(session, kind, data)
-            except SerializationError as error:
-                logger.warning("refused what a caller said: %s", shown(error))
+        self._fetched = None
+        self._peers.receive(self._take_safely)
+        if self._fetched is not None:
+            return self._fetched
         self._work_off()
         return self._next()
+
+    def _take_safely(self, session: Session, kind: bytes, data: bytes) -> bool:
+        try:
+            self._take(session, kind, data)
+        except SerializationError as error:
+            logger.warning("refused what a caller said: %s", shown(error))
+        if kind == MESSAGE and not self._said:
+            self._fetched = self._next()
+        return self._fetched is not None
 
     def _work_off(self) -> None:
         if self._riding is not None:
@@ -239,6 +250,7 @@ class ZeromqServer:
             if self._stopped or self.load >= self._high_water:
                 return self._back(session, delivery, b"" if self._stopped else FULL)
             session.owner[number] = delivery
+            self._deliveries.add(delivery)
             self._waiting[to].append(delivery)
         elif to in self._plan.channels and self._serially.waiting(to) < MOST_WAITING and not self._stopped:
             session.owner[number] = delivery
@@ -258,6 +270,7 @@ class ZeromqServer:
         session.owner.pop(delivery.number, None)
         if not delivery.finished:
             delivery.finished = True
+            self._deliveries.discard(delivery)
             session.send(BACK, NUMBER.pack(delivery.number) + why)
             self._slots.done(delivery)
 
@@ -266,6 +279,7 @@ class ZeromqServer:
             delivery.cancel()
         else:
             delivery.finished = True
+            self._deliveries.discard(delivery)
 
     # Sessions, for Peers.
 

@@ -28,6 +28,7 @@ nothing new."""
 END = b"E"
 """Either side leaves for good."""
 
+NOBLOCK, MORE = int(zmq.NOBLOCK), int(zmq.NOBLOCK) | int(zmq.SNDMORE)
 PROBE = HEAD.pack(CONFIRM, 0, 0)
 CONFIRM_EVERY = 32
 CONFIRM_BYTES = 1 << 18
@@ -45,10 +46,10 @@ class Route:
         """False if there is no connection, or no room."""
         try:
             if self._identity is None:
-                self._socket.send(frame, zmq.NOBLOCK)
+                self._socket.send(frame, NOBLOCK)
             else:
-                self._socket.send(self._identity, zmq.NOBLOCK | zmq.SNDMORE)
-                self._socket.send(frame, zmq.NOBLOCK)
+                self._socket.send(self._identity, MORE)
+                self._socket.send(frame, NOBLOCK)
         except zmq.ZMQError as error:
             if error.errno not in (zmq.EAGAIN, zmq.EHOSTUNREACH):
                 raise
@@ -69,7 +70,8 @@ class Route:
 class Session:
     """What was said to one process and is not confirmed, and how much of what it said has come."""
 
-    def __init__(self, token: bytes, route: Route) -> None:
+    def __init__(self, token: bytes, route: Route, blocked: set[Session]) -> None:
+        """It is in `blocked` while it has not written all it has."""
         self.token, self.route, self.info = token, route, b""
         """Its random name, which another process at the same address does not have; what it says of
         itself."""
@@ -81,6 +83,7 @@ class Session:
         self.unconfirmed: deque[tuple[int, bytes, Callable[[], object] | None]] = deque()
         self._unwritten = 0
         """How many of them, at the end, have not been written on this route."""
+        self._blocked = blocked
 
     def send(self, kind: bytes, data: bytes = b"", confirmed: Callable[[], object] | None = None) -> None:
         """`confirmed` is called once the other side has it."""
@@ -90,17 +93,17 @@ class Session:
         self._confirmed_to_it, self._bytes = self.received, 0
         if self._unwritten or not self.route.write(frame):
             self._unwritten += 1
-
-    def is_blocked(self) -> bool:
-        return self._unwritten > 0
+            self._blocked.add(self)
 
     def write_more(self) -> None:
         """What could not be written before."""
         start = len(self.unconfirmed) - self._unwritten
         for _, frame, _ in list(islice(self.unconfirmed, start, None)):
             if not self.route.write(frame):
+                self._blocked.add(self)
                 return
             self._unwritten -= 1
+        self._blocked.discard(self)
 
     def resume(self) -> None:
         """This is another connection: whatever is not confirmed was lost, or will be ignored."""

@@ -151,13 +151,17 @@ class Workers:
 
     # What workers say.
 
-    def work(self) -> None:
-        """Take what has come, and do what is due. Does not block."""
-        for session, kind, data in self.peers.receive():
+    def work(self, is_enough: Callable[[], object] = lambda: False) -> None:
+        """Take what has come, until it is enough, and do what is due. Does not block."""
+
+        def take(session: Session, kind: bytes, data: bytes) -> bool:
             try:
                 self._take(session.owner, kind, data)
             except SerializationError as error:
                 logger.warning("a worker said what makes no sense: %s", shown(error))
+            return bool(is_enough())
+
+        self.peers.receive(take)
         now = time.monotonic()
         if now - self._ticked > TICK:
             self._ticked = now
