@@ -144,10 +144,9 @@ class Peers:
         is_ready: bool,
     ) -> bool:
         """Whether that was enough."""
+        if not is_ready and not int(socket.get(EVENTS)) & POLLIN:
+            return False
         for _ in range(AT_ONCE):
-            if not is_ready and not int(socket.get(EVENTS)) & POLLIN:
-                return False
-            is_ready = False
             try:
                 frame = socket.recv(NOBLOCK)
                 identity = None

@@ -24,6 +24,8 @@ logger = logging.getLogger(__name__)
 
 Do = Callable[[Callable[[], object]], None]
 """Has something done by whoever has the turn. Any thread."""
+LOOK_FOR_MORE = 8
+"""Fetches after which it is looked whether more than one message has come."""
 MOST_WAITING = 10_000
 """Messages that wait for a listener who is too slow; more are dropped."""
 FAREWELL = 1.0
@@ -64,6 +66,9 @@ class ZeromqServer:
         self._stopped = self._has_said_so = False
         self._turns = Turns(self._fetch, self._handle, self._is_over)
         self._alarm: Alarm | None = None
+        self._reads = self._taken = 0
+        self._is_busy = self._drains = False
+        """Whether there was more than one message at a time; whether all there are are taken now."""
         self._fetched: ZeromqDelivery | None = None
         self._riding: ZeromqDelivery | None = None
         """What is being handled by the leader, and has given its last reply."""
@@ -166,8 +171,11 @@ class ZeromqServer:
             return delivery
         assert self._alarm  # noqa: S101
         self._peers.wait(TICK, self._alarm)
-        self._fetched = None
+        self._fetched, self._reads, self._taken = None, self._reads + 1, 0
+        self._drains = self._is_busy or self._reads % LOOK_FOR_MORE == 0
         self._peers.receive(self._take_safely)
+        if self._drains:
+            self._is_busy = self._taken > 1
         if self._fetched is not None:
             return self._fetched
         self._work_off()
@@ -178,7 +186,8 @@ class ZeromqServer:
             self._take(session, kind, data)
         except SerializationError as error:
             logger.warning("refused what a caller said: %s", shown(error))
-        if kind == MESSAGE and not self._said:
+        self._taken += 1
+        if kind == MESSAGE and not self._drains and not self._said:
             self._fetched = self._next()
         return self._fetched is not None
 
