@@ -29,7 +29,7 @@ FEATURES = {
     "rq+redis": _ON_A_BROKER | _SEEN | {"idempotency"},
     "amqp": _ON_A_BROKER | {"detached"},
     "zmq+tcp": frozenset(
-        {"redelivers", "topics", "groups", "priorities", "processes", "presence", "detached"}
+        {"redelivers", "topics", "groups", "priorities", "processes", "liveness", "presence", "detached"}
     ),
     "memory": (_ON_A_BROKER - _OF_A_BROKER) | _SEEN | {"idempotency", "detached"},
 }

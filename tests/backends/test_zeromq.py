@@ -250,7 +250,7 @@ def test_workers_connect_to_a_caller_that_binds() -> None:
         site.serve(site.toy("a"), threads=2, on_change=told.append)
         site.serve(site.toy("b"), threads=2)
         assert site.ask(b"echo:x").receive(site.patience).body == b"x"
-        assert told == [True]
+        eventually(lambda: told == [True])
         eventually(lambda: _served_by(site) == 2)
         for _ in range(4):
             site.ask(b"hold:x")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from functools import partial
@@ -66,6 +67,7 @@ class ZeromqServer:
         self._stopped = self._has_said_so = False
         self._turns = Turns(self._fetch, self._handle, self._is_over)
         self._alarm: Alarm | None = None
+        self._came_round = time.monotonic()
         self._reads = self._taken = 0
         self._is_busy = self._drains = False
         """Whether there was more than one message at a time; whether all there are are taken now."""
@@ -96,6 +98,12 @@ class ZeromqServer:
         self._stopped = True
         if self._alarm:
             self._alarm.ring()
+
+    def stalled(self) -> float:
+        """As `transport.Liveness` has it."""
+        if not self._plan.queues or self._running >= self._threads:
+            return 0.0
+        return time.monotonic() - self._came_round
 
     def hand_back(self) -> None:
         """Returns once callers have it."""
@@ -166,6 +174,7 @@ class ZeromqServer:
     # Whoever has the turn.
 
     def _fetch(self) -> ZeromqDelivery | None:
+        self._came_round = time.monotonic()
         self._work_off()
         if (delivery := self._next()) is not None:
             return delivery
