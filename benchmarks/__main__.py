@@ -26,7 +26,7 @@ from .plot import plot
 from .processes import ROOT, Side, SideFailed
 from .results import Results, this_machine
 from .runner import Group, run_group
-from .sides import HERE, LOOP, NATIVE, PEERS, RABBIT
+from .sides import HERE, LOOP, NATIVE, NO_BROKER, PEERS, RABBIT
 
 OUT = Path(__file__).parent / "results"
 PAGE = ROOT / "docs" / "performance.md"
@@ -87,13 +87,14 @@ def main() -> None:
 @click.option(
     "--side",
     "names",
-    type=click.Choice([side.name for side in HERE]),
+    type=click.Choice([side.name for side in (*HERE, *NO_BROKER)]),
     multiple=True,
     help="Measure this side, and the loop; may be repeated.",
 )
 def run(out: Path, only: tuple[str, ...], names: tuple[str, ...], **sizes: Any) -> None:
     """Measure this library and rq beside the bare loop."""
     chosen = [side for side in HERE if not names or side.name in (LOOP, *names)]
+    chosen += [side for side in NO_BROKER if side.name in names]
     machine, counted = this_machine(), Sizes(**sizes)
     group = run_group(chosen, plan(only, counted), counted.rounds, _say)
     results = Results.of(machine, counted, [group])
@@ -182,7 +183,8 @@ def _beside(peer: str, side: Side, only: tuple[str, ...], sizes: Sizes) -> Group
     """A peer measured with the loop and ours; what went wrong if it cannot even be installed."""
     try:
         _say(f"the environment of {peer}")
-        ours = RABBIT if side.broker == "RabbitMQ" else tuple(one for one in HERE if one.name == NATIVE)
+        natively = tuple(one for one in HERE if one.name == NATIVE)
+        ours = {"RabbitMQ": RABBIT, "none": NO_BROKER}.get(side.broker, natively)
         loop = [one for one in HERE if one.name == LOOP]
         sides = [*loop, *ours, replace(side, python=python_of(peer))]
     except SideFailed as failure:

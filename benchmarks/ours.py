@@ -1,5 +1,5 @@
-"""This library, on Redis natively, on rq (the variant is what precedes the URL's `redis:`) or on RabbitMQ:
-acknowledgement, lease, deadline and checked arguments are on."""
+"""This library, on Redis natively, on rq (the variant is what precedes the URL's `redis:`), on RabbitMQ or
+on ZeroMQ: acknowledgement, lease, deadline and checked arguments are on."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from rpc import NoReceivers, RpcClient, RpcReceiver
 from rpc.backends import backend_from_url
 from rpc.transport import queue
 
-from .work import BACKEND, QUEUE, WORK
+from .work import BACKEND, QUEUE, VARIANT, WORK
 
 PACKAGES = ("jobrpc", "rq", "redis", "hiredis")
 NOTE = "`rpc worker` with its defaults; `call_and_wait()`, `call()`"
@@ -32,6 +32,8 @@ connect = Caller
 
 def clean() -> None:
     """RabbitMQ keeps a queue until it is deleted."""
+    if VARIANT != "amqp":
+        return
     backend: Any = backend_from_url(BACKEND)
     backend.delete(queue(QUEUE))
     backend.close()

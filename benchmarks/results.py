@@ -25,7 +25,13 @@ from .sides import (
     NAMEKO,
     NATIVE,
     ON_RQ,
+    PYRO5,
     RQ,
+    ZERORPC,
+    ZMQ,
+    ZMQ_ASYNCIO,
+    ZMQ_ASYNCIO_LOOP,
+    ZMQ_LOOP,
 )
 
 
@@ -189,6 +195,18 @@ WANTED = (
     Wanted(AMQP, NAMEKO, "latency", "p50", "median call", Bound(0.5)),
     Wanted(AMQP, AIO_PIKA, "latency", "p50", "median call", Bound(0.5)),
     Wanted(AMQP_ASYNCIO, AIO_PIKA, "throughput 64", "rate", "calls/s of 64 tasks", Bound(3.0, at_most=False)),
+    Wanted(ZMQ, ZMQ_LOOP, "latency", "p50", "median call", Bound(1.3)),
+    Wanted(ZMQ, ZERORPC, "latency", "p50", "median call", Bound(1.0)),
+    Wanted(ZMQ, PYRO5, "latency", "p50", "median call", Bound(1.0)),
+    Wanted(
+        ZMQ_ASYNCIO,
+        ZMQ_ASYNCIO_LOOP,
+        "throughput 64",
+        "rate",
+        "calls/s of 64 tasks",
+        Bound(0.5, at_most=False),
+    ),
+    Wanted(ZMQ_ASYNCIO, ZERORPC, "throughput 64", "rate", "calls/s of 64 tasks", Bound(3.0, at_most=False)),
 )
 
 

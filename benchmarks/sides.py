@@ -16,6 +16,12 @@ AMQP_ASYNCIO = "rpc on amqp, asyncio"
 NAMEKO = "nameko"
 AIO_PIKA = "aio-pika"
 RQ = "rq SimpleWorker"
+ZMQ_LOOP = "bare ZeroMQ loop"
+ZMQ_ASYNCIO_LOOP = "bare ZeroMQ loop, asyncio"
+ZMQ = "rpc on zmq"
+ZMQ_ASYNCIO = "rpc on zmq, asyncio"
+ZERORPC = "zerorpc"
+PYRO5 = "Pyro5"
 
 HERE = (
     Side(LOOP, "benchmarks.bare_loop", sys.executable),
@@ -32,6 +38,14 @@ RABBIT = (
 )
 """Ours on RabbitMQ, beside the peers that are on it, too."""
 
+NO_BROKER = (
+    Side(ZMQ_LOOP, "benchmarks.bare_zeromq", sys.executable),
+    Side(ZMQ_ASYNCIO_LOOP, "benchmarks.bare_zeromq_asyncio", sys.executable),
+    Side(ZMQ, "benchmarks.ours", sys.executable, variant="zmq"),
+    Side(ZMQ_ASYNCIO, "benchmarks.ours_asyncio", sys.executable, variant="zmq"),
+)
+"""Ours on ZeroMQ, and what one writes by hand on it."""
+
 PEERS = {
     "rq": (Side(RQ, "benchmarks.peers.rq", share=0.25),),
     "celery": (
@@ -44,6 +58,8 @@ PEERS = {
     "taskiq": (Side("taskiq", "benchmarks.peers.taskiq"),),
     "faststream": (Side("FastStream", "benchmarks.peers.faststream"),),
     "nameko": (Side(NAMEKO, "benchmarks.peers.nameko", broker="RabbitMQ"),),
+    "zerorpc": (Side(ZERORPC, "benchmarks.peers.zerorpc", broker="none"),),
+    "pyro5": (Side(PYRO5, "benchmarks.peers.pyro5", broker="none"),),
     "aio-pika": (Side(AIO_PIKA, "benchmarks.peers.aio_pika", broker="RabbitMQ"),),
 }
 """Name of an environment -> the sides that are measured in it. Their interpreter is still to be made."""

@@ -19,7 +19,9 @@ PATIENCE = 4
 REDIS = os.environ.get("BENCH_REDIS", "")
 VARIANT = os.environ.get("BENCH_VARIANT", "")
 RABBIT = os.environ.get("RPC_TEST_AMQP", "amqp://guest:guest@127.0.0.1:5672/")
-BACKEND = RABBIT if VARIANT == "amqp" else VARIANT + REDIS
+ZMQ = "tcp://127.0.0.1:{port}"
+"""Where workers listen that need no broker, each at its own port: callers never cease to look for it."""
+BACKEND = {"amqp": RABBIT, "zmq": "zmq+" + ZMQ.format(port=5571)}.get(VARIANT, VARIANT + REDIS)
 """The URL of ours."""
 QUEUE = "rpc-bench"
 TALLY = "BENCH_TALLY"

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from .backends.memory import MemoryBackend
     from .backends.redis import RedisBackend
     from .backends.rq import PythonRqBackend
+    from .backends.zeromq import ZeromqBackend as ZeromqBackend
 
 __all__ = [
     "AsyncRequest",

@@ -291,13 +291,14 @@ class Backend(Protocol):
     and Unsupported leave these methods."""
 
     features: frozenset[str]
-    """Of: durable, redelivers, topics, groups, subscriptions, locks, priorities, processes, liveness,
-    presence, delay, idempotency, dead-letters, detached, counts, inspection, results."""
+    """Of: store-and-forward, durable, redelivers, topics, groups, subscriptions, locks, priorities,
+    processes, liveness, presence, delay, idempotency, dead-letters, detached, counts, inspection, results."""
     max_message: int | None
     """The largest body, in bytes; None if the transport sets no limit."""
 
     def send(self, to: Address, message: Message) -> None:
-        """Hand the message over. Returns once the broker has it, not once it is handled."""
+        """Hand the message over. Returns once the broker has it, not once it is handled. Without the feature
+        `store-and-forward` a receiver must have it; if there is none, that is BackendUnavailable."""
 
     def request(self, to: Address, message: Message) -> Replies:
         """The same, with a way back that is open before the message leaves. The message has `reply-to`."""

@@ -13,6 +13,7 @@ import pytest
 import redis
 
 from rpc.testing import RedisServer
+from tests.zeromq import tcp_url
 
 EXPECTED_SKIPS = (
     "has no feature",  # a backend that does not claim what a conformance test is about
@@ -69,6 +70,11 @@ def amqp_url(rabbit_node: Any) -> str:
     return str(rabbit_node.empty("default", "nobody"))
 
 
+@pytest.fixture
+def zmq_url() -> str:
+    return f"{tcp_url(3)}?lease=1"
+
+
 BROKERS = [
     pytest.param("redis", marks=pytest.mark.redis),
     pytest.param("rq", marks=pytest.mark.redis),
@@ -85,6 +91,12 @@ def any_broker_url(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(params=["memory", *BROKERS])
 def any_url(request: pytest.FixtureRequest) -> str:
     """Of each kind of backend."""
+    return str(request.getfixturevalue(f"{request.param}_url"))
+
+
+@pytest.fixture(params=["memory", "zmq", *BROKERS])
+def plain_url(request: pytest.FixtureRequest) -> str:
+    """Of each kind of backend, also those that can do no more than carry messages."""
     return str(request.getfixturevalue(f"{request.param}_url"))
 
 

@@ -223,14 +223,14 @@ def test_nothing_that_runs_sees_what_another_one_set(rpc_worker: Start, middlewa
     assert client.services.tenants.plain() == "nobody"
 
 
-def test_jobs_begin_with_the_context_that_the_receiver_was_started_in(any_url: str) -> None:
-    receiver = RpcReceiver(services=[Tenants()], backend=any_url, concurrency=2)
+def test_jobs_begin_with_the_context_that_the_receiver_was_started_in(plain_url: str) -> None:
+    receiver = RpcReceiver(services=[Tenants()], backend=plain_url, concurrency=2)
     context = copy_context()
     context.run(tenant.set, "the house")
     thread = threading.Thread(target=context.run, args=[receiver.run])
     thread.start()
     try:
-        with RpcClient(backend=any_url, timeout=SECONDS) as client:
+        with RpcClient(backend=plain_url, timeout=SECONDS) as client:
             for name in ("plain", "soon") * 4:
                 assert getattr(client.services.tenants, name)() == "the house"
     finally:

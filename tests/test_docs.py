@@ -14,6 +14,7 @@ import pytest
 from rpc.backends import loaded
 from rpc.errors import DISTRIBUTION
 from rpc.testing import RedisServer, start_redis
+from tests.zeromq import tcp_url
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -75,6 +76,19 @@ def test_the_programs_of_a_page_work_together(page: str, client: str, tmp_path: 
         finally:
             worker.terminate()
             assert worker.wait(PATIENCE) == 0
+
+
+def test_the_programs_of_the_page_on_zeromq_work_together(tmp_path: Path) -> None:
+    endpoints = tcp_url(2)
+    for name, code in programs("docs/zeromq.md").items():
+        (tmp_path / name).write_text(code.replace("zmq+tcp://127.0.0.1:5555,127.0.0.1:5556", endpoints))
+    command = [sys.executable, "-m", "rpc", "worker", "--processes", "2", "--quiet"]
+    worker = subprocess.Popen(command, cwd=tmp_path)
+    try:
+        run(tmp_path, "client.py")
+    finally:
+        worker.terminate()
+        assert worker.wait(PATIENCE) == 0
 
 
 def test_the_values_of_getting_started_travel(tmp_path: Path) -> None:

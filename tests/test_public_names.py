@@ -55,16 +55,21 @@ def test_a_name_that_is_not_there_is_an_attribute_error():
 
 def test_every_backend_can_be_imported_by_its_name():
     pytest.importorskip("pamqp", reason="needs RabbitMQ's driver: pip install jobrpc[amqp]")
+    pytest.importorskip("zmq", reason="needs ZeroMQ's driver: pip install jobrpc[zmq]")
     for path, _ in BACKENDS.values():
         module, _, name = path.partition(":")
         assert getattr(rpc, name) is getattr(import_module(module), name)
 
 
-def test_a_backend_whose_driver_is_missing_says_what_to_install():
-    program = "import sys; sys.modules['pamqp'] = None; from rpc import *; from rpc import AmqpBackend"
+@pytest.mark.parametrize(
+    ("driver", "name", "scheme", "extra"),
+    [("pamqp", "AmqpBackend", "amqp", "amqp"), ("zmq", "ZeromqBackend", "zmq+tcp", "zmq")],
+)
+def test_a_backend_whose_driver_is_missing_says_what_to_install(driver, name, scheme, extra):
+    program = f"import sys; sys.modules['{driver}'] = None; from rpc import *; from rpc import {name}"
     command = [sys.executable, "-c", program]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
-    assert done.stderr.endswith("Unsupported: amqp: needs `pip install 'jobrpc[amqp]'`\n")
+    assert done.stderr.endswith(f"Unsupported: {scheme}: needs `pip install 'jobrpc[{extra}]'`\n")
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -36,6 +36,8 @@ BACKENDS = {
     "memory": ("rpc.backends.memory:MemoryBackend", None),
     "amqp": ("rpc.backends.amqp:AmqpBackend", "amqp"),
     "amqps": ("rpc.backends.amqp:AmqpBackend", "amqp"),
+    "zmq+tcp": ("rpc.backends.zeromq:ZeromqBackend", "zmq"),
+    "zmq+ipc": ("rpc.backends.zeromq:ZeromqBackend", "zmq"),
     "redis": ("rpc.backends.redis:RedisBackend", None),
     "rediss": ("rpc.backends.redis:RedisBackend", None),
     "redis+unix": ("rpc.backends.redis:RedisBackend", None),

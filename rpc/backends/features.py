@@ -6,6 +6,7 @@ from ..errors import Unsupported
 
 _ON_A_BROKER = frozenset(
     {
+        "store-and-forward",
         "durable",
         "redelivers",
         "topics",
@@ -27,6 +28,9 @@ FEATURES = {
     "redis": _ON_A_BROKER | _SEEN | {"idempotency", "detached"},
     "rq+redis": _ON_A_BROKER | _SEEN | {"idempotency"},
     "amqp": _ON_A_BROKER | {"detached"},
+    "zmq+tcp": frozenset(
+        {"redelivers", "topics", "groups", "priorities", "processes", "liveness", "presence", "detached"}
+    ),
     "memory": (_ON_A_BROKER - _OF_A_BROKER) | _SEEN | {"idempotency", "detached"},
 }
 """URL scheme -> the features of its backend: see `transport.Backend`."""

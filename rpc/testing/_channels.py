@@ -189,6 +189,7 @@ class Channels:
         assert {replies.receive(site.patience).body, replies.receive(site.patience).body} == {b"a", b"b"}
 
     def test_an_inbox_keeps_what_comes_before_its_owner(self, site: Site) -> None:
+        site.needs("store-and-forward")
         to = inbox(site.name())
         site.tell(b"log:before", to)
         site.serve(site.toy(), to)

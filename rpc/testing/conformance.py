@@ -134,6 +134,7 @@ class Conformance(Features, Delays, Inspections, Channels, Detached):
         def handler(delivery: Delivery) -> None:
             seen.append(delivery.message.ttl)
 
+        site.needs("store-and-forward")
         site.client.send(site.queue(), Message(b"", {"id": "old", "ttl": "0.1"}))
         time.sleep(0.3)
         site.tell(b"new")
@@ -152,20 +153,27 @@ class Conformance(Features, Delays, Inspections, Channels, Detached):
         assert Counter(line.split()[1] for line in site.log.lines()) == Counter(map(str, range(30)))
 
     def test_first_in_first_out(self, site: Site) -> None:
+        site.serve()
+        site.ask(b"hold:x")
+        eventually(site.log.lines)
         for number in range(30):
             site.tell(b"log:%d" % number)
-        site.serve()
-        eventually(lambda: len(site.log.lines()) == 30)
-        assert site.log.lines() == [f"toy {number}" for number in range(30)]
+        site.release()
+        eventually(lambda: len(site.log.lines()) == 32)
+        assert site.log.lines()[2:] == [f"toy {number}" for number in range(30)]
 
     def test_queues_are_served_in_order_of_priority(self, site: Site) -> None:
         site.needs("priorities")
+        site.serve(site.toy(), *(site.queue(part) for part in "hml"))
+        site.ask(b"hold:x", site.queue("h"))
+        eventually(site.log.lines)
         for part in "lmh":
             for number in range(3):
                 site.tell(b"log:%s%d" % (part.encode(), number), site.queue(part))
-        site.serve(site.toy(), *(site.queue(part) for part in "hml"))
-        eventually(lambda: len(site.log.lines()) == 9)
-        assert [line.split()[1] for line in site.log.lines()] == [f"{p}{n}" for p in "hml" for n in range(3)]
+        site.release()
+        eventually(lambda: len(site.log.lines()) == 11)
+        expected = [f"{part}{number}" for part in "hml" for number in range(3)]
+        assert [line.split()[1] for line in site.log.lines()[2:]] == expected
 
     def test_so_many_run_at_a_time_and_no_more(self, site: Site) -> None:
         toy = site.toy()
@@ -247,8 +255,8 @@ class Conformance(Features, Delays, Inspections, Channels, Detached):
     def test_what_nobody_waits_for_any_more_is_not_started(self, site: Site) -> None:
         site.ask(b"log:withdrawn").close()
         site.hang_up()
-        site.tell(b"log:kept")
         site.serve()
+        site.tell(b"log:kept")
         eventually(site.log.lines)
         assert site.log.lines() == ["toy kept"]
 
@@ -260,8 +268,8 @@ class Conformance(Features, Delays, Inspections, Channels, Detached):
             replies.close()
             waiting.join(site.patience)
         site.hang_up()
-        site.tell(b"log:kept")
         site.serve()
+        site.tell(b"log:kept")
         eventually(site.log.lines)
         assert site.ask(b"echo:x").receive(site.patience).body == b"x"
         assert site.log.lines() == ["toy kept"]
