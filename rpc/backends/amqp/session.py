@@ -292,10 +292,10 @@ class Session:
     # The end.
 
     def stop(self) -> None:
-        """Take nothing any more."""
+        """Take nothing any more, but what comes to inboxes: it is about what is in hand."""
         if self.prefetch:
             self.prefetch.stop()
-        for tag in self._consumed:
+        for tag in [tag for tag, (to, _) in self._consumed.items() if to.kind != "inbox"]:
             self.connection.ask(EVENTS, Basic.Cancel(consumer_tag=tag), Basic.CancelOk)
 
     def leave(self) -> None:

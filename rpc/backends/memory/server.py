@@ -29,6 +29,8 @@ class MemoryServer:
         look_again = partial(self._news_came.put, None)
         self._serially = Serially(len(plan.channels) + len(plan.durable), look_again)
         self._stopped = False
+        self._busy: set[MemoryDelivery] = set()
+        """What handlers have not returned from."""
 
     def run(self) -> None:
         hub, names = self._hub, [address.name for address in self._plan.queues]
@@ -52,6 +54,10 @@ class MemoryServer:
                 leave()
             self._connections.notify(False)
 
+    def _is_over(self) -> bool:
+        """Whether nothing is in hand any more: until then, what comes to inboxes may be about that."""
+        return self._stopped and not self._busy and not self._slots.in_hand()
+
     def stop(self) -> None:
         self._stopped = True
         for came in (self._news_came, *[self._work_came] * self._threads):
@@ -67,23 +73,35 @@ class MemoryServer:
     def _finished(self, delivery: MemoryDelivery) -> None:
         if self._slots.done(delivery):
             self._wake(delivery.to)
+        if self._stopped:
+            self._news_came.put(None)
 
     def hand_back(self) -> None:
         """Nothing outlives this process."""
 
     def _work(self, queues: list[deque[MemoryDelivery]]) -> None:
         while (
-            delivery := self._next(self._work_came, lambda: queues if self._slots.room > 0 else ())
+            delivery := self._next(
+                self._work_came, lambda: queues if self._slots.room > 0 else (), lambda: self._stopped
+            )
         ) is not None:
+            self._busy.add(delivery)
             delivery.start(self._finished)
             self._slots.call(self._handler, delivery)
+            self._busy.discard(delivery)
+            if self._stopped:
+                self._news_came.put(None)
 
     def _hear(self, channels: dict[Address, deque[MemoryDelivery]]) -> None:
         def ready() -> list[deque[MemoryDelivery]]:
-            return [waiting for to, waiting in channels.items() if not self._serially.waiting(to)]
+            return [
+                waiting
+                for to, waiting in channels.items()
+                if not self._serially.waiting(to) and (to.kind == "inbox" or not self._stopped)
+            ]
 
         at = {id(waiting): to for to, waiting in channels.items()}
-        while (delivery := self._next(self._news_came, ready)) is not None:
+        while (delivery := self._next(self._news_came, ready, self._is_over)) is not None:
             self._serially.run(
                 at[id(delivery.waiting)], partial(self._heard, at[id(delivery.waiting)], delivery)
             )
@@ -94,10 +112,13 @@ class MemoryServer:
         self._handler(delivery)
 
     def _next(
-        self, came: SimpleQueue[None], lists: Callable[[], Sequence[deque[MemoryDelivery]]]
+        self,
+        came: SimpleQueue[None],
+        lists: Callable[[], Sequence[deque[MemoryDelivery]]],
+        is_over: Callable[[], bool],
     ) -> MemoryDelivery | None:
-        """The oldest delivery of the first list that has one; None once stopped."""
-        while not self._stopped:
+        """The oldest delivery of the first list that has one; None once it is over."""
+        while not is_over():
             with self._hub.lock:
                 due = self._hub.promote()
                 for deliveries in lists():

@@ -128,8 +128,8 @@ class RedisServer:
                 run_together([self._turns.work] * self._threads, self.stop)
             else:
                 self.subscriber.wait()
-            self.subscriber.end()
             self.slots.wait()
+            self.subscriber.end()
         finally:
             self._stopped = self._ended = True
             self._connections.notify(False)

@@ -68,7 +68,7 @@ class Subscriber:
     """What one server hears: `channels` are topics and inboxes, `durable` the subscriptions that it serves,
     with what works off the queue of each, `watched` other streams, from their beginning, with what their
     entries go to. `run` carries out commands; `discard` deletes a queue; `on_change` is told of the
-    connection. `stopped` ends the hearing of topics, `ended` all."""
+    connection. `stopped` ends the hearing of topics; `ended` also that of inboxes, and of what is watched."""
 
     def __init__(
         self,
@@ -189,7 +189,7 @@ class Subscriber:
         if key in self._watched:
             self._watched[key](fields)
             return
-        for to in () if self._stopped() else self._at[key]:
+        for to in [each for each in self._at[key] if not self._is_over(each)]:
             if to.group:
                 self.look(to)
             else:
@@ -213,8 +213,12 @@ class Subscriber:
         for each in self._topics.gone():
             self._discard(each.subscription_queue.name)
 
+    def _is_over(self, to: Address) -> bool:
+        """What comes to an inbox may be about what is in hand."""
+        return self.ended() if to.kind == "inbox" else self._stopped()
+
     def _hear(self, to: Address, id: bytes, fields: dict[bytes, bytes]) -> None:
-        if self._stopped():
+        if self._is_over(to):
             return
         self._handle(to, fields)
         if to.kind == "inbox":
