@@ -50,6 +50,7 @@ def site(directory: Path, page: str, redis: RedisServer) -> dict[str, str]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.redis
 @pytest.mark.parametrize(
     ("page", "client"),
