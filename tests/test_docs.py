@@ -51,6 +51,7 @@ def site(directory: Path, page: str, redis: RedisServer) -> dict[str, str]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.redis
 @pytest.mark.parametrize(
     ("page", "client"),

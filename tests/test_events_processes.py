@@ -108,6 +108,7 @@ def test_a_group_that_nobody_served_does_not_hear_what_came_meanwhile(
     assert not crew.lines(" 2")
 
 
+@pytest.mark.slow
 def test_an_event_that_kills_a_worker_in_the_listener_of_a_group_kills_no_other(crew: Crew) -> None:
     workers = [crew.start(name, Team) for name in "ab"]
     crew.publish(1, deadly=True)
@@ -117,6 +118,7 @@ def test_an_event_that_kills_a_worker_in_the_listener_of_a_group_kills_no_other(
     assert sorted(worker.poll() is None for worker in workers) == [False, True]
 
 
+@pytest.mark.slow
 def test_a_slow_call_and_a_slow_listener_do_not_delay_an_event(crew: Crew) -> None:
     crew.start("a", Busy)
     call = crew.client.submit("busy.hold")
@@ -133,6 +135,7 @@ def test_a_slow_call_and_a_slow_listener_do_not_delay_an_event(crew: Crew) -> No
     call.result(PATIENCE)
 
 
+@pytest.mark.slow
 def test_nobody_listens_and_nothing_happens(crew: Crew) -> None:
     crew.client.publish("silence")
     crew.start("a", Busy)
@@ -166,6 +169,7 @@ def test_a_durable_group_hears_an_event_once_in_all(crew: Crew) -> None:
     )
 
 
+@pytest.mark.slow
 def test_an_event_whose_worker_is_killed_in_the_listener_is_heard_again(crew: Crew) -> None:
     doomed = crew.start("a", Billing)
     crew.publish(1, deadly=True)
@@ -233,6 +237,7 @@ def ticked(crew: Crew) -> list[str]:
     return [line.split()[0] for line in crew.lines("ticks")]
 
 
+@pytest.mark.slow
 def test_a_singleton_ticks_on_one_worker_and_on_another_one_when_that_dies(crew: Crew) -> None:
     workers = {name: crew.start(name, Clock) for name in "abc"}
     until(lambda: len(ticked(crew)) > 10)
@@ -244,6 +249,7 @@ def test_a_singleton_ticks_on_one_worker_and_on_another_one_when_that_dies(crew:
     assert heir in workers
 
 
+@pytest.mark.slow
 def test_a_worker_that_stops_gives_its_singleton_away_though_a_job_of_it_still_runs(crew: Crew) -> None:
     first = crew.start("a", Clock, lease=600)  # only what is given away can be had
     until(lambda: ticked(crew))
@@ -258,6 +264,7 @@ def test_a_worker_that_stops_gives_its_singleton_away_though_a_job_of_it_still_r
     assert first.wait(PATIENCE) == 0
 
 
+@pytest.mark.slow
 def test_a_tick_that_is_longer_than_the_lease_keeps_its_lock_also_while_its_worker_stops(crew: Crew) -> None:
     first = crew.start("a", Clock)
     until(lambda: ticked(crew))
@@ -274,6 +281,7 @@ def test_a_tick_that_is_longer_than_the_lease_keeps_its_lock_also_while_its_work
     assert order[0] == "a leaves"
 
 
+@pytest.mark.slow
 def test_a_frozen_worker_loses_its_singleton_and_does_not_tick_beside_the_new_one(crew: Crew) -> None:
     frozen = crew.start("a", Clock)
     until(lambda: ticked(crew))

@@ -61,6 +61,7 @@ def served(any_broker_url: str) -> Iterator[str]:
     thread.join()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
 @pytest.mark.parametrize("way", WAYS)
 def test_calls_are_made_when_the_main_thread_has_ended(served: str, way: str, host: str) -> None:

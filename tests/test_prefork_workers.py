@@ -143,6 +143,7 @@ def caller(any_broker_url: str) -> Iterator[RpcClient]:
 Spawn = Callable[..., "subprocess.Popen[bytes]"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_stopped_worker_lets_it_finish(
     spawn: Spawn, caller: RpcClient, log: Path, number: signal.Signals
@@ -158,6 +159,7 @@ def test_a_stopped_worker_lets_it_finish(
     assert all(map(is_gone, pids))
 
 
+@pytest.mark.slow
 def test_after_the_grace_period_it_is_killed_and_the_job_is_for_another_worker(
     spawn: Spawn, caller: RpcClient, log: Path
 ) -> None:

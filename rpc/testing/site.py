@@ -16,8 +16,6 @@ from tempfile import TemporaryDirectory
 from typing import Any, cast
 from uuid import uuid4
 
-import pytest
-
 from ..backends import backend_from_url
 from ..transport import (
     ATTEMPT,
@@ -221,6 +219,8 @@ class Site:
         return queue(self.name(part))
 
     def needs(self, *features: str) -> None:
+        import pytest  # not in those that serve, of which tests start hundreds
+
         for feature in features:
             if feature not in self.client.features:
                 pytest.skip(f"{self.url.split(':')[0]} has no feature {feature!r}")

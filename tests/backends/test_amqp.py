@@ -260,6 +260,7 @@ def test_several_queues_are_served_in_order_while_the_worker_is_busy(site: Site)
     assert [line[4:] for line in site.log.lines()[2:]] == ["h0", "h1", "h2", "l0", "l1", "l2"]
 
 
+@pytest.mark.slow
 def test_a_handler_that_takes_long_keeps_its_connection(site: Site) -> None:
     """Longer than the heartbeats after which RabbitMQ would take it for dead, and others would get it."""
     backend = site.backend(heartbeat=2)
@@ -314,6 +315,7 @@ def test_a_reply_finds_a_caller_whose_connection_broke(broker: Rabbit, direct: S
     caller.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("wrap", [lambda backend: backend, Portal], ids=["blocking", "in a loop"])
 def test_no_call_is_lost_while_connections_are_cut_again_and_again(
     broker: Rabbit, site: Site, wrap: Any

@@ -274,6 +274,7 @@ def test_what_is_copied_may_have_any_headers(site: Site) -> None:
     assert (heard[0].headers["c"], heard[0].deliveries, heard[0].id) == ("kept", 2, "x")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("id", ["with\nlines", "ä" * 100, ""])
 def test_a_message_with_any_id_kills_three_workers_and_no_more(site: Site, id: str) -> None:
     site.client.send(site.queue(), Message(b"die_at_first:99", {"id": id}))

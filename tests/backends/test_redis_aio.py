@@ -230,6 +230,7 @@ def test_what_was_refused_for_want_of_room_is_not_done(stage: RedisStage) -> Non
         proxy.close()
 
 
+@pytest.mark.slow
 @pytest.mark.real_redis
 def test_a_late_copy_of_what_was_given_up_takes_no_answer_away(stage: RedisStage) -> None:
     """A connection is given up because nothing comes; what was sent on it arrives later."""
@@ -503,6 +504,7 @@ print("done")
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("scheme", ["", "rq+"])
 def test_greenlets_share_one_client(stage: RedisStage, scheme: str) -> None:
     pytest.importorskip("gevent", reason="needs gevent")

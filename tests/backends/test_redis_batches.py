@@ -110,6 +110,7 @@ def test_what_a_dead_worker_held_is_delivered_again_and_nothing_else(bench: Benc
     assert bench.lines().count("slow 0") == 2
 
 
+@pytest.mark.slow
 def test_poison_ends_as_a_dead_letter_and_its_neighbours_are_done(bench: Bench) -> None:
     before = [bench.client.submit("neighbour", [n]) for n in range(5)]
     eventually(lambda: bench.admin.llen(QUEUE) == 5)
@@ -131,6 +132,7 @@ def test_poison_ends_as_a_dead_letter_and_its_neighbours_are_done(bench: Bench) 
     assert "WorkerLost" in letter.why
 
 
+@pytest.mark.slow
 def test_with_one_delivery_a_job_of_a_dead_worker_is_given_up_and_no_other(
     rpc_redis: RedisServer, tmp_path: Path
 ) -> None:

@@ -250,6 +250,7 @@ def test_who_waits_longer_than_the_first_is_answered_although_the_worker_dies(be
     assert second.result(PATIENCE).data == 1
 
 
+@pytest.mark.slow
 def test_a_key_whose_message_was_given_up_is_free(bench: Bench) -> None:
     bad = bench.client.submit("poison", timeout=60, idempotency_key="k")
     for _ in range(3):

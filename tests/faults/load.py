@@ -18,6 +18,8 @@ from .stage import Stage
 
 LATE = 20.0
 """Seconds after its time at which a caller that still waits has hung."""
+PATIENT = 0.5
+"""Seconds that a call may have waited when it meets another fault."""
 
 
 def ask(
@@ -63,13 +65,13 @@ def asked(stage: Stage, name: str, client: RpcClient | None = None, **data: floa
 def tell(stage: Stage, client: RpcClient, name: str = "work", **data: Any) -> Call:
     """Call, and do not wait."""
     call = Call(stage.job(), time.monotonic())
+    stage.oracle.calls.append(call)
     try:
         client.call(name, {"job": call.job, **data})
         outcome = ACCEPTED
     except Exception as error:
         outcome = named(error)
     call.done, call.outcome = time.monotonic(), outcome
-    stage.oracle.calls.append(call)
     return call
 
 
@@ -119,13 +121,19 @@ def a_size(dice: random.Random, largest: int) -> int:
 
 
 @contextmanager
-def meanwhile(action: Callable[[], object], every: float = 0.0) -> Iterator[None]:
-    """Do it again and again while the body runs; what it raises is raised at the end."""
+def meanwhile(
+    action: Callable[[], object], every: float = 0.0, sparing: Stage | None = None
+) -> Iterator[None]:
+    """Do it again and again while the body runs; what it raises is raised at the end. `sparing`: not while a
+    call on this stage has waited for too long already, as on a machine where it takes as long to connect as
+    until the next time: sending is given up after five seconds."""
     over, failures = threading.Event(), list[BaseException]()
 
     def again() -> None:
         try:
             while not over.wait(every):
+                while sparing and sparing.oracle.hung(PATIENT) and not over.wait(0.05):
+                    pass
                 action()
         except BaseException as error:
             failures.append(error)

@@ -178,6 +178,6 @@ def test_clients_killed(stage: Stage, pick: Pick) -> None:
         stage.broker.cut()
         stage.oracle.faults["connections ended"] += 1
 
-    with meanwhile(cut, every=0.1):
+    with meanwhile(cut, every=0.1, sparing=stage):
         load(stage, stage.client(), seconds=pick(2.0, 15.0), unattended=0.2)
     assert stage.done_once(stage.verdict(errors=["BackendUnavailable"]))

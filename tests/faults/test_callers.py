@@ -81,10 +81,9 @@ def test_cut_while_waiting(stage: Stage, pick: Pick) -> None:
         stage.front.cut()
         stage.oracle.faults["reset"] += 1
 
-    with meanwhile(cut, every=0.1):
+    with meanwhile(cut, every=0.1, sparing=stage):
         load(stage, stage.client(stage.front), calls=pick(500, 5000), unattended=0.2)
-    # Where connecting takes as long as a connection lasts, some cannot send in time.
-    assert stage.done_once(stage.verdict(errors=["BackendUnavailable"]))
+    assert stage.done_once(stage.verdict())
 
 
 def test_fork(stage: Stage, pick: Pick) -> None:

@@ -46,13 +46,13 @@ def publish(
     def some() -> None:
         for _ in range(number // threads):
             call = Call(stage.job(), time.monotonic())
+            stage.oracle.calls.append(call)
             try:
                 client.publish(event, {"job": call.job, **data})
                 outcome = ACCEPTED
             except Exception as error:
                 outcome = named(error)
             call.done, call.outcome = time.monotonic(), outcome
-            stage.oracle.calls.append(call)
 
     running = [threading.Thread(target=some) for _ in range(threads)]
     for thread in running:
@@ -155,7 +155,7 @@ def test_events_connections_cut(stage: Stage, pick: Pick, what: str) -> None:
             stage.broker.cut()
         stage.oracle.faults[what] += 1
 
-    with meanwhile(cut, every=0.1):
+    with meanwhile(cut, every=0.1, sparing=stage):
         while stage.oracle.faults[what] < (pick(20, 200) if what == "reset" else pick(4, 40)):
             publish(stage, client, 100)
     stage.verdict(errors=["BackendUnavailable"])

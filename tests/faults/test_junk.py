@@ -274,6 +274,7 @@ def theirs(admin: Any) -> dict[str, tuple[bytes, int]]:
     return {name: (admin.dump(name), admin.ttl(name)) for name in names}
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(60 + MUCH)
 def test_junk_costs_nobody_else_anything(
     scheme: str, rpc_redis: RedisServer, admin: Any, dice: random.Random, caplog: pytest.LogCaptureFixture

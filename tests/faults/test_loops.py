@@ -211,7 +211,7 @@ def test_tasks(stage: Stage, last: Last, fault: Callable[[Stage], str], every: f
             end = time.monotonic() + seconds
             await load_in_tasks(stage, client, tasks=200, over=lambda: time.monotonic() > end)
 
-    with meanwhile(strike, every=every):
+    with meanwhile(strike, every=every, sparing=stage):
         in_a_loop(main, seconds + 60)
     figures = stage.verdict()
     assert stage.done_once(figures)
@@ -254,7 +254,7 @@ def test_two_loops(stage: Stage, last: Last) -> None:
         await load_in_tasks(stage, client, tasks=50, over=lambda: time.monotonic() > end)
         await client.close()
 
-    with meanwhile(lambda: stage.front.cut(), every=0.3):
+    with meanwhile(lambda: stage.front.cut(), every=0.3, sparing=stage):
         threads = [Thread(target=in_a_loop, args=[main, 90]) for _ in range(2)]
         for thread in threads:
             thread.start()

@@ -46,7 +46,7 @@ def test_black_hole(stage: Stage, last: Last, whose: str, way: Way) -> None:
         time.sleep(1.5)
         proxy.heal()
 
-    with meanwhile(swallow, every=0.7):
+    with meanwhile(swallow, every=0.7, sparing=stage):
         load(stage, stage.client(stage.front), seconds=last(1.0, 10.0), unattended=0.2)
     figures = stage.verdict()
     assert figures.answered > 0
@@ -82,7 +82,7 @@ def test_slow_drip(stage: Stage, pick: Pick, whose: str) -> None:
         time.sleep(2)
         proxy.heal()
 
-    with meanwhile(drip, every=0.3):
+    with meanwhile(drip, every=0.3, sparing=stage):
         load(stage, stage.client(stage.front), seconds=pick(2.0, 10.0))
     stage.verdict()
 
