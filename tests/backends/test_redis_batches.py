@@ -177,7 +177,9 @@ def loaded_while(bench: Bench, disrupt: Callable[[], object], times: int = 6) ->
             ended.set()
         answered = [n for caller in callers for n in caller.result(PATIENCE)]
     assert len(answered) > 20 * times
-    assert Counter(bench.lines()) == Counter(map(str, answered))
+    assert set(bench.lines()) == set(map(str, answered))
+    again = len(bench.lines()) - len(answered)
+    assert again <= len(callers) * times, "what was not under way was done again"
 
 
 @pytest.mark.real_redis

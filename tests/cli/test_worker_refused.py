@@ -78,11 +78,11 @@ def test_of_several_processes_one_complains(strict_redis: RedisServer, spawn: Sp
     [
         ("guest:wrong", "", "ACCESS_REFUSED"),
         ("guest:guest", "none_such", "vhost none_such not found"),
-        ("client:client", "", "access to queue 'rpc:queue:high' in vhost '/' refused"),
+        ("client:client", "", "access to queue 'shop:queue:high' in vhost '/' refused"),
     ],
 )
 def test_rabbitmq(rabbit_node: Any, spawn: Spawn, who: str, vhost: str, text: str) -> None:
-    url = rabbit_node.url.replace("//", f"//{who}@") + f"/{vhost}"
+    url = rabbit_node.url.replace("//", f"//{who}@") + f"/{vhost}?prefix=shop"
     refused(spawn("worker", "--backend", url, "--concurrency", "2", "--quiet"), "RabbitMQ: ", text)
 
 
