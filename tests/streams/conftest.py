@@ -32,6 +32,14 @@ URLS: dict[str, Callable[[pytest.FixtureRequest], str]] = {
 """Where nothing is, for each kind of backend."""
 
 
+def slow(broker: Any) -> Any:
+    """The same parameter for tests that are left to `make test-all`."""
+    return pytest.param(*broker.values, marks=[*broker.marks, pytest.mark.slow])
+
+
+KINDS = ["memory", *(each if each.values == ("redis",) else slow(each) for each in BROKERS)]
+
+
 def _redis(request: pytest.FixtureRequest) -> str:
     import redis
 
@@ -181,7 +189,7 @@ def ended(process: subprocess.Popen[bytes], how: int = signal.SIGKILL) -> None:
     process.wait()
 
 
-@pytest.fixture(params=["memory", *BROKERS], scope="module")
+@pytest.fixture(params=KINDS, scope="module")
 def shared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     """A site with a receiver, for all tests of a module."""
     site = Site(request.param, URLS[request.param](request), tmp_path_factory.mktemp("streams"))
@@ -190,7 +198,7 @@ def shared(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     site.close()
 
 
-@pytest.fixture(params=["memory", *BROKERS])
+@pytest.fixture(params=KINDS)
 def site(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Site]:
     """A site of a test's own, which nobody serves yet."""
     site = Site(request.param, URLS[request.param](request), tmp_path)
@@ -198,7 +206,7 @@ def site(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Site]:
     site.close()
 
 
-@pytest.fixture(params=BROKERS)
+@pytest.fixture(params=[slow(each) for each in BROKERS])
 def abroad(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Site]:
     """The same on what outlives a process."""
     site = Site(request.param, URLS[request.param](request), tmp_path)
