@@ -46,6 +46,7 @@ class TestTcpInALoop(TestTcp):
     asynchronous = True
 
 
+@pytest.mark.slow
 class TestIpc(OnZeromq):
     @pytest.fixture
     def url(self, tmp_path: Path) -> str:
