@@ -103,7 +103,8 @@ def test_what_awaits_is_measured(tmp_path: Path) -> None:
 @pytest.mark.parametrize("case", CASES)
 def test_many_at_a_time_are_measured(case: str, tmp_path: Path) -> None:
     tiny = ("--in-flight", "50", "--cancelled", "50", "--seconds", "0.1", "--counted", "5", "--rounds", "1")
-    said = bench("concurrency", case, *tiny, "--out", tmp_path)
+    few = ("--items", "2000", "--slow", "2000", "--upload", "10000000", "--open", "20")
+    said = bench("concurrency", case, *tiny, *few, "--out", tmp_path)
     assert "(wanted: at " in said
     assert said == (tmp_path / "concurrency.md").read_text()
 

@@ -302,9 +302,9 @@ def request(body: bytes, ttl: float | None = 30, **headers: str) -> Message:
     return Message(body, {"id": id, "reply-to": id, **headers}).replace(ttl=ttl)
 
 
-def eventually(check: Callable[[], Any], what: str = "it never happened") -> Any:
+def eventually(check: Callable[[], Any], what: str = "it never happened", *, within: float = PATIENCE) -> Any:
     """What `check` returns, as soon as it is true."""
-    end = time.monotonic() + PATIENCE
+    end = time.monotonic() + within
     while not (result := check()):
         assert time.monotonic() < end, what
         time.sleep(0.01)

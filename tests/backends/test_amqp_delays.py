@@ -147,7 +147,7 @@ def test_what_is_delayed_outlives_a_restart_of_rabbitmq(tmp_path: Path, number: 
         node.stop(number)
         node.start()
         serving.start()
-        eventually(lambda: len(came) == many)
+        eventually(lambda: len(came) == many, within=90)
         assert came == {f"id-{each}" for each in range(many)}
     finally:
         server.stop()

@@ -188,8 +188,8 @@ def ways(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of queues for replies that this process makes."""
     begin, made = ReplyQueue.__init__, list[str]()
 
-    def noted(self: ReplyQueue, connection: Any) -> None:
-        begin(self, connection)
+    def noted(self: ReplyQueue, *arguments: Any) -> None:
+        begin(self, *arguments)
         made.append(self.name)
 
     monkeypatch.setattr(ReplyQueue, "__init__", noted)

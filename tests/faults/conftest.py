@@ -19,10 +19,11 @@ T = TypeVar("T")
 
 KINDS = [
     pytest.param("redis", marks=pytest.mark.real_redis),
-    pytest.param("rq", marks=[pytest.mark.real_redis, pytest.mark.slow]),
-    pytest.param("amqp", marks=[pytest.mark.xdist_group("rabbit_node"), pytest.mark.slow]),
+    pytest.param("rq", marks=[pytest.mark.real_redis, pytest.mark.faults]),
+    pytest.param("amqp", marks=[pytest.mark.xdist_group("rabbit_node"), pytest.mark.faults]),
 ]
-"""Each scenario is played with each kind of broker, or with those that `@pytest.mark.only` names."""
+"""Each scenario is played with each kind of broker, or with those that `@pytest.mark.only` names: by `make
+test-all` with Redis, by `make faults` with all."""
 
 
 def rarely(*values: Any, only: Sequence[str] = ()) -> Any:

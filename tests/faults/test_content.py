@@ -45,7 +45,7 @@ REQUESTS: dict[str, tuple[bytes, str]] = {
 
 HANDLERS = {
     "returns a function": "SerializationError",
-    "returns a generator": "SerializationError",
+    "returns a generator": "InvalidParams",
     "returns itself within itself": "SerializationError",
     "returns 17 MB": "SerializationError",
     "returns nothing": WRONG,
