@@ -95,10 +95,8 @@ class Caller:
         if when_full not in ("raise", "wait"):
             raise SettingsError(f"when_full is 'raise' or 'wait', not {when_full!r}")
         self._waits_for_room = when_full == "wait"
-        chosen_codec, limit = (
-            codec_named(codec or settings.codec),
-            max_message_bytes or settings.max_message_bytes,
-        )
+        chosen_codec = codec_named(codec or settings.codec)
+        limit = max_message_bytes or settings.max_message_bytes
         squeezing = compression(compress or settings.compress)
         self._queue = queue
         self.writing = Writing(chosen_codec, limit, self.backend.max_message, squeezing)
@@ -127,7 +125,6 @@ class Caller:
         keep: Duration | None,
         headers: Mapping[str, str] | None,
         id: str | None = None,
-        writing: Writing | None = None,
     ) -> Message:
         """The message of a job that nobody waits for; with this id, if it has one already."""
         if at is not None and delay is not None:

@@ -18,7 +18,7 @@ from .handling import Handling, is_attended
 from .jobs import Calls, DeliveryMode, Job, Jobs
 from .lifecycle import UNKNOWN_FOR, after_refusal, passed_on, reason
 from .protocol import decode_call
-from .streams import CREDIT
+from .streams import is_stream
 from .work import Work
 
 logger = logging.getLogger(__name__)
@@ -56,12 +56,12 @@ class Dispatcher(Handling):
             handler = job.bound(call, request)
             if delivery.cancelled:
                 raise Cancelled("the caller left before a worker came to it")
-            is_stream = self.streams is not None and CREDIT in message.headers
-            if is_stream or (job.options.delivery or self._delivery) == "at-most-once":
+            streams = self.streams is not None and is_stream(message.headers)
+            if streams or (job.options.delivery or self._delivery) == "at-most-once":
                 delivery.forbid_redelivery()
             if job.options.fork or job.options.time_limit or self.time_limit:
                 handler = work.confined(handler, request)
-            if is_stream:
+            if streams:
                 work.open(request)
         except RpcError as error:
             self._refuse(delivery, error)

@@ -310,8 +310,8 @@ class Job:
         decorated = inspect.iscoroutinefunction(inspect.unwrap(function))
         is_async = decorated or any(map(inspect.isasyncgenfunction, functions))
         self.request_type = AsyncRequest if self.is_coroutine or is_async else Request
-        self.is_generator = (is_async and not decorated) or any(map(inspect.isgeneratorfunction, functions))
-        if self.options.fork and (self.is_coroutine or self.is_generator):
+        is_generator = (is_async and not decorated) or any(map(inspect.isgeneratorfunction, functions))
+        if self.options.fork and (self.is_coroutine or is_generator):
             raise SettingsError(f"job {name!r}: fork=True is for plain functions, not for coroutines")
         try:
             self._parameters = None if wants_request(handler, Request) else Parameters(handler)

@@ -68,7 +68,7 @@ Arrival = Items | Ended | MayUpload
 
 
 class Consumer:
-    """One stream. All but `begin`, `close` and what it takes part in belongs to the event loop."""
+    """One stream. It belongs to the event loop, but for what says that any thread may call it."""
 
     def __init__(
         self,

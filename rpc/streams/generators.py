@@ -52,7 +52,7 @@ class Talk(Protocol):
     codec: Codec
 
     @property
-    def means(self) -> Means: ...
+    def streams(self) -> Means: ...
 
     def say(self, headers: dict[str, str], body: bytes = b"") -> bool:
         """Send a reply before the last one; False if nobody listens. Raises BackendUnavailable."""
@@ -143,7 +143,7 @@ class Production:
                 self._flush()
 
     def _flush_later(self, seconds: float) -> bool:
-        self._is_waiting = self._stream.means.later(seconds, self._flush_now)
+        self._is_waiting = self._stream.streams.later(seconds, self._flush_now)
         return self._is_waiting
 
     def _flush_now(self) -> None:
@@ -178,7 +178,7 @@ class Production:
                 return
             self._is_ending = True
             waits = not (self._is_flushed() or self._is_closing)
-            if waits and self._stream.means.later(AGAIN, partial(self._over, end)):
+            if waits and self._stream.streams.later(AGAIN, partial(self._over, end)):
                 return
             self._is_over = True
         self._stream.end()
@@ -213,7 +213,7 @@ class PlainProduction(Production):
             if self._is_running or self._is_over or not is_wanted:
                 return
             self._is_running = True
-        self._stream.means.submit(self._advance)
+        self._stream.streams.submit(self._advance)
 
     def _advance(self) -> None:
         """Take items out of the generator, until there is no more credit, or an end, or others have waited
@@ -232,7 +232,7 @@ class PlainProduction(Production):
             except BaseException as error:  # a generator may raise anything, and its caller must be told
                 self._failed(error)
             if time.monotonic() > until and not self._is_over:
-                self._stream.means.submit(self._advance)
+                self._stream.streams.submit(self._advance)
                 return
 
     def _next_step(self) -> Callable[[], Any] | None:
@@ -270,7 +270,7 @@ class AsyncProduction(Production):
     def begin(self) -> None:
         coroutine = self._drive()
         try:
-            self._stream.means.spawn(coroutine, self._stream.delivery)
+            self._stream.streams.spawn(coroutine, self._stream.delivery)
         except RpcError:  # there can be no thread for the event loop
             coroutine.close()
             raise

@@ -121,7 +121,7 @@ class _Stream:
         self._check_lock_step("send")
         return SEND, self._pending.encoded(value)
 
-    def _to_throw(self, error: Any) -> tuple[str, bytes]:
+    def _to_throw(self, error: BaseException) -> tuple[str, bytes]:
         """Raises TypeError; and the error itself, if nothing has begun."""
         if self._consumer is None:
             self._is_over = True
@@ -177,6 +177,15 @@ class _Stream:
             self._leave()
 
 
+def _exception(kind: Any, value: Any) -> BaseException:
+    """What is meant by the arguments of `throw`: an exception, or its class, with an argument for that."""
+    error = value if isinstance(value, BaseException) else kind
+    if isinstance(error, type):
+        error = error() if value is None else error(value)
+    raised: BaseException = error
+    return raised
+
+
 def _as_remote(error: BaseException) -> RemoteError:
     return RemoteError(type(error).__name__, str(error))
 
@@ -209,9 +218,7 @@ class Stream(_Stream, Generator[Any, Any, Any]):
 
     def throw(self, kind: Any, value: Any = None, trace: TracebackType | None = None) -> Any:
         """Have its `yield` raise an exception, which must be a built-in one. The next item."""
-        error = value if isinstance(value, BaseException) else kind
-        if isinstance(error, type):
-            error = error() if value is None else error(value)
+        error = _exception(kind, value)
         if isinstance(error, GeneratorExit):
             self.close()
             raise error
@@ -281,9 +288,7 @@ class AsyncStream(_Stream, AsyncGenerator[Any, Any]):
 
     async def athrow(self, kind: Any, value: Any = None, trace: TracebackType | None = None) -> Any:
         """As `Stream.throw`."""
-        error = value if isinstance(value, BaseException) else kind
-        if isinstance(error, type):
-            error = error() if value is None else error(value)
+        error = _exception(kind, value)
         if isinstance(error, GeneratorExit):
             await self.aclose()
             raise error

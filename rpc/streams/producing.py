@@ -116,10 +116,6 @@ class OpenStream:
         with self._saying:
             return self.delivery.reply(Message(body, {**about, **headers}))
 
-    @property
-    def means(self) -> OpenStreams:
-        return self.streams
-
     def hear(self, message: Message) -> None:
         """What the caller says. Raises SerializationError if that is nothing that can be said."""
         self.heard = time.monotonic()
