@@ -45,4 +45,4 @@ faults: $(VENV)/.dev
 	$(BIN)/python -m tests.faults $(ARGS)
 
 clean:
-	rm -rf $(VENV) .peers .mypy_cache .ruff_cache .pytest_cache .hypothesis dist
+	rm -rf $(VENV) .peers .mypy_cache .ruff_cache .pytest_cache .hypothesis dist clients/node/dist clients/node/node_modules

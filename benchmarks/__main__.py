@@ -133,6 +133,7 @@ def peers(out: Path, only: tuple[str, ...], names: tuple[str, ...], **sizes: Any
 @option("--slow", type=SOME, default=1_000_000, help="Those for a slow consumer.")
 @option("--upload", type=SOME, default=1_000_000_000, help="Bytes.")
 @option("--open", type=SOME, default=1000, help="Two-way streams at once.")
+@option("--records", type=SOME, default=100_000, help="Log records.")
 @option("--seed", type=int, default=1, help="Of which calls are cancelled, and when.")
 @out_option
 @click.argument("cases", nargs=-1, type=click.Choice(list(CASES)))

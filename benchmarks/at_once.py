@@ -19,10 +19,12 @@ import redis
 from rpc import RpcClient
 from rpc.backends.redis.keys import QueueNames
 
-from . import streaming
+from . import logs, streaming
 from .callers import Callers, Futures, Tasks, alive, connections, wrong
 from .client import resident
 from .concurrency import Amounts, Row
+from .ordered import ordered, ordered_on_rabbitmq
+from .registry import registry
 from .results import Bound
 from .serving import resident_of, serving, settled, threads_of, until
 from .work import REDIS, VARIANT
@@ -172,11 +174,15 @@ CASES: dict[str, Callable[[str, Amounts], Iterator[Row]]] = {
     "naps": naps,
     "ticking": ticking,
     "processes": processes,
+    "ordered": ordered,
+    "ordered-rabbitmq": ordered_on_rabbitmq,
     "pushed": streaming.pushed,
     "slow-consumer": streaming.slow,
     "upload": streaming.upload,
     "left": streaming.left,
     "two-way": streaming.two_way,
+    "registry": registry,
+    "logs": logs.logged,
 }
 
 

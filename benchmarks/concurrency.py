@@ -33,6 +33,7 @@ class Amounts(msgspec.Struct):
     slow: int
     upload: int
     open: int
+    records: int
 
 
 class Row(msgspec.Struct):

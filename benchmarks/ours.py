@@ -1,5 +1,5 @@
-"""This library, on Redis natively, on rq (the variant is what precedes the URL's `redis:`), on RabbitMQ or
-on ZeroMQ: acknowledgement, lease, deadline and checked arguments are on."""
+"""This library, on Redis natively, on rq (the variant is what precedes the URL's `redis:`), on RabbitMQ, on
+ZeroMQ or over HTTP: acknowledgement, lease, deadline and checked arguments are on."""
 
 from __future__ import annotations
 

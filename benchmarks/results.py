@@ -21,6 +21,8 @@ from .sides import (
     AMQP_ASYNCIO,
     ASYNCIO,
     ASYNCIO_LOOP,
+    HTTP,
+    HTTP_LOOP,
     LOOP,
     NAMEKO,
     NATIVE,
@@ -196,6 +198,7 @@ WANTED = (
     Wanted(AMQP, AIO_PIKA, "latency", "p50", "median call", Bound(0.5)),
     Wanted(AMQP_ASYNCIO, AIO_PIKA, "throughput 64", "rate", "calls/s of 64 tasks", Bound(3.0, at_most=False)),
     Wanted(ZMQ, ZMQ_LOOP, "latency", "p50", "median call", Bound(1.3)),
+    Wanted(HTTP, HTTP_LOOP, "latency", "p50", "median call", Bound(0.8)),
     Wanted(ZMQ, ZERORPC, "latency", "p50", "median call", Bound(1.0)),
     Wanted(ZMQ, PYRO5, "latency", "p50", "median call", Bound(1.0)),
     Wanted(

@@ -20,6 +20,9 @@ ZMQ_LOOP = "bare ZeroMQ loop"
 ZMQ_ASYNCIO_LOOP = "bare ZeroMQ loop, asyncio"
 ZMQ = "rpc on zmq"
 ZMQ_ASYNCIO = "rpc on zmq, asyncio"
+HTTP_LOOP = "httpx and Starlette"
+HTTP = "rpc on http"
+HTTP_ASYNCIO = "rpc on http, asyncio"
 ZERORPC = "zerorpc"
 PYRO5 = "Pyro5"
 
@@ -43,8 +46,11 @@ NO_BROKER = (
     Side(ZMQ_ASYNCIO_LOOP, "benchmarks.bare_zeromq_asyncio", sys.executable),
     Side(ZMQ, "benchmarks.ours", sys.executable, variant="zmq"),
     Side(ZMQ_ASYNCIO, "benchmarks.ours_asyncio", sys.executable, variant="zmq"),
+    Side(HTTP_LOOP, "benchmarks.bare_http", sys.executable),
+    Side(HTTP, "benchmarks.ours", sys.executable, variant="http"),
+    Side(HTTP_ASYNCIO, "benchmarks.ours_asyncio", sys.executable, variant="http"),
 )
-"""Ours on ZeroMQ, and what one writes by hand on it."""
+"""Ours on ZeroMQ and over HTTP, and what one writes by hand on them."""
 
 PEERS = {
     "rq": (Side(RQ, "benchmarks.peers.rq", share=0.25),),

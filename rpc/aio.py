@@ -6,8 +6,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
-from contextlib import closing, suppress
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import partial
 from types import TracebackType
 from typing import Any, TypeVar
@@ -15,23 +14,28 @@ from weakref import WeakSet
 
 from .backends import asynchronous
 from .backends._retry import sent_within_async
-from .caller import AS_SET, Caller, Key
+from .caller import AS_SET, Key
+from .core.events import NOTHING
+from .core.filters import Match, Scalar
 from .core.jobs import Response, current_request
-from .describe import Gathering, WorkerInfo
-from .durations import Duration, seconds
-from .errors import NoReceivers, QueueFull, RpcTimeout
-from .inspection import QueueInfo
-from .job_info import JobInfo, ListedState
+from .core.log_batches import wanted_entries
+from .describe import WorkerInfo
+from .durations import Duration
+from .errors import QueueFull, RpcTimeout
+from .http_peers import AsyncHttpPeer, HttpPeers, Style
+from .overview import AsyncOverview
 from .pending import OnProgress, PendingCall, Told
 from .proxies import Services
 from .streams.consuming import heard
 from .streams.iterators import AsyncStream, Uploadable
+from .streams.records import AsyncLogStream, of_logs
+from .streams.subscribing import BUFFER, AsyncEventStream, Callback, Hearings, RetryOn, Since, wanted
 from .transport import STREAM, Address, AsyncBackend
 
 T = TypeVar("T")
 
 
-class AsyncRpcClient(Caller):
+class AsyncRpcClient(AsyncOverview):
     """Calls jobs by name, from coroutines. Any number of calls may wait at a time, also in several event
     loops, which share nothing; safe to use after a fork.
 
@@ -40,7 +44,9 @@ class AsyncRpcClient(Caller):
 
     def _begin(self) -> None:
         self._async = asynchronous(self.backend)
+        self._peers = HttpPeers[AsyncHttpPeer]()
         self._submitted: WeakSet[asyncio.Task[Any]] = WeakSet()
+        self._hearings = Hearings()
 
     async def call(
         self,
@@ -52,6 +58,7 @@ class AsyncRpcClient(Caller):
         delay: Duration | None = None,
         at: datetime | None = None,
         idempotency_key: Key | None = None,
+        order_key: Key | None = None,
         keep: Duration | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> str:
@@ -59,7 +66,7 @@ class AsyncRpcClient(Caller):
         allowed, attempt = self.allowed(AS_SET), 0
         pause = self._pausing(allowed)
         while True:
-            message = self._job(name, data, ttl, delay, at, idempotency_key, keep, headers)
+            message = self._job(name, data, ttl, delay, at, idempotency_key, order_key, keep, headers)
             try:
                 await sent_within_async(allowed, partial(self._async.send, self.to(name, queue), message))
                 return message.id
@@ -75,13 +82,15 @@ class AsyncRpcClient(Caller):
         timeout: Duration | None = AS_SET,
         queue: str | None = None,
         idempotency_key: Key | None = None,
+        order_key: Key | None = None,
         headers: Mapping[str, str] | None = None,
         on_progress: OnProgress | None = None,
         returns: Any = None,
     ) -> Response:
         """As `RpcClient.call_and_wait`. A task that is cancelled withdraws what it waits for."""
         allowed = self.allowed(timeout)
-        pending = PendingCall(self, name, data, allowed, idempotency_key, headers, on_progress, returns)
+        about = name, data, allowed, idempotency_key, headers, on_progress, returns, order_key
+        pending = PendingCall(self, *about)
         return await answer(self._async, self.to(name, queue), pending)
 
     def submit(
@@ -92,6 +101,7 @@ class AsyncRpcClient(Caller):
         timeout: Duration | None = AS_SET,
         queue: str | None = None,
         idempotency_key: Key | None = None,
+        order_key: Key | None = None,
         headers: Mapping[str, str] | None = None,
         on_progress: OnProgress | None = None,
         returns: Any = None,
@@ -99,8 +109,9 @@ class AsyncRpcClient(Caller):
         """As `RpcClient.submit`, but an asyncio.Future: for `gather`, `as_completed` and the like. Is not
         awaited itself."""
         told = Told(on_progress)
-        options: dict[str, Any] = {"idempotency_key": idempotency_key, "headers": headers, "returns": returns}
-        future = self._submit(answer, name, data, timeout=timeout, queue=queue, on_progress=told, **options)
+        options: dict[str, Any] = {"idempotency_key": idempotency_key, "order_key": order_key}
+        options |= {"headers": headers, "returns": returns, "on_progress": told}
+        future = self._submit(answer, name, data, timeout=timeout, queue=queue, **options)
         return told.by(future)
 
     async def invoke(self, name: str, data: Any, **options: Any) -> Any:
@@ -122,15 +133,17 @@ class AsyncRpcClient(Caller):
         data: Any,
         *,
         timeout: Duration | None = AS_SET,
-        queue: str | None = None,
+        queue: str | Address | None = None,
         idempotency_key: Key | None = None,
+        order_key: Key | None = None,
         headers: Mapping[str, str] | None = None,
         on_progress: OnProgress | None = None,
         returns: Any = None,
     ) -> asyncio.Future[T]:
         """A task of `what`: `answer`, or `value`."""
         allowed = self.allowed(timeout)
-        pending = PendingCall(self, name, data, allowed, idempotency_key, headers, on_progress, returns)
+        about = name, data, allowed, idempotency_key, headers, on_progress, returns, order_key
+        pending = PendingCall(self, *about)
         task = asyncio.get_running_loop().create_task(what(self._async, self.to(name, queue), pending))
         self._submitted.add(task)
         return task
@@ -170,62 +183,99 @@ class AsyncRpcClient(Caller):
         timeout: Duration | None = AS_SET,
         queue: str | None = None,
         headers: Mapping[str, str] | None = None,
+        returns: Any = None,
     ) -> AsyncStream:
         """As `RpcClient.stream`, but an async generator. Is not awaited itself; `items` may be asynchronous,
         too."""
         options: dict[str, Any] = {"timeout": timeout, "queue": queue, "headers": headers, "items": items}
-        return AsyncStream(self, self._async, name, data, window=window, resume=resume, **options)
+        return AsyncStream(
+            self, self._async, name, data, window=window, resume=resume, returns=returns, **options
+        )
 
-    async def publish(self, event: str, data: Any = None, *, headers: Mapping[str, str] | None = None) -> str:
+    async def publish(
+        self, event: str, data: Any = NOTHING, *, headers: Mapping[str, Scalar] | None = None
+    ) -> str:
         """As `RpcClient.publish`."""
         to, message = self._event(event, data, headers)
         await sent_within_async(self.allowed(AS_SET), partial(self._async.send, to, message))
         return message.id
 
-    async def job(self, id: str, *, queue: str | None = None) -> JobInfo:
-        """As `RpcClient.job`."""
-        return await asyncio.to_thread(lambda: self._inspector.job(id, queue))
+    async def subscribe(
+        self,
+        event: str,
+        *,
+        headers: Mapping[str, Scalar | None] | None = None,
+        match: Match = "all",
+        group: str | None = None,
+        durable: bool = False,
+        callback: Callback | None = None,
+        retries: int = 0,
+        backoff: Duration = 1.0,
+        retry_on: RetryOn = (Exception,),
+        buffer: int = BUFFER,
+        since: Since | None = None,
+    ) -> AsyncEventStream:
+        """As `RpcClient.subscribe`, but an async iterator. A callback that is a coroutine function runs in
+        this event loop."""
+        asked = wanted(
+            event,
+            headers=headers,
+            match=match,
+            group=group,
+            durable=durable,
+            callback=callback,
+            retries=retries,
+            backoff=backoff,
+            retry_on=retry_on,
+            buffer=buffer,
+            since=since,
+        )
+        return await self._subscribed(AsyncEventStream(self, asked))
 
-    async def jobs(
-        self, *, queue: str | None = None, state: ListedState | None = None, name: str | None = None
-    ) -> list[JobInfo]:
-        """As `RpcClient.jobs`."""
-        return await asyncio.to_thread(lambda: [*self._inspector.jobs(queue, state, name)])
+    async def logs(
+        self,
+        *,
+        level: str | int | None = None,
+        service: str | None = None,
+        logger: str | None = None,
+        since: datetime | timedelta | None = None,
+    ) -> AsyncLogStream:
+        """As `RpcClient.logs`, but an async iterator."""
+        wants, asked = wanted_entries(level, service, logger), of_logs(since)
+        self._need_topics()
+        return AsyncLogStream(await self._subscribed(AsyncEventStream(self, asked)), wants)
 
-    async def queues(self) -> list[QueueInfo]:
-        """As `RpcClient.queues`."""
-        return await asyncio.to_thread(lambda: self._inspector.queues())
+    async def _subscribed(self, stream: AsyncEventStream) -> AsyncEventStream:
+        self._hearings.join(stream.hearing)
+        await stream.begin(self.allowed(AS_SET))
+        return stream
 
-    async def cancel(self, id: str, *, queue: str | None = None) -> bool:
-        """As `RpcClient.cancel`."""
-        return await asyncio.to_thread(lambda: self._inspector.job(id, queue).cancel())
-
-    async def retry(self, id: str, *, queue: str | None = None) -> bool:
-        """As `RpcClient.retry`."""
-        return await asyncio.to_thread(lambda: self._inspector.job(id, queue).retry())
+    def at(self, url: str, *, style: Style = "simple", token: str | None = None) -> AsyncHttpPeer:
+        """As `RpcClient.at`; calls are awaited."""
+        return self._peers.at(AsyncHttpPeer, url, style, token, timeout=self.timeout, most=self.writing.most)
 
     @property
     def services(self) -> Services:
         """As `RpcClient.services`; a call is awaited."""
         return Services(self)
 
-    async def describe(self, *, wait: Duration = 0.5) -> list[WorkerInfo]:
-        """As `RpcClient.describe`."""
-        wait = seconds(wait, "wait")
-        gathered, end = Gathering(), time.monotonic() + wait
-        asked = self._describing(wait)
-        with suppress(RpcTimeout, NoReceivers), closing(await self._async.request(*asked)) as replies:
-            while True:
-                gathered.add(await replies.receive(max(0.0, end - time.monotonic())))
-        return gathered.workers
-
     async def close(self) -> None:
-        """Cancel what was submitted in this event loop and is not answered, and give back its connections;
-        calls that wait in it raise Cancelled. Idempotent."""
+        """Cancel what was submitted in this event loop and is not answered, end the subscriptions and
+        watches that were made in it, and give back its connections; calls that wait in it raise Cancelled.
+        Idempotent."""
         loop = asyncio.get_running_loop()
         for task in [task for task in self._submitted if task.get_loop() is loop]:
             task.cancel()
+        hearings = [hearing for hearing in self._hearings if hearing.loop is loop]
+        for each in hearings:  # all at once: each may take long while the broker hangs
+            each.leave()
+        for hearing in hearings:
+            await asyncio.to_thread(hearing.close, done=False)
+        for watch in [watch for watch in self._watches if watch.loop is loop]:
+            await asyncio.to_thread(watch.close)
         await self._async.close()
+        for peer in self._peers.all():
+            await peer.close()
         self._store.close()
         if self._owns_backend:
             self.backend.close()

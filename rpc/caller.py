@@ -17,6 +17,7 @@ from threading import Thread
 from types import ModuleType
 from typing import Any, Final, Literal, cast
 from uuid import UUID
+from weakref import WeakSet
 
 from .backends import backend_from_url
 from .backends.features import unsupported
@@ -25,26 +26,37 @@ from .core.bodies import Writing
 from .core.codecs import JSON, SAFE, Codec
 from .core.compression import compression
 from .core.conversation import call_message
+from .core.events import event_message, header_parts
+from .core.filters import Scalar
 from .core.jobs import current_request
 from .core.patterns import matcher
-from .describe import ALL_WORKERS, DESCRIBE
+from .core.registry import Wanted, quiet
+from .core.tokens import sent, token_for
+from .describe import ALL_WORKERS, ANSWERS_ALL, DESCRIBE, DISCOVER, ONLY, Gathering, Quiet
 from .durations import Duration, seconds, seconds_or_none
 from .errors import QueueFull, RpcError, SettingsError
 from .events import event_address
 from .inspection import Results
 from .job_info import Inspector, Store, cannot_keep
 from .loops import started
+from .registry.lookup import Lookup
+from .registry.watching import Watch
 from .settings import Settings, load_settings
+from .signing.backend import signing
 from .transport import (
     DELAY,
     IDEMPOTENCY_KEY,
     KEEP,
+    ORDER_KEY,
     OWN,
+    TOKEN,
     TRACE,
+    VERSION,
     Address,
     Backend,
     Message,
     Presence,
+    check_headers,
     propagated,
 )
 from .transport import queue as queue_address
@@ -60,10 +72,10 @@ LEAST = 0.05
 REASON = 0.5
 """Seconds that an error which is due waits for the reason, at most."""
 
-_FEATURES = {DELAY: "delay", IDEMPOTENCY_KEY: "idempotency"}
+_FEATURES = {DELAY: "delay", IDEMPOTENCY_KEY: "idempotency", ORDER_KEY: "order"}
 
 Key = str | int | UUID
-"""What an idempotency key may be."""
+"""What an idempotency key, or an order key, may be."""
 LONGEST_KEY = 1024
 """Bytes in UTF-8."""
 
@@ -85,11 +97,13 @@ class Caller:
         compress: str | None = None,
         max_message_bytes: int | None = None,
         when_full: Literal["raise", "wait"] = "raise",
+        token: Mapping[str, str] | None = None,
     ) -> None:
         if not isinstance(settings, Settings):
             settings = load_settings(settings) if backend is None or settings is not None else Settings()
         chosen = settings.for_clients if backend is None else backend
-        self.backend: Backend = backend_from_url(chosen) if isinstance(chosen, str) else chosen
+        made = backend_from_url(chosen) if isinstance(chosen, str) else chosen
+        self.backend: Backend = signing(settings, made)
         self._owns_backend = isinstance(chosen, str)
         self.timeout = settings.timeout if timeout is AS_SET else seconds_or_none(timeout, "timeout")
         if when_full not in ("raise", "wait"):
@@ -98,16 +112,21 @@ class Caller:
         chosen_codec = codec_named(codec or settings.codec)
         limit = max_message_bytes or settings.max_message_bytes
         squeezing = compression(compress or settings.compress)
+        self.identity = settings.identity
+        """Who publishes."""
         self._queue = queue
         self.writing = Writing(chosen_codec, limit, self.backend.max_message, squeezing)
         self.accepted = accepted([*SAFE, chosen_codec], limit, "RPC_CODEC of this client")
         """What can be read of replies: never what may run code, unless the client itself writes so."""
         self._routes = [(matcher(pattern), each) for pattern, each in settings.routes.items()]
+        self._tokens = sent(settings.token if token is None else token)
         self._store = Store(settings)
         store = self._store.backend
         keeps = self.backend if store is None and "results" in self.backend.features else store
-        where = (*settings.queues, *settings.routes.values(), queue)
+        where = (*settings.served, *settings.routes.values(), queue)
         self._inspector = Inspector(self.backend, where, cast("Results | None", keeps), self.accepted)
+        self.lookup = Lookup(self.backend)
+        self._watches: WeakSet[Watch] = WeakSet()
         self._reasons: dict[Address, tuple[float, Future[str]]] = {}
         self._begin()
 
@@ -122,6 +141,7 @@ class Caller:
         delay: Duration | None,
         at: datetime | None,
         idempotency_key: Key | None,
+        order_key: Key | None,
         keep: Duration | None,
         headers: Mapping[str, str] | None,
         id: str | None = None,
@@ -135,7 +155,7 @@ class Caller:
         more = {} if wait is None else {DELAY: _delay(wait, ttl)}
         if keep is not None:
             more[KEEP] = self._kept(keep)
-        headers = {**own_headers(headers), **more}
+        headers = {**ordered(headers, order_key), **more}
         return self._message(name, data, ttl, idempotency_key, headers, replies=False, id=id)
 
     def _kept(self, keep: Duration) -> str:
@@ -155,9 +175,12 @@ class Caller:
         replies: bool,
         id: str | None = None,
         writing: Writing | None = None,
+        to_job: bool = True,
     ) -> Message:
+        if to_job and (token := token_for(self._tokens, name)):
+            headers = {**headers, TOKEN: token}
         if idempotency_key is not None:
-            headers = {**headers, IDEMPOTENCY_KEY: _key(name, idempotency_key)}
+            headers = {**headers, IDEMPOTENCY_KEY: f"{name}:{_text_of(idempotency_key, 'idempotency')}"}
         for header in headers:
             if (feature := _FEATURES.get(header, "")) and feature not in self.backend.features:
                 raise unsupported(feature)
@@ -171,27 +194,59 @@ class Caller:
             headers=headers,
         )
 
-    def _event(self, event: str, data: Any, headers: Mapping[str, str] | None) -> tuple[Address, Message]:
+    def _event(self, event: str, data: Any, headers: Mapping[str, Scalar] | None) -> tuple[Address, Message]:
         """Where an event is published, and its message."""
-        to = event_address(event)
+        to = event_address(event, self.identity.domain)
         self._need_topics()
-        named = {f"{OWN}{name}": text for name, text in (headers or {}).items()}
-        return to, self._message(event, data, None, None, own_headers(named), replies=False)
+        texts, others = header_parts({**(headers or {}), **self.identity.headers})
+        return to, event_message(_ids.new(), event, data, {**own_headers(texts), **others}, self.writing)
 
     def _describing(self, wait: float) -> tuple[Address, Message]:
         """What all workers are asked for."""
-        self._need_topics()
-        return ALL_WORKERS, self._message(DESCRIBE, None, wait, None, {}, replies=True, writing=Writing(JSON))
+        if not self.backend.features & ANSWERS_ALL:
+            raise unsupported("topics")
+        return ALL_WORKERS, self._asking(DESCRIBE, wait, {})
+
+    def _quiet(self, gathered: Gathering, settled: Duration | None) -> Quiet:
+        """How long it is waited for the next answer. Raises ValueError, BackendUnavailable."""
+        if settled is None:
+            return lambda: math.inf
+        usual, expected = seconds(settled, "settled"), self.lookup.expected()
+        return lambda: quiet(expected, [*gathered], usual)
+
+    def _discovering(self, worker: str, wait: float) -> tuple[Address, Message]:
+        """What the worker with this id is asked for."""
+        return ALL_WORKERS, self._asking(DISCOVER, wait, {ONLY: worker})
+
+    def _asking(self, method: str, wait: float, headers: Mapping[str, str]) -> Message:
+        about: dict[str, Any] = {"replies": True, "writing": Writing(JSON), "to_job": False}
+        return self._message(method, None, wait, None, headers, **about)
 
     def _need_topics(self) -> None:
         if "topics" not in self.backend.features:
             raise unsupported("topics")
 
-    def to(self, name: str, queue: str | None) -> Address:
-        """The queue that was asked for, else that of the first route which the job's name fits."""
+    def to(self, name: str, queue: str | Address | None) -> Address:
+        """The queue, or the address, that was asked for, else that of the first route which the job's name
+        fits."""
+        if isinstance(queue, Address):
+            return queue
         if queue is None and self._routes:
             queue = next((each for fits, each in self._routes if fits(name)), None)
         return queue_address(queue or self._queue)
+
+    def looking_for(
+        self, domain: str | None, type: str | None, id: str | None, version: str | None, instance: str | None
+    ) -> Wanted:
+        """What a client's `service` looks for; ValueError if that is none."""
+        if type is None and instance is None:
+            raise ValueError(
+                "say which service: its type (an id tells those of one type apart), or the instance"
+            )
+        domain = self.identity.domain if domain is None and instance is None else domain
+        wanted = Wanted(domain, type, id, version, instance)
+        wanted.check()
+        return wanted
 
     def allowed(self, timeout: Duration | None) -> float | None:
         """The timeout, within the time that is left to the request that is being handled here, if one is."""
@@ -260,29 +315,37 @@ def _end(began: float, timeout: float | None) -> float:
 
 
 def own_headers(headers: Mapping[str, str] | None) -> Mapping[str, str]:
-    """The headers of a call, with those of the request that is being handled here; ValueError for others."""
+    """The headers of a call, with those of the request that is being handled here; ValueError for others,
+    SerializationError if there are too many."""
     request = current_request.get()
     inherited = propagated(request.headers) if request else {}
     if not headers:
         return inherited
-    own = propagated(headers)
+    own = {name: text for name, text in headers.items() if name == VERSION} | propagated(headers)
     if len(own) < len(headers) or not all(isinstance(value, str) for value in own.values()):
         raise ValueError(
-            f"headers are texts, named {OWN}... or {', '.join(TRACE)}, not {dict(headers)!r:.200}"
+            f"headers are texts, named {OWN}..., {VERSION} or {', '.join(TRACE)}, not {dict(headers)!r:.200}"
         )
+    check_headers({**inherited, **own})
     return {**inherited, **own}
 
 
-def _key(name: str, key: Key) -> str:
-    """The header: the key of another job is another one. ValueError for what is no key."""
+def ordered(headers: Mapping[str, str] | None, order_key: Key | None) -> Mapping[str, str]:
+    """`own_headers`, with the one for an order key, if there is one."""
+    own = own_headers(headers)
+    return own if order_key is None else {**own, ORDER_KEY: _text_of(order_key, "order")}
+
+
+def _text_of(key: Key, kind: str) -> str:
+    """The key as text. ValueError for what is no key, which says what `kind` of key it should be."""
     try:
         text = key if isinstance(key, str) else str(key if isinstance(key, UUID) else operator.index(key))
         if not isinstance(key, bool) and len(text.encode()) <= LONGEST_KEY:
-            return f"{name}:" + text
+            return str.__str__(text)  # of an enum, what it is, and not how it is shown
     except (TypeError, ValueError):  # nothing of the three, half of a character, a number without end
         pass
     kinds = f"a str of at most {LONGEST_KEY} bytes in UTF-8, an int or a UUID"
-    raise ValueError(f"an idempotency key is {kinds}, not this {type(key).__name__}")
+    raise ValueError(f"an {kind} key is {kinds}, not this {type(key).__name__}")
 
 
 def _until(at: datetime) -> float:

@@ -3,35 +3,37 @@
 from __future__ import annotations
 
 import time
-from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from concurrent.futures import Future, wait
-from contextlib import closing, suppress
-from datetime import datetime
+from datetime import datetime, timedelta
 from types import TracebackType
 from typing import Any, TypeVar
-from weakref import WeakSet
 
 from .aio import answer, value
-from .backends import asynchronous
 from .backends._retry import sent_within
-from .caller import AS_SET, REASON, Caller, Key, Pause
+from .caller import AS_SET, REASON, Key, Pause
+from .core.events import NOTHING
+from .core.filters import Match, Scalar
 from .core.jobs import Response, current_request
-from .describe import Gathering, WorkerInfo
-from .durations import Duration, seconds
-from .errors import NoReceivers, QueueFull, RpcTimeout
-from .inspection import QueueInfo
-from .job_info import JobInfo, ListedState
-from .loops import LoopThread
+from .core.log_batches import wanted_entries
+from .describe import WorkerInfo
+from .durations import Duration
+from .errors import QueueFull, RpcTimeout
+from .http_peers import HttpPeer, HttpPeers, Style
+from .overview import Overview
 from .pending import OnProgress, PendingCall, Told
 from .proxies import Services
 from .streams.iterators import Stream, Uploadable
-from .transport import STREAM, Address, Backend, Message
+from .streams.records import LogStream, of_logs
+from .streams.subscribing import BUFFER, Callback, EventStream, Hearing, Hearings, RetryOn, Since, wanted
+from .submits import Submits, pipelined
+from .threads import blocked
+from .transport import STREAM, Address, Message
 
 T = TypeVar("T")
 
 
-class RpcClient(Caller):
+class RpcClient(Overview):
     """Calls jobs by name. Safe to share between threads, and to use after a fork.
 
     Without `backend`, everything that is not given comes from the settings module (see `rpc.settings`);
@@ -40,12 +42,14 @@ class RpcClient(Caller):
     "json+types"; see `rpc.codecs`), `compress` how large bodies are made smaller ("gzip", "zstd", with a size
     from which on they are: "gzip:16kB"), `max_message_bytes` the largest request, and reply, `when_full` what
     to do when a bounded queue has no room: "raise" QueueFull, or "wait" for as long as the call may take
-    (`call`: as `timeout` says). Raises SettingsError if there is no usable setting; connects at the first
-    call.
+    (`call`: as `timeout` says), `token` a mapping from names of jobs, or patterns, to the tokens that go with
+    such calls. Raises SettingsError if there is no usable setting; connects at the first call.
     """
 
     def _begin(self) -> None:
         self._submits = Submits(self.backend)
+        self._hearings = Hearings()
+        self._peers = HttpPeers[HttpPeer]()
 
     def call(
         self,
@@ -57,6 +61,7 @@ class RpcClient(Caller):
         delay: Duration | None = None,
         at: datetime | None = None,
         idempotency_key: Key | None = None,
+        order_key: Key | None = None,
         keep: Duration | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> str:
@@ -65,12 +70,14 @@ class RpcClient(Caller):
         `data` is a dict or a list; `ttl` is the seconds after which it is no longer wanted (None: it waits
         as long as it must). It is done after `delay` seconds, or `at` a time (one without a zone is local).
         Of the calls of this job with one `idempotency_key` (a str, an int or a UUID), only the first is done.
+        Jobs with one `order_key` (the same kinds), in one queue, are done one after the other, as they were
+        sent.
         Its outcome is kept for `keep` seconds after its end, for `job()`. Raises SerializationError before
         anything is sent, ValueError, QueueFull, Unsupported by this backend, and BackendUnavailable when the
         broker cannot be had for 5 seconds, or the client's `timeout` if that is less.
         """
 
-        about = name, data, ttl, delay, at, idempotency_key, keep, headers
+        about = name, data, ttl, delay, at, idempotency_key, order_key, keep, headers
         return self._send(lambda: self._job(*about), self.to(name, queue))
 
     def call_and_wait(
@@ -81,6 +88,7 @@ class RpcClient(Caller):
         timeout: Duration | None = AS_SET,
         queue: str | None = None,
         idempotency_key: Key | None = None,
+        order_key: Key | None = None,
         headers: Mapping[str, str] | None = None,
         on_progress: OnProgress | None = None,
         returns: Any = None,
@@ -90,14 +98,17 @@ class RpcClient(Caller):
         `data` is a dict or a list; `timeout` is in seconds (None: without end); `headers` are texts, of the
         trace (`traceparent`, `tracestate`, `baggage`) or the application's own (`x-…`). Of calls of this job
         with one `idempotency_key` (a str, an int or a UUID), only the first is done, and all get its
-        response. Called by a handler, it is a part of that request: within its time, and with those headers
-        of it. Raises ValueError for wrong arguments, RemoteError if the handler raised, MethodNotFound,
-        InvalidParams, WorkerLost, SerializationError, RpcTimeout when the time is up, BackendUnavailable,
-        QueueFull, Unsupported by this backend. A caller that stops waiting, for whatever reason, withdraws a
-        job that has no such key. `on_progress` is called with each `Progress` that the handler tells.
+        response. Jobs with one `order_key` (the same kinds), in one queue, are done one after the other, as
+        they were sent. Called by a handler, it is a part of that request: within its time, and with those
+        headers of it. Raises ValueError for wrong arguments, RemoteError if the handler raised,
+        MethodNotFound, InvalidParams, WorkerLost, SerializationError, RpcTimeout when the time is up,
+        BackendUnavailable, QueueFull, Unsupported by this backend. A caller that stops waiting, for whatever
+        reason, withdraws a job that has no idempotency key. `on_progress` is called with each `Progress` that
+        the handler tells.
         """
         allowed = self.allowed(timeout)
-        pending = PendingCall(self, name, data, allowed, idempotency_key, headers, on_progress, returns)
+        about = name, data, allowed, idempotency_key, headers, on_progress, returns, order_key
+        pending = PendingCall(self, *about)
         return self._with_room(lambda: self._answer(pending, queue), pending.pause)
 
     def submit(
@@ -108,6 +119,7 @@ class RpcClient(Caller):
         timeout: Duration | None = AS_SET,
         queue: str | None = None,
         idempotency_key: Key | None = None,
+        order_key: Key | None = None,
         headers: Mapping[str, str] | None = None,
         on_progress: OnProgress | None = None,
         returns: Any = None,
@@ -117,8 +129,9 @@ class RpcClient(Caller):
         many wait, one thread minds them; it is that which calls `on_progress`. The future's attribute
         `progress` is the last `Progress` that the handler has told (None: none yet)."""
         told = Told(on_progress)
-        options: dict[str, Any] = {"idempotency_key": idempotency_key, "headers": headers, "returns": returns}
-        future = self._submit(answer, name, data, timeout=timeout, queue=queue, on_progress=told, **options)
+        options: dict[str, Any] = {"idempotency_key": idempotency_key, "order_key": order_key}
+        options |= {"headers": headers, "returns": returns, "on_progress": told}
+        future = self._submit(answer, name, data, timeout=timeout, queue=queue, **options)
         return told.by(future)
 
     def invoke(self, name: str, data: Any, **options: Any) -> Any:
@@ -147,17 +160,8 @@ class RpcClient(Caller):
         under way, and no more are taken from the iterable. `timeout`, in seconds, is for each, as
         `returns` is. Errors are as
         in `call_and_wait`: the first one ends it, and what is under way is withdrawn."""
-        under_way: deque[Future[Response]] = deque()
-        try:
-            for item in iterable:
-                under_way.append(self.submit(name, item, timeout=timeout, queue=queue, returns=returns))
-                if len(under_way) >= window:
-                    yield under_way.popleft().result()
-            while under_way:
-                yield under_way.popleft().result()
-        finally:
-            for future in under_way:
-                future.cancel()
+        options: dict[str, Any] = {"timeout": timeout, "queue": queue, "returns": returns}
+        return pipelined(lambda item: self.submit(name, item, **options), iterable, window)
 
     def stream(
         self,
@@ -170,6 +174,7 @@ class RpcClient(Caller):
         timeout: Duration | None = AS_SET,
         queue: str | None = None,
         headers: Mapping[str, str] | None = None,
+        returns: Any = None,
     ) -> Stream:
         """The items that a generator handler yields, one after the other, as a generator.
 
@@ -179,68 +184,124 @@ class RpcClient(Caller):
         StopIteration) is what it returned. `close()`, `with`, or to forget it, closes the generator there.
         A worker must begin it within `timeout` seconds (None: at any time); after that it goes on for as long
         as both sides live. If the worker dies, WorkerLost is raised; with `resume`, another one goes on,
-        whose handler finds in `request.resume_from` how many items there were. Raises ValueError and
+        whose handler finds in `request.resume_from` how many items there were. `returns` is an annotation, to
+        which each item is converted. Raises ValueError and
         SerializationError at once, the other errors of `call_and_wait` and StreamBroken as it goes on.
         """
         options: dict[str, Any] = {"timeout": timeout, "queue": queue, "headers": headers, "items": items}
         where = self._submits.run, self, self._submits.backend
-        return Stream(*where, name, data, window=window, resume=resume, **options)
+        return Stream(*where, name, data, window=window, resume=resume, returns=returns, **options)
 
-    def publish(self, event: str, data: Any = None, *, headers: Mapping[str, str] | None = None) -> str:
+    def publish(self, event: str, data: Any = NOTHING, *, headers: Mapping[str, Scalar] | None = None) -> str:
         """Tell all who listen to an event (see `on`); the id of the event. Returns once the broker has it:
         that nobody listens is no error.
 
-        `data` is a dict or a list, `headers` are texts, by names that the listeners know. Raises ValueError,
-        SerializationError before anything is sent, BackendUnavailable, Unsupported by this backend.
+        `data` is any value, or bytes, which travel as they are; without it, listeners get {}. `headers` are
+        texts, numbers and booleans, by names that the listeners know; those that say who publishes are added.
+        Raises ValueError, SerializationError before anything is sent, BackendUnavailable, Unsupported by this
+        backend.
         """
         to, message = self._event(event, data, headers)
         sent_within(self.allowed(AS_SET), lambda: self.backend.send(to, message))
         return message.id
 
-    def job(self, id: str, *, queue: str | None = None) -> JobInfo:
-        """What is known of a job by its id: `state`, `result`, why it failed; see `JobInfo`. It is looked for
-        in `queue`, else in all that this client knows. Raises BackendUnavailable, Unsupported."""
-        return self._inspector.job(id, queue)
+    def subscribe(
+        self,
+        event: str,
+        *,
+        headers: Mapping[str, Scalar | None] | None = None,
+        match: Match = "all",
+        group: str | None = None,
+        durable: bool = False,
+        callback: Callback | None = None,
+        retries: int = 0,
+        backoff: Duration = 1.0,
+        retry_on: RetryOn = (Exception,),
+        buffer: int = BUFFER,
+        since: Since | None = None,
+    ) -> EventStream:
+        """Hear events, by an iterator or a callback, until it is closed, or this client is. Returns once what
+        is published from now on is heard.
 
-    def jobs(
-        self, *, queue: str | None = None, state: ListedState | None = None, name: str | None = None
-    ) -> list[JobInfo]:
-        """The jobs that are scheduled, wait, run or are dead letters: of one queue, in one state, of one
-        name. Raises ValueError, BackendUnavailable, Unsupported."""
-        return [*self._inspector.jobs(queue, state, name)]
+        `event`, `headers`, `match`, `group` and `durable` are those of `on`: without a group this subscriber
+        hears every event, and at most `buffer` of them wait to be taken. If more come, the oldest are missed,
+        and the next one raises SubscriberLagged. What is for a group is handed out one at a time: it is done
+        when the next one is asked for, or the callback has returned; in a durable group, what was not done
+        goes to another member, or waits. `callback` is called as a listener is, with the data or the Event;
+        what it raises is logged, and tried again as `retries`, `backoff` (seconds) and `retry_on` say. With
+        `since`, what was published since that time (datetime), for so long (timedelta), or after the event
+        with this id (str) is heard first, where the backend remembers it. Raises ValueError, SettingsError
+        for a callback with another number of arguments than one, Unsupported by this backend, and
+        BackendUnavailable if it does not begin within this client's `timeout`.
+        """
+        asked = wanted(
+            event,
+            headers=headers,
+            match=match,
+            group=group,
+            durable=durable,
+            callback=callback,
+            retries=retries,
+            backoff=backoff,
+            retry_on=retry_on,
+            buffer=buffer,
+            since=since,
+        )
+        return self._subscribed(Hearing(self, asked, run=self._submits.wait_for))
 
-    def queues(self) -> list[QueueInfo]:
-        """How many jobs wait, run, are scheduled and dead in each queue that this client knows: those of the
-        settings, and its own. Raises BackendUnavailable, Unsupported."""
-        return self._inspector.queues()
+    def logs(
+        self,
+        *,
+        level: str | int | None = None,
+        service: str | None = None,
+        logger: str | None = None,
+        since: datetime | timedelta | None = None,
+    ) -> LogStream:
+        """Hear what other processes log, until it is closed, or this client is: those that have an
+        `rpc.logs.RpcLogHandler`, and workers that send their logs. Returns once what is logged from now on is
+        heard.
 
-    def cancel(self, id: str, *, queue: str | None = None) -> bool:
-        """`JobInfo.cancel` of the job with this id, wherever it was sent from."""
-        return self._inspector.job(id, queue).cancel()
+        `level` is the lowest one, as "warning" or 30; `service` a pattern for domain, type and id of a
+        service, as "shop.*"; `logger` the name of one, which stands for those below it, too, or a pattern.
+        With `since`, what was sent since then, or for so long, is heard first, where the backend remembers
+        it. Where records are missing, an entry of the logger "rpc.logs" says how many. Raises ValueError,
+        Unsupported by this backend, BackendUnavailable if it does not begin within this client's `timeout`.
+        """
+        wants, asked = wanted_entries(level, service, logger), of_logs(since)
+        self._need_topics()
+        return LogStream(self._subscribed(Hearing(self, asked, run=self._submits.wait_for)), wants)
 
-    def retry(self, id: str, *, queue: str | None = None) -> bool:
-        """`JobInfo.retry` of the job with this id."""
-        return self._inspector.job(id, queue).retry()
+    def _subscribed(self, hearing: Hearing) -> EventStream:
+        self._hearings.join(hearing)
+        hearing.begin(self.allowed(AS_SET))
+        return EventStream(hearing)
+
+    def at(self, url: str, *, style: Style = "simple", token: str | None = None) -> HttpPeer:
+        """Whoever is reached at this URL, or host and port, over HTTP, called in the simple style:
+        `client.at("http://host:5000").helloworld("x")`; or, in the `style` "jsonrpc", as JSON-RPC 2.0 at just
+        this URL. Calls wait as long as this client's do; connections are kept until it is closed. `token` is
+        sent there, and nowhere else. Raises SettingsError, ValueError, Unsupported without the extra
+        `http`."""
+        return self._peers.at(HttpPeer, url, style, token, timeout=self.timeout, most=self.writing.most)
 
     @property
     def services(self) -> Services:
         """What services expose, to be called like functions: `client.services.example.foo(1, key=2)`."""
         return Services(self)
 
-    def describe(self, *, wait: Duration = 0.5) -> list[WorkerInfo]:
-        """What the workers that run now offer, as told by those that answer within `wait` seconds. Raises
-        BackendUnavailable, Unsupported by this backend."""
-        wait = seconds(wait, "wait")
-        gathered, end = Gathering(), time.monotonic() + wait
-        asked = self._describing(wait)
-        with suppress(RpcTimeout, NoReceivers), closing(self.backend.request(*asked)) as replies:
-            while True:
-                gathered.add(replies.receive(max(0.0, end - time.monotonic())))
-        return gathered.workers
-
     def close(self) -> None:
-        """Cancel the submitted calls that are not answered, and give back connections. Idempotent."""
+        """Cancel the submitted calls that are not answered, end subscriptions and watches, and give back
+        connections. Idempotent."""
+        hearings = list(self._hearings)
+        for each in hearings:  # all at once: each may take long while the broker hangs
+            each.leave()
+        for hearing in hearings:
+            hearing.close(done=False)
+        for watch in list(self._watches):
+            watch.close()
         self._submits.close()
+        for peer in self._peers.all():
+            peer.close()
         self._store.close()
         if self._owns_backend:
             self.backend.close()
@@ -260,15 +321,17 @@ class RpcClient(Caller):
         data: Any,
         *,
         timeout: Duration | None = AS_SET,
-        queue: str | None = None,
+        queue: str | Address | None = None,
         idempotency_key: Key | None = None,
+        order_key: Key | None = None,
         headers: Mapping[str, str] | None = None,
         on_progress: OnProgress | None = None,
         returns: Any = None,
     ) -> Future[T]:
         """A future of `what`: `answer`, or `value`."""
         allowed = self.allowed(timeout)
-        pending = PendingCall(self, name, data, allowed, idempotency_key, headers, on_progress, returns)
+        about = name, data, allowed, idempotency_key, headers, on_progress, returns, order_key
+        pending = PendingCall(self, *about)
         where = self._submits.backend, self.to(name, queue)
         return self._submits.run(what(*where, pending))
 
@@ -298,8 +361,9 @@ class RpcClient(Caller):
         to = self.to(pending.name, queue)
         replies = self.backend.request(to, pending.request)
         try:
-            while STREAM in (reply := replies.receive(pending.remaining(time.monotonic()))).headers:
-                pending.told(reply)
+            with blocked():
+                while STREAM in (reply := replies.receive(pending.remaining(time.monotonic()))).headers:
+                    pending.told(reply)
         except RpcTimeout as late:
             hint = str(late) or _heard(self.reason(to))
             raise pending.timed_out(hint, current_request.get(), to.name) from None
@@ -311,27 +375,3 @@ class RpcClient(Caller):
 def _heard(reason: Future[str]) -> str:
     wait([reason], REASON)
     return reason.result() if reason.done() else ""
-
-
-class Submits:
-    """The calls that were submitted: they wait in an event loop, in a thread of its own."""
-
-    def __init__(self, backend: Backend) -> None:
-        self.backend = asynchronous(backend)
-        self._loop = LoopThread("rpc-client")
-        self._open: WeakSet[Future[Any]] = WeakSet()
-
-    def run(self, call: Coroutine[Any, Any, T]) -> Future[T]:
-        if not self._loop.is_running:  # a parent's futures are not for its child: their locks may be held
-            self._open = WeakSet()
-        future = self._loop.run(call)
-        self._open.add(future)
-        return future
-
-    def close(self) -> None:
-        if not self._loop.is_running:
-            return
-        for future in list(self._open):
-            future.cancel()
-        self._loop.run(self.backend.close()).result()
-        self._loop.close()

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from importlib import import_module
-from importlib.metadata import entry_points
 from typing import Any, TypeVar
 
 from .core.codecs import CODECS, SAFE, Accepted, Codec
@@ -76,6 +75,8 @@ def _found(name: str) -> Codec:
 
 
 def _named_by_entry_points() -> dict[str, Any]:
+    from importlib.metadata import entry_points  # it takes as long to import as all of us, and few need it
+
     return {each.name: each for each in entry_points(group=GROUP)}
 
 

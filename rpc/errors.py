@@ -10,6 +10,8 @@ RpcError
 ├── TimeLimitExceeded     the job ran longer than its time limit
 ├── WorkerLost            the worker died, and the job will not be tried again
 ├── StreamBroken          items of a stream were lost on the way
+├── VersionMismatch       the service has another version than is wanted
+├── SubscriberLagged      a subscriber was too slow, or cut off: it has missed events
 ├── NoReceivers           nobody serves what was asked for
 ├── Cancelled             the caller withdrew the call
 ├── QueueFull             the queue is bounded and has no room
@@ -17,6 +19,7 @@ RpcError
 │   └── BackendRefused    the broker is there, and refuses us
 ├── SerializationError    a value, or a message, cannot be encoded or decoded
 ├── Unauthorized          the receiver does not accept this caller
+├── RateLimited           more calls with this token than it allows
 ├── Unsupported           this backend cannot do that
 └── SettingsError         a setting is missing, unknown or of the wrong type
 """
@@ -107,10 +110,34 @@ class StreamBroken(RpcError):
     code = -32014
 
 
+class VersionMismatch(RpcError):
+    """The service that has this job is of another version than the caller wants."""
+
+    code = -32015
+
+
+class SubscriberLagged(RpcError):
+    """A subscriber was too slow, or cut off, and has missed events: `missed` of them (int), or None if nobody
+    knows how many. It goes on with the next one."""
+
+    code = -32016
+
+    def __init__(self, message: str = "", missed: int | None = None) -> None:
+        how_many = "nobody knows how many" if missed is None else f"{missed}, as it was too slow"
+        super().__init__(message or f"the subscriber has missed events: {how_many}")
+        self.missed = missed
+
+
 class Unauthorized(RpcError):
     """The receiver does not accept this caller."""
 
     code = -32003
+
+
+class RateLimited(RpcError):
+    """There were more calls with this token than it allows."""
+
+    code = -32017
 
 
 class Cancelled(RpcError):

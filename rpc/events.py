@@ -10,25 +10,28 @@ import inspect
 import logging
 import random
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from contextvars import copy_context
+from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
-import msgspec
-
 from .core.codecs import Accepted
+from .core.events import Event, decode_event, needs
+from .core.filters import Filter, Match, Scalar
+from .core.handling import HandedBack
 from .core.jobs import FINAL, JobOptions, marking
 from .core.lifecycle import blamed, next_attempt
 from .core.middleware import ContextFactory
-from .core.parameters import conversions, is_annotated
+from .core.parameters import conversions, hints, is_annotated
 from .core.patterns import matcher
-from .core.protocol import decode_call, in_short
+from .core.protocol import in_short
 from .durations import Duration
 from .errors import RpcError, SettingsError, Unsupported, shown
+from .identity import NAMELESS
 from .transport import ADDRESS_NAME as NAME
-from .transport import OWN, Address, Delivery, Message, topic
+from .transport import Address, Delivery, Message, topic
 
 logger = logging.getLogger(__name__)
 
@@ -43,47 +46,48 @@ ANY = "__any__"
 """Stands for `*` in the name of a group's address."""
 BETWEEN = ".."
 """Is there between the group and the pattern, which has nothing like it."""
+FILTERED = re.compile(r"\.__([0-9a-f]{12})__$")
+"""Follows the pattern of a group with a filter: its digest. Groups with different filters are different
+ones, so that none gets what is for the other."""
 
 
-class Event(msgspec.Struct, frozen=True):
-    """What a listener gets that asks for it."""
-
-    topic: str
-    """The event's name."""
-    data: Any
-    """What was published: a dict or a list; {} if nothing was."""
-    headers: Mapping[str, str]
-    """The headers that were published with it."""
-    id: str
-    """The same for all listeners, and if it is delivered again; but on rq a durable group has its own."""
+ONCE = JobOptions()
+"""What is not tried again."""
 
 
 class Subscription(NamedTuple):
     """Times are in seconds."""
 
     pattern: str
-    group: str | None
-    durable: bool
-    options: JobOptions
+    group: str | None = None
+    durable: bool = False
+    options: JobOptions = ONCE
+    filter: Filter = Filter()
 
-    @property
-    def address(self) -> Address:
-        name = self.pattern.partition(".")[0]
+    def address(self, domain: str = NAMELESS) -> Address:
+        """Where it is heard in a domain. Raises ValueError if there cannot be such an address."""
+        name = in_domain(self.pattern.partition(".")[0], domain)
+        needed = needs(self.filter)
         if self.group is None:
-            return topic(name, durable=self.durable)
+            return replace(topic(name, durable=self.durable), needs=needed)
         group = f"{self.group}{BETWEEN}{self.pattern.replace('*', ANY)}"
-        return topic(name, group, durable=self.durable)
+        if digest := self.filter.digest:
+            group += f".__{digest}__"
+        return replace(topic(name, group, durable=self.durable), needs=needed)
 
     @staticmethod
-    def of(address: Address) -> tuple[str, str]:
-        """The pattern and the group of such an address."""
+    def of(address: Address) -> tuple[str, str, str]:
+        """The pattern and the group of such an address, and the digest of its filter ("": it has none)."""
         group, _, pattern = (address.group or "").rpartition(BETWEEN)
-        return pattern.replace(ANY, "*"), group
+        pattern, *digest = FILTERED.split(pattern)[:2]
+        return pattern.replace(ANY, "*"), group, "".join(digest)
 
 
 def on(
     event: str,
     *,
+    headers: Mapping[str, Scalar | None] | None = None,
+    match: Match = "all",
     group: str | None = None,
     durable: bool = False,
     retries: int = 0,
@@ -92,46 +96,72 @@ def on(
 ) -> Callable[[F], F]:
     """Have a function, or a method of a service, called with each event of this name. May be repeated.
 
-    `event` may have wildcards after its first dot: `order.*` is all that begins with `order.`. Every worker
-    process hears it; of those that listen to the same `event` with one `group`, only one does. A `durable`
-    group hears what was published while none of its workers ran, too, and again if one dies; for others, what
-    nobody hears is gone. `retries`, `backoff` (seconds) and `retry_on` are as in `job`. The function gets the
-    data, converted to its annotation; or the Event, if its parameter is named `event` or is annotated so.
-    Raises ValueError.
+    `event` may have wildcards after its first dot: `order.*` is all that begins with `order.`. With
+    `headers`, those that match are heard: all of them, or `match="any"`; None stands for any value (see
+    `rpc.core.filters.matches`). Every worker process hears it; of those that listen to the same `event`, with
+    the same headers, in one `group`, only one does. A `durable` group hears what was published while none of
+    its workers ran, too, and again if one dies; for others, what nobody hears is gone. `retries`, `backoff`
+    (seconds) and `retry_on` are as in `job`. The function gets the data, converted to its annotation; or the
+    Event, if its parameter is named `event` or is annotated so. Raises ValueError.
     """
-    if not PATTERN.fullmatch(event) or event.partition(".")[0] == RESERVED:
-        raise ValueError(
-            f"{event!r} is no event: a name, and after its first dot more of them, or '*': as in 'order.*'; "
-            f"{RESERVED!r} is reserved"
-        )
-    if group is not None and not NAME.fullmatch(group):
-        raise ValueError(f"{group!r} is no group: letters, digits, '_', '.', '-', at most 128")
     options = JobOptions.checked(None, retries, backoff, retry_on)
-    subscription = Subscription(event, group, durable, options)
-    address = subscription.address  # ValueError if there cannot be one
-    if durable:
-        _ = address.subscription_queue
-
+    subscription = subscribed(event, headers, match, group, durable, options)
     return marking("__rpc_on__", subscription, several=True)
 
 
-def event_address(name: str) -> Address:
-    """Where an event is published; ValueError if that is no event's name."""
+def subscribed(
+    event: str,
+    headers: Mapping[str, Scalar | None] | None = None,
+    match: Match = "all",
+    group: str | None = None,
+    durable: bool = False,
+    options: JobOptions = ONCE,
+) -> Subscription:
+    """What is subscribed to with these arguments of `on`. Raises ValueError."""
+    if not isinstance(event, str) or not PATTERN.fullmatch(event) or event.partition(".")[0] == RESERVED:
+        raise ValueError(
+            f"{event!r:.200} is no event: a name, and after its first dot more of them, or '*': as in "
+            f"'order.*'; {RESERVED!r} is reserved"
+        )
+    if durable and group is None:
+        raise ValueError("durable needs group=: what is published is kept for one")
+    if group is not None and not NAME.fullmatch(group):
+        raise ValueError(f"{group!r} is no group: letters, digits, '_', '.', '-', at most 128")
+    subscription = Subscription(event, group, durable, options, Filter.of(headers, match))
+    address = subscription.address()  # ValueError if there cannot be one
+    if durable:
+        _ = address.subscription_queue
+    return subscription
+
+
+def in_domain(topic: str, domain: str) -> str:
+    """The name of the address of a topic in a domain: events have no dots in theirs."""
+    return topic if domain == NAMELESS else f"{domain}.{topic}"
+
+
+def event_address(name: str, domain: str = NAMELESS) -> Address:
+    """Where an event is published in a domain; ValueError if that is no event's name."""
     if not EVENT.fullmatch(name) or name.partition(".")[0] == RESERVED:
         raise ValueError(
             f"{name!r} is no event: letters, digits, '_' and '-', in parts with dots between them, "
             f"the first of which is not {RESERVED!r}"
         )
-    return topic(name.partition(".")[0])
+    return topic(in_domain(name.partition(".")[0], domain))
 
 
 class Listener:
     """A function that hears events."""
 
-    def __init__(self, name: str, handler: Callable[..., Any], subscription: Subscription) -> None:
-        self.name, self.subscription, self.address = name, subscription, subscription.address
-        self._handler = handler
-        self.matches = matcher(subscription.pattern)
+    def __init__(
+        self, name: str, handler: Callable[..., Any], subscription: Subscription, domain: str = NAMELESS
+    ) -> None:
+        self.name, self.subscription = name, subscription
+        try:
+            self.address = subscription.address(domain)
+        except ValueError as error:
+            raise SettingsError(f"listener {name}: {error}") from error
+        self.handler = handler
+        self._matches = matcher(subscription.pattern)
         parameters = [
             each
             for each in inspect.signature(handler).parameters.values()
@@ -148,6 +178,15 @@ class Listener:
         self.failures = 0
         """How often it raised."""
 
+    def wants(self, event: Event) -> bool:
+        """Whether it is to hear this event, which came to its address."""
+        return bool(self._matches(event.topic)) and self.subscription.filter(event.headers)
+
+    @property
+    def payload(self) -> Any:
+        """The annotation of the data that it wants; Any if it says nothing of them."""
+        return Any if self._wants_event else hints(self.handler)[0].get(self._parameter, Any)
+
     def argument(self, event: Event) -> Any:
         """What it is called with; InvalidParams if the data is not what it wants."""
         if self._wants_event:
@@ -155,13 +194,13 @@ class Listener:
         return event.data if self._convert is None else self._convert(event.data, self._parameter)
 
     def call(self, event: Event) -> Any:
-        return self._handler(self.argument(event))
+        return self.handler(self.argument(event))
 
 
-def listeners_in(members: Sequence[tuple[str, Callable[..., Any]]]) -> list[Listener]:
+def listeners_in(members: Sequence[tuple[str, Callable[..., Any]]], domain: str = NAMELESS) -> list[Listener]:
     """Those among these functions that are marked with `on`; SettingsError if they cannot be."""
     found = [
-        Listener(name, each, subscription)
+        Listener(name, each, subscription, domain)
         for name, each in members
         for subscription in getattr(each, "__rpc_on__", ())
     ]
@@ -169,7 +208,30 @@ def listeners_in(members: Sequence[tuple[str, Callable[..., Any]]]) -> list[List
     for address in durable:
         if durable.count(address) > 1:
             raise SettingsError(f"{address} is durable, and has two listeners: give each a group of its own")
+    check_groups(found)
     return found
+
+
+def check_groups(listeners: Iterable[Listener]) -> None:
+    """Raises SettingsError if members of one group want different headers."""
+    filters: dict[tuple[str, str], Listener] = {}
+    for each in listeners:
+        pattern, group, wanted = each.subscription.pattern, each.subscription.group, each.subscription.filter
+        first = filters.setdefault((pattern, group), each) if group else each
+        if first.subscription.filter.digest != wanted.digest:
+            raise SettingsError(
+                f"the members of group {group!r} of {pattern!r} want different headers ({first.name}, "
+                f"{each.name}): give each a group of its own"
+            )
+
+
+def _addresses(listeners: Iterable[Listener]) -> list[Address]:
+    """Each once, with what all of its listeners need."""
+    found: dict[Address, Address] = {}
+    for to in (each.address for each in listeners):
+        known = found.setdefault(to, to).needs
+        found[to] = replace(to, needs=None if known is None or to.needs is None else known + to.needs)
+    return [*found.values()]
 
 
 class Events:
@@ -188,7 +250,7 @@ class Events:
     ) -> None:
         self.listeners, self._accept, self._run, self._later = listeners, accept, run, later
         self._context = context
-        self.addresses = list(dict.fromkeys(each.address for each in listeners))
+        self.addresses = _addresses(listeners)
 
     def check(self, features: frozenset[str]) -> None:
         """Raises Unsupported if a backend with these features cannot carry what they listen to."""
@@ -205,27 +267,32 @@ class Events:
     def __call__(self, delivery: Delivery) -> None:
         message = delivery.message
         try:
-            event = self._event(message)
+            event = self.event(message)
         except RpcError as error:
             logger.warning(
                 "refused an event (%s): %s: %s", shown(message.id), type(error).__name__, shown(error)
             )
         else:
             for listener in self.listeners:
-                if listener.address == delivery.to and listener.matches(event.topic):
-                    self._hear(listener, event, message.attempt, delivery)
+                if listener.address == delivery.to and listener.wants(event):
+                    self.hear(listener, event, message.attempt, delivery)
         delivery.finish(None)
 
-    def _event(self, message: Message) -> Event:
-        call = decode_call(*self._accept.opened(message))
-        headers = {
-            key.removeprefix(OWN): text for key, text in message.headers.items() if key.startswith(OWN)
-        }
-        return Event(call.method, {} if call.params is None else call.params, headers, message.id)
+    def event(self, message: Message) -> Event:
+        """The event in a message; RpcError if there is none that can be read."""
+        return decode_event(message, self._accept)
 
-    def _hear(self, listener: Listener, event: Event, attempt: int, delivery: Delivery) -> None:
+    def hear(
+        self, listener: Listener, event: Event, attempt: int = 1, delivery: Delivery | None = None
+    ) -> None:
+        """Have a listener hear an event. Only one that is durable needs the delivery."""
         try:
             copy_context().run(self._call, listener, event)
+        except HandedBack:
+            if delivery and listener.subscription.durable:
+                self._safely(
+                    event, partial(delivery.postpone, 0.0, delivery.message.replace(deliveries=None))
+                )
         except BaseException as error:  # as handlers, listeners may raise anything
             listener.failures += 1
             self._failed(listener, event, attempt, delivery, error)
@@ -237,7 +304,7 @@ class Events:
                 self._run(result)
 
     def _failed(
-        self, listener: Listener, event: Event, attempt: int, delivery: Delivery, error: BaseException
+        self, listener: Listener, event: Event, attempt: int, delivery: Delivery | None, error: BaseException
     ) -> None:
         options, what = listener.subscription.options, (listener.name, event.topic, event.id)
         is_retried = options.retries > 0 and isinstance(error, options.retry_on)
@@ -254,16 +321,19 @@ class Events:
             )
         if not is_retried:
             return
-        if not listener.subscription.durable:
-            hear = partial(copy_context().run, self._hear, listener, event, attempt + 1, delivery)
+        if delivery is None or not listener.subscription.durable:
+            hear = partial(copy_context().run, self.hear, listener, event, attempt + 1, delivery)
             if again and not self._later(pause, hear):
                 logger.warning("event %r (%s) is not tried again: too many are", event.topic, shown(event.id))
-            return
+        elif again:
+            following = next_attempt(delivery.message, delivery.message.ttl)
+            self._safely(event, partial(delivery.postpone, pause, following))
+        else:
+            self._safely(event, partial(delivery.bury, in_short(error), None))
+
+    def _safely(self, event: Event, action: Callable[[], None]) -> None:
         try:
-            if again:
-                delivery.postpone(pause, next_attempt(delivery.message, delivery.message.ttl))
-            else:
-                delivery.bury(in_short(error), None)
+            action()
         except RpcError as trouble:
             logger.warning(
                 "event %r (%s) could be neither postponed nor buried: %s",

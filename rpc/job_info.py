@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime, timezone
 from functools import partial
@@ -20,6 +20,7 @@ from .core.protocol import decode_reply, encode_error
 from .errors import Cancelled, RpcError, RpcTimeout, SerializationError, Unsupported, shown
 from .inspection import Counts, DeadLetter, DeadLetters, Entry, Inspection, QueueInfo, Results
 from .settings import Settings
+from .signing.backend import signing
 from .transport import FAILED, KEEP, NAME, Backend, Delivery, Message, unpacked
 
 logger = logging.getLogger(__name__)
@@ -139,10 +140,11 @@ class Inspector:
             found += [self._of_letter(letter) for letter in shelf.dead_letters(each)]
             yield from (info for info in found if state in (None, info.state) and name in (None, info.name))
 
-    def queues(self) -> list[QueueInfo]:
-        """How many jobs are in each queue. Raises BackendUnavailable, Unsupported."""
+    def queues(self, more: Iterable[str] = ()) -> list[QueueInfo]:
+        """How many jobs are in each queue, and in some more. Raises BackendUnavailable, Unsupported."""
         self._need("counts")
-        return [cast("Counts", self._backend).queue_info(name) for name in self._queues]
+        names = dict.fromkeys((*self._queues, *more))
+        return [cast("Counts", self._backend).queue_info(name) for name in names]
 
     def cancel(self, job: JobInfo) -> bool:
         """As `JobInfo.cancel`."""
@@ -280,7 +282,8 @@ class Store:
 
     def __init__(self, settings: Settings) -> None:
         self._is_own = isinstance(settings.store, str)
-        self.backend: Any = backend_from_url(settings.store) if self._is_own else settings.store
+        store: Any = backend_from_url(settings.store) if self._is_own else settings.store
+        self.backend: Any = signing(settings, store)
 
     def close(self) -> None:
         """Give back its connections. Idempotent."""

@@ -11,7 +11,6 @@ import select
 import socket
 import threading
 import time
-import weakref
 from collections import deque
 from collections.abc import Callable, Coroutine
 from contextlib import suppress
@@ -19,11 +18,12 @@ from contextvars import copy_context
 from functools import cached_property, partial
 from heapq import heappop, heappush
 from itertools import count
-from queue import Empty, SimpleQueue
 from threading import Thread
 from typing import Any, Generic, TypeVar
 
 from .errors import RpcError
+from .greenlets import new_event_loop, own_running_loop
+from .threads import DaemonThreads, is_ready
 
 logger = logging.getLogger(__name__)
 
@@ -31,65 +31,6 @@ T = TypeVar("T")
 
 MOST = 32
 """Threads for what blocks, of an event loop, as asyncio has it."""
-
-
-class DaemonThreads(concurrent.futures.ThreadPoolExecutor):
-    """An executor of at most so many threads. They do not keep the process from ending, and what comes when
-    its main thread has ended, or in `atexit`, is done: that of `concurrent.futures` refuses it."""
-
-    def __init__(self, most: int, name: str) -> None:
-        super().__init__(most, name)
-        self._most, self._name, self._submitting = most, name, threading.Lock()
-        self._free, self._todo = threading.Semaphore(0), SimpleQueue[_Todo]()
-        self._started: list[threading.Thread] = []
-        self._end = weakref.finalize(self, _end_all, self._todo, self._started)
-        self._end.atexit = False
-
-    def submit(
-        self, action: Callable[..., T], /, *arguments: Any, **named: Any
-    ) -> concurrent.futures.Future[T]:
-        """Raises RuntimeError after `shutdown`, and if no thread can be started."""
-        future: concurrent.futures.Future[T] = concurrent.futures.Future()
-        with self._submitting:
-            if not self._end.alive:
-                raise RuntimeError(f"the threads {self._name} were shut down")
-            if not self._free.acquire(blocking=False) and len(self._started) < self._most:
-                name, work = f"{self._name}_{len(self._started)}", (self._todo, self._free)
-                thread = threading.Thread(target=_work_off, args=work, name=name, daemon=True)
-                thread.start()
-                self._started.append(thread)
-            self._todo.put((future, partial(action, *arguments, **named)))
-        return future
-
-    def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
-        """Let the threads end as soon as there is nothing to do."""
-        with self._submitting:
-            while cancel_futures and not self._todo.empty():
-                with suppress(Empty):
-                    self._todo.get_nowait()[0].cancel()  # type: ignore[index]
-            self._end()
-        for thread in self._started if wait else ():
-            thread.join()
-
-
-_Todo = tuple["concurrent.futures.Future[Any]", Callable[[], Any]] | None
-
-
-def _end_all(todo: SimpleQueue[_Todo], threads: list[threading.Thread]) -> None:
-    for _ in threads:
-        todo.put(None)
-
-
-def _work_off(todo: SimpleQueue[_Todo], free: threading.Semaphore) -> None:
-    while (work := todo.get()) is not None:
-        future, action = work
-        if future.set_running_or_notify_cancel():
-            try:
-                future.set_result(action())
-            except BaseException as error:  # it is raised where somebody waits
-                future.set_exception(error)
-        del work, future, action  # which are not to live until there is more to do
-        free.release()
 
 
 class LoopThread:
@@ -137,7 +78,7 @@ class LoopThread:
         with self._lock:
             if self._loop is None:
                 try:
-                    loop = asyncio.new_event_loop()
+                    loop = new_event_loop()
                 except OSError as error:
                     raise RpcError(f"no event loop can be made: {error}") from error
                 loop.set_default_executor(DaemonThreads(MOST, self._name))
@@ -272,15 +213,16 @@ def _cancel(loop: asyncio.AbstractEventLoop, task: asyncio.Task[None]) -> None:
 
 
 def _serve(loop: asyncio.AbstractEventLoop) -> None:
-    loop.run_forever()
-    loop.run_until_complete(asyncio.sleep(0))  # what was to be run, but has not begun
-    if left := asyncio.all_tasks(loop):
-        for task in left:
-            task.cancel()
-        loop.run_until_complete(asyncio.wait(left, timeout=1))  # one may refuse to be cancelled
-    loop.run_until_complete(loop.shutdown_asyncgens())
-    loop.run_until_complete(loop.shutdown_default_executor())
-    loop.close()
+    with own_running_loop():
+        loop.run_forever()
+        loop.run_until_complete(asyncio.sleep(0))  # what was to be run, but has not begun
+        if left := asyncio.all_tasks(loop):
+            for task in left:
+                task.cancel()
+            loop.run_until_complete(asyncio.wait(left, timeout=1))  # one may refuse to be cancelled
+        loop.run_until_complete(loop.shutdown_asyncgens())
+        loop.run_until_complete(loop.shutdown_default_executor())
+        loop.close()
 
 
 class locked_cached_property(cached_property):  # type: ignore[type-arg]
@@ -312,10 +254,10 @@ class Alarm:
 
     def wait(self, seconds: float) -> None:
         """Until it is rung, or that time has passed. What led to it must be looked at after that."""
-        select.select([self._ear], [], [], seconds)
-        self._rung = False
+        is_ready(self._ear, select.POLLIN, seconds)
         with suppress(BlockingIOError):
             self._ear.recv(4096)
+        self._rung = False  # last: rung before that, nothing is sent, and after it nothing of it is lost
 
     def fileno(self) -> int:
         """For `select` and `poll`: readable once it is rung."""

@@ -8,13 +8,12 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
-from .caller import Caller, Key, own_headers
+from .caller import Caller, Key, ordered
 from .core.conversation import Conversation, decode_progress
 from .core.jobs import Progress
 from .core.parameters import result_conversion
-from .core.protocol import encode_items, sized
 from .core.streams import PROGRESS, PROGRESSED
-from .errors import QueueFull, SerializationError
+from .errors import QueueFull
 from .transport import STREAM, Address, Message
 
 F = TypeVar("F")
@@ -38,18 +37,12 @@ class PendingCall(Conversation):
         headers: Mapping[str, str] | None,
         on_progress: OnProgress | None = None,
         returns: Any = None,
+        order_key: Key | None = None,
     ) -> None:
         """`returns` is an annotation for the result. Raises ValueError, SerializationError."""
-        wanted, own = None if returns is None else result_conversion(returns), own_headers(headers)
-        self._on_progress = on_progress
-        self._caller, self._what = (
-            caller,
-            (
-                data,
-                idempotency_key,
-                {**own, PROGRESS: "1"} if on_progress else own,
-            ),
-        )
+        wanted, own = None if returns is None else result_conversion(returns), ordered(headers, order_key)
+        self._caller, self._on_progress = caller, on_progress
+        self._what = data, idempotency_key, {**own, PROGRESS: "1"} if on_progress else own
         request = self._message(name, timeout)
         super().__init__(request, name, timeout, time.monotonic(), caller.accepted, wanted)
 
@@ -79,7 +72,7 @@ class PendingCall(Conversation):
 class PendingStream(Conversation):
     """A stream, which is to begin within so many seconds from now."""
 
-    __slots__ = ("_caller", "codec")
+    __slots__ = ("_caller", "_each", "writing")
 
     def __init__(
         self,
@@ -88,9 +81,12 @@ class PendingStream(Conversation):
         data: Any,
         timeout: float | None,
         headers: Mapping[str, str],
+        returns: Any,
     ) -> None:
-        """`headers` are those of the stream and of the call. Raises ValueError, SerializationError."""
-        self._caller, self.codec = caller, caller.writing.codec
+        """`headers` are those of the stream and of the call, `returns` is an annotation for its items. Raises
+        ValueError, SerializationError."""
+        self._caller, self.writing = caller, caller.writing
+        self._each = None if returns is None else result_conversion(returns)
         message = caller._message(name, data, None, None, headers, replies=True)
         super().__init__(message, name, timeout, time.monotonic(), caller.accepted)
 
@@ -102,17 +98,9 @@ class PendingStream(Conversation):
         """As that of the caller."""
         return self._caller.reason(to)
 
-    def encoded(self, value: Any) -> bytes:
-        """What is sent to the generator, or uploaded. Raises SerializationError."""
-        try:
-            body = self.codec.encode(value)
-        except SerializationError as error:
-            raise self.codec.located(error, value=value) from error
-        return sized(body, self._caller.writing.most)
-
-    def items_body(self, items: list[bytes]) -> bytes:
-        """The body of a message that carries encoded items."""
-        return encode_items(self.request.id, items, self.codec)
+    def item(self, item: Any) -> Any:
+        """One that has come, as it is wanted. Raises SerializationError."""
+        return self._converted(item, self._each, "an item") if self._each else item
 
 
 class Told:

@@ -35,6 +35,8 @@ from .core.jobs import Jobs, Request
 from .core.lifecycle import ProcessLost, RaisedInChild
 from .core.protocol import decode_reply, encode_error
 from .errors import RemoteError, RpcError, SettingsError
+from .greenlets import are_patched_in
+from .identity import Identity
 from .limits import Limits
 from .loops import pop_or_none
 from .settings import Settings
@@ -70,6 +72,10 @@ class Plan(msgspec.Struct):
     """The URL for its client; "": the settings know."""
     level: int
     """Of its log."""
+    identity: Identity
+    """Which service its worker is."""
+    sends_logs: bool
+    """Whether it publishes what it logs."""
     accept: list[str]
     """The codecs that it reads, by their names."""
 
@@ -90,7 +96,8 @@ def plan_of(jobs: Jobs, settings: Settings, given: set[str], backend: Any, conte
     chosen = settings.client_backend or backend or settings.receiver_backend or settings.backend
     url, level = chosen if isinstance(chosen, str) else "", logging.getLogger().level
     where = None if context is nullcontext else _path(context)
-    return Plan(settings.origin, rest, paths, where, url, level, [*settings.accept]) if names else None
+    who = settings.identity, settings.send_logs
+    return Plan(settings.origin, rest, paths, where, url, level, *who, [*settings.accept]) if names else None
 
 
 def _path(target: Any) -> Path | None:
@@ -119,9 +126,14 @@ class Prefork:
         """A pipe into which nobody writes: what this process holds ends with it, and so do the children."""
 
     def start(self) -> None:
-        """Make the first child. Raises SettingsError if it cannot load the handlers."""
+        """Make the first child. Raises SettingsError if it cannot load the handlers, or there can be none."""
         if self._plan is None:
             return
+        if are_patched_in():  # to wait for a child would have all greenlets wait
+            raise SettingsError(
+                "jobs with fork=True cannot be run where gevent has patched the standard library: give them "
+                "a queue, and a worker without gevent"
+            )
         self._life, self._held = os.pipe()
         try:
             self._idle.append(self._made())

@@ -28,6 +28,7 @@ from .core.jobs import Jobs, Progress, Request, current_request, jobs_from
 from .core.lifecycle import is_tried_again
 from .core.protocol import decode_call, decode_reply, encode_error
 from .errors import SerializationError, SettingsError, Unsupported
+from .logs import RpcLogHandler
 from .prefork import Path, Plan, decode, encode
 from .services import gathered, service
 from .settings import Settings
@@ -43,11 +44,13 @@ def main(pipe: int, life: int) -> None:
     parent = _Parent(Connection(os.dup(pipe)))  # that which is left open ends with the process, not before
     plan = msgspec.convert(parent.hear()[1], Plan)
     try:
-        settings = _loaded(*plan.origin) if plan.origin else None
+        settings = (_loaded(*plan.origin) if plan.origin else Settings()).of(plan.identity)
         logging.basicConfig(
             level=plan.level, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S"
         )
-        jobs = _jobs(plan, settings or Settings())
+        if plan.sends_logs:
+            logging.getLogger().addHandler(RpcLogHandler(plan.backend or None, settings))
+        jobs = _jobs(plan, settings)
         context = _found(plan.context) if plan.context else nullcontext
         accept = accepted(plan.accept)
     except Exception as error:  # the modules are the user's
@@ -168,17 +171,17 @@ class _Delivery:
 class _Calls:
     """What handlers call others with: a client of this process's own."""
 
-    def __init__(self, plan: Plan, settings: Settings | None) -> None:
+    def __init__(self, plan: Plan, settings: Settings) -> None:
         self._plan, self._settings = plan, settings
 
     @cached_property
     def client(self) -> RpcClient:
-        if not self._plan.backend and self._settings is None:
+        if not self._plan.backend and self._plan.origin is None:
             raise Unsupported(
                 "a handler with fork=True can call others if the receiver's backend is given as a URL, or by "
                 "a settings module"
             )
-        client = RpcClient(settings=self._settings or Settings(), backend=self._plan.backend or None)
+        client = RpcClient(settings=self._settings, backend=self._plan.backend or None)
         if "processes" not in client.backend.features:
             raise Unsupported(
                 "a handler with fork=True cannot call others on this backend: it is of one process"

@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import asyncio
+import math
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
+from functools import wraps
 from inspect import Parameter, signature
 from types import MappingProxyType
 from typing import Any, Protocol
 
 from .core.protocol import Arguments
+from .core.registry import ServiceInfo, Wanted, least_loaded
 from .describe import WorkerInfo, names
+from .errors import BackendUnavailable
+from .registry.announcing import instance_address
+from .registry.lookup import Lookup
+from .transport import VERSION
+
+REMEMBERED = 0.2
+"""Seconds for which it is not looked again who runs."""
 
 
 def options_of(method: Callable[..., Any]) -> frozenset[str]:
@@ -48,8 +61,9 @@ class Services:
     __iter__ = None
     """Else `list` and `in` would take it for an endless sequence, because of its `__getitem__`."""
 
-    def __init__(self, client: Invoker) -> None:
-        self._client = client
+    def __init__(self, client: Invoker, *, all_jobs: bool = False) -> None:
+        """With `all_jobs`, `dir()` has the jobs that are no methods, too."""
+        self._client, self._all_jobs = client, all_jobs
 
     def __getattr__(self, name: str) -> Proxy:
         _check(name)
@@ -60,7 +74,8 @@ class Services:
 
     def __dir__(self) -> list[str]:
         """Those of the workers that run now."""
-        return sorted({name.partition(".")[0] for name in names(self._client.known()) if "." in name})
+        known = names(self._client.known())
+        return sorted({name.partition(".")[0] for name in known if self._all_jobs or "." in name})
 
 
 class Proxy:
@@ -126,3 +141,125 @@ def _check(name: str) -> None:
     # What Python, or a debugger, looks for: also in an object that `copy` has not filled yet.
     if name.startswith("_"):
         raise AttributeError(f"{name!r}: what begins with '_' is private, and not for clients")
+
+
+class OneService:
+    """A client for the jobs of one service, of any of a type, or of one instance: who runs, and fits, is
+    looked up again and again."""
+
+    def __init__(self, client: Any, lookup: Lookup, wanted: Wanted, wait: float) -> None:
+        """`wait` is the seconds for which a call waits until there is one."""
+        self._client, self._lookup, self._wanted, self._wait = client, lookup, wanted, wait
+        self._found: list[ServiceInfo] = []
+        self._found_until = -math.inf
+
+    @property
+    def invoke(self) -> Callable[..., Any]:
+        return self._there(self._client.invoke)
+
+    @property
+    def invoke_soon(self) -> Callable[..., Any]:
+        return self._there(self._client.invoke_soon)
+
+    @property
+    def submit(self) -> Callable[..., Any]:
+        return self._there(self._client.submit)
+
+    @property
+    def call(self) -> Callable[..., Any]:
+        return self._there(self._client.call)
+
+    @property
+    def call_and_wait(self) -> Callable[..., Any]:
+        return self._there(self._client.call_and_wait)
+
+    @property
+    def stream(self) -> Callable[..., Any]:
+        return self._there(self._client.stream)
+
+    def known(self) -> list[WorkerInfo]:
+        ids = {each.instance for each in self._lookup.services(self._wanted)}
+        return [each for each in self._client.known() if each.id in ids]
+
+    def _there(self, way: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(way)
+        def there(name: str, data: Any = None, **options: Any) -> Any:
+            return way(name, data, **self._routed(self._recent() or self._look(), options))
+
+        return there
+
+    def _recent(self) -> list[ServiceInfo]:
+        """Who was there a moment ago."""
+        return self._found if time.monotonic() < self._found_until else []
+
+    def _look(self) -> list[ServiceInfo]:
+        known = self._lookup.find(self._wanted, self._wait)
+        found = self._served(known)
+        if not found:  # who was known has gone since
+            self._lookup.forget(known)
+            found = self._lookup.find(self._wanted, self._wait)
+        self._found, self._found_until = found, time.monotonic() + REMEMBERED
+        return found
+
+    def _served(self, services: list[ServiceInfo]) -> list[ServiceInfo]:
+        """Those among them whose queue is served, as far as the broker can tell: one that was killed is known
+        to be gone after its lease, one that stopped at once."""
+        if self._wanted.instance or "presence" not in self._client.backend.features:
+            return services
+        by_queue: dict[str, list[ServiceInfo]] = {}
+        for each in services:
+            by_queue.setdefault(self._queue_of(each), []).append(each)
+        return [each for queue, those in by_queue.items() if self._is_served(queue) for each in those]
+
+    def _is_served(self, queue: str) -> bool:
+        try:
+            return bool(self._client.backend.is_served(queue))
+        except BackendUnavailable:  # the call will tell
+            return True
+
+    def _queue_of(self, service: ServiceInfo) -> str:
+        own, shared, versioned = service.identity.queues
+        return versioned if self._wanted.version else own if self._wanted.id else shared
+
+    def _routed(self, found: Sequence[ServiceInfo], options: dict[str, Any]) -> dict[str, Any]:
+        """The options of a call to one of these. One for any version, or of any id, goes to the queue which
+        they share."""
+        if self._wanted.version:
+            options["headers"] = {**(options.get("headers") or {}), VERSION: self._wanted.version}
+        chosen = least_loaded(found, random.random())
+        if self._wanted.instance:
+            return {**options, "queue": instance_address(chosen.instance)}
+        return {**options, "queue": self._queue_of(chosen)}
+
+
+class OneServiceAsync(OneService):
+    """The same for an AsyncRpcClient."""
+
+    @property
+    def invoke_soon(self) -> Callable[..., Any]:
+        return self._at_once(self._client.invoke_soon)
+
+    @property
+    def submit(self) -> Callable[..., Any]:
+        return self._at_once(self._client.submit)
+
+    @property
+    def stream(self) -> Callable[..., Any]:
+        return self._at_once(self._client.stream)
+
+    def _there(self, way: Callable[..., Any]) -> Callable[..., Any]:
+        @wraps(way)
+        async def there(name: str, data: Any = None, **options: Any) -> Any:
+            found = self._recent() or await asyncio.to_thread(self._look)
+            return await way(name, data, **self._routed(found, options))
+
+        return there
+
+    def _at_once(self, way: Callable[..., Any]) -> Callable[..., Any]:
+        """For what is not awaited: it goes to who is known."""
+
+        @wraps(way)
+        def there(name: str, data: Any = None, **options: Any) -> Any:
+            return way(name, data, **self._routed(self._lookup.known(self._wanted), options))
+
+        return there

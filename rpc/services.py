@@ -33,7 +33,7 @@ class Service:
     """What a receiver finds in an object. Made by `service()`."""
 
     name: str
-    """ "" if it exposes nothing."""
+    """ "" if it exposes nothing, or under no name."""
     jobs: dict[str, Callable[..., Any]]
     hidden: frozenset[str]
     """The names of other methods."""
@@ -44,7 +44,8 @@ class Service:
 def service(source: Any, *, name: str | None = None, restricted: Iterable[str] = ()) -> Service:
     """What an object, a class (of which one is made), or a module offers: the methods that are marked with
     `expose`, under `name`, or under the `name` that it has itself. Given a name here, what marks nothing
-    exposes all its public functions but the `restricted` ones. Raises SettingsError.
+    exposes all its public functions but the `restricted` ones. With the name "", they are jobs under their
+    own names: for a worker that is one service, and called by its type. Raises SettingsError.
     """
     if isinstance(source, Service):
         return source
@@ -54,24 +55,30 @@ def service(source: Any, *, name: str | None = None, restricted: Iterable[str] =
         source = _made(source)
     members = dict(_members(source))
     exposed = {key: each for key, each in members.items() if getattr(each, "__rpc_exposed__", False)}
-    if name and not exposed:
+    if name is not None and not exposed:
         exposed = {key: each for key, each in members.items() if not key.startswith("_")}
     restricted = frozenset(restricted)
     if unknown := restricted - members.keys():
         raise SettingsError(f"{source!r} has no {', '.join(sorted(unknown))} to be restricted")
     exposed = {key: each for key, each in exposed.items() if key not in restricted}
-    label = name or _own_name(source)
+    label = _own_name(source) if name is None else name
     if exposed:
-        _check(label, exposed, source)
+        if name != "":
+            _check(label, exposed, source)
     elif not any(hasattr(each, mark) for each in members.values() for mark in MARKS):
         raise SettingsError(f"{source!r} offers nothing: mark methods with expose, on, every or cron")
     hidden = {key for key in members if not key.startswith("_")} - exposed.keys() - restricted
     return Service(
         label if exposed else "",
-        {f"{label}.{key}": each for key, each in exposed.items()},
-        frozenset(f"{label}.{key}" for key in hidden if exposed),
+        {f"{label}.{key}".lstrip("."): each for key, each in exposed.items()},
+        frozenset(f"{label}.{key}".lstrip(".") for key in hidden if exposed),
         tuple((f"{label or _place(source)}.{key}", each) for key, each in members.items()),
     )
+
+
+def health_check() -> bool:
+    """Whether this service is well: a job that each service has, unless it has one of this name itself."""
+    return True
 
 
 def gathered(

@@ -9,8 +9,8 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from importlib.util import find_spec
 from types import ModuleType
 from typing import Annotated, Any, Literal, get_type_hints
@@ -19,12 +19,24 @@ import msgspec
 
 from .durations import seconds
 from .errors import SettingsError
+from .identity import NAMELESS, Identity
 
 VARIABLES = ("RPC_SETTINGS_MODULE", "SETTINGS_IMPORT_PATH")
 DEFAULT_MODULE = "settings"
 DICTIONARY = "RPC"
 BACKEND_KEYS = ("RPC_BACKEND", "RPC_RECEIVER_BACKEND", "RPC_CLIENT_BACKEND", "RPC_STORE")
-DURATIONS = frozenset({"timeout", "lease", "grace", "keep_results", "unknown_for", "stream_idle"})
+DURATIONS = frozenset(
+    {
+        "timeout",
+        "lease",
+        "grace",
+        "keep_results",
+        "unknown_for",
+        "stream_idle",
+        "keep_alive",
+        "signing_window",
+    }
+)
 DEFAULT_QUEUES = ("high", "default", "low")
 
 
@@ -54,8 +66,9 @@ class Settings:
     """How many plain functions a worker runs at a time."""
     coroutines: Annotated[int, msgspec.Meta(ge=1)] = 100
     """How many coroutines a worker runs at a time, beside them: they hold no thread."""
-    queues: tuple[str, ...] = DEFAULT_QUEUES
-    """What a worker serves, in order of priority."""
+    queues: tuple[str, ...] | None = None
+    """What a worker serves, in order of priority. None: the queues of its service; or, if it is none,
+    DEFAULT_QUEUES."""
     routes: Mapping[str, str] = field(default_factory=dict)
     """Name of a job, or a pattern like `stock.*` -> where clients send it; the first that fits counts."""
     codec: str = "json"
@@ -73,6 +86,8 @@ class Settings:
     """The largest request or reply, in bytes."""
     send_tracebacks: bool = False
     """Whether a RemoteError has the receiver's traceback."""
+    send_logs: bool = False
+    """Whether `rpc worker` publishes what it logs."""
     keep_results: float = 0.0
     """How long the outcome of a job that nobody waits for is kept."""
     store: Any = None
@@ -89,8 +104,57 @@ class Settings:
     """After how many jobs a process of jobs with `fork=True` is replaced. None: never."""
     stream_idle: Annotated[float, msgspec.Meta(gt=0)] = 30.0
     """How long a worker keeps a stream open whose caller it does not hear of."""
+    domain: str = NAMELESS
+    """The domain of services: what they publish is heard in it alone."""
+    service_type: str = ""
+    """The type of service that a worker is."""
+    service_id: str = NAMELESS
+    """Which one of that type. Those with one domain, type and id are replicas."""
+    service_version: str = "0.0.0"
+    """Its version: MAJOR.MINOR.PATCH."""
+    keep_alive: Annotated[float, msgspec.Meta(ge=0.1, le=60)] | None = 5.0
+    """How long it is between two signs of life of a worker. None: it gives none."""
+    contract: str | None = None
+    """The file of an OpenRPC document: a worker whose jobs break those who call as it says does not start."""
+    signing_keys: Mapping[str, str] | str | None = field(default=None, repr=False)
+    """Id of a key -> the key, or `id=key,id=key`: the first one signs messages, all verify them (see
+    `rpc.signing`). None: nothing is signed."""
+    signing_required: bool = True
+    """Whether what is not signed is refused, if there are keys."""
+    signing_window: Annotated[float, msgspec.Meta(gt=0)] = 300.0
+    """By how much the clocks of two sides may differ."""
+    tokens: Mapping[str, Any] = field(default_factory=dict, repr=False)
+    """Name of a job, or a pattern like `pay.*` -> the tokens of which a caller must have one (see
+    `rpc.core.tokens`); the first that fits counts. What none fits is for everybody."""
+    token: Mapping[str, str] = field(default_factory=dict, repr=False)
+    """The same -> the token that a client sends with it."""
     origin: tuple[str, str] | None = field(default=None, compare=False)
     """Dotted path of a function that loads the same settings in another process, and its argument."""
+
+    @property
+    def identity(self) -> Identity:
+        """Who a worker with these settings is; SettingsError if a part of it is none."""
+        whole: dict[str, str] = {}
+        for part in Identity.__struct_fields__:
+            key = part if part == "domain" else f"service_{part}"
+            whole[part] = getattr(self, key)
+            try:
+                found = Identity(**whole)
+            except ValueError as error:
+                raise SettingsError(f"{self.module}: RPC_{key.upper()}: {error}") from None
+        return found
+
+    def of(self, identity: Identity | None) -> Settings:
+        """The same, of a worker that is this service; None: as they are."""
+        if identity is None:
+            return self
+        parts: dict[str, Any] = {"service_type": identity.type, "service_id": identity.id}
+        return replace(self, domain=identity.domain, service_version=identity.version, **parts)
+
+    @property
+    def served(self) -> tuple[str, ...]:
+        """The queues that a worker serves."""
+        return served(self.identity, self.queues)
 
     @property
     def for_receivers(self) -> Any:
@@ -197,7 +261,15 @@ def settings_from(keys: Mapping[str, Any], module: str, origin: tuple[str, str] 
             raise SettingsError(f"{module}: {key}: {error}") from None
         if key in BACKEND_KEYS and not _is_backend(value):
             raise SettingsError(f"{module}: {key}: {value!r} is neither a backend nor its URL")
-    return Settings(module=module, origin=origin, **values)
+    settings = Settings(module=module, origin=origin, **values)
+    _ = settings.identity  # SettingsError
+    return settings
+
+
+def served(identity: Identity, queues: Sequence[str] | None) -> tuple[str, ...]:
+    """The queues of a worker: those of its service, and then these, if they are given."""
+    own = identity.queues
+    return (*own, *(queues if queues is not None else () if own else DEFAULT_QUEUES))
 
 
 def slots(key: str, given: int | None, of_settings: int) -> int:

@@ -11,6 +11,8 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from .threads import is_ready
+
 logger = logging.getLogger(__name__)
 
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
@@ -100,7 +102,7 @@ class _Ear:
         """The pipe is closed when the block has ended; that of a process which was told to stop ends, too."""
         came, end = 0, 0.0
         with open(self._told, "rb", buffering=0) as pipe:
-            while select.select([pipe], [], [], max(0.0, end - time.monotonic()) if end else None)[0]:
+            while is_ready(pipe, select.POLLIN, max(0.0, end - time.monotonic()) if end else None):
                 if not (heard := pipe.read(64)):
                     return _end_with_main_thread(end) if end else None
                 numbers = [number for number in heard if number in SIGNALS]

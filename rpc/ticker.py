@@ -20,6 +20,8 @@ from .transport import Backend, Locks
 
 logger = logging.getLogger(__name__)
 
+LEASE = 10.0
+"""Seconds that a singleton's lock outlives its owner, if nobody says."""
 RENEWALS = 3
 """In the time of a lease."""
 LONGEST = 60.0
@@ -38,13 +40,13 @@ class Ticker:
         ticking: Sequence[Ticking],
         backend: Backend,
         *,
-        lease: float,
+        lease: float | None,
         run: Callable[[Coroutine[Any, Any, Any]], Any],
         stopped: Callable[[], bool],
         context: ContextFactory = nullcontext,
     ) -> None:
         self._context = context
-        self.ticking, self._lease, self._run, self._stopped = ticking, lease, run, stopped
+        self.ticking, self._lease, self._run, self._stopped = ticking, lease or LEASE, run, stopped
         singletons = [each.name for each in ticking if each.timer.singleton]
         if singletons and "locks" not in backend.features:
             raise unsupported("locks", f"the singleton {', '.join(singletons)} needs locks, but this backend")

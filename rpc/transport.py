@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Literal, Protocol
 
@@ -20,6 +20,8 @@ import msgspec
 from .errors import SerializationError, shown
 
 ADDRESS_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]{0,127}")
+Needs = tuple[tuple[tuple[str, str], ...], ...]
+"""Sets of headers, with their values."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +32,9 @@ class Address:
     name: str
     group: str | None = None
     durable: bool = False
+    needs: Needs | None = field(default=None, compare=False, repr=False)
+    """Of a topic that is served: a message that has all headers of none of these sets is not wanted, and the
+    backend may leave it out. None: all are wanted."""
 
     def __post_init__(self) -> None:
         for part in self.name, self.group:
@@ -70,47 +75,44 @@ def inbox(name: str) -> Address:
 
 LOST = "lost"
 """Header of a reply that a backend writes in place of a handler that died; its text says what happened."""
-
 FAILED = "error"
 """Header of a reply that carries an error: the name of its type. For logs, dashboards, dead letters."""
-
 ENCODING = "content-encoding"
 """Header: how the body was made smaller."""
-
 ACCEPTS = "accept-encoding"
 """Header of a request: how the bodies of its replies may be made smaller, the best first."""
-
 STREAM = "stream"
 """Header of a reply after which more will come. One without it ends the conversation."""
-
 NAME = "name"
 """Header that tells people what a message asks for. A label: nothing is ever looked up by it."""
-
 DELAY = "delay"
 """Header: seconds, from the sending, before which nobody is given the message (feature `delay`)."""
-
 IDEMPOTENCY_KEY = "idempotency-key"
 """Header: of the messages with the same one, in one queue, only the first is handled, and its last reply goes
 to all (feature `idempotency`). Callers begin it with the name of the job, and a colon."""
-
+ORDER_KEY = "order-key"
+"""Header: messages with the same one, in one queue, are handled one after the other, in the order in which
+they were sent (feature `order`)."""
 KEEP = "keep"
 """Header: seconds for which the last reply is kept, for anybody who knows the id (feature `results`)."""
-
 UNKNOWN = "unknown-for"
 """Header: seconds that workers have passed it on which did not know the job."""
-
+VERSION = "version"
+"""Header: the versions of a service that the caller wants (see `rpc.identity.wanted`)."""
 ATTEMPT = "attempt"
 """Header: how often the job has been tried, if it failed before."""
-
 HANDED_BACK = "handed-back"
 """Header: a worker had begun with it, and gave it back because it was stopped. That is no death."""
-
+SIGNATURE = "signature"
+"""Header: who vouches for the message, as `rpc.core.signing` has it."""
+EXPIRES = "expires"
+"""Header of a signed message: when it is too late, in seconds of the Unix epoch by its sender's clock."""
+TOKEN = "token"  # noqa: S105
+"""Header of a request: what shows that its caller may ask for this job."""
 TRACE = ("traceparent", "tracestate", "baggage")
 """Headers of a trace (https://www.w3.org/TR/trace-context/)."""
-
 OWN = "x-"
 """What headers begin with that belong to the application."""
-
 MAX_HEADERS = 64
 MAX_HEADER_BYTES = 8192
 
@@ -185,6 +187,13 @@ class Message(msgspec.Struct, frozen=True):
 def propagated(headers: Mapping[str, str]) -> dict[str, str]:
     """The headers that calls made for a request inherit from it: of the trace, and the application's own."""
     return {name: value for name, value in headers.items() if name in TRACE or name.startswith(OWN)}
+
+
+def check_headers(headers: Mapping[str, str]) -> None:
+    """Raises SerializationError if they are more than any message has: a backend that has no frames would
+    carry them."""
+    if len(headers) > MAX_HEADERS or sum(map(len, [*headers, *headers.values()])) > MAX_HEADER_BYTES:
+        raise SerializationError(f"at most {MAX_HEADERS} headers, of {MAX_HEADER_BYTES} bytes, are carried")
 
 
 _encode_headers = msgspec.msgpack.Encoder().encode
@@ -292,7 +301,8 @@ class Backend(Protocol):
 
     features: frozenset[str]
     """Of: store-and-forward, durable, redelivers, topics, groups, subscriptions, locks, priorities,
-    processes, liveness, presence, delay, idempotency, dead-letters, detached, counts, inspection, results."""
+    processes, liveness, presence, delay, idempotency, order, dead-letters, detached, counts, inspection,
+    results, replay, describes (without topics, but for `topic("rpc")`)."""
     max_message: int | None
     """The largest body, in bytes; None if the transport sets no limit."""
 
@@ -328,6 +338,14 @@ class Subscriptions(Protocol):
 
     def unsubscribe(self, to: Address) -> None:
         """Forget a durable topic of a group, with what waits for it."""
+
+
+class Replay(Protocol):
+    """A backend with the feature `replay`: its topics remember for a while what was published."""
+
+    def replay(self, to: Address, seconds: float | None) -> Iterator[Message]:
+        """What was sent to a topic in the last so many seconds (None: all that is remembered), the oldest
+        first."""
 
 
 class Locks(Protocol):

@@ -539,14 +539,14 @@ class Calls:
 
         async def ask(who: int) -> None:
             for turn in range(3):
-                asked = [client.call_and_wait("echo", [[who, turn, number]]) for number in range(20)]
+                asked = [client.call_and_wait("echo", [[who, turn, number]]) for number in range(8)]
                 answers = [answer.data for answer in await asyncio.gather(*asked)]
-                assert answers == [[who, turn, number] for number in range(20)]
+                assert answers == [[who, turn, number] for number in range(8)]
             await client.close()
 
         def loop(who: int) -> None:
             try:
-                for _ in range(5):
+                for _ in range(3):
                     asyncio.run(ask(who))
             except BaseException as error:
                 failures.append(error)

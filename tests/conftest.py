@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import shutil
+import threading
 from collections.abc import Generator, Iterator
 from importlib.util import find_spec
 from typing import Any
@@ -14,7 +15,8 @@ import pytest
 import redis
 
 from rpc.testing import RedisServer
-from tests.zeromq import tcp_url
+from rpc.testing.site import eventually
+from tests.zeromq import http_places, tcp_url
 
 EXPECTED_SKIPS = (
     "has no feature",  # a backend that does not claim what a conformance test is about
@@ -24,6 +26,10 @@ EXPECTED_SKIPS = (
     "fakeredis keeps nothing on disk",
     "needs PostgreSQL",
     "needs curl",
+    "needs Chromium",
+    "needs pyright",
+    "needs Node.js",
+    "needs a registry of npm",
     "needs the repository",
 )
 
@@ -52,6 +58,20 @@ def rabbit_node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     node.stop()
 
 
+def new_threads(before: set[threading.Thread]) -> set[threading.Thread]:
+    """Those of ours that have begun since, and still run. Generators of one's own share a pool for good."""
+    now = {*threading.enumerate()} - before
+    return {each for each in now if each.name.startswith("rpc-") and "generators" not in each.name}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_thread_is_left() -> Iterator[None]:
+    """What a file of tests has begun has ended, soon after it was closed."""
+    before = {*threading.enumerate()}
+    yield
+    eventually(lambda: not new_threads(before), f"left behind: {new_threads(before)}", within=60)
+
+
 @pytest.fixture
 def memory_url() -> str:
     return f"memory://{uuid4().hex}"
@@ -71,13 +91,26 @@ def rq_url(redis_url: str) -> str:
 
 
 @pytest.fixture
-def amqp_url(rabbit_node: Any) -> str:
-    return str(rabbit_node.empty("default", "nobody"))
+def amqp_url(rabbit_node: Any) -> Iterator[str]:
+    queues = "default", "nobody"
+    url = str(rabbit_node.empty(*queues))
+    yield url
+    rabbit_node.clear(url, *queues, "high", "low")
 
 
 @pytest.fixture
 def zmq_url() -> str:
-    return f"{tcp_url(3)}?lease=1"
+    return f"{tcp_url(5)}?lease=1"
+
+
+@pytest.fixture
+def http_url() -> str:
+    return http_places(3)
+
+
+@pytest.fixture
+def ws_url() -> str:
+    return http_places(3, "ws")
 
 
 BROKERS = [
@@ -101,7 +134,13 @@ def any_url(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture(params=["memory", "zmq", *BROKERS])
 def plain_url(request: pytest.FixtureRequest) -> str:
-    """Of each kind of backend, also those that can do no more than carry messages."""
+    """Of each kind of backend that has topics."""
+    return str(request.getfixturevalue(f"{request.param}_url"))
+
+
+@pytest.fixture(params=["memory", "zmq", "http", "ws", *BROKERS])
+def job_url(request: pytest.FixtureRequest) -> str:
+    """Of each kind of backend, also those that can do no more than carry jobs."""
     return str(request.getfixturevalue(f"{request.param}_url"))
 
 

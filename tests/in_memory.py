@@ -13,7 +13,7 @@ from rpc import Request, RpcClient, RpcReceiver, job
 from rpc.backends import backend_from_url
 from rpc.inspection import DeadLetters
 
-LONG = 10.0
+LONG = 30.0
 """Seconds: far longer than anything here takes."""
 
 
@@ -38,6 +38,7 @@ class Site:
     def client(self, max_length: int = 0, **options: Any) -> RpcClient:
         limit = {"max_length": max_length} if max_length else {}
         backend = backend_from_url(self.url, **limit)
+        self._stack.callback(backend.close)
         return self._stack.enter_context(RpcClient(**{"backend": backend, "timeout": LONG, **options}))
 
     def letters(self) -> list[Any]:

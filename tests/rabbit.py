@@ -24,8 +24,10 @@ import pytest
 
 pytest.importorskip("pamqp", reason="needs RabbitMQ's driver: pip install jobrpc[amqp]")
 
+from rpc.backends import backend_from_url
 from rpc.backends.amqp import AmqpBackend
-from rpc.backends.amqp.wire import Basic
+from rpc.backends.amqp.delays import LEVELS
+from rpc.backends.amqp.wire import Basic, Exchange, Queue
 from rpc.errors import BackendUnavailable
 from rpc.testing.servers import killed_with_this_process
 from rpc.testing.site import Site, eventually
@@ -45,8 +47,8 @@ USERS = re.findall(
 )
 """Those of the page: names, and what they may configure, write and read."""
 PATIENCE = 150.0
-VHOSTS = 250
-"""More than there are tests that share a node."""
+VHOSTS = 30
+"""About as many as there are tests that share a node and need one of their own."""
 
 
 class Rabbit:
@@ -159,15 +161,33 @@ class Node:
             assert time.monotonic() < end, f"RabbitMQ's server did not start in time: {self._output()}"
 
     def empty(self, *queues: str) -> str:
-        """The URL of a vhost that nobody has used, with these queues: calls to others have no receivers until
-        they are served."""
+        """A URL with a prefix that nobody has used, and these queues: calls to others have no receivers until
+        they are served. A vhost of its own takes RabbitMQ longer than most tests."""
+        return self._with(queues, f"{self.url}?prefix=t{next(self._made)}")
+
+    def clear(self, url: str, *queues: str) -> None:
+        """Delete these queues of such a URL, and those that belong to them."""
+        backend = cast("Any", backend_from_url(url))
+        names = backend.servers.names
+        levels = [names.due, names.gone, *map(names.level, range(LEVELS))]
+        gone = [Queue.Delete(queue=name, nowait=True) for name in levels]
+        gone += [Exchange.Delete(exchange=name, nowait=True) for name in levels]
+        backend.delete(*map(queue, queues))
+        backend.senders.do(lambda connection: connection.tell(9, *gone))
+        backend.close()
+
+    def vhost(self, *queues: str) -> str:
+        """The URL of a vhost that nobody has used, for tests that look at all that is in it; with these
+        queues."""
         name = next(self._names, None)
         if name is None:
             name = f"more{next(self._made)}"
             self.control("add_vhost", name)
             self.control("set_permissions", "-p", name, "guest", ".*", ".*", ".*")
-        url = f"{self.url}/{name}"
-        backend = AmqpBackend(url)
+        return self._with(queues, f"{self.url}/{name}")
+
+    def _with(self, queues: Sequence[str], url: str) -> str:
+        backend = cast("Any", backend_from_url(url))
         backend.declare(*map(queue, queues))
         backend.close()
         return url
@@ -232,9 +252,12 @@ def _definitions(vhosts: Sequence[str]) -> dict[str, Any]:
 
 
 def _free_port() -> int:
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return int(server.getsockname()[1])
+    """A port that is free now, below those that systems give to whoever asks for any (32768 and more): in the
+    ten seconds until a node listens, another process would be given it."""
+    while True:
+        with socket.socket() as server, suppress(OSError):
+            server.bind(("127.0.0.1", random.SystemRandom().randrange(15_000, 32_000)))
+            return int(server.getsockname()[1])
 
 
 def give_back(site: Site) -> None:

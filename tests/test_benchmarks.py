@@ -78,6 +78,7 @@ def test_everything_is_measured_of_the_loop(tmp_path: Path) -> None:
     ElementTree.parse(tmp_path / "bench.svg")
 
 
+@pytest.mark.slow
 @pytest.mark.redis
 def test_what_is_measured_stands_beside_what_is_wanted(tmp_path: Path) -> None:
     said = measured(tmp_path, "--side", "rpc on redis", "--only", "latency")
@@ -103,7 +104,7 @@ def test_what_awaits_is_measured(tmp_path: Path) -> None:
 @pytest.mark.parametrize("case", CASES)
 def test_many_at_a_time_are_measured(case: str, tmp_path: Path) -> None:
     tiny = ("--in-flight", "50", "--cancelled", "50", "--seconds", "0.1", "--counted", "5", "--rounds", "1")
-    few = ("--items", "2000", "--slow", "2000", "--upload", "10000000", "--open", "20")
+    few = ("--items", "2000", "--slow", "2000", "--upload", "10000000", "--open", "20", "--records", "500")
     said = bench("concurrency", case, *tiny, *few, "--out", tmp_path)
     assert "(wanted: at " in said
     assert said == (tmp_path / "concurrency.md").read_text()
@@ -141,6 +142,7 @@ def test_nothing_is_left_on_rabbitmq(rabbit_node: Any, monkeypatch: pytest.Monke
     backend.close()
 
 
+@pytest.mark.slow
 def test_recorded_results_are_published(tmp_path: Path) -> None:
     page = tmp_path / "performance.md"
     shutil.copy(ROOT / "docs" / "performance.md", page)

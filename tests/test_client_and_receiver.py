@@ -33,7 +33,7 @@ from rpc.backends.memory.hub import MemoryDelivery, MemoryReplies
 from rpc.testing.site import eventually
 from rpc.transport import Message, queue
 
-LONG = 10.0
+LONG = 30.0
 """Seconds: far longer than anything here takes."""
 NOBODY = "no worker serves queue 'default'"
 
@@ -504,6 +504,7 @@ print(count, signal.getsignal(signal.SIGINT) is before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
 @pytest.mark.parametrize(("signals", "work", "grace", "killed", "prints"), [
     (1, 0.1, 30, False, "finished\n1 True\n"), (1, 60, 0.1, False, ""), (2, 60, 30, True, ""),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import enum
+import importlib.metadata
 import logging
 import pickle
 import threading
@@ -104,6 +105,7 @@ def test_what_keeps_types_keeps_them(rpc_worker, codec):
         assert own.call_and_wait("taxed", [ORDER]).data == taxed(ORDER)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("codec", NAMES)
 def test_each_codec_goes_into_child_processes_and_back(rpc_worker, codec):
     client = rpc_worker({"forked": forked, "responding": responding}, settings=EVERYTHING)
@@ -328,7 +330,7 @@ def test_a_codec_is_found_by_its_entry_point_or_its_path(monkeypatch):
             return REVERSED
 
     monkeypatch.setattr(
-        rpc.codecs, "entry_points", lambda group: [EntryPoint] if group == "rpc.codecs" else []
+        importlib.metadata, "entry_points", lambda group: [EntryPoint] if group == "rpc.codecs" else []
     )
     assert codec_named("own") is REVERSED
     assert (

@@ -116,6 +116,52 @@ def test_a_coroutine_runs_in_it(rpc_worker: Start, middleware: Any, colours: lis
     until(lambda: context.noted[before:] == colours)
 
 
+@pytest.mark.parametrize("way", ["ends", "raises", "is left"])
+def test_an_async_generator_runs_in_it_from_its_first_line_to_its_finally(
+    rpc_worker: Start, way: str
+) -> None:
+    context = Surroundings()
+
+    async def count() -> Any:
+        try:
+            for number in range(3 if way == "ends" else 100):
+                yield number
+                if way == "raises" and number == 2:
+                    raise ValueError("no")
+        finally:
+            await asyncio.sleep(0)
+            context.noted.append("finally")
+
+    client = rpc_worker({"count": count}, context=context)
+    before = len(context.noted)  # of the hooks of the connection
+    stream = client.stream("count")
+    assert [next(stream) for _ in range(3)] == [0, 1, 2]
+    if way == "is left":
+        stream.close()
+    else:
+        with pytest.raises(RemoteError if way == "raises" else StopIteration):
+            next(stream)
+    until(lambda: context.noted[-1] == "aexit")
+    assert context.noted[before:] == ["enter", "exit", "aenter", "finally", "aexit"]
+
+
+def test_a_plain_generator_runs_in_it_step_by_step(rpc_worker: Start) -> None:
+    context, inside = Surroundings(), []
+
+    def count() -> Any:
+        try:
+            for number in range(2):
+                inside.append(context.here)
+                yield number
+        finally:
+            inside.append(context.here)
+
+    client = rpc_worker({"count": count}, context=context)
+    assert [*client.stream("count")] == [0, 1]
+    assert inside == [True] * 3
+    assert not context.here
+
+
 def test_it_is_left_when_a_handler_raises(rpc_worker: Start) -> None:
     context = Surroundings()
     client = rpc_worker({}, services=[Shop(context)], context=context)
@@ -142,7 +188,9 @@ class BrokenInTheLoop(Surroundings):
             raise OSError("the database is gone")
 
 
-@pytest.mark.parametrize(("kind", "job"), [(Broken, "inside"), (BrokenInTheLoop, "soon")])
+@pytest.mark.parametrize(
+    ("kind", "job"), [(Broken, "inside"), (BrokenInTheLoop, "soon"), (BrokenInTheLoop, "items")]
+)
 def test_what_it_raises_the_caller_is_told(kind: Any, job: str, rpc_worker: Start) -> None:
     """And it does not end the worker, when it is in one the hooks of its connection."""
     context = kind()
@@ -152,12 +200,16 @@ def test_what_it_raises_the_caller_is_told(kind: Any, job: str, rpc_worker: Star
         inside = Shop.inside
         soon = Shop.soon
 
+        @expose
+        async def items(self) -> Any:
+            yield 1
+
     plain: Any = Plain()
     plain.context = context
     client = rpc_worker({}, services=[plain], context=context)
     context.is_broken = True
     with pytest.raises(RemoteError, match="the database is gone"):
-        client.call_and_wait(f"plain.{job}")
+        list(client.stream(f"plain.{job}"))
 
 
 def test_without_it_nothing_is_around() -> None:

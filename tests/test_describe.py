@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 import threading
@@ -16,12 +17,14 @@ from in_memory import LONG, Site, until
 
 from rpc import (
     AsyncRpcClient,
+    Identity,
     MethodNotFound,
     NoReceivers,
     RemoteError,
     Request,
     RpcClient,
     RpcReceiver,
+    ServiceNotFound,
     Unsupported,
     cron,
     every,
@@ -31,7 +34,7 @@ from rpc import (
 from rpc.backends.memory import MemoryBackend
 from rpc.core.codecs import JSON
 from rpc.core.protocol import encode_error, encode_result
-from rpc.describe import Gathering, WorkerInfo, names
+from rpc.describe import Discovery, Gathering, WorkerInfo, names
 from rpc.settings import Settings
 from rpc.transport import LOST, Address, Message
 
@@ -259,3 +262,89 @@ def test_callables_of_all_kinds_are_shown(site: Site) -> None:
     kinds: dict[str, Callable[..., Any]] = {"object": Callable_(), "builtin": len}
     site.serve(kinds)
     assert described(site.client())[0].jobs == {"object": "(number: int) -> None", "builtin": "(obj, /)"}
+
+
+class Stock:
+    name = "stock"
+
+    @expose
+    def count(self, item: str) -> int:
+        return len(item)
+
+
+def test_a_document_of_one_service_has_the_title_and_version_of_who_offers_it(site: Site) -> None:
+    site.serve(
+        {"only": add}, services=[Stock], identity=Identity(domain="shop", type="stock", version="10.0.0")
+    )
+    site.serve({}, services=[Stock], identity=Identity(domain="shop", type="stock", version="9.0.0"))
+    site.serve({}, services=[Example], identity=Identity(domain="shop", type="example", version="1.2.0"))
+    client = site.client()
+    described(client, 3)
+    about = {name: client.discover(name, wait=0.2)["info"] for name in ("stock", "example", "only")}
+    assert about == {
+        "stock": {"title": "stock", "version": "9.0.0"},
+        "example": {"title": "example", "version": "1.2.0"},
+        "only": {"title": "stock", "version": "10.0.0"},
+    }
+    whole = client.discover(wait=0.2)
+    assert whole["info"] == {"title": "shop", "version": "0.0.0"}
+    assert whole["x-rpc-events"]["info"] == {"title": "example", "version": "1.2.0"}
+    with pytest.raises(ServiceNotFound, match="'nosuch'"):
+        client.discover("nosuch", wait=0.2)
+
+
+def discovered(workers: list[WorkerInfo], *documents: dict[str, Any]) -> Discovery:
+    """What these workers, each with a schema that is its id, said of themselves."""
+    discovery = Discovery(workers)
+    for worker, document in zip(workers, documents, strict=True):
+        reply = Message(encode_result("1", document, JSON), {"content-type": JSON.content_type})
+        discovery.add(worker.id, reply)
+    return discovery
+
+
+def worker(id: str, service: str = "", version: str = "") -> WorkerInfo:
+    return WorkerInfo(id, "host", int(id), (), 1, {}, service=service, version=version, schema=id)
+
+
+def says(result: str, *names: str, title: str = "rpc") -> dict[str, Any]:
+    methods = [{"name": name, "params": [], "result": {"name": result, "schema": {}}} for name in names]
+    info = {"title": title, "version": "1"}
+    return {"openrpc": "1.4.1", "info": info, "methods": methods, "components": {}}
+
+
+def test_it_does_not_matter_who_answers_first() -> None:
+    workers = [worker("1", "a.b.c", "1.10.0"), worker("2", "a.b.c", "1.9.0"), worker("3"), worker("4")]
+    documents = [says(each.id, "foo") for each in workers]
+    one = discovered(workers, *documents)
+    other = discovered(workers[::-1], *documents[::-1])
+    for service in None, "foo":
+        assert json.dumps(one.document(service)) == json.dumps(other.document(service))
+    assert one.document("foo")["methods"][0]["result"]["name"] == "3"
+    assert discovered(workers[:2], *documents[:2]).document("foo")["methods"][0]["result"]["name"] == "2"
+
+
+@pytest.mark.parametrize(
+    ("services", "title"),
+    [(["a.b.c", "a.d.c"], "a"), (["a.b.c", "b.d.c"], "rpc"), (["default.b.c", ""], "rpc")],
+)
+def test_a_document_of_several_types_has_a_neutral_title(services: list[str], title: str) -> None:
+    workers = [worker(str(number), name, "1.0.0") for number, name in enumerate(services)]
+    document = discovered(workers, says("r", "foo", title="b"), says("r", "foo", title="d")).document(None)
+    assert document["info"] == {"title": title, "version": "0.0.0"}
+
+
+def test_who_does_not_agree_is_named_and_may_have_a_health_check_of_its_own(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    workers = [worker("1", "a.b.c", "1.0.0"), worker("2", "a.d.c", "2.0.0"), worker("3", "a.d.c", "2.0.1")]
+    discovered(workers, *(says(each.id, "health_check") for each in workers)).document(None)
+    assert not caplog.records
+    told = [says("r", "foo"), says("r", "foo", "other"), says("odd", "foo", "other")]
+    odd = discovered(workers, *told)
+    odd.document("foo")
+    (text,) = caplog.messages
+    assert text.startswith("workers do not agree on foo (a.b.c 1.0.0 at host:1, a.d.c 2.0.1 at host:3): ")
+    odd.document("other")
+    assert "other (a.d.c 2.0.0 at host:2, a.d.c 2.0.1 at host:3)" in caplog.messages[1]
+    discovered([worker("1"), worker("2")], says("a", "foo"), says("b", "foo")).document(None)
+    assert "foo (host:1, host:2)" in caplog.messages[2]

@@ -14,7 +14,7 @@ import pytest
 from rpc.backends import loaded
 from rpc.errors import DISTRIBUTION
 from rpc.testing import RedisServer, start_redis
-from tests.zeromq import tcp_url
+from tests.zeromq import http_places, tcp_url
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -61,11 +61,14 @@ def site(directory: Path, page: str, redis: RedisServer) -> dict[str, str]:
         ("docs/jobs.md", "client.py"),
         ("docs/concurrency.md", "client.py"),
         ("docs/events.md", "client.py"),
+        ("docs/events.md", "subscriber.py"),
         ("docs/timers.md", "client.py"),
         ("docs/services.md", "client.py"),
         ("docs/hooks.md", "client.py"),
         ("docs/streams.md", "client.py"),
         ("docs/codecs.md", "client.py"),
+        ("docs/registry.md", "client.py"),
+        ("docs/logging.md", "client.py"),
     ],
 )
 def test_the_programs_of_a_page_work_together(page: str, client: str, tmp_path: Path) -> None:
@@ -79,6 +82,7 @@ def test_the_programs_of_a_page_work_together(page: str, client: str, tmp_path: 
             assert worker.wait(PATIENCE) == 0
 
 
+@pytest.mark.slow
 def test_the_programs_of_the_page_on_zeromq_work_together(tmp_path: Path) -> None:
     endpoints = tcp_url(2)
     for name, code in programs("docs/zeromq.md").items():
@@ -92,17 +96,56 @@ def test_the_programs_of_the_page_on_zeromq_work_together(tmp_path: Path) -> Non
         assert worker.wait(PATIENCE) == 0
 
 
+@pytest.mark.slow
+@pytest.mark.redis
+def test_the_programs_of_the_page_on_contracts_work_together(tmp_path: Path) -> None:
+    with start_redis() as redis:
+        site(tmp_path, "docs/contract.md", redis)
+        worker = subprocess.Popen([sys.executable, "-m", "rpc", "worker", "--quiet"], cwd=tmp_path)
+        try:
+            while "orders.place" not in run(tmp_path, "-m", "rpc", "services"):
+                assert worker.poll() is None
+            (tmp_path / "orders_client.py").write_text(run(tmp_path, "-m", "rpc", "stubs", "orders"))
+            run(tmp_path, "client.py")
+            described = run(tmp_path, "-m", "rpc", "describe", "orders")
+        finally:
+            worker.terminate()
+            assert worker.wait(PATIENCE) == 0
+    (tmp_path / "openrpc.json").write_text(described)
+    changed = run(tmp_path, "-m", "rpc", "describe", "--offline", "--settings", "new_settings")
+    (tmp_path / "new.json").write_text(changed)
+    command = [sys.executable, "-m", "rpc", "diff", "openrpc.json", "new.json"]
+    said = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert said.returncode == 1
+    assert f"say:\n\n```\n{said.stdout}```\n" in (ROOT / "docs" / "contract.md").read_text()
+
+
+def test_the_programs_of_the_page_on_http_work_together(tmp_path: Path) -> None:
+    place = http_places()
+    for name, code in programs("docs/http.md").items():
+        code = code.replace("http://127.0.0.1:5000", place)
+        (tmp_path / name).write_text(code.replace(f'"{place}"\nRPC', f'"{place}?retry_for=60"\nRPC'))
+    worker = subprocess.Popen([sys.executable, "-m", "rpc", "worker", "--quiet"], cwd=tmp_path)
+    try:
+        run(tmp_path, "client.py")
+    finally:
+        worker.terminate()
+        assert worker.wait(PATIENCE) == 0
+
+
 def test_the_values_of_getting_started_travel(tmp_path: Path) -> None:
     (tmp_path / "money.py").write_text(programs("docs/getting-started.md")["money.py"])
     run(tmp_path, "money.py")
 
 
+@pytest.mark.slow
 @pytest.mark.redis
 def test_the_fixtures_of_getting_started_work(tmp_path: Path) -> None:
     (tmp_path / "test_page.py").write_text(list(programs("docs/getting-started.md").values())[-1])
     assert "2 passed" in run(tmp_path, "-m", "pytest", "-q", "-p", "no:cacheprovider", "test_page.py")
 
 
+@pytest.mark.slow
 @pytest.mark.redis
 def test_the_tests_of_the_page_on_tests_pass(tmp_path: Path) -> None:
     for name, code in programs("docs/testing.md").items():
@@ -139,6 +182,7 @@ def test_the_settings_page_has_every_key_and_no_other() -> None:
         ("settings.md", "option of `memory:`", "memory", set()),
         ("settings.md", "option of `rq+…`", "rq+redis", set()),
         ("amqp.md", "option |", "amqp", {"lease"}),
+        ("http.md", "option |", "http", set()),
     ],
 )
 def test_the_tables_of_options_have_each_and_its_default(

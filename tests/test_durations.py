@@ -60,8 +60,9 @@ CALLS: list[Callable[[Any, Any], Any]] = [
     lambda client, bad: client.call("work", ttl=bad),
     lambda client, bad: client.call("work", delay=bad),
     lambda client, bad: client.describe(wait=bad),
+    lambda client, bad: client.discover(wait=bad),
 ]
-NAMES = ["call_and_wait", "submit", "map", "proxy", "ttl", "delay", "describe"]
+NAMES = ["call_and_wait", "submit", "map", "proxy", "ttl", "delay", "describe", "discover"]
 
 
 @pytest.mark.parametrize("url", CLIENTS)

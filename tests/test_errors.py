@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import pickle
 import re
+import sys
 import threading
+from pathlib import Path
 
 import pytest
 from in_memory import LONG
 
 from rpc import BackendUnavailable, RemoteError, RpcClient, RpcError, RpcReceiver, RpcTimeout, errors, job
-from rpc.transport import NAME, Message, queue
+from rpc.backends import backend_from_url
+from rpc.transport import NAME, Delivery, Message, queue
 
 KINDS = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, RpcError)]
 
@@ -65,3 +69,36 @@ def test_what_others_write_forges_no_lines_of_a_log(
     said = [record.getMessage() for record in caplog.records]
     assert any(forged in text for text in said)
     assert [text for text in said if "\n" in text] == []
+
+
+@pytest.mark.parametrize("kind", ["subprocess.Popen", "builtins.exec", "this.Zen", "KeyError"])
+def test_what_a_reply_names_is_neither_imported_nor_run(memory_url: str, tmp_path: Path, kind: str) -> None:
+    """An error is a RemoteError with its name as `type`, a result the data that it is."""
+    touched = tmp_path / "touched"
+    arguments = {"subprocess.Popen": ["touch", str(touched)]}.get(kind, f"open({str(touched)!r}, 'w')")
+    said = {
+        "type": kind,
+        "message": arguments,
+        "args": [arguments],
+        "data": {"type": kind, "args": [arguments]},
+    }
+    error = {"code": RemoteError.code, "message": "why", "data": said}
+
+    def answer(delivery: Delivery) -> None:
+        asked = delivery.message
+        outcome = {"error": error} if b"fail" in asked.body else {"result": said}
+        reply = {"jsonrpc": "2.0", "id": asked.id, **outcome}
+        delivery.finish(Message(json.dumps(reply).encode(), asked.headers))
+
+    server = backend_from_url(memory_url).server([queue("default")], answer)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    with RpcClient(backend=memory_url, timeout=LONG) as client:
+        assert client.call_and_wait("succeed").data == said
+        with pytest.raises(RemoteError) as raised:
+            client.call_and_wait("fail")
+    server.stop()
+    thread.join(LONG)
+    assert (type(raised.value), raised.value.type) == (RemoteError, kind)
+    assert not touched.exists()
+    assert "this" not in sys.modules

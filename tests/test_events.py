@@ -18,11 +18,13 @@ import msgspec
 import pytest
 from in_memory import LONG, until
 
-from rpc import AsyncRpcClient, Event, RpcClient, RpcReceiver, SettingsError, expose, on
+from rpc import AsyncRpcClient, Event, RpcClient, RpcReceiver, RpcTimeout, SettingsError, expose, on
 from rpc.backends.memory import MemoryBackend
+from rpc.core.filters import Filter
 from rpc.core.jobs import JobOptions
 from rpc.events import Subscription, event_address
 from rpc.inspection import DeadLetters
+from rpc.settings import Settings
 from rpc.transport import Message
 
 
@@ -35,8 +37,9 @@ class Hall:
         self.client = stack.enter_context(RpcClient(backend=self.backend, timeout=LONG))
         self.heard: list[Any] = []
 
-    def serve(self, *listeners: Any) -> RpcReceiver:
-        receiver, begun = RpcReceiver(services=listeners, jobs={}, backend=self.url), Flag()
+    def serve(self, *listeners: Any, settings: Settings | None = None) -> RpcReceiver:
+        receiver = RpcReceiver(services=listeners, jobs={}, backend=self.url, settings=settings)
+        begun = Flag()
         receiver.hook("on_connect")(begun.set)
         thread = Thread(target=receiver.start, daemon=True)
         thread.start()
@@ -294,7 +297,7 @@ def test_one_that_asked_for_it_is_tried_again(hall: Hall, durable: bool) -> None
 
 def shelf(pattern: str, group: str) -> str:
     """The queue of a durable group."""
-    return Subscription(pattern, group, True, JobOptions()).address.subscription_queue.name
+    return Subscription(pattern, group, True, JobOptions()).address().subscription_queue.name
 
 
 @pytest.mark.parametrize(("error", "attempts"), [(ConnectionError, 3), (KeyError, 1)])
@@ -394,8 +397,8 @@ def test_a_durable_group_hears_what_came_while_it_was_away_however_much(hall: Ha
 
 
 def test_groups_and_patterns_that_look_alike_are_different_subscriptions() -> None:
-    one = Subscription("b.b.c", "a", False, JobOptions()).address
-    other = Subscription("b.c", "a.b", False, JobOptions()).address
+    one = Subscription("b.b.c", "a", False, JobOptions()).address()
+    other = Subscription("b.c", "a.b", False, JobOptions()).address()
     assert one.name == other.name
     assert one != other
 
@@ -460,9 +463,109 @@ def test_a_durable_group_has_one_listener() -> None:
         RpcReceiver(services=[Shop], backend="memory://")
 
 
-def test_headers_are_texts(hall: Hall) -> None:
-    with pytest.raises(ValueError, match="headers are texts"):
-        hall.client.publish("boom", headers={"n": 1})  # type: ignore[dict-item]
+def test_what_is_no_header_is_refused(hall: Hall) -> None:
+    with pytest.raises(ValueError, match="header 'n' is a str"):
+        hall.client.publish("boom", headers={"n": None})  # type: ignore[dict-item]
+
+
+@pytest.mark.parametrize("data", ["text", 17, True, None, b"\xff", [1], {"n": 1}], ids=repr)
+def test_any_value_is_heard_as_it_is(hall: Hall, data: Any) -> None:
+    hall.serve(hall.hear("boom"))
+    hall.client.publish("boom", data)
+    until(lambda: hall.heard == [data])
+
+
+# Filters, and who publishes.
+
+
+def test_a_listener_hears_what_its_headers_match(hall: Hall) -> None:
+    hall.serve(
+        hall.hear("order.*", headers={"region": "eu", "rush": True}),
+        hall.hear("order.*", headers={"region": "eu"}, match="any", group="team"),
+    )
+    headers: dict[str, Any] = {"region": "eu", "rush": True}
+    hall.client.publish("order.a", ["both"], headers=headers)
+    hall.client.publish("order.a", ["any"], headers={"region": "eu", "rush": 1})
+    hall.client.publish("order.a", ["none"], headers={"rush": True})
+    hall.client.publish("order.a", ["end"], headers=headers)
+    until(lambda: hall.heard.count(["end"]) == 2)
+    assert sorted(hall.heard) == [["any"], ["both"], ["both"], ["end"], ["end"]]
+    assert headers == {"region": "eu", "rush": True}
+
+
+def test_members_of_a_group_want_the_same_headers() -> None:
+    class Shop:
+        one = on("boom", group="team", headers={"a": 1})(lambda self, data: None)
+        other = on("boom", group="team", headers={"a": 1.0})(lambda self, data: None)
+
+    RpcReceiver(services=[Shop], backend="memory://")
+
+    class Another(Shop):
+        third = on("boom", group="team", headers={"a": True})(lambda self, data: None)
+
+    with pytest.raises(SettingsError, match=r"members of group 'team' of 'boom' want different headers"):
+        RpcReceiver(services=[Another], backend="memory://")
+
+
+def test_groups_of_one_name_with_other_headers_do_not_get_what_is_for_the_other(hall: Hall) -> None:
+    hall.serve(hall.hear("boom", group="team", headers={"a": 1}))
+    hall.serve(hall.hear("boom", group="team", headers={"a": 2}))
+    for n in range(20):
+        hall.client.publish("boom", [n], headers={"a": n % 2 + 1})
+    until(lambda: len(hall.heard) == 20)
+    assert sorted(hall.heard) == [[n] for n in range(20)]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "group"), [("order.*", "a..b"), ("order.x.*", "a."), ("order", "x.__0__")]
+)
+def test_the_address_of_a_group_tells_pattern_group_and_filter(pattern: str, group: str) -> None:
+    bare = Subscription(pattern, group)
+    filtered = Subscription(pattern, group, filter=Filter.of({"a": 1}))
+    assert Subscription.of(bare.address()) == (pattern, group, "")
+    assert Subscription.of(filtered.address("shop")) == (pattern, group, filtered.filter.digest)
+
+
+def test_who_publishes_is_told_and_can_be_matched(hall: Hall) -> None:
+    shop = Settings(domain="shop", service_type="till", service_id="t1", service_version="1.2.0")
+    wanted: dict[str, Any] = {"service_type": "till", "service_version": None}
+    with (
+        RpcClient(settings=shop, backend=hall.url) as client,
+        client.subscribe("boom", headers=wanted) as stream,
+    ):
+        client.publish("boom", headers={"service_id": "forged", "own": 1})
+        assert stream.get(LONG).headers == {
+            "own": 1,
+            "domain": "shop",
+            "service_type": "till",
+            "service_id": "t1",
+            "service_version": "1.2.0",
+        }
+
+
+def test_domains_do_not_hear_each_other(hall: Hall) -> None:
+    with ExitStack() as stack:
+        heard: dict[str, Any] = {}
+        for domain in "default", "one", "other":
+            own = RpcClient(settings=Settings(domain=domain), backend=hall.url)
+            client = stack.enter_context(own)
+            heard[domain] = client, stack.enter_context(client.subscribe("boom"))
+        for domain, (client, _) in heard.items():
+            client.publish("boom", [domain])
+        assert {domain: each.get(LONG).data for domain, (_, each) in heard.items()} == {
+            domain: [domain] for domain in heard
+        }
+        for _, each in heard.values():
+            with pytest.raises(RpcTimeout):
+                each.get(0.01)
+
+
+def test_a_worker_listens_in_its_domain(hall: Hall) -> None:
+    hall.serve(hall.hear("boom"), settings=Settings(domain="shop"))
+    hall.client.publish("boom", ["outside"])
+    with RpcClient(settings=Settings(domain="shop"), backend=hall.url) as client:
+        client.publish("boom", ["inside"])
+    until(lambda: hall.heard == [["inside"]])
 
 
 def test_logs_are_quiet_when_all_is_well(hall: Hall, caplog: pytest.LogCaptureFixture) -> None:

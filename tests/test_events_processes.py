@@ -22,11 +22,11 @@ from rpc.transport import topic
 
 ON = {
     "redis": pytest.param("redis", marks=pytest.mark.redis),
-    "rq": pytest.param("rq", marks=pytest.mark.redis),
-    "amqp": pytest.param("amqp", marks=pytest.mark.xdist_group("rabbit_node")),
+    "rq": pytest.param("rq", marks=[pytest.mark.redis, pytest.mark.slow]),
+    "amqp": pytest.param("amqp", marks=[pytest.mark.xdist_group("rabbit_node"), pytest.mark.slow]),
 }
-BILLING = Subscription("boom", "billing", True, JobOptions()).address
-FLAKY = Subscription("boom", "flaky", True, JobOptions()).address
+BILLING = Subscription("boom", "billing", True, JobOptions()).address()
+FLAKY = Subscription("boom", "flaky", True, JobOptions()).address()
 
 
 @pytest.fixture
@@ -196,6 +196,7 @@ def test_a_durable_listener_that_fails_is_tried_again_and_ends_as_a_dead_letter(
     until(lambda: len(crew.lines("tries 1", "tries 3")) == 9)
 
 
+@pytest.mark.slow
 @only("redis", "rq")
 def test_what_redis_forgot_is_registered_again(crew: Crew, admin: redis.Redis) -> None:
     crew.start("a", Billing)
@@ -206,6 +207,7 @@ def test_what_redis_forgot_is_registered_again(crew: Crew, admin: redis.Redis) -
     until(lambda: crew.lines("bills 1"))
 
 
+@pytest.mark.slow
 @only("redis", "rq")
 def test_a_group_and_a_listener_go_on_after_redis_lost_their_stream(crew: Crew, admin: redis.Redis) -> None:
     crew.start("a", Team)
@@ -217,6 +219,7 @@ def test_a_group_and_a_listener_go_on_after_redis_lost_their_stream(crew: Crew, 
     assert len(crew.lines(" 2")) == 2
 
 
+@pytest.mark.slow
 def test_what_is_forgotten_is_not_kept(crew: Crew, admin: redis.Redis) -> None:
     assert ends(crew.start("a", Billing)) == 0
     crew.publish(1)

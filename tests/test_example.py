@@ -19,7 +19,7 @@ from rpc.testing.servers import RedisServer, start_redis
 
 ROOT = Path(__file__).parent.parent
 EXAMPLE = ROOT / "example"
-SECONDS = 20
+SECONDS = 60
 
 Start = Callable[..., "Service"]
 
@@ -159,6 +159,7 @@ def test_the_client_gets_its_answers_and_every_line_has_an_arrow(start: Start) -
         assert line.startswith("-----> ")
 
 
+@pytest.mark.slow
 @pytest.mark.redis
 def test_a_worker_that_was_killed_starts_again_and_serves(start: Start) -> None:
     worker = start("worker")
@@ -206,6 +207,7 @@ assert response.data == {'answer': 2}
 }
 
 
+@pytest.mark.slow
 @pytest.mark.redis
 def test_the_original_example_runs_as_it_was(start: Start, tmp_path: Path) -> None:
     for name, text in ORIGINAL.items():

@@ -11,7 +11,7 @@ import pytest
 from in_memory import until
 
 from rpc import RpcClient, RpcError, RpcReceiver
-from rpc.loops import DaemonThreads
+from rpc.threads import DaemonThreads
 
 SECONDS = 40
 BEGIN = """

@@ -73,6 +73,7 @@ def answers(url: str) -> bool:
             return False
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("jobs", "grace"), [(0, "600"), (3, "0.2")], ids=["idle", "busy"])
 def test_it_ends_in_some_seconds(
     hanging: tuple[str, Proxy], start: Callable[..., subprocess.Popen[bytes]],

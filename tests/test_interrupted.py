@@ -4,9 +4,10 @@ its own answer."""
 from __future__ import annotations
 
 import asyncio
+import random
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import suppress
 from itertools import count
 from types import FrameType
@@ -16,10 +17,13 @@ import pytest
 from conftest import BROKERS
 from in_memory import LONG
 
-from rpc import AsyncRpcClient, RpcClient, RpcReceiver
+from rpc import AsyncRpcClient, BackendUnavailable, RpcClient, RpcReceiver, RpcTimeout
 
 ENOUGH = 2000
 """Lines; a call that waits may run through some of them without end."""
+
+SOME = 9
+"""Lines from one that fails to the next."""
 
 
 class Interruption(BaseException):
@@ -96,3 +100,43 @@ def test_a_task_that_is_cancelled_anywhere_leaves_the_next_ones_alone(url: str) 
                     break
 
     asyncio.run(call())
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_task_that_fails_anywhere_leaves_the_next_one_alone(url: str) -> None:
+    """What fails on behalf of the loop, and not in the task, may cost the call its answer. At some
+    of the lines: after many of them there is another connection."""
+
+    async def call() -> None:
+        async with AsyncRpcClient(backend=url, timeout=LONG) as client:
+            asyncio.get_running_loop().set_exception_handler(lambda _, context: None)
+            for line in count(random.randrange(1, SOME), SOME):
+                is_over = await failing(line, client.call_and_wait("echo", [-line], timeout=0.1))
+                assert (await client.call_and_wait("echo", [line])).data == line
+                if is_over or line > ENOUGH:
+                    break
+
+    asyncio.run(call())
+
+
+async def failing(line: int, call: Coroutine[Any, Any, Any]) -> bool:
+    """Await the call; at the line of that number, of those of ours in this thread, an exception is raised.
+    Whether the call was over before."""
+    left = line
+
+    def trace(frame: FrameType, event: str, arg: Any) -> Any:
+        nonlocal left
+        if event == "line" and "/rpc/" in frame.f_code.co_filename:
+            left -= 1
+            if not left:
+                raise Interruption
+        return trace
+
+    sys.settrace(trace)
+    try:
+        with suppress(Interruption, RpcTimeout, BackendUnavailable):
+            await asyncio.create_task(call)
+    finally:
+        sys.settrace(None)
+    return left > 0

@@ -106,8 +106,6 @@ def letters(client: RpcClient) -> list[Any]:
     ("add", {"a": 1, "b": 2}, {"ttl": 0.05}, "RpcTimeout: it expired"),
 ], ids=["failed", "unknown", "wrong arguments", "wrong types", "expired"])  # fmt: skip
 def test_what_fails_where_nobody_waits_is_a_dead_letter(client, serve, name, data, options, why):
-    if options:
-        needs(client, "inspection")  # RabbitMQ itself drops what expires
     sent = time.monotonic()
     id = client.call(name, data, **options)
     if options:
@@ -155,10 +153,22 @@ def test_a_worker_that_does_not_know_a_job_passes_it_on(client, serve):
 
 def test_an_unknown_job_is_not_passed_on_beyond_its_time(client, serve):
     serve(unknown_for=60.0)
-    assert client.call_and_wait("add", [1, 2]).data == 3  # the worker is there: RabbitMQ drops what expires
+    assert client.call_and_wait("add", [1, 2]).data == 3
     id = client.call("nosuch", ttl=0.9)  # less than the shortest pause
     [letter] = eventually(lambda: letters(client))
     assert (letter.id, letter.why[:14]) == (id, "MethodNotFound")
+
+
+def test_what_has_expired_says_so_and_is_done_when_it_is_retried(client, any_url, redis_url, serve):
+    with RpcClient(backend=any_url, settings=Settings(store=redis_url)) as client:
+        id = client.call("add", {"a": 1, "b": 2}, ttl=0.05, keep=60)
+        time.sleep(0.1)  # it is time itself that is tested
+        serve(store=redis_url)
+        info = in_state(client, id, "expired")
+        assert (info.error, info.name) == ("RpcTimeout: it expired before a worker came to it", "add")
+        assert [each.dead for each in client.queues() if each.queue == "default"] == [1]
+        assert info.retry()
+        assert in_state(client, id, "succeeded").result == 3
 
 
 def test_whoever_waits_for_an_unknown_job_is_told_at_once(client, serve):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import select
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -14,6 +15,7 @@ from rpc import AsyncRpcClient, RpcClient, RpcError, RpcReceiver
 from rpc.backends._retry import run_together
 from rpc.backends._serving import Turns
 from rpc.errors import SettingsError
+from rpc.loops import Alarm
 
 PATIENCE = 30.0
 
@@ -172,3 +174,24 @@ def test_a_worker_that_gets_no_threads_ends_with_an_error_of_ours(
     with pytest.raises(RpcError, match="no thread can be started"):
         receiver.run()
     monkeypatch.undo()
+
+
+def test_an_alarm_that_is_rung_while_it_is_read_is_not_deaf_from_then_on() -> None:
+    alarm = Alarm()
+    ear = alarm._ear
+
+    class RungMeanwhile:
+        def fileno(self) -> int:
+            return ear.fileno()
+
+        def recv(self, most: int) -> bytes:
+            alarm.ring()
+            return ear.recv(most)
+
+    alarm.ring()
+    alarm._ear = RungMeanwhile()  # type: ignore[assignment]
+    alarm.wait(0)
+    alarm._ear = ear
+    alarm.ring()
+    assert select.select([alarm], [], [], 0)[0]
+    alarm.close()

@@ -107,7 +107,7 @@ def test_a_call_to_a_queue_that_this_worker_does_not_serve_says_so(
 ) -> None:
     site.serve({"outer": outer, "inner": what_arrives}, concurrency=1, queues=["own"])
     with pytest.raises(RpcTimeout, match=r"does not serve queue 'default': see RPC_ROUTES$"):
-        site.client(queue="own").call_and_wait("outer", timeout=1)
+        site.client(queue="own").call_and_wait("outer", timeout=3)
 
 
 @pytest.mark.parametrize("outer", WAYS[:2])
@@ -116,7 +116,7 @@ def test_without_a_free_slot_it_fails_in_time_and_says_why(site: Site, outer: Ca
     site.serve({"outer": outer, "inner": inner}, concurrency=1, coroutines=1)
     what = "coroutines" if inspect.iscoroutinefunction(outer) else "concurrency"
     with pytest.raises(RpcTimeout, match=rf"no free slot for it \({what}=1\).*RPC_{what.upper()}"):
-        site.client().call_and_wait("outer", timeout=1)
+        site.client().call_and_wait("outer", timeout=3)
 
 
 def test_a_coroutine_that_waits_takes_no_slot_of_the_functions_that_it_calls(site: Site) -> None:

@@ -176,6 +176,7 @@ def test_after_the_grace_period_it_is_killed_and_the_job_is_for_another_worker(
     assert lines(log).count("held") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["holds", "sticks_for_good"])
 def test_it_dies_with_its_worker_and_so_does_what_it_has_started(
     spawn: Spawn, caller: RpcClient, log: Path, name: str
@@ -235,7 +236,7 @@ def test_a_receiver_that_is_left_hands_it_back(
         receiver = RpcReceiver(jobs=JOBS, backend=any_broker_url, queues=["default"], grace=0.2)
         async with receiver:
             await asyncio.to_thread(holding, log)
-            server: Any = receiver._server
+            server: Any = receiver._serving._server
             hand_back = server.hand_back
             server.hand_back = lambda: ended.wait(PATIENCE) and hand_back()
 

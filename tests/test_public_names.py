@@ -15,9 +15,9 @@ import rpc
 from rpc import errors
 from rpc.backends import BACKENDS
 from rpc.inspection import Counts, DeadLetters, Inspection, Results
-from rpc.transport import Backend, Locks, Presence, Subscriptions
+from rpc.transport import Backend, Locks, Presence, Replay, Subscriptions
 
-INTERFACES = Backend, Counts, DeadLetters, Inspection, Locks, Presence, Results, Subscriptions
+INTERFACES = Backend, Counts, DeadLetters, Inspection, Locks, Presence, Replay, Results, Subscriptions
 MODULES = [
     module.name
     for module in pkgutil.walk_packages(rpc.__path__, "rpc.")
@@ -56,6 +56,8 @@ def test_a_name_that_is_not_there_is_an_attribute_error():
 def test_every_backend_can_be_imported_by_its_name():
     pytest.importorskip("pamqp", reason="needs RabbitMQ's driver: pip install jobrpc[amqp]")
     pytest.importorskip("zmq", reason="needs ZeroMQ's driver: pip install jobrpc[zmq]")
+    pytest.importorskip("httptools", reason="needs HTTP's: pip install jobrpc[http]")
+    pytest.importorskip("websockets", reason="needs WebSocket's: pip install jobrpc[ws]")
     for path, _ in BACKENDS.values():
         module, _, name = path.partition(":")
         assert getattr(rpc, name) is getattr(import_module(module), name)
@@ -63,7 +65,12 @@ def test_every_backend_can_be_imported_by_its_name():
 
 @pytest.mark.parametrize(
     ("driver", "name", "scheme", "extra"),
-    [("pamqp", "AmqpBackend", "amqp", "amqp"), ("zmq", "ZeromqBackend", "zmq+tcp", "zmq")],
+    [
+        ("pamqp", "AmqpBackend", "amqp", "amqp"),
+        ("zmq", "ZeromqBackend", "zmq+tcp", "zmq"),
+        ("httptools", "HttpBackend", "http", "http"),
+        ("websockets", "WebSocketBackend", "ws", "ws"),
+    ],
 )
 def test_a_backend_whose_driver_is_missing_says_what_to_install(driver, name, scheme, extra):
     program = f"import sys; sys.modules['{driver}'] = None; from rpc import *; from rpc import {name}"

@@ -195,6 +195,29 @@ def test_a_worker_that_joins_takes_its_share(stage: Stage) -> None:
     assert [future.result(LONG) for future in futures] == [None] * 6
 
 
+def test_of_those_that_offer_the_same_one_says_what_that_is(
+    stage: Stage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+    discover = RpcReceiver.discover
+
+    def counted(receiver: RpcReceiver) -> dict[str, Any]:
+        asked.append(receiver.id)
+        return discover(receiver)
+
+    monkeypatch.setattr(RpcReceiver, "discover", counted)
+    first, second = stage.serve(Example), stage.serve(Example)
+    third = stage.serve(jobs={"add": lambda a, b: a + b})
+    schemas = {worker.id: worker.schema for worker in stage.described(3)}
+    assert schemas[first.id] == schemas[second.id] != schemas[third.id]
+    document = stage.client.discover()
+    assert {"add", "example.typed"} <= {each["name"] for each in document["methods"]}
+    assert (len(asked), third.id in asked) == (2, True)
+    assert [each["name"] for each in stage.client.discover("add")["methods"]] == ["add"]
+    with pytest.raises(ServiceNotFound, match="'nosuch'"):
+        stage.client.discover("nosuch")
+
+
 def test_all_workers_describe_themselves(stage: Stage) -> None:
     class Listening(Example):
         @on("boom")

@@ -53,11 +53,23 @@ VALUES = {
     "RPC_CODEC": ("msgpack", 5), "RPC_ACCEPT": (("json",), "json"), "RPC_COMPRESS": ("gzip:16kB", 16_000),
     "RPC_DELIVERY": ("at-most-once", "exactly-once"), "RPC_LEASE": (5.0, "5"), "RPC_MAX_DELIVERIES": (2, "2"),
     "RPC_MAX_MESSAGE_BYTES": (10**6, None), "RPC_SEND_TRACEBACKS": (True, "yes"), "RPC_GRACE": (1.5, None),
-    "RPC_HEALTH_FILE": ("/run/rpc", 7),
+    "RPC_HEALTH_FILE": ("/run/rpc", 7), "RPC_CONTRACT": ("openrpc.json", 7), "RPC_SEND_LOGS": (True, "yes"),
     "RPC_KEEP_RESULTS": (60.0, -1), "RPC_STORE": ("redis://", 42), "RPC_UNKNOWN_FOR": (5.0, "5"),
-    "RPC_STREAM_IDLE": (5.0, 0),
+    "RPC_STREAM_IDLE": (5.0, 0), "RPC_KEEP_ALIVE": (1.0, 0), "RPC_DOMAIN": ("shop", "a.b"),
+    "RPC_SERVICE_TYPE": ("orders", "or ders"), "RPC_SERVICE_ID": ("eu-1", ""),
+    "RPC_SERVICE_VERSION": ("1.4.0-rc.1", "1.4"),
+    "RPC_SIGNING_KEYS": ({"k": "s" * 32}, 7), "RPC_SIGNING_REQUIRED": (False, "no"),
+    "RPC_SIGNING_WINDOW": (60.0, 0), "RPC_TOKENS": ({"pay.*": "t"}, "t"), "RPC_TOKEN": ({"pay.*": "t"}, "t"),
     "RPC_TIME_LIMIT": (1.5, 0), "RPC_MAX_JOBS_PER_CHILD": (100, 0),
 }  # fmt: skip
+
+
+def test_a_lease_that_is_said_twice_is_refused():
+    settings = load_settings(
+        module(RPC_BACKEND="redis://127.0.0.1:1/0?lease=2", RPC_LEASE=3.0, RPC_JOB_MAPPING=JOBS)
+    )
+    with pytest.raises(SettingsError, match=r"RPC_LEASE and \?lease= of its URL say the same"):
+        RpcReceiver(settings=settings)
 
 
 def test_every_key_is_tested_here():

@@ -30,6 +30,7 @@ def broker(request: pytest.FixtureRequest) -> Iterator[str]:
         yield server.url
 
 
+@pytest.mark.slow
 def test_it_runs_as_its_readme_says(broker: str) -> None:
     with ExitStack() as stack:
         workers = []

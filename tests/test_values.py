@@ -83,11 +83,11 @@ def serve() -> Iterator[Callable[..., None]]:
 
 
 def test_models_and_coroutines_of_decorated_functions_on_each_backend(
-    plain_url: str, serve: Callable[..., None]
+    job_url: str, serve: Callable[..., None]
 ) -> None:
-    serve(plain_url, place=place, charge=charge, later=lambda cents: charge(cents), nested=nested, leak=leak)
+    serve(job_url, place=place, charge=charge, later=lambda cents: charge(cents), nested=nested, leak=leak)
     order = Order(item="tea", count=2, notes={7: Path("/etc")})
-    with RpcClient(backend=plain_url, timeout=LONG) as client:
+    with RpcClient(backend=job_url, timeout=LONG) as client:
         placed = client.call_and_wait("place", {"order": order, "others": [order], "by_day": {1: order}})
         assert placed.data == [TEA, TEA, "/etc", 6]
         for name in "charge", "later", "nested":

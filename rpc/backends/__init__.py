@@ -8,8 +8,8 @@ Nothing here may import the core, and no backend may import another one.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from importlib import import_module
-from importlib.metadata import entry_points
 from inspect import Parameter, signature
 from typing import Any, get_type_hints
 from urllib.parse import parse_qsl, urlencode, urlsplit
@@ -18,7 +18,7 @@ import msgspec
 
 from ..errors import SettingsError, not_installed
 from ..settings import Settings
-from ..transport import AsyncBackend, Backend
+from ..transport import Address, AsyncBackend, Backend, queue
 
 
 def asynchronous(backend: Backend) -> AsyncBackend:
@@ -38,6 +38,10 @@ BACKENDS = {
     "amqps": ("rpc.backends.amqp:AmqpBackend", "amqp"),
     "zmq+tcp": ("rpc.backends.zeromq:ZeromqBackend", "zmq"),
     "zmq+ipc": ("rpc.backends.zeromq:ZeromqBackend", "zmq"),
+    "http": ("rpc.backends.http:HttpBackend", "http"),
+    "https": ("rpc.backends.http:HttpBackend", "http"),
+    "ws": ("rpc.backends.http.websocket:WebSocketBackend", "ws"),
+    "wss": ("rpc.backends.http.websocket:WebSocketBackend", "ws"),
     "redis": ("rpc.backends.redis:RedisBackend", None),
     "rediss": ("rpc.backends.redis:RedisBackend", None),
     "redis+unix": ("rpc.backends.redis:RedisBackend", None),
@@ -95,6 +99,11 @@ def backend_of_receiver(settings: Settings, given: Backend | str | None) -> Back
     options = {"lease": settings.lease, "max_deliveries": settings.max_deliveries}
     set_options = {name: value for name, value in options.items() if value is not None}
     if isinstance(chosen, str):
+        in_url = dict(parse_qsl(urlsplit(chosen).query))
+        for name in set_options.keys() & in_url.keys():
+            raise SettingsError(
+                f"{settings.module}: RPC_{name.upper()} and ?{name}= of its URL say the same: drop one"
+            )
         return backend_from_url(chosen, **set_options)
     if set_options:
         names = " and ".join(f"RPC_{name.upper()}" for name in set_options)
@@ -102,7 +111,18 @@ def backend_of_receiver(settings: Settings, given: Backend | str | None) -> Back
     return chosen
 
 
-_SECRET = re.compile(r"(//[^:/?#@]*:).*(?=@)|(password=)[^&]+")
+def queue_addresses(where: str, names: Sequence[str]) -> list[Address]:
+    """Those that a worker serves; SettingsError if there are none, or one's name is none."""
+    try:
+        addresses = [queue(name) for name in names]
+    except ValueError as error:
+        raise SettingsError(f"{where}: RPC_QUEUES: {error}") from None
+    if not addresses:
+        raise SettingsError(f"{where}: RPC_QUEUES is empty: there is nothing to serve")
+    return addresses
+
+
+_SECRET = re.compile(r"(//[^:/?#@]*:).*(?=@)|((?:password|registry)=)[^&]+")
 
 
 def redacted(url: str) -> str:
@@ -116,6 +136,8 @@ def loaded(scheme: str, url: str = "") -> Any:
     if scheme in BACKENDS:
         path, extra = BACKENDS[scheme]
     else:
+        from importlib.metadata import entry_points  # it takes long to import, and few need it
+
         found = {entry.name: entry.value for entry in entry_points(group="rpc.backends")}
         if scheme not in found:
             known = ", ".join(f"{name}:" for name in sorted({*BACKENDS, *found}))

@@ -11,8 +11,9 @@ from threading import Thread
 from typing import Any, TypeVar
 
 from ..errors import BackendUnavailable, Cancelled, RpcTimeout
-from ..loops import DaemonThreads, PerLoop
-from ..transport import Address, AsyncReplies, Backend, Message, Replies
+from ..loops import PerLoop
+from ..threads import DaemonThreads
+from ..transport import ORDER_KEY, Address, AsyncReplies, Backend, Message, Replies
 
 T = TypeVar("T")
 MOST = 1024
@@ -31,11 +32,12 @@ class InThreads:
 
     async def send(self, to: Address, message: Message) -> None:
         send = partial(copy_context().run, self._backend.send, to, message)
-        await asyncio.wrap_future(self._threads.here().start(send))
+        await asyncio.wrap_future(self._threads.here().start(send, in_order=ORDER_KEY in message.headers))
 
     async def request(self, to: Address, message: Message) -> AsyncReplies:
         threads = self._threads.here()
-        asked = threads.start(partial(self._backend.request, to, message))
+        request = partial(self._backend.request, to, message)
+        asked = threads.start(request, in_order=ORDER_KEY in message.headers)
         try:
             return RepliesInThreads(threads, await asyncio.wrap_future(asked))
         except asyncio.CancelledError:
@@ -53,16 +55,18 @@ class Threads:
 
     def __init__(self) -> None:
         self._pool = DaemonThreads(MOST, "rpc-client")
+        self._in_order = DaemonThreads(1, "rpc-client-in-order")
+        """For what must not overtake each other."""
         self.open: set[RepliesInThreads] = set()
         self.over: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         """Done at the end."""
 
-    def start(self, action: Callable[[], T]) -> Future[T]:
+    def start(self, action: Callable[[], T], *, in_order: bool = False) -> Future[T]:
         """Raises Cancelled after the end, and BackendUnavailable if no thread can be had."""
         if self.over.done():
             raise Cancelled("the client was closed")
         try:
-            return self._pool.submit(action)
+            return (self._in_order if in_order else self._pool).submit(action)
         except RuntimeError as error:
             raise BackendUnavailable(f"no thread for what waits: {error}") from error
 
@@ -73,10 +77,12 @@ class Threads:
         if not self.over.get_loop().is_closed() and not self.over.done():
             self.over.set_result(None)
         self._pool.shutdown(wait=False)
+        self._in_order.shutdown(wait=False)
 
     def join(self) -> None:
         """Wait until the last thread has noticed: what it uses is given back after that."""
         self._pool.shutdown()
+        self._in_order.shutdown()
 
 
 class RepliesInThreads:

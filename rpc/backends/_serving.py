@@ -9,10 +9,11 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Generic, TypeVar
 
 from ..errors import BackendRefused, BackendUnavailable
-from ..loops import DaemonThreads
+from ..threads import DaemonThreads
 from ..transport import FAILED, LOST, Address, Delivery, Handler, Message
 from .features import unsupported
 
@@ -215,7 +216,7 @@ class Serially:
             if to in self._begun:
                 return
             try:
-                self._pool.submit(self._work_off, to)
+                self._pool.run(partial(self._work_off, to))
             except RuntimeError as error:  # it is begun with the next one
                 logger.warning("%s waits: %s", to, error)
             else:
@@ -289,6 +290,21 @@ class Turns(Generic[T]):
         """Whether this thread is the leader, which fetches next."""
         return self._leader == threading.get_ident()
 
+    def in_turn(self, action: Callable[[], object]) -> bool:
+        """Do this here and now, if this thread is the leader and handles something: nobody fetches meanwhile.
+        Whether it was done."""
+        if self._leader != threading.get_ident() or not self._fetching.acquire(blocking=False):
+            return False
+        try:
+            action()
+        finally:
+            self._fetching.release()
+        return True
+
+    def are_fast(self) -> bool:
+        """Whether handlers are, on the average."""
+        return self._average <= FAST
+
     def is_fetching(self) -> bool:
         """Whether a thread waits for something, or is about to."""
         return self._fetching.locked()
@@ -331,7 +347,8 @@ class Turns(Generic[T]):
             self._since = None
         self._came_round = now = time.perf_counter()
         self._in_handlers.discard(me)
-        self._average += (now - began - self._average) / 8
+        took = min(now - began, 4 * FAST)  # or one that was kept from its processor would count for many
+        self._average += (took - self._average) / 8
 
     def _hand_over(self, me: int) -> None:
         with self._turn:
@@ -356,7 +373,7 @@ class Turns(Generic[T]):
                         return True
                     idle = idle + 1 if since is None else 0
                     if idle > 4:
-                        self._watched = False
+                        self._watched, idle = False, 0
                     self._turn.wait(STUCK if self._watched or self._since is not None else None)
                 self._turn.notify_all()
                 return False

@@ -24,14 +24,19 @@ _ON_A_BROKER = frozenset(
 )
 _OF_A_BROKER = {"durable", "redelivers", "processes", "liveness"}
 _SEEN = {"inspection", "results"}
+_ON_HTTP = frozenset(
+    {"redelivers", "describes", "priorities", "processes", "liveness", "presence", "detached"}
+)
 FEATURES = {
-    "redis": _ON_A_BROKER | _SEEN | {"idempotency", "detached"},
-    "rq+redis": _ON_A_BROKER | _SEEN | {"idempotency"},
-    "amqp": _ON_A_BROKER | {"detached"},
+    "redis": _ON_A_BROKER | _SEEN | {"idempotency", "order", "detached", "replay"},
+    "rq+redis": _ON_A_BROKER | _SEEN | {"idempotency", "order", "replay"},
+    "amqp": _ON_A_BROKER | {"order", "detached"},
     "zmq+tcp": frozenset(
         {"redelivers", "topics", "groups", "priorities", "processes", "liveness", "presence", "detached"}
     ),
-    "memory": (_ON_A_BROKER - _OF_A_BROKER) | _SEEN | {"idempotency", "detached"},
+    "http": _ON_HTTP,
+    "ws": _ON_HTTP,
+    "memory": (_ON_A_BROKER - _OF_A_BROKER) | _SEEN | {"idempotency", "order", "detached"},
 }
 """URL scheme -> the features of its backend: see `transport.Backend`."""
 

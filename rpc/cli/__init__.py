@@ -1,32 +1,55 @@
-"""The command line: `rpc worker`, `rpc call`, `rpc services`, `rpc events`, `rpc shell`, `rpc jobs`,
-`rpc queues`, `rpc health`, `rpc dead-letters`, `rpc redis`, `rpc demo`.
+"""The command line: `rpc worker`, `rpc call`, `rpc services`, `rpc describe`, `rpc stubs`, `rpc diff`,
+`rpc events`, `rpc logs`, `rpc shell`, `rpc jobs`, `rpc queues`, `rpc health`, `rpc dead-letters`,
+`rpc redis`, `rpc keygen`, `rpc demo`.
 
 One module for each command. Messages are for people, `--json` is for programs; which exit code an error has
 is decided in `exits` alone. Nothing imports this package but `rpc.contrib`.
 """
 
+from importlib import import_module
+
 import click
 
 from ..errors import DISTRIBUTION
-from . import call, dead_letters, demo, events, health, jobs, queues, redis, services, shell, worker
 from .exits import Commands
 
 COMMANDS = (
-    worker.command,
-    call.command,
-    services.command,
-    events.command,
-    shell.command,
-    jobs.command,
-    queues.command,
-    health.command,
-    dead_letters.command,
-    redis.command,
-    demo.command,
+    "worker",
+    "call",
+    "services",
+    "describe",
+    "stubs",
+    "diff",
+    "events",
+    "logs",
+    "shell",
+    "jobs",
+    "queues",
+    "health",
+    "dead-letters",
+    "redis",
+    "keygen",
+    "demo",
 )
+_MODULES = {"logs": "remote_logs", "dead-letters": "dead_letters"}
+"""Of those whose module has another name than the command."""
 
 
-@click.group(cls=Commands, commands=COMMANDS, context_settings={"help_option_names": ["-h", "--help"]})
+class Program(Commands):
+    """Imports the module of a command when it is asked for: most of the time of a short one is that."""
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in COMMANDS:
+            return None
+        command: click.Command = import_module(f".{_MODULES.get(name, name)}", __name__).command
+        return command
+
+
+@click.group(
+    cls=Program,
+    commands={name: click.Command(name) for name in COMMANDS},  # in the place of those that are not loaded
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 @click.version_option(package_name=DISTRIBUTION, prog_name="rpc")
 def main() -> None:
     """Ask another process to do something and get the answer, over the queue you already run.

@@ -16,9 +16,14 @@ from ..core.codecs import JSON
 from ..core.jobs import JOB_NAME, Progress
 from ..errors import RpcError, SerializationError
 from ..pending import OnProgress
-from ..transport import OWN, TRACE, propagated
-from .options import backend_option, queue_names, seconds, settings_option, time
+from ..proxies import OneService
+from ..submits import pipelined
+from ..transport import OWN, TRACE, VERSION, propagated
+from .options import backend_option, queue_names, seconds, service_options, settings_option, time
 from .output import TAGGED, json_option, json_wanted, print_data, print_line
+
+WHICH = ("domain", "type", "id", "version", "instance")
+"""The options that say which service does it."""
 
 _WORD = re.compile(r"(?P<key>[^=]*?)(?P<sign>:?=)(?P<value>.*)", re.DOTALL)
 
@@ -35,10 +40,10 @@ def headers_of(
 ) -> dict[str, str] | None:
     """Callback of an option: headers, by name."""
     headers = dict(each.partition("=")[::2] for each in value)
-    wrong = [name for name in headers if name not in propagated(headers)]
+    wrong = headers.keys() - propagated(headers).keys() - {VERSION}
     if wrong or len(headers) < len(value) or not all("=" in each for each in value):
         raise click.BadParameter(
-            f"{' '.join(value)!r}: each once, as {OWN}NAME=VALUE, or {', '.join(TRACE)} for NAME."
+            f"{' '.join(value)!r}: each once, as {OWN}NAME=VALUE, or {', '.join((VERSION, *TRACE))} for NAME."
         )
     return headers or None
 
@@ -49,6 +54,17 @@ def headers_of(
 @settings_option
 @backend_option
 @click.option("--queue", metavar="NAME", callback=queue_names, help="The queue that the call goes to.")
+@service_options("--service-version")
+@click.option(
+    "--instance", metavar="NAME", help="The one worker that does it, as `rpc services --watch` has it."
+)
+@click.option(
+    "--wait",
+    metavar="SECONDS",
+    type=float,
+    callback=seconds,
+    help="How long to wait until such a service runs; by default not at all.",
+)
 @click.option(
     "--timeout",
     metavar="SECONDS",
@@ -86,12 +102,17 @@ def headers_of(
     help="Of the calls of this job with one key, in one queue, only the first is done; all get its response.",
 )
 @click.option(
+    "--order-key",
+    metavar="KEY",
+    help="Jobs with one key, in one queue, are done one after the other, as they were sent.",
+)
+@click.option(
     "--header",
     "headers",
     metavar="NAME=VALUE",
     multiple=True,
     callback=headers_of,
-    help="A header of the request, as x-tenant=acme or traceparent=…; may be repeated.",
+    help="A header of the request, as x-tenant=acme, version='>=1.2' or traceparent=…; may be repeated.",
 )
 @click.option(
     "--map",
@@ -124,17 +145,23 @@ def command(
     timeout: float | None,
     no_wait: bool,
     idempotency_key: str | None,
+    order_key: str | None,
     headers: dict[str, str] | None,
     lines: BinaryIO | None,
     window: int,
     streams: bool,
     codec: str | None,
+    wait: float | None,
     **later: Any,
 ) -> None:
     """Call the job NAME, and print the data of its response as JSON.
 
     Its data is given as words: a=1 is the text "1", b:=2 is JSON; or as one JSON object or array; or as "-",
     which reads JSON from stdin. With --backend no settings module is needed.
+
+    With --type, one of the services of that type that run does it: of that --id, of such a --service-version;
+    with --instance, that worker does. If none runs, that is an error at once, or after --wait SECONDS. The
+    domain is that of the settings, if --domain says no other.
 
     With --json, what is printed is {"data": ..., "id": ...}, or {"id": ...} with --no-wait, or {"error":
     {"type": ..., "message": ..., "code": ...}}.
@@ -147,47 +174,55 @@ def command(
       rpc call report --no-wait --keep 600
       rpc call report --no-wait --at 2030-01-31T18:30
       rpc call whoami --header x-user=ada
+      rpc call orders.total count:=3 price:=1.5 --type orders --service-version '>=1.2' --wait 20
       rpc call report --codec msgpack
       rpc call resize --map pictures.jsonl > answers.jsonl
       rpc call tail path=/var/log/app.log --stream
     """
+    which = {name: value for name in WHICH if (value := later.pop(name)) is not None}
+    if which and queue:
+        raise click.UsageError("a service has queues of its own: not with --queue")
+    if wait is not None and not which:
+        raise click.UsageError("--wait is for a service: say which, by --type or --instance")
     if no_wait and timeout is not None:
         raise click.UsageError("--timeout is for a call that waits: not with --no-wait")
     if given := [f"--{name}" for name, value in later.items() if value is not None and not no_wait]:
         raise click.UsageError(f"{', '.join(given)}: for a call that does not wait: add --no-wait")
-    if lines and (words or no_wait or idempotency_key or headers):
+    if lines and (words or no_wait or idempotency_key or order_key or headers):
         raise click.UsageError(
-            "--map takes its data from the file, and waits: no words, --no-wait, key or headers"
+            "--map takes its data from the file, and waits: no words, --no-wait, keys or headers"
         )
-    if streams and (lines or no_wait or idempotency_key):
+    if streams and (lines or no_wait or idempotency_key or order_key):
         raise click.UsageError("--stream waits, for one call: not with --map, --no-wait or a key")
-    how: dict[str, Any] = {"queue": queue, "idempotency_key": idempotency_key, "headers": headers}
+    how: dict[str, Any] = {"queue": queue, "headers": headers}
+    how |= {"idempotency_key": idempotency_key, "order_key": order_key}
     data = data_of(words)
     with RpcClient(settings=settings, backend=backend, codec=codec) as client:
         client.accepted = client.accepted.reading(TAGGED)
         if timeout is not None:
             client.timeout = timeout
+        there = _service(client, which, wait or 0.0) if which else client
         if lines:
-            _map(client, name, lines, window, queue)
+            _map(there, name, lines, window, queue)
         elif streams:
-            _stream(client, name, data, window, queue, headers)
+            _stream(there, name, data, window, queue, headers)
         elif no_wait:
-            id = _sent(client, name, data, {**how, **later})
+            id = _sent(there, name, data, {**how, **later})
             print_line({"id": id}) if json_wanted() else click.echo(id)
         else:
             with _bar(name) as on_progress:
-                response = client.call_and_wait(name, data, on_progress=on_progress, **how)
+                response = there.call_and_wait(name, data, on_progress=on_progress, **how)
             answer = {"data": response.data, "id": response.id}
             print_line(answer) if json_wanted() else print_data(response.data)
 
 
-def _map(client: RpcClient, name: str, lines: BinaryIO, window: int, queue: str | None) -> None:
+def _map(there: RpcClient | OneService, name: str, lines: BinaryIO, window: int, queue: str | None) -> None:
     """One line of JSON for each answer; on a terminal, how much of the file is done."""
     data = (_whole(line, f"line {number}") for number, line in enumerate(lines, 1) if line.strip())
     answered = 0
     with _progress(lines, name) as report:
         try:
-            for response in client.map(name, data, window=window, queue=queue):
+            for response in pipelined(lambda item: there.submit(name, item, queue=queue), data, window):
                 answered += 1
                 print_line({"data": response.data, "id": response.id} if json_wanted() else response.data)
                 report()
@@ -196,9 +231,19 @@ def _map(client: RpcClient, name: str, lines: BinaryIO, window: int, queue: str 
             raise
 
 
-def _stream(client: RpcClient, name: str, data: Any, window: int, queue: str | None, headers: Any) -> None:
+def _service(client: RpcClient, which: dict[str, str], wait: float) -> OneService:
+    """What calls that service."""
+    try:
+        return OneService(client, client.lookup, client.looking_for(*map(which.get, WHICH)), wait)
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+
+
+def _stream(
+    there: RpcClient | OneService, name: str, data: Any, window: int, queue: str | None, headers: Any
+) -> None:
     """One line of JSON for each item, as it comes."""
-    with client.stream(name, data, window=window, queue=queue, headers=headers) as items:
+    with there.stream(name, data, window=window, queue=queue, headers=headers) as items:
         for item in items:
             print_line({"item": item} if json_wanted() else item)
         if items.value is not None:
@@ -234,9 +279,9 @@ def _progress(lines: BinaryIO, label: str) -> Iterator[Callable[[], None]]:
         yield lambda: bar.update(lines.tell() - bar.pos)
 
 
-def _sent(client: RpcClient, name: str, data: Any, how: dict[str, Any]) -> str:
+def _sent(there: RpcClient | OneService, name: str, data: Any, how: dict[str, Any]) -> str:
     try:
-        return client.call(name, data, **how)
+        return str(there.call(name, data, **how))
     except ValueError as error:
         raise click.UsageError(str(error)) from None
 

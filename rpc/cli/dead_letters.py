@@ -15,23 +15,35 @@ from ..backends.features import unsupported
 from ..client import RpcClient
 from ..errors import RpcError, SerializationError
 from ..inspection import DeadLetter, DeadLetters
+from ..registry.lookup import queues_of
 from ..settings import Settings, load_settings
 from ..transport import NAME, Message, unpacked
-from .options import backend_option, queue_names, settings_option
+from .options import backend_option, domain_option, queue_names, settings_option, together
 from .output import AS_JSON, json_option, json_wanted, one_line, print_data, print_line, printable
 
 SECRETS = ("token", "signature", "authorization")
 """Headers whose values are nobody's business."""
 
-queues_option = click.option(
-    "--queue",
-    "queues",
-    metavar="NAME",
-    multiple=True,
-    callback=queue_names,
-    help="Look in this queue; may be repeated. By default RPC_QUEUES.",
+where_options = together(
+    settings_option,
+    backend_option,
+    click.option(
+        "--queue",
+        "queues",
+        metavar="NAME",
+        multiple=True,
+        callback=queue_names,
+        help="Look in this queue; may be repeated. By default RPC_QUEUES.",
+    ),
+    domain_option,
 )
-all_option = click.option("--all", "everything", is_flag=True, help="All that are found.")
+"""For `_shelf`."""
+letters_options = together(
+    click.argument("ids", metavar="[ID ...]", nargs=-1),
+    click.option("--all", "everything", is_flag=True, help="All that are found."),
+    where_options,
+)
+"""For `_settle`."""
 
 
 @click.group("dead-letters")
@@ -44,17 +56,16 @@ def command() -> None:
     \b
     Examples:
       rpc dead-letters list --queue default
+      rpc dead-letters list --domain shop
       rpc dead-letters show 4f1c0e3a9b6d4c2f8a7e5d3c1b0a9f8e
       rpc dead-letters retry --all
     """
 
 
 @command.command("list")
-@settings_option
-@backend_option
-@queues_option
+@where_options
 @json_option
-def list_command(settings: str | None, backend: str | None, queues: tuple[str, ...]) -> None:
+def list_command(**where: Any) -> None:
     """List the dead letters: when, id, queue, name and why, the last one of each queue first.
 
     With --json, what is printed is {"dead_letters": [{"id": ..., "name": ..., "queue": ..., "when": ...,
@@ -64,7 +75,7 @@ def list_command(settings: str | None, backend: str | None, queues: tuple[str, .
     Example:
       rpc dead-letters list --backend redis://127.0.0.1:6379/0 --json
     """
-    with _shelf(settings, backend, queues) as (_, letters):
+    with _shelf(**where) as (_, letters):
         found = [_summary(letter) for letter in letters]
     if json_wanted():
         return print_line({"dead_letters": found})
@@ -74,11 +85,9 @@ def list_command(settings: str | None, backend: str | None, queues: tuple[str, .
 
 @command.command("show")
 @click.argument("id")
-@settings_option
-@backend_option
-@queues_option
+@where_options
 @json_option
-def show_command(id: str, settings: str | None, backend: str | None, queues: tuple[str, ...]) -> None:
+def show_command(id: str, **where: Any) -> None:
     """Show the dead letter ID: what the list has of it, its traceback, its headers and its body.
 
     With --json, what is printed is one object of these. A body that cannot be decoded is shown as
@@ -88,7 +97,7 @@ def show_command(id: str, settings: str | None, backend: str | None, queues: tup
     Example:
       rpc dead-letters show 4f1c0e3a9b6d4c2f8a7e5d3c1b0a9f8e --json
     """
-    with _shelf(settings, backend, queues) as (_, letters):
+    with _shelf(**where) as (_, letters):
         letter = _chosen(letters, [id])[0]
     summary, message = _summary(letter), _message(letter)
     headers = {name: "***" if name in SECRETS else value for name, value in message.headers.items()}
@@ -107,14 +116,8 @@ def show_command(id: str, settings: str | None, backend: str | None, queues: tup
 
 
 @command.command("retry")
-@click.argument("ids", metavar="[ID ...]", nargs=-1)
-@all_option
-@settings_option
-@backend_option
-@queues_option
-def retry_command(
-    ids: tuple[str, ...], everything: bool, settings: str | None, backend: str | None, queues: tuple[str, ...]
-) -> None:
+@letters_options
+def retry_command(**which: Any) -> None:
     """Put dead letters back into their queues, as if they had just been sent, and print their ids.
 
     Nobody gets the response: whoever waited was told when the job was given up.
@@ -123,40 +126,29 @@ def retry_command(
     Example:
       rpc dead-letters retry --all --queue default
     """
-    _settle(ids, everything, settings, backend, queues, lambda shelf, letter: shelf.revive(letter))
+    _settle(lambda shelf, letter: shelf.revive(letter), **which)
 
 
 @command.command("drop")
-@click.argument("ids", metavar="[ID ...]", nargs=-1)
-@all_option
-@settings_option
-@backend_option
-@queues_option
-def drop_command(
-    ids: tuple[str, ...], everything: bool, settings: str | None, backend: str | None, queues: tuple[str, ...]
-) -> None:
+@letters_options
+def drop_command(**which: Any) -> None:
     """Forget dead letters, and print their ids.
 
     \b
     Example:
       rpc dead-letters drop 4f1c0e3a9b6d4c2f8a7e5d3c1b0a9f8e
     """
-    _settle(ids, everything, settings, backend, queues, lambda shelf, letter: shelf.drop(letter))
+    _settle(lambda shelf, letter: shelf.drop(letter), **which)
 
 
 def _settle(
-    ids: Sequence[str],
-    everything: bool,
-    settings: str | None,
-    backend: str | None,
-    queues: Sequence[str],
-    action: Callable[[DeadLetters, DeadLetter], bool],
+    action: Callable[[DeadLetters, DeadLetter], bool], ids: Sequence[str], everything: bool, **where: Any
 ) -> None:
     """Do this with the letters, the oldest first. Raises RpcError at the end if that failed for some."""
     if bool(ids) == everything:
         raise click.UsageError("say which: ID ..., or --all")
     failures = []
-    with _shelf(settings, backend, queues) as (shelf, letters):
+    with _shelf(**where) as (shelf, letters):
         for letter in reversed(letters if everything else _chosen(letters, ids)):
             try:
                 done = action(shelf, letter)
@@ -173,9 +165,10 @@ def _settle(
 
 @contextmanager
 def _shelf(
-    settings: str | None, backend: str | None, queues: Sequence[str]
+    settings: str | None, backend: str | None, queues: Sequence[str], domain: str | None
 ) -> Iterator[tuple[DeadLetters, list[DeadLetter]]]:
-    """The backend, and the letters in these queues. Raises Unsupported if it keeps none."""
+    """The backend, and the letters in these queues, or in those of the settings, and in those of the services
+    of a domain. Raises Unsupported if it keeps none."""
     loaded = load_settings(settings) if backend is None or settings is not None else Settings()
     with RpcClient(settings=loaded, backend=backend) as client:
         if "dead-letters" not in client.backend.features:
@@ -183,7 +176,9 @@ def _shelf(
             shown = redacted(chosen) if isinstance(chosen, str) else str(chosen)
             raise unsupported("dead-letters", shown)
         shelf = cast("DeadLetters", client.backend)
-        yield shelf, [letter for name in queues or loaded.queues for letter in shelf.dead_letters(name)]
+        services = () if domain is None else client.list_services(domain=domain)
+        names = dict.fromkeys((*(queues or loaded.served), *queues_of(services)))
+        yield shelf, [letter for name in names for letter in shelf.dead_letters(name)]
 
 
 def _chosen(letters: Sequence[DeadLetter], ids: Sequence[str]) -> list[DeadLetter]:

@@ -1,53 +1,87 @@
-"""`rpc events`: publish, listen, see who listens, and forget those that no longer do."""
+"""`rpc events`: publish, hear what is published, see who listens, and forget those that no longer do."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import Any, cast
+from datetime import timedelta
+from typing import Any, BinaryIO, TypeVar, cast, get_args
 
 import click
 import msgspec
 
 from ..backends import redacted
 from ..client import RpcClient
-from ..core.jobs import JobOptions
+from ..core.codecs import JSON, TYPED
+from ..core.events import NOTHING, Event
+from ..core.filters import Filter, Match, Scalar, checked
 from ..describe import ListenerInfo, WorkerInfo
-from ..errors import RpcError, Unsupported
-from ..events import Event, Subscription, on
-from ..receiver import RpcReceiver
+from ..errors import RpcError, SerializationError, SubscriberLagged, Unsupported
+from ..events import Subscription, subscribed
 from ..settings import Settings, load_settings
 from ..transport import Address, Backend, Subscriptions
 from .call import data_of
 from .options import backend_option, seconds, settings_option
 from .output import json_option, json_wanted, one_line, print_line
 
+F = TypeVar("F", bound=Callable[..., Any])
+
 
 def pattern(ctx: click.Context, parameter: click.Parameter, value: str) -> str:
     """Callback of an argument: what may be listened to."""
     try:
-        on(value)
+        subscribed(value)
     except ValueError as error:
         raise click.BadParameter(str(error)) from None
     return value
 
 
-def headers(ctx: click.Context, parameter: click.Parameter, value: tuple[str, ...]) -> dict[str, str]:
-    """Callback of an option that may be repeated: NAME=TEXT."""
-    split = [each.partition("=") for each in value]
-    if wrong := [each for each, (name, sign, _) in zip(value, split, strict=True) if not name or not sign]:
-        raise click.BadParameter(f"{wrong[0]!r} is not NAME=TEXT.")
-    return {name: text for name, _, text in split}
+def headers(
+    ctx: click.Context, parameter: click.Parameter, value: tuple[str, ...]
+) -> dict[str, Scalar | None]:
+    """Callback of an option that may be repeated: NAME=TEXT or NAME:=JSON."""
+    found: dict[str, Scalar | None] = {}
+    for each in value:
+        name, sign, text = each.partition("=")
+        if not sign:
+            raise click.BadParameter(f"{each!r} is neither NAME=TEXT nor NAME:=JSON.")
+        try:
+            decoded = JSON.decode(text.encode()) if name.endswith(":") else text
+            name = name.removesuffix(":")
+            found[name] = None if decoded is None else checked(name, decoded)
+        except (ValueError, SerializationError) as error:
+            raise click.BadParameter(f"{each!r}: {error}.") from None
+    return found
+
+
+def filter_options(command: F) -> F:
+    """Which headers an event must have."""
+    named = click.option(
+        "--header",
+        "named",
+        metavar="NAME=TEXT",
+        multiple=True,
+        callback=headers,
+        help="A header that events must have; NAME:=JSON for numbers, booleans, and any (null). Repeatable.",
+    )
+    match = click.option(
+        "--match",
+        type=click.Choice(get_args(Match)),
+        default="all",
+        show_default=True,
+        help="Which of the headers an event must have.",
+    )
+    return named(match(command))
 
 
 @click.group("events")
 def command() -> None:
-    """Events: publish one, listen, see who listens.
+    """Events: publish one, hear what is published, see who listens.
 
     \b
     Examples:
       rpc events publish order.created number:=17
-      rpc events listen 'order.*'
+      rpc events tail 'order.*'
       rpc events list
     """
 
@@ -58,13 +92,25 @@ def command() -> None:
 @settings_option
 @backend_option
 @click.option(
-    "--header", "named", metavar="NAME=TEXT", multiple=True, callback=headers, help="May be repeated."
+    "--header",
+    "named",
+    metavar="NAME=TEXT",
+    multiple=True,
+    callback=headers,
+    help="NAME:=JSON for numbers and booleans. May be repeated.",
 )
+@click.option("--raw", type=click.File("rb"), help="A file, or -, whose bytes are the data, as they are.")
 @json_option
 def publish_command(
-    name: str, words: tuple[str, ...], settings: str | None, backend: str | None, named: dict[str, str]
+    name: str,
+    words: tuple[str, ...],
+    settings: str | None,
+    backend: str | None,
+    named: dict[str, Scalar],
+    raw: BinaryIO | None,
 ) -> None:
-    """Publish the event NAME to all who listen, and print its id. Its data is given as in `rpc call`.
+    """Publish the event NAME to all who listen, and print its id. Its data is given as in `rpc call`, or by
+    --raw.
 
     With --json, what is printed is {"id": ...}.
 
@@ -72,7 +118,9 @@ def publish_command(
     Example:
       rpc events publish order.created number:=17 place=Rome --header source=shell
     """
-    data = data_of(words)
+    if raw and words:
+        raise click.UsageError("--raw is all of the data")
+    data = raw.read() if raw else data_of(words) if words else NOTHING
     with RpcClient(settings=settings, backend=backend) as client:
         try:
             id = client.publish(name, data, headers=named)
@@ -81,42 +129,60 @@ def publish_command(
     print_line({"id": id}) if json_wanted() else click.echo(id)
 
 
-@command.command("listen")
+@command.command("tail")
 @click.argument("event", metavar="PATTERN", callback=pattern)
 @settings_option
 @backend_option
+@filter_options
 @click.option("--count", metavar="N", type=click.IntRange(min=1), help="End after so many.")
-def listen_command(event: str, settings: str | None, backend: str | None, count: int | None) -> None:
-    """Print each event that fits PATTERN as one line of JSON, until Ctrl-C.
+@click.option(
+    "--since",
+    metavar="SECONDS",
+    type=float,
+    callback=seconds,
+    help="Begin with what was published in the last so many seconds, where the backend remembers it.",
+)
+@json_option
+def tail_command(
+    event: str,
+    settings: str | None,
+    backend: str | None,
+    named: dict[str, Scalar | None],
+    match: Match,
+    count: int | None,
+    since: float | None,
+) -> None:
+    """Print each event that fits PATTERN as one line, until Ctrl-C.
 
-    Each line is {"topic": ..., "data": ..., "headers": ..., "id": ...}. What was published before is
-    not heard: when it listens, that is said on stderr.
+    What was published before is not heard, but with --since: when it listens, that is said on stderr. With
+    --json, each line is {"topic": ..., "data": ..., "headers": ..., "id": ...}.
 
     \b
     Example:
-      rpc events listen 'order.*' --backend redis://127.0.0.1:6379/0 | jq .data
+      rpc events tail 'order.*' --header region=eu --json | jq .data
     """
-    left = count
+    ago = None if since is None else timedelta(seconds=since)
+    with (
+        RpcClient(settings=_settings(settings, backend), backend=backend) as client,
+        client.subscribe(event, headers=named, match=match, since=ago) as stream,
+    ):
+        click.echo(f"listening to {event}", err=True)
+        left = count
+        while left != 0:
+            try:
+                _print_event(next(stream))
+            except SubscriberLagged as lag:
+                click.echo(lag, err=True)
+            else:
+                left = left and left - 1
 
-    @on(event)
-    def listen(event: Event) -> None:
-        nonlocal left
-        if left == 0:
-            return
-        try:
-            print_line(msgspec.structs.asdict(event))
-        except BrokenPipeError:  # whoever read it has had enough
-            left = 1
-        left = None if left is None else left - 1
-        if left == 0:
-            receiver.stop()
 
-    loaded = _settings(settings, backend)
-    receiver = RpcReceiver(
-        jobs={}, services=[listen], settings=loaded, backend=backend, hooks={}, middleware=[]
-    )
-    receiver.hook("on_connect")(lambda: click.echo(f"listening to {event}", err=True))
-    receiver.start()
+def _print_event(event: Event) -> None:
+    if json_wanted():
+        print_line(msgspec.structs.asdict(event))
+    else:
+        named = [_named(event.headers)] if event.headers else []
+        _print(event.topic, TYPED.encode(event.data).decode(), *named)
 
 
 @command.command("list")
@@ -137,8 +203,8 @@ def list_command(settings: str | None, backend: str | None, wait: float) -> None
     nobody serves now, for which events are kept.
 
     With --json, what is printed is {"listeners": [{"pattern": ..., "name": ..., "group": ..., "durable": ...,
-    "failures": ..., "host": ..., "pid": ...}, ...], "subscriptions": [{"pattern": ..., "group": ...,
-    "served": ...}, ...]}.
+    "failures": ..., "headers": ..., "match": ..., "host": ..., "pid": ...}, ...], "subscriptions":
+    [{"pattern": ..., "group": ..., "filter": ..., "served": ...}, ...]}. A filter is told by its digest.
 
     \b
     Example:
@@ -148,10 +214,10 @@ def list_command(settings: str | None, backend: str | None, wait: float) -> None
         workers = client.describe(wait=wait)
         kept = {Subscription.of(each) for each in _subscribed(client.backend)}
     listeners = [_shown(worker, each) for worker in workers for each in worker.listeners]
-    served = {(each["pattern"], each["group"]) for each in listeners if each["durable"]}
-    subscriptions = [
-        {"pattern": pattern, "group": group, "served": (pattern, group) in served}
-        for pattern, group in sorted(kept | served)
+    served = {_key(each) for each in listeners if each["durable"]}
+    subscriptions: list[dict[str, Any]] = [
+        {"pattern": each[0], "group": each[1], "filter": each[2], "served": each in served}
+        for each in sorted(kept | served)
     ]
     if json_wanted():
         return print_line({"listeners": listeners, "subscriptions": subscriptions})
@@ -160,10 +226,22 @@ def list_command(settings: str | None, backend: str | None, wait: float) -> None
         group = f"group {each['group']}{durable}" if each["group"] else "each worker"
         where = f"{each['host']}:{each['pid']}"
         failures = [f"{each['failures']} failures"] if each["failures"] else []
-        _print(each["pattern"], each["name"], group, where, *failures)
+        wanted = [f"{each['match']} of {_named(each['headers'])}"] if _key(each)[2] else []
+        _print(each["pattern"], each["name"], group, where, *wanted, *failures)
     for each in subscriptions:
         if not each["served"]:
-            _print(each["pattern"], "-", f"group {each['group']}, durable", "nobody serves it now")
+            wanted = [f"filter {each['filter']}"] if each["filter"] else []
+            _print(each["pattern"], "-", f"group {each['group']}, durable", "nobody serves it now", *wanted)
+
+
+def _key(listener: dict[str, Any]) -> tuple[str, str, str]:
+    """The pattern and the group of a listener, and the digest of its filter."""
+    digest = Filter(listener["headers"], listener["match"]).digest
+    return listener["pattern"], listener["group"] or "", digest
+
+
+def _named(headers: Mapping[str, Any]) -> str:
+    return " ".join(name if value is None else f"{name}={value}" for name, value in headers.items())
 
 
 @command.command("forget")
@@ -171,23 +249,33 @@ def list_command(settings: str | None, backend: str | None, wait: float) -> None
 @click.argument("group")
 @settings_option
 @backend_option
-def forget_command(event: str, group: str, settings: str | None, backend: str | None) -> None:
-    """Forget the durable group GROUP that listened to PATTERN, with the events that are kept for it. A worker
-    that serves it still, or again, makes it anew.
+@filter_options
+def forget_command(
+    event: str,
+    group: str,
+    settings: str | None,
+    backend: str | None,
+    named: dict[str, Scalar | None],
+    match: Match,
+) -> None:
+    """Forget the durable group GROUP that listened to PATTERN, with these headers, with the events that are
+    kept for it. A worker that serves it still, or again, makes it anew.
 
     \b
     Example:
       rpc events forget 'order.*' billing
     """
     try:
-        on(event, group=group, durable=True)
+        subscription = subscribed(event, named, match, group, durable=True)
     except ValueError as error:
         raise click.UsageError(str(error)) from None
-    subscription = Subscription(event, group, True, JobOptions())
+    to = subscription.address(_settings(settings, backend).domain)
     with _subscriptions(settings, backend) as known:
-        if hasattr(known, "subscribed") and subscription.address not in _subscribed(known):
-            raise RpcError(f"there is no durable group {group!r} that listens to {event!r}")
-        known.unsubscribe(subscription.address)
+        if hasattr(known, "subscribed") and to not in _subscribed(known):
+            raise RpcError(
+                f"there is no durable group {group!r} that listens to {event!r} with these headers"
+            )
+        known.unsubscribe(to)
 
 
 def _shown(worker: WorkerInfo, listener: ListenerInfo) -> dict[str, Any]:

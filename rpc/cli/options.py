@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from datetime import datetime
+from typing import TypeVar
 
 import click
 
 from .. import durations
+from ..identity import check_part
 from ..transport import queue
 
 settings_option = click.option(
@@ -18,7 +21,49 @@ settings_option = click.option(
 backend_option = click.option(
     "--backend",
     metavar="URL",
-    help="Use this backend, not the one of the settings: rq+redis://HOST:PORT/DB, for instance.",
+    help="Use this backend, not the one of the settings: rq+redis://HOST:PORT/DB or http://HOST:PORT or "
+    "ws://HOST:PORT, for instance.",
+)
+
+Command = TypeVar("Command", bound=Callable[..., object])
+
+
+def together(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    """A decorator for these options, in this order."""
+
+    def with_options(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return with_options
+
+
+def service_options(version: str) -> Callable[[Command], Command]:
+    """Options that say which services: `domain`, `type`, `id`, and `version`, which is asked for by an option
+    of this name."""
+    return together(
+        click.option("--domain", metavar="NAME", help="The domain of the service."),
+        click.option("--type", metavar="NAME", help="The type of the service."),
+        click.option("--id", metavar="NAME", help="Which one of that type."),
+        click.option(version, "version", metavar="VERSIONS", help="Its version, as 1.4.0 or '>=1.2,<2'."),
+    )
+
+
+def _domain(ctx: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
+    try:
+        if value is not None:
+            check_part("domain", value)
+    except ValueError as error:
+        raise click.BadParameter(f"{error}.") from None
+    return value
+
+
+domain_option = click.option(
+    "--domain",
+    metavar="NAME",
+    callback=_domain,
+    help="Look in the queues of the services of this domain that run now, too.",
 )
 
 

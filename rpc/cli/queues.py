@@ -10,7 +10,7 @@ import click
 
 from ..client import RpcClient
 from ..inspection import QueueInfo
-from .options import backend_option, seconds, settings_option
+from .options import backend_option, domain_option, seconds, settings_option
 from .output import aligned, json_option, json_wanted, print_line
 
 COLUMNS = ("queue", "waiting", "running", "scheduled", "dead", "workers", "oldest")
@@ -27,14 +27,16 @@ COLUMNS = ("queue", "waiting", "running", "scheduled", "dead", "workers", "oldes
     callback=seconds,
     help="How long to wait between two looks, with --watch.",
 )
+@domain_option
 @settings_option
 @backend_option
 @json_option
-def command(watch: bool, every: float, settings: str | None, backend: str | None) -> None:
+def command(watch: bool, every: float, domain: str | None, settings: str | None, backend: str | None) -> None:
     """Show how many jobs wait, run, are scheduled and dead in each queue, how many workers serve it, and the
     seconds that the oldest of those that wait has waited.
 
-    The queues are those of RPC_QUEUES and RPC_ROUTES. What a backend cannot tell is shown as "-".
+    The queues are those of RPC_QUEUES and RPC_ROUTES, and, with --domain, of the services of that domain that
+    run. What a backend cannot tell is shown as "-".
 
     With --json, what is printed, for each look on one line, is {"queues": [{"queue": ..., "waiting": ...,
     "running": ..., "scheduled": ..., "dead": ..., "workers": ..., "oldest": ...}, ...]}.
@@ -43,10 +45,11 @@ def command(watch: bool, every: float, settings: str | None, backend: str | None
     Examples:
       rpc queues
       rpc queues --watch --every 5
+      rpc queues --domain shop
     """
     with RpcClient(settings=settings, backend=backend) as client:
         while True:
-            _show(client.queues())
+            _show(client.queues(domain=domain))
             if not watch:
                 return
             time.sleep(every)

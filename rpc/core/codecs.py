@@ -23,6 +23,30 @@ from .compression import decompressed
 from .typed import from_tagged, to_tagged
 from .values import parts, refusal, to_wire
 
+MAX_DEPTH = 256
+"""Arrays and objects within each other that a body has at most, those of JSON-RPC included. In all languages,
+so that what one side takes, the other does, too; and far from where recursion ends in any of them."""
+_NOT_OF_MSGPACK = bytes({*range(256)} - {*range(0x80, 0xA0), *range(0xDC, 0xE0)})
+"""Bytes with which no array and no map begins."""
+
+
+def _brackets(body: bytes) -> int:
+    return body.count(b"[") + body.count(b"{")
+
+
+def _headers(body: bytes) -> int:
+    return len(body.translate(None, _NOT_OF_MSGPACK))
+
+
+def _check_depth(value: Any) -> None:
+    level = [value]
+    for _ in range(MAX_DEPTH + 1):
+        level = [each for each in level if type(each) is dict or type(each) is list]
+        if not level:
+            return
+        level = [each for part in level for each in (part.values() if type(part) is dict else part)]
+    raise RecursionError
+
 
 @dataclass(frozen=True, slots=True)
 class Codec:
@@ -36,6 +60,10 @@ class Codec:
     """Whether instances of classes come back as such: what is to be a dict is made one before."""
     takes_raw: bool = False
     """Whether it encodes `msgspec.Raw`, a part that is encoded already."""
+    _nested: Callable[[bytes], int] | None = None
+    """How many arrays and objects a body may have: it is looked how deep they are if they may be too deep."""
+    _restored: Callable[[Any], Any] | None = None
+    """Makes the value of what `_decode` came to, and was not nested too deeply."""
 
     def encode(self, value: Any) -> bytes:
         """The value as bytes; SerializationError if it has something that cannot travel."""
@@ -69,9 +97,14 @@ class Codec:
     def decode(self, body: bytes) -> Any:
         """The value in these bytes; SerializationError if they are not of this codec."""
         try:
-            return self._decode(body)
+            value = self._decode(body)
+            if self._nested and len(body) > MAX_DEPTH and self._nested(body) > MAX_DEPTH:
+                _check_depth(value)
+            return self._restored(value) if self._restored else value
         except RecursionError:
-            raise SerializationError(f"not readable as {self.name}: nested too deeply") from None
+            raise SerializationError(
+                f"not readable as {self.name}: nested more deeply than {MAX_DEPTH}"
+            ) from None
         except Exception as error:  # the codec, or a class that it makes, may be the user's
             why = error.args[0] if isinstance(error, LookupError) and error.args else error
             raise SerializationError(f"not readable as {self.name}: {why or type(error).__name__}") from error
@@ -91,7 +124,7 @@ def _pickled(value: Any) -> bytes:
 
 
 _as_json, _of_json = msgspec.json.Encoder(enc_hook=to_wire).encode, msgspec.json.Decoder().decode
-JSON = Codec("json", "application/json", _as_json, _of_json, keeps_types=False, takes_raw=True)
+JSON = Codec("json", "application/json", _as_json, _of_json, False, True, _brackets)
 MSGPACK = Codec(
     "msgpack",
     "application/msgpack",
@@ -99,13 +132,16 @@ MSGPACK = Codec(
     msgspec.msgpack.Decoder(ext_hook=_refused).decode,
     keeps_types=False,
     takes_raw=True,
+    _nested=_headers,
 )
 TYPED = Codec(
     "json+types",
     "application/json+types",
     lambda value: _as_json(to_tagged(value)),
-    lambda body: from_tagged(_of_json(body)),
+    _of_json,
     takes_raw=True,
+    _nested=_brackets,
+    _restored=from_tagged,
 )
 PICKLE = Codec("pickle", "application/x-python-pickle", _pickled, pickle.loads)
 SAFE = JSON, MSGPACK, TYPED

@@ -12,7 +12,7 @@ import msgspec
 from ..errors import InvalidParams, RpcTimeout, SerializationError, WorkerLost
 from ..transport import ACCEPTS, LOST, NAME, Message
 from .bodies import Writing
-from .codecs import ACCEPTED, Accepted, Codec
+from .codecs import ACCEPTED, Accepted
 from .jobs import JOB_NAME, Progress, Request, Response
 from .protocol import call_of, decode_reply, encode_call
 from .values import Conversion
@@ -99,15 +99,11 @@ class Conversation:
             raise WorkerLost(f"{self.name!r}: {reply.headers[LOST]}")
         data = decode_reply(*self.accepted.opened(reply))
         if self._returns:
-            data = self._converted(data, self._returns)
+            data = self._converted(data, self._returns, "the result")
         return Response(data, self.request.id, self.request.reply_to or "")
 
-    def codec_of(self, reply: Message) -> Codec:
-        """What a reply is decoded with; SerializationError for one that is not accepted."""
-        return self.accepted.codec(reply.headers.get("content-type"))
-
-    def _converted(self, data: Any, returns: Conversion) -> Any:
+    def _converted(self, data: Any, returns: Conversion, what: str) -> Any:
         try:
-            return returns(data, f"the result of {self.name!r}")
+            return returns(data, f"{what} of {self.name!r}")
         except InvalidParams as error:  # that is said of parameters
             raise SerializationError(f"{error}: it is not what `returns` says") from None

@@ -11,14 +11,15 @@ from contextlib import suppress
 from functools import partial
 from typing import Any
 
-from ..errors import Cancelled, RpcError, RpcTimeout, SerializationError, WorkerLost, shown
-from ..transport import NAME, Delivery
+from ..errors import Cancelled, RpcError, RpcTimeout, SerializationError, VersionMismatch, WorkerLost, shown
+from ..transport import NAME, TOKEN, VERSION, Delivery
 from .codecs import ACCEPTED, Accepted
 from .handling import Handling, is_attended
 from .jobs import Calls, DeliveryMode, Job, Jobs
-from .lifecycle import UNKNOWN_FOR, after_refusal, passed_on, reason
+from .lifecycle import UNKNOWN_FOR, after_refusal, check_version, passed_on, reason
 from .protocol import decode_call
 from .streams import is_stream
+from .tokens import Tokens
 from .work import Work
 
 logger = logging.getLogger(__name__)
@@ -35,20 +36,28 @@ class Dispatcher(Handling):
         delivery: DeliveryMode = "at-least-once",
         keep_results: float = 0.0,
         unknown_for: float = UNKNOWN_FOR,
+        version: str = "",
         calls: Calls | None = None,
+        tokens: Tokens | None = None,
         **handling: Any,
     ) -> None:
         """`keep_results` is the seconds for which the outcomes of jobs that nobody waits for are kept,
-        `unknown_for` those for which an unknown one of them is passed on. All else is as in `Handling`."""
+        `unknown_for` those for which an unknown one of them is passed on, `version` that of the service which
+        this is. `tokens` are what callers must have. All else is as in `Handling`."""
         super().__init__(**handling)
         self._jobs, self._accept, self._delivery, self._calls = jobs, accept or ACCEPTED, delivery, calls
-        self._keep_results, self._unknown_for = keep_results, unknown_for
+        self._keep_results, self._unknown_for, self._version = keep_results, unknown_for, version
+        self._tokens = tokens
 
     def __call__(self, delivery: Delivery) -> None:
         message = delivery.message
         try:
+            if VERSION in message.headers:
+                check_version(message.headers[VERSION], self._version)
             body, codec = self._accept.opened(message)
             call = decode_call(body, codec)
+            if self._tokens:  # before it is known whether there is such a job
+                self._tokens.check(call.method, message.headers.get(TOKEN), self.clock())
             job = self._jobs.find(call.method)
             deadline = self._deadline(message.ttl)
             work = Work(self, delivery, codec, job, self._keep(delivery, job))
@@ -76,10 +85,14 @@ class Dispatcher(Handling):
         message = delivery.message
         failure = self.failure(message, error, self._accept.answering(message))
         name = message.headers.get(NAME, "")[:128]
-        logger.warning("refused %r (%s): %s: %s", name, shown(message.id), type(error).__name__, shown(error))
+        is_for_others = isinstance(error, VersionMismatch)
+        level = logging.DEBUG if is_for_others else logging.WARNING
+        logger.log(
+            level, "refused %r (%s): %s: %s", name, shown(message.id), type(error).__name__, shown(error)
+        )
         delivery.error = error.with_traceback(None)
-        if is_attended(delivery) or isinstance(error, WorkerLost):  # the backend knows who has it
-            delivery.finish(failure)
+        if (is_attended(delivery) and not is_for_others) or isinstance(error, WorkerLost):
+            delivery.finish(failure)  # also of one whose worker is lost: the backend knows who has it
             return
         fate = after_refusal(error, message, unknown_for=self._unknown_for, chance=self.dice())
         with suppress(SerializationError):  # that header may be what it was refused for

@@ -30,7 +30,7 @@ from .compression import THRESHOLD, Compression, first_of
 from .jobs import Progress, Request, current_request
 from .lifecycle import Fate, Overran, ProcessLost, RaisedInChild
 from .middleware import ContextFactory, Hooks, Middleware
-from .protocol import encode_error, encode_result, printable, remote_error, sized
+from .protocol import encode_error, encode_result, printable, remote_error
 from .streams import PROGRESSED
 
 logger = logging.getLogger(__name__)
@@ -175,17 +175,7 @@ class Handling:
         """The reply that tells how far a job is. Raises SerializationError."""
         body = encode_result(message.id, progress, codec)
         headers = {**_reply_headers(message), STREAM: PROGRESSED}
-        return self._writing(message, codec).sealed(body, headers, "progress")
-
-    def item(self, value: Any, codec: Codec) -> bytes:
-        """An item of a stream, encoded. Raises SerializationError."""
-        try:
-            body = codec.encode(value)
-        except SerializationError as error:
-            raise SerializationError(
-                f"an item cannot be encoded: {codec.located(error, item=value)}"
-            ) from error
-        return sized(body, self._max_message)
+        return self.writing(message, codec).sealed(body, headers, "progress")
 
     def began(self, delivery: Delivery, *, thread: bool) -> None:
         """Its handler runs, and holds a thread or none."""
@@ -201,7 +191,7 @@ class Handling:
             body = encode_result(message.id, value, codec)
         except SerializationError as error:
             raise SerializationError(f"the result cannot be encoded: {error}") from error
-        return self._writing(message, codec).sealed(body, _reply_headers(message), "result")
+        return self.writing(message, codec).sealed(body, _reply_headers(message), "result")
 
     def failure(self, message: Message, error: RpcError, codec: Codec) -> Message:
         """The reply that carries an error."""
@@ -212,10 +202,10 @@ class Handling:
                 body = encode_error(message.id, _shortened(error, kind), codec)
         except SerializationError:  # the codec is the user's, and encodes no error
             codec, body = JSON, encode_error(message.id, _shortened(error, kind), JSON)
-        writing = self._writing(message, codec)._replace(most=None, most_sent=None)
+        writing = self.writing(message, codec)._replace(most=None, most_sent=None)
         return writing.sealed(body, {**_reply_headers(message), FAILED: kind[:128]}, "error")
 
-    def _writing(self, message: Message, codec: Codec) -> Writing:
+    def writing(self, message: Message, codec: Codec) -> Writing:
         """How the replies to a message are written."""
         if accepts := message.headers.get(ACCEPTS):
             encoding = first_of(accepts)

@@ -25,7 +25,7 @@ from ..errors import (
     Unauthorized,
     Unsupported,
 )
-from ..transport import HANDED_BACK, Delivery
+from ..transport import HANDED_BACK, TOKEN, Delivery
 from .parameters import Parameters, function_of, wants_request
 from .protocol import Call
 from .streams import RESUME, number_in
@@ -84,6 +84,8 @@ class Request:
         self.response_key = message.reply_to
         """Where the reply goes (str); None if nobody waits for one."""
         self.headers: Mapping[str, str] = message.headers
+        if TOKEN in self.headers:  # it stays out of logs
+            self.headers = {name: text for name, text in self.headers.items() if name != TOKEN}
         self.deadline = deadline
         """When the caller stops waiting, in seconds of `time.monotonic()`; None if it does not."""
         self._delivery, self._respond, self._calls, self._tell = delivery, respond, calls, tell
@@ -310,8 +312,8 @@ class Job:
         decorated = inspect.iscoroutinefunction(inspect.unwrap(function))
         is_async = decorated or any(map(inspect.isasyncgenfunction, functions))
         self.request_type = AsyncRequest if self.is_coroutine or is_async else Request
-        is_generator = (is_async and not decorated) or any(map(inspect.isgeneratorfunction, functions))
-        if self.options.fork and (self.is_coroutine or is_generator):
+        self.is_generator = (is_async and not decorated) or any(map(inspect.isgeneratorfunction, functions))
+        if self.options.fork and (self.is_coroutine or self.is_generator):
             raise SettingsError(f"job {name!r}: fork=True is for plain functions, not for coroutines")
         try:
             self._parameters = None if wants_request(handler, Request) else Parameters(handler)
@@ -319,6 +321,11 @@ class Job:
             raise SettingsError(f"job {name!r}: {error}; map it to a function of your own") from error
         except TypeError as error:
             raise SettingsError(f"job {name!r}: {error}") from error
+
+    @property
+    def is_typed(self) -> bool:
+        """Whether it gets arguments, and no request."""
+        return self._parameters is not None
 
     def bound(self, call: Call, request: Request) -> Callable[[], Any]:
         """The handler with its arguments; InvalidParams if they do not fit."""

@@ -17,8 +17,10 @@ from ..errors import (
     SerializationError,
     ServiceNotFound,
     TimeLimitExceeded,
+    VersionMismatch,
     WorkerLost,
 )
+from ..identity import wanted
 from ..transport import ATTEMPT, HANDED_BACK, UNKNOWN, Message
 from .jobs import FINAL, JobOptions
 from .protocol import printable
@@ -27,6 +29,9 @@ UNKNOWN_FOR = 60.0
 """Seconds that a job which nobody waits for is passed on by workers that do not know it."""
 PASS_ON = 2.0
 """Seconds, about, until the next worker looks at it: with a fixed time it might always be the same one."""
+PASS_ON_SOON, SOON = 0.2, 2.0
+"""The same, and for how long, of a job whose caller waits, and that wants another version: replicas of two
+versions have one queue while they are replaced."""
 LONGEST_TRACE = 8000
 """Characters of a traceback that a dead letter keeps: its last ones."""
 
@@ -79,18 +84,30 @@ def _passed_on_for(message: Message) -> float:
 
 
 def after_refusal(error: RpcError, message: Message, *, unknown_for: float, chance: float) -> Fate:
-    """What to do with a job that nobody waits for and that was not begun because of this error. One that is
-    not known here may be known elsewhere, while the program is deployed: it is passed on for `unknown_for`
-    seconds, but not beyond its time. `chance` is from 0 to 1."""
+    """What to do with a job that was not begun because of this error, and that nobody waits for, or that may
+    be for another one's version. What is not for this worker may be for others, while the program is
+    deployed: it is passed on for `unknown_for` seconds, but not beyond its time. `chance` is from 0 to 1."""
     if isinstance(error, Cancelled):
         return "answer"
-    left = unknown_for - _passed_on_for(message)
-    if type(error) in (MethodNotFound, ServiceNotFound) and left > 0:
-        pause = min(PASS_ON * (0.5 + chance), left)
+    is_attended = message.reply_to is not None
+    about, most = (PASS_ON_SOON, SOON) if is_attended else (PASS_ON, unknown_for)
+    left = most - _passed_on_for(message)
+    if type(error) in (MethodNotFound, ServiceNotFound, VersionMismatch) and left > 0:
+        pause = min(about * (0.5 + chance), left)
         with suppress(SerializationError):  # its ttl is no time
             if message.ttl is None or pause < message.ttl:
                 return pause
-    return "bury"
+    return "answer" if is_attended else "bury"
+
+
+def check_version(versions: str, version: str) -> None:
+    """Raises VersionMismatch unless the version of a service is one of these (see `rpc.identity.wanted`)."""
+    try:
+        fits = wanted(versions)(version)
+    except ValueError as error:
+        raise VersionMismatch(str(error)) from None
+    if not fits:
+        raise VersionMismatch(f"the caller wants version {versions:.80}, and this is {version or 'none'}")
 
 
 def reason(error: BaseException, told: RpcError) -> str:

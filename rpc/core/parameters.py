@@ -83,7 +83,7 @@ def wants_request(handler: Callable[..., Any], request_type: type) -> bool:
 def is_annotated(handler: Callable[..., Any], parameter: str, kind: type) -> bool:
     """Whether a parameter is annotated with this class or a subclass, if need be going by the name alone: it
     may have been imported for type checkers only."""
-    found, unresolved = _hints(handler)
+    found, unresolved = hints(handler)
     if parameter in unresolved:
         name = str(function_of(handler).__annotations__[parameter]).rpartition(".")[2]
         return name in {each.__name__ for each in (kind, *kind.__subclasses__())}
@@ -95,7 +95,7 @@ def conversions(handler: Callable[..., Any]) -> dict[str, Conversion]:
     """How arguments become what their annotations say, by the names of the parameters. An annotation that
     cannot be resolved is logged and left out. TypeError if one that is required can never be what its
     annotation says; if it is not required, it cannot be sent, which is logged."""
-    found, unresolved = _hints(handler)
+    found, unresolved = hints(handler)
     for annotation in found.values():  # that of its result, too: another process may have made that
         know_all_in(annotation)
     result = {}
@@ -160,7 +160,7 @@ def _gathered(kind: Any, of: Any) -> Any:
     return kind
 
 
-def _hints(handler: Callable[..., Any]) -> tuple[dict[str, Any], dict[str, Exception]]:
+def hints(handler: Callable[..., Any]) -> tuple[dict[str, Any], dict[str, Exception]]:
     """Annotations by name, and why those that cannot be resolved cannot be."""
     function = function_of(handler)
     try:

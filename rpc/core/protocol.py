@@ -54,7 +54,7 @@ def encode_call(call: Call, id: str, codec: Codec) -> bytes:
     """The body of a request. Raises SerializationError, also if `params` is neither a dict nor a list
     once it is encoded."""
     members: dict[str, Any] = {"jsonrpc": "2.0", "id": id, "method": call.method}
-    params = call.params if not codec.keeps_types else _named_or_listed(call.params)
+    params = params_of(call.params, codec)
     if params is not None:
         members["params"] = params
     if call.kwargs:
@@ -69,9 +69,10 @@ def encode_call(call: Call, id: str, codec: Codec) -> bytes:
     return body
 
 
-def _named_or_listed(params: Any) -> Any:
-    """For a codec with which what it is would come back."""
-    if params is None or isinstance(params, dict | list):
+def params_of(params: Any, codec: Codec) -> Any:
+    """What is encoded of these. With a codec that keeps types, what has members is made a dict of them, and
+    what has items a list."""
+    if params is None or isinstance(params, dict | list) or not codec.keeps_types:
         return params
     return list(params) if isinstance(params, tuple | set | frozenset) else outline(params)
 
@@ -149,13 +150,6 @@ def decode_reply(body: bytes, codec: Codec) -> Any:
         if "result" in decoded:
             return decoded["result"]
     raise SerializationError("not a reply: it has neither a `result` nor an `error`")
-
-
-def sized(item: bytes, most: int | None) -> bytes:
-    """An encoded item, which a message of so many bytes can carry. SerializationError for a larger one."""
-    if most is not None and len(item) + ENVELOPE > most:
-        raise SerializationError(f"an item has {len(item)} bytes: more than {most - ENVELOPE}")
-    return item
 
 
 def encode_items(id: str, items: list[bytes], codec: Codec) -> bytes:

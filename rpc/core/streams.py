@@ -50,10 +50,14 @@ MOST = 2**62
 class Sending:
     """The end that has items to send: they are collected, as long as there is credit for them."""
 
-    __slots__ = ("_bytes", "_items", "made", "made_bytes", "sent", "unsent", "unsent_bytes")
+    __slots__ = ("_bytes", "_due", "_items", "_most", "made", "made_bytes", "sent", "unsent", "unsent_bytes")
 
-    def __init__(self, items: int = 0, size: int = 0) -> None:
+    def __init__(self, items: int = 0, size: int = 0, most: int | None = None) -> None:
+        """There is credit for so many items and bytes; a message carries at most so many bytes of them, but
+        for one that has more."""
         self._items, self._bytes = items, size
+        self._most = 2 * BATCH_BYTES if most is None else min(2 * BATCH_BYTES, most)
+        self._due = min(BATCH_BYTES, self._most // 2)
         self.made = self.made_bytes = 0
         """In all."""
         self.sent = 0
@@ -74,7 +78,7 @@ class Sending:
     @property
     def is_due(self) -> bool:
         """Whether what is collected is not to wait for more."""
-        is_much = self.unsent_bytes >= BATCH_BYTES or len(self.unsent) >= BATCH_ITEMS
+        is_much = self.unsent_bytes >= self._due or len(self.unsent) >= BATCH_ITEMS
         return bool(self.unsent) and (is_much or not self.has_room)
 
     def add(self, item: bytes) -> None:
@@ -84,13 +88,27 @@ class Sending:
         self.made += 1
         self.made_bytes += len(item)
 
-    def headers(self) -> dict[str, str]:
-        """Of the message that carries what is collected."""
-        return {STREAM: ITEMS, SEQ: str(self.sent), SIZE: str(self.made_bytes)}
+    def batch(self) -> list[bytes]:
+        """The first of what is collected, as much as one message carries: a list of its own, which does not
+        grow with what is collected afterwards."""
+        left = self._most
+        if self.unsent_bytes + len(self.unsent) > left:
+            for number, item in enumerate(self.unsent):
+                left -= len(item) + 1
+                if left < 0:
+                    return self.unsent[: number or 1]
+        return self.unsent[:]
 
-    def taken(self) -> None:
-        """What was collected was sent."""
-        self.sent, self.unsent, self.unsent_bytes = self.made, [], 0
+    def headers(self, batch: list[bytes]) -> dict[str, str]:
+        """Of the message that carries these."""
+        size = self.made_bytes - self.unsent_bytes + sum(map(len, batch))
+        return {STREAM: ITEMS, SEQ: str(self.sent), SIZE: str(size)}
+
+    def taken(self, batch: list[bytes]) -> None:
+        """They were sent."""
+        self.sent += len(batch)
+        self.unsent_bytes -= sum(map(len, batch))
+        self.unsent = self.unsent[len(batch) :]
 
 
 class Receiving:

@@ -254,6 +254,13 @@ def _known(kind: type) -> _Kind | None:
     return next((known for each, known in _FAMILIAR.items() if issubclass(kind, each)), None)
 
 
+def wire_of(kind: type) -> Any:
+    """The annotation of what instances of a class that msgspec does not know are on the wire; Any if that
+    cannot be told."""
+    known = _known(kind)
+    return Any if known is None or known.wire is None else known.wire
+
+
 def types_in(annotation: Any) -> list[Any]:
     """What an annotation consists of, as msgspec describes it. TypeError if that knows no such type,
     NameError if a part of it cannot be resolved."""

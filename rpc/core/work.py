@@ -12,12 +12,13 @@ from typing import Any
 
 from ..errors import Cancelled, InvalidParams, RpcError, SerializationError, Unauthorized, shown
 from ..transport import IDEMPOTENCY_KEY, Delivery, Message
+from .bodies import Writing
 from .codecs import Codec
 from .handling import HandedBack, Handling, Stream, contained, is_attended
 from .jobs import Job, Progress, Request, current_request
 from .lifecycle import Overran, after_failure, blamed, next_attempt, reason
-from .middleware import Middleware
-from .protocol import encode_items, in_short
+from .middleware import ContextFactory, Middleware
+from .protocol import in_short
 from .streams import PROGRESS, SEQ
 
 logger = logging.getLogger(__name__)
@@ -127,18 +128,19 @@ class Work:
         """Its generator waits for its caller, and holds a thread or none."""
         self._handling.began(self._delivery, thread=thread)
 
+    @property
+    def context(self) -> ContextFactory:
+        """What code of the user runs in."""
+        return self._handling.context
+
     def in_context(self, step: Callable[[], Any]) -> Any:
         """What a step of a generator comes to."""
         with self._handling.context():
             return step()
 
-    def encoded_item(self, value: Any) -> bytes:
-        """Raises SerializationError."""
-        return self._handling.item(value, self._codec)
-
-    def items_body(self, items: list[bytes]) -> bytes:
-        """The body of a message that carries these."""
-        return encode_items(self._message.id, items, self._codec)
+    def writing(self) -> Writing:
+        """How what is said to its caller is written."""
+        return self._handling.writing(self._message, self._codec)
 
     def stream_ended(self, request: Request, value: Any, sent: int) -> None:
         """A generator has returned this, after so many items."""
@@ -210,11 +212,13 @@ class Work:
         return 0.0 if self._began is None else self._handling.clock() - self._began
 
     def _note(self, outcome: str) -> None:
-        if not finished.isEnabledFor(logging.INFO):
+        # What clients ask of workers themselves is no job of the user's.
+        level = logging.DEBUG if self._job.name.startswith("rpc.") else logging.INFO
+        if not finished.isEnabledFor(level):
             return
         name, id, seconds = self._job.name, shown(self._message.id), self._took()
         fields = {"job": name, "id": id, "seconds": round(seconds, 6), "outcome": outcome}
-        finished.info("job %r (%s) took %.3f s: %s", name, id, seconds, outcome, extra=fields)
+        finished.log(level, "job %r (%s) took %.3f s: %s", name, id, seconds, outcome, extra=fields)
 
     def _succeeded(self, request: Request, value: Any) -> Message | None:
         """The last reply; None if there is none, or it was sent."""
@@ -238,7 +242,7 @@ class Work:
         if isinstance(error, Cancelled):
             outcome = "cancelled"
         if self._answered:
-            self._log(error)
+            self._log(request, error)
             self._end(self._last, outcome)
             return
         self._answered = True
@@ -255,7 +259,7 @@ class Work:
         )
         if self._stream:  # another attempt would begin it again
             fate = "answer"
-        self._log(error, fate if isinstance(fate, float) else None)
+        self._log(request, error, fate if isinstance(fate, float) else None)
         self._over()
         if not isinstance(fate, float):
             failure = self._marked(failure)
@@ -263,8 +267,16 @@ class Work:
         handling.settle(delivery, fate, failure, why=why, later=later)
         self._note(outcome)
 
-    def _log(self, error: BaseException, again: float | None = None) -> None:
-        """Say that it failed: once with a traceback, unless it is tried `again` so many seconds later."""
+    def _log(self, request: Request, error: BaseException, again: float | None = None) -> None:
+        """Say that it failed, as a part of the request: once with a traceback, unless it is tried `again` so
+        many seconds later."""
+        token = current_request.set(request)
+        try:
+            self._say(error, again)
+        finally:
+            current_request.reset(token)
+
+    def _say(self, error: BaseException, again: float | None) -> None:
         what = self._job.name, shown(self._message.id)
         if isinstance(error, Cancelled):
             logger.info("job %r (%s) was cancelled", *what)

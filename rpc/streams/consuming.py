@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Coroutine
 from concurrent.futures import Future
 from contextlib import suppress
+from functools import partial
 from typing import Any, NamedTuple
 
 from ..caller import REASON
@@ -35,14 +36,26 @@ from ..core.streams import (
     number_in,
 )
 from ..durations import seconds
-from ..errors import Cancelled, QueueFull, RpcError, RpcTimeout, SerializationError, StreamBroken, WorkerLost
+from ..errors import (
+    BackendUnavailable,
+    Cancelled,
+    QueueFull,
+    RpcError,
+    RpcTimeout,
+    SerializationError,
+    StreamBroken,
+    WorkerLost,
+)
 from ..pending import PendingStream
 from ..transport import STREAM, Address, AsyncBackend, AsyncReplies, Message, inbox
 
 logger = logging.getLogger(__name__)
 
+NOTHING = Message(b"", {})
 COLLECT = 0.005
 """Seconds that an item waits for more to travel with, at most."""
+SOON = 0.1
+"""Seconds after which a broker that is away is tried again."""
 
 
 class Items(NamedTuple):
@@ -80,13 +93,17 @@ class Consumer:
     ) -> None:
         """`put` is given what arrives, in the event loop."""
         self._backend, self._to, self._pending = backend, to, pending
-        self.receiving, self.uploading, self._put = receiving, Sending(), put
+        self.receiving, self.uploading, self._put = (
+            receiving,
+            Sending(most=pending.writing.most_of_items),
+            put,
+        )
         self._loop: asyncio.AbstractEventLoop | None = None
         self._task: asyncio.Task[None] | None = None
         self._sends: set[asyncio.Task[None]] = set()
         self._inbox: Address | None = None
         self._idle = 30.0
-        self._control: tuple[str, bytes] = (GRANT, b"")
+        self._control = GRANT, NOTHING
         """What was said last beside credit."""
         self._said = self._heard = 0.0
         self._uploaded = 0
@@ -113,6 +130,8 @@ class Consumer:
             self._put(Ended(None, error))
         finally:
             self._task = None
+            for each in self._sends:  # after the client's end it would connect once more
+                each.cancel()
 
     def close(self) -> None:
         """Leave it. Any thread; does not wait."""
@@ -125,10 +144,10 @@ class Consumer:
             with suppress(RuntimeError):  # it was closed, and this has ended with it
                 self._loop.call_soon_threadsafe(action, *arguments)
 
-    def say(self, kind: str, body: bytes) -> None:
+    def say(self, kind: str, beside: Message) -> None:
         """Give credit, with this beside it."""
-        self._control = kind, body
-        self._say(kind, body)
+        self._control = kind, beside
+        self._say(kind, beside)
 
     def upload(self, item: bytes) -> bool:
         """Collect an encoded item. Any thread. True if `flush` must be called, and waited for."""
@@ -142,17 +161,22 @@ class Consumer:
     async def flush(self, *, end: bool = False) -> None:
         """Send what was collected, and perhaps that it was all. Raises RpcError."""
         async with self._flushing:
-            with self._lock:
-                items, headers = self.uploading.unsent, self.uploading.headers()
-                self.uploading.taken()
-            if items:
-                await self._upload(self._pending.items_body(items), headers)
-                self._uploaded += len(items)
+            while items := self._taken():
+                await self._upload(items)
+                self._uploaded = self.uploading.sent
             if end:
-                await self._upload(b"", {SEQ: str(self.uploading.sent)})
+                await self._upload(Message(b"", {SEQ: str(self.uploading.sent)}))
+
+    def _taken(self) -> Message | None:
+        """What is collected, as much as one message carries."""
+        with self._lock:
+            batch = self.uploading.batch()
+            headers = self.uploading.headers(batch)
+            self.uploading.taken(batch)
+        return self._pending.writing.items(self._pending.request.id, batch, headers) if batch else None
 
     def _flush_later(self) -> None:
-        asyncio.get_running_loop().call_later(COLLECT, lambda: self._soon(self._flush_or_end()))
+        asyncio.get_running_loop().call_later(COLLECT, lambda: self._soon(self._flush_or_end))
 
     async def _flush_or_end(self) -> None:
         try:
@@ -161,10 +185,10 @@ class Consumer:
             self._put(Ended(None, error))
             self._leave()
 
-    async def _upload(self, body: bytes, headers: dict[str, str]) -> None:
+    async def _upload(self, message: Message) -> None:
         if self._inbox is None:
             raise StreamBroken("there is no credit for uploads before it has begun")
-        await self._backend.send(self._inbox, self._message(body, {UPLOAD: "1", **headers}))
+        await self._backend.send(self._inbox, self._message(message, {UPLOAD: "1"}))
         self._said = time.monotonic()
 
     def _leave(self) -> None:
@@ -184,11 +208,8 @@ class Consumer:
         while not self._is_left:  # before Python 3.12, what is cancelled as a reply comes may go on
             try:
                 reply = await replies.receive(self._patience())
-            except RpcTimeout as late:
-                if not self._inbox:
-                    hint = str(late) or await heard(self._pending.reason(self._to))
-                    raise self._pending.timed_out(hint, queue=self._to.name) from None
-                self._check()
+            except (RpcTimeout, BackendUnavailable) as late:
+                await self._nothing_came(late)
             else:
                 self._heard = time.monotonic()
                 if self._hear(reply):
@@ -201,8 +222,18 @@ class Consumer:
         """Seconds to wait for the next reply."""
         return self._idle / 3 if self._inbox else self._pending.remaining(time.monotonic())
 
-    def _check(self) -> None:
-        if time.monotonic() - self._heard > self._idle:
+    async def _nothing_came(self, late: RpcError) -> None:
+        """Raises what ends the stream. While the broker is away, it goes on for as long as without a sign of
+        the worker."""
+        is_over = not self._inbox or time.monotonic() - self._heard > self._idle
+        if isinstance(late, BackendUnavailable):
+            if is_over:
+                raise late
+            await asyncio.sleep(SOON)  # some fail at once
+        elif not self._inbox:
+            hint = str(late) or await heard(self._pending.reason(self._to))
+            raise self._pending.timed_out(hint, queue=self._to.name) from None
+        elif is_over:
             raise WorkerLost(f"{self._pending.name!r}: nothing was heard of its worker for {self._idle:g} s")
 
     def _hear(self, reply: Message) -> bool:
@@ -214,7 +245,7 @@ class Consumer:
         if kind == OPEN:
             self._open(reply)
         elif kind == ITEMS:
-            items = decode_items(reply.body, self._pending.codec_of(reply))
+            items = decode_items(*self._pending.accepted.opened(reply))
             again, size = self.receiving.feed(number_in(reply, SEQ), len(items), number_in(reply, SIZE))
             if new := items[again:]:
                 self._put(Items(new, size))
@@ -246,27 +277,29 @@ class Consumer:
                 error = broken
         self._put(Ended(value, error))
 
-    def _say(self, kind: str, body: bytes, *, ping: bool = False) -> None:
+    def _say(self, kind: str, beside: Message, *, ping: bool = False) -> None:
         if not self._inbox:
             return  # the request has said it
         self._said = time.monotonic()
         asking = {PING: "1", SEQ: str(self._uploaded)} if ping else {}
         headers = {STREAM: kind, **self.receiving.credit(), **asking}
-        self._soon(self._backend.send(self._inbox, self._message(body, headers)))
+        self._soon(partial(self._backend.send, self._inbox, self._message(beside, headers)))
 
-    def _message(self, body: bytes, headers: dict[str, str]) -> Message:
+    def _message(self, message: Message, headers: dict[str, str]) -> Message:
         request = self._pending.request
         about = {"id": request.id, "content-type": request.headers.get("content-type", "")}
-        return Message(body, {**about, **headers})
+        return Message(message.body, {**about, **message.headers, **headers})
 
-    def _soon(self, sending: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.get_running_loop().create_task(self._sent(sending))
+    def _soon(self, send: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        if self._task is None:  # it is over
+            return
+        task = asyncio.get_running_loop().create_task(self._sent(send))
         self._sends.add(task)
         task.add_done_callback(self._sends.discard)
 
-    async def _sent(self, sending: Coroutine[Any, Any, None]) -> None:
+    async def _sent(self, send: Callable[[], Coroutine[Any, Any, None]]) -> None:
         try:
-            await sending
+            await send()
         except RpcError as error:  # credit is given again; that uploads are missing, the worker sees
             logger.warning("what stream %r says could not be sent: %s", self._pending.name, error)
             self._said = 0.0

@@ -10,16 +10,16 @@ import asyncio
 import logging
 import threading
 import time
-from collections.abc import AsyncGenerator, Callable, Generator
+from collections.abc import AsyncGenerator, Callable, Generator, Mapping
 from contextlib import suppress
 from contextvars import copy_context
 from functools import partial
 from typing import Any, Protocol
 
-from ..core.codecs import Codec
-from ..core.handling import Spawn
+from ..core.codecs import Accepted
+from ..core.handling import Spawn, contained
 from ..core.jobs import Request, current_request
-from ..core.streams import BATCH_BYTES, SEND, THROW, Sending, credit_in, to_throw
+from ..core.streams import SEND, THROW, Sending, credit_in, to_throw
 from ..core.work import Work
 from ..errors import Cancelled, RpcError, SerializationError, shown
 from ..transport import STREAM, Delivery, Message
@@ -40,21 +40,23 @@ Later = Callable[[float, Callable[[], None]], bool]
 class Means(Protocol):
     """What a receiver has things done with: in a thread, in an event loop, later."""
 
-    submit: Callable[[Callable[[], None]], object]
     spawn: Spawn
     later: Later
+
+    def submit(self, action: Callable[[], None]) -> object: ...
 
 
 class Talk(Protocol):
     """The conversation of which the items of a generator are a part."""
 
     delivery: Delivery
-    codec: Codec
+    accept: Accepted
+    """What can be read of its caller."""
 
     @property
     def streams(self) -> Means: ...
 
-    def say(self, headers: dict[str, str], body: bytes = b"") -> bool:
+    def say(self, headers: Mapping[str, str], body: bytes = b"") -> bool:
         """Send a reply before the last one; False if nobody listens. Raises BackendUnavailable."""
 
     def abandon(self, why: str) -> None:
@@ -69,7 +71,8 @@ class Production:
 
     def __init__(self, stream: Talk, work: Work, request: Request) -> None:
         self._stream, self._work, self._request = stream, work, request
-        self._sending = Sending(*credit_in(stream.delivery.message))
+        self._writing = work.writing()
+        self._sending = Sending(*credit_in(stream.delivery.message), self._writing.most_of_items)
         self._value: Any = None
         """What `yield` returns."""
         self._error: BaseException | None = None
@@ -96,9 +99,9 @@ class Production:
         value, error = None, None
         try:
             if kind == SEND:
-                value = self._stream.codec.decode(message.body)
+                value = self._stream.accept.value(message)
             elif kind == THROW:
-                error = to_throw(message.body, self._stream.codec)
+                error = to_throw(*self._stream.accept.opened(message))
         except SerializationError as unreadable:  # whoever said that waits for an answer
             self.close(unreadable)
             return
@@ -134,10 +137,8 @@ class Production:
 
     def _collect(self, item: Any) -> None:
         """Send it, now or a little later. Raises SerializationError."""
-        encoded = self._work.encoded_item(item)
+        encoded = self._writing.item(item)
         with self._lock:
-            if len(encoded) >= BATCH_BYTES:  # what is before it would make a message too large
-                self._flush()
             self._sending.add(encoded)
             if self._sending.is_due or not (self._is_waiting or self._flush_later(COLLECT)):
                 self._flush()
@@ -158,17 +159,20 @@ class Production:
 
     def _is_flushed(self) -> bool:
         """Send what is collected. False if it waits, since that cannot be done now."""
-        sending = self._sending
-        if not sending.unsent:
-            return True
-        try:
-            listens = self._stream.say(sending.headers(), self._work.items_body(sending.unsent))
-        except RpcError as error:
-            logger.warning("items of %s wait: %s", shown(self._request.id), error)
-            return False
-        sending.taken()
-        if not listens:
-            self.close()
+        sending, id = self._sending, self._request.id
+        while batch := sending.batch():
+            try:
+                message = self._writing.items(id, batch, sending.headers(batch))
+                listens = self._stream.say(message.headers, message.body)
+            except SerializationError as error:  # of a codec that encodes items alone, and not together
+                listens = True
+                self.close(error)
+            except RpcError as error:
+                logger.warning("items of %s wait: %s", shown(id), error)
+                return False
+            sending.taken(batch)
+            if not listens:
+                self.close()
         return True
 
     def _over(self, end: Callable[[int], None]) -> None:
@@ -184,6 +188,11 @@ class Production:
         self._stream.end()
         end(self._sending.made)
         self._has_ended.set()
+
+    @property
+    def _reason(self) -> BaseException:
+        """Why it is closed."""
+        return self._closing or Cancelled("its caller has left")
 
     def _ended(self, value: Any) -> None:
         self._over(partial(self._work.stream_ended, self._request, value))
@@ -251,7 +260,7 @@ class PlainProduction(Production):
 
     def _close_generator(self) -> None:
         self._generator.close()
-        self._failed(self._closing or Cancelled("its caller has left"))
+        self._failed(self._reason)
 
 
 class AsyncProduction(Production):
@@ -289,6 +298,17 @@ class AsyncProduction(Production):
         self._loop, self._task = asyncio.get_running_loop(), asyncio.current_task()
         current_request.set(self._request)
         self._leave_with_caller()
+        try:
+            await contained(self._produce(), self._work.context)
+        except asyncio.CancelledError:  # before its first line
+            self._failed(self._reason)
+        except BaseException as error:  # a generator may raise anything, and its caller must be told
+            self._failed(error)
+        else:
+            self._ended(None)
+
+    async def _produce(self) -> None:
+        """Send its items. Raises what it raises, or why it is closed."""
         until = time.monotonic() + TURN
         try:
             while not self._is_closing:
@@ -302,25 +322,18 @@ class AsyncProduction(Production):
                     if not (self._sending.has_room or self._is_closing):
                         await self._woken.wait()
         except StopAsyncIteration:
-            self._ended(None)
             return
         except asyncio.CancelledError:
             pass
-        except BaseException as error:  # a generator may raise anything, and its caller must be told
+        except BaseException as error:  # raised again below, once its `finally` has run
             self._closing = error
-        await self._end()
+        finally:
+            self._is_finishing = True  # what its `finally`, or the context, awaits is not to be cancelled
+        await self._generator.aclose()
+        raise self._reason
 
     async def _advance(self) -> Any:
         value, error = self._resumption()
         if error:
             return await self._generator.athrow(error)
         return await self._generator.asend(value)
-
-    async def _end(self) -> None:
-        self._is_finishing = True  # what its `finally` awaits is not to be cancelled
-        error = self._closing or Cancelled("its caller has left")
-        try:
-            await self._generator.aclose()
-        except BaseException as other:  # what its `finally` raised
-            error = other
-        self._failed(error)

@@ -24,11 +24,12 @@ from ..core.streams import (
     thrown,
 )
 from ..durations import Duration
-from ..errors import RemoteError, StreamBroken, WorkerLost
+from ..errors import RemoteError, SerializationError, StreamBroken, WorkerLost
 from ..loops import process
 from ..pending import PendingStream
-from ..transport import AsyncBackend
-from .consuming import Arrival, Consumer, Ended, Items
+from ..threads import blocked
+from ..transport import AsyncBackend, Message
+from .consuming import NOTHING, Arrival, Consumer, Ended, Items
 
 RESUMABLE = WorkerLost, StreamBroken
 MOST_DEATHS = 3
@@ -56,6 +57,7 @@ class _Stream:
         headers: Mapping[str, str] | None,
         window: int,
         resume: bool,
+        returns: Any,
         uploads: bool,
     ) -> None:
         """`put` is given what arrives, in the event loop; others are as for `RpcClient.stream`. Raises
@@ -66,7 +68,7 @@ class _Stream:
             raise ValueError("a stream with items cannot be resumed: some of them are gone")
         self._window, self._resume = window, resume
         own = {CREDIT: str(window), CREDIT_BYTES: str(WINDOW_BYTES), **({UPLOAD: "1"} if uploads else {})}
-        self._request = caller, name, data
+        self._request, self._returns = (caller, name, data), returns
         self._timeout, self._headers = timeout, {**own_headers(headers), **own}
         self._backend, self._to = backend, caller.to(name, queue)
         self._pending = self._pend()
@@ -89,20 +91,20 @@ class _Stream:
     def _pend(self, **more: str) -> PendingStream:
         """The request of it, which is to be answered within the timeout from now on."""
         allowed = self._request[0].allowed(self._timeout)
-        return PendingStream(*self._request, allowed, {**self._headers, **more})
+        return PendingStream(*self._request, allowed, {**self._headers, **more}, self._returns)
 
     def _start(self, run: Coroutine[Any, Any, None]) -> None:
         """Have it run in the event loop."""
         raise NotImplementedError
 
-    def _ask(self, kind: str, body: bytes) -> Consumer:
+    def _ask(self, kind: str, beside: Message) -> Consumer:
         """Have the next item sent; what brings it."""
         if self._pid != process.id:
             raise RuntimeError("a stream belongs to the process that opened it, not to its forks")
         if self._consumer is None:
             return self._begun(self._pending)
         if self._consumer.receiving.renew():
-            self._consumer.call(self._consumer.say, kind, body)
+            self._consumer.call(self._consumer.say, kind, beside)
         elif kind != GRANT:
             raise RuntimeError("the item that was asked for before has not come yet: call next()")
         return self._consumer
@@ -113,24 +115,24 @@ class _Stream:
         self._start(consumer.run())
         return consumer
 
-    def _sent(self, value: Any) -> tuple[str, bytes]:
+    def _sent(self, value: Any) -> tuple[str, Message]:
         if value is None:
-            return GRANT, b""
+            return GRANT, NOTHING
         if self._consumer is None:
             raise TypeError("can't send a value other than None to a stream that has just begun")
         self._check_lock_step("send")
-        return SEND, self._pending.encoded(value)
+        return SEND, self._pending.writing.message(value, {}, "value")
 
-    def _to_throw(self, error: BaseException) -> tuple[str, bytes]:
+    def _to_throw(self, error: BaseException) -> tuple[str, Message]:
         """Raises TypeError; and the error itself, if nothing has begun."""
         if self._consumer is None:
             self._is_over = True
         if self._consumer is None or self._is_over:
             raise error
         self._check_lock_step("throw")
-        body = thrown(error, self._pending.codec)
+        told = Message(thrown(error, self._pending.writing.codec), {})
         self._thrown = error
-        return THROW, body
+        return THROW, told
 
     def _check_lock_step(self, what: str) -> None:
         if self._window != 1:
@@ -141,7 +143,11 @@ class _Stream:
         consumer.receiving.take(1, 0 if self._items else self._size)
         self._count += 1
         self._thrown = None
-        return item
+        try:
+            return self._pending.item(item)
+        except SerializationError:  # nobody can tell what comes after it
+            self._leave()
+            raise
 
     def _arrived(self, items: Items) -> None:
         self._items.extend(items.items)
@@ -228,13 +234,14 @@ class Stream(_Stream, Generator[Any, Any, Any]):
         """Close it: its `finally` runs in the worker. Does not wait for that."""
         self._leave()
 
-    def _next(self, kind: str, body: bytes) -> Any:
-        consumer = self._ask(kind, body)
+    def _next(self, kind: str, beside: Message) -> Any:
+        consumer = self._ask(kind, beside)
         while not self._items:
             if self._uploads is not None and consumer.uploading.has_room and self._arrivals.empty():
                 self._upload(consumer)
                 continue
-            arrival = self._arrivals.get()
+            with blocked():
+                arrival = self._arrivals.get()
             if isinstance(arrival, Items):
                 self._arrived(arrival)
             elif isinstance(arrival, Ended):
@@ -251,7 +258,7 @@ class Stream(_Stream, Generator[Any, Any, Any]):
         """The next one, or that there is none. Others only when nothing has come meanwhile."""
         try:
             for item in self._uploads or ():
-                if consumer.upload(self._pending.encoded(item)):
+                if consumer.upload(self._pending.writing.item(item)):
                     self._run(consumer.flush()).result()
                 break
             else:
@@ -298,8 +305,8 @@ class AsyncStream(_Stream, AsyncGenerator[Any, Any]):
         """As `Stream.close`."""
         self._leave()
 
-    async def _next(self, kind: str, body: bytes) -> Any:
-        consumer = self._ask(kind, body)
+    async def _next(self, kind: str, beside: Message) -> Any:
+        consumer = self._ask(kind, beside)
         while not self._items:
             arrival = await self._arrivals.get()
             if isinstance(arrival, Items):
@@ -339,7 +346,7 @@ async def _uploaded(
     try:
         while consumer.uploading.has_room:
             async for item in items:
-                if consumer.upload(pending.encoded(item)):
+                if consumer.upload(pending.writing.item(item)):
                     await consumer.flush()
                 break
             else:

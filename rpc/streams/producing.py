@@ -5,23 +5,27 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from functools import partial
 from types import AsyncGeneratorType
 from typing import Any
 
-from ..core.codecs import Codec
+from ..core.codecs import Accepted, Codec
 from ..core.handling import Spawn
 from ..core.jobs import AsyncRequest, Request
 from ..core.streams import ALIVE, CREDIT, IDLE, INBOX, OPEN, PING, SEQ, UPLOAD, number_in
 from ..core.work import Work
 from ..errors import Cancelled, RpcError, SerializationError, shown
+from ..threads import DaemonThreads
 from ..transport import STREAM, Delivery, Message
 from .generators import AsyncProduction, Later, PlainProduction, Production
 from .uploads import AsyncUploads, Uploads
 
 logger = logging.getLogger(__name__)
+
+ADVANCING = 4
+"""Threads that advance plain generators, at most. They hold none while they wait for their callers."""
 
 
 class OpenStreams:
@@ -33,21 +37,31 @@ class OpenStreams:
         *,
         idle: float,
         detaches: bool,
-        submit: Callable[[Callable[[], None]], object],
+        threads: int,
         spawn: Spawn,
         later: Later,
+        accept: Accepted,
     ) -> None:
-        """What is sent to `inbox` is to be given to `hear`. A stream whose caller is not heard of for `idle`
-        seconds is ended. A handler may return before its stream has ended, if it `detaches`. `submit` has
-        something done in a thread, `spawn` in an event loop."""
+        """What is sent to `inbox` is to be given to `hear`, and is read as `accept` says. A stream whose
+        caller is not heard of for `idle` seconds is ended. A handler may return before its stream has ended,
+        if it `detaches`. Plain generators are advanced in that many `threads`, but in few, and `spawn` has
+        something done in an event loop."""
         self.inbox, self.idle, self.detaches = inbox, idle, detaches
-        self.submit, self.spawn, self.later = submit, spawn, later
+        self.spawn, self.later, self.accept = spawn, later, accept
+        self._pool = DaemonThreads(min(threads, ADVANCING), "rpc-generators")
         self._open: dict[str, OpenStream] = {}
         self._is_watching = False
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
         return len(self._open)
+
+    def submit(self, action: Callable[[], None]) -> None:
+        """Have it done in a thread, or in this one if there can be no other."""
+        try:
+            self._pool.run(action)
+        except RuntimeError:
+            action()
 
     def open(self, delivery: Delivery, request: Request, codec: Codec) -> OpenStream:
         """Begin the conversation that a request asks for. Raises SerializationError."""
@@ -56,7 +70,7 @@ class OpenStreams:
             raise SerializationError("there is a stream of this id already")
         if UPLOAD in request.headers:
             kind = AsyncUploads if isinstance(request, AsyncRequest) else Uploads
-            stream.uploads = request._uploads = kind(codec, stream.say)
+            stream.uploads = request._uploads = kind(self.accept, stream.say)
         try:
             stream.begin()
         except RpcError:
@@ -96,7 +110,8 @@ class OpenStream:
     """One conversation: a request in the hands of a handler, and what its caller says meanwhile."""
 
     def __init__(self, streams: OpenStreams, delivery: Delivery, codec: Codec) -> None:
-        self.streams, self.delivery, self.codec = streams, delivery, codec
+        self.streams, self.delivery, self._codec = streams, delivery, codec
+        self.accept = streams.accept
         self.heard = time.monotonic()
         self.uploads: Uploads | AsyncUploads | None = None
         self._production: Production | None = None
@@ -110,9 +125,9 @@ class OpenStream:
         more = self.uploads.credit() if self.uploads else {}
         self.say({STREAM: OPEN, INBOX: self.streams.inbox, IDLE: f"{self.streams.idle:g}", **more})
 
-    def say(self, headers: dict[str, str], body: bytes = b"") -> bool:
+    def say(self, headers: Mapping[str, str], body: bytes = b"") -> bool:
         """Send a reply before the last one; False if nobody listens. Raises BackendUnavailable."""
-        about = {"id": self.delivery.message.id, "content-type": self.codec.content_type}
+        about = {"id": self.delivery.message.id, "content-type": self._codec.content_type}
         with self._saying:
             return self.delivery.reply(Message(body, {**about, **headers}))
 

@@ -9,10 +9,11 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
 
-from ..core.codecs import Codec
+from ..core.codecs import Accepted
 from ..core.protocol import decode_items
 from ..core.streams import GRANT, SEQ, SIZE, Receiving, number_in
-from ..errors import BackendUnavailable, RpcError, StreamBroken
+from ..errors import BackendUnavailable, RpcError, SerializationError, StreamBroken
+from ..threads import blocked
 from ..transport import STREAM, Message
 
 WINDOW = 1024
@@ -22,9 +23,9 @@ WINDOW = 1024
 class _Uploads:
     """Filled by the thread that hears the inbox, emptied by the handler."""
 
-    def __init__(self, codec: Codec, say: Callable[[dict[str, str]], bool]) -> None:
-        """`say` sends a reply with these headers."""
-        self._codec, self._say = codec, say
+    def __init__(self, accept: Accepted, say: Callable[[dict[str, str]], bool]) -> None:
+        """What comes is read as `accept` has it. `say` sends a reply with these headers."""
+        self._accept, self._say = accept, say
         self._receiving = Receiving(WINDOW)
         self._arrived: deque[tuple[Any, int]] = deque()
         """Items, each with the bytes that are credited again once it is taken."""
@@ -40,7 +41,7 @@ class _Uploads:
         try:
             first = number_in(message, SEQ)
             if STREAM in message.headers:
-                items = decode_items(message.body, self._codec)
+                items = self._items(message, first)
                 again, size = self._receiving.feed(first, len(items), number_in(message, SIZE))
                 new = items[again:]
                 self._arrived.extend((each, 0) for each in new[:-1])
@@ -51,6 +52,15 @@ class _Uploads:
         except StreamBroken as error:
             self.fail(error)
         self._wake()
+
+    def _items(self, message: Message, first: int) -> list[Any]:
+        """Those in a message. That they cannot be read, the handler is to know, if they are the next ones."""
+        try:
+            return decode_items(*self._accept.opened(message))
+        except SerializationError as error:
+            if first == self._receiving.received:
+                self.fail(error)
+            raise
 
     def expect(self, number: int) -> None:
         """So many were sent until now."""
@@ -88,15 +98,15 @@ class Uploads(_Uploads):
     """An iterator that holds its thread while it waits. Raises StreamBroken if items were lost on their way,
     and Cancelled if the caller has left."""
 
-    def __init__(self, codec: Codec, say: Callable[[dict[str, str]], bool]) -> None:
-        super().__init__(codec, say)
+    def __init__(self, accept: Accepted, say: Callable[[dict[str, str]], bool]) -> None:
+        super().__init__(accept, say)
         self._changed = threading.Condition()
 
     def __iter__(self) -> Iterator[Any]:
         return self
 
     def __next__(self) -> Any:
-        with self._changed:
+        with blocked(), self._changed:
             self._changed.wait_for(self._is_ready)
         taken = self._take()
         if taken is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -12,7 +13,7 @@ from uuid import uuid4
 
 import pytest
 
-from ..transport import Address, Delivery, Locks, Subscriptions, inbox, topic
+from ..transport import Address, Delivery, Locks, Replay, Subscriptions, inbox, topic
 from ._features import burying, letters_of
 from .site import Site, eventually
 
@@ -139,6 +140,22 @@ class Channels:
 
             site.serve(handler, *addresses)
             eventually(all_arrived)
+
+    # Replay.
+
+    def test_what_was_sent_to_a_topic_is_remembered(self, site: Site) -> None:
+        site.needs("replay")
+        to, replay = topic(site.name()), cast("Replay", site.client).replay
+        assert [*replay(to, None)] == []
+        for number in range(600):
+            site.tell(b"%d" % number, to)
+        site.tell(b"elsewhere", topic(site.name("second")))
+        for seconds in None, 600.0:
+            found = [*replay(to, seconds)]
+            assert [message.body for message in found] == [b"%d" % number for number in range(600)]
+            assert len({message.id for message in found}) == 600
+        time.sleep(0.01)
+        assert [*replay(to, 0.005)] == []
 
     # Locks.
 

@@ -128,6 +128,35 @@ class Features:
         assert _shelf(site).revive(letter)
         eventually(lambda: site.log.lines() == ["began", "bury 1", "bury 1"])
 
+    def test_what_expires_and_nobody_waits_for_is_a_dead_letter(self, site: Site) -> None:
+        site.needs("dead-letters", "store-and-forward")
+        seen: list[bytes] = []
+
+        def answer(delivery: Delivery) -> None:
+            ttl = delivery.message.ttl
+            if ttl is None or ttl > 0:
+                seen.append(delivery.message.body)
+                delivery.finish(None)
+            elif delivery.message.reply_to is None:  # where it is for the handler to refuse
+                delivery.bury("RpcTimeout: it expired before a worker came to it", None)
+            else:
+                delivery.finish(None)
+
+        id, _, left = site.tell(b"old", ttl="0.1"), site.tell(b"new", ttl="60"), site.ask(b"left", ttl=0.1)
+        time.sleep(0.3)  # it is time itself that is tested
+        site.serve(handler=answer)
+        site.tell(b"last", ttl="60")
+        (letter,) = letters_of(site, 1)
+        assert (letter.id, letter.queue) == (id, site.name())
+        assert letter.why == "RpcTimeout: it expired before a worker came to it"
+        assert unpacked(letter.frame).body == b"old"
+        assert abs(letter.at - time.time()) < site.patience
+        eventually(lambda: sorted(seen) == [b"last", b"new"])
+        left.close()
+        assert _shelf(site).revive(letter)
+        eventually(lambda: sorted(seen) == [b"last", b"new", b"old"])
+        eventually(lambda: not _shelf(site).dead_letters(site.name()))
+
     def test_a_dropped_letter_is_forgotten(self, site: Site) -> None:
         site.needs("dead-letters")
         site.tell(b"bury:1")

@@ -16,9 +16,9 @@ import os
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import closing, suppress
 from functools import partial
 from uuid import uuid4
 
@@ -28,14 +28,16 @@ from ..backends import backend_from_url
 from ..errors import BackendUnavailable, RpcTimeout
 from ..transport import LOST, Delivery, Message, Replies
 from ._channels import Channels
+from ._deaths import Deaths
 from ._delays import Delays
 from ._detached import Detached
 from ._features import Features
 from ._inspection import Inspections
+from ._order import Order
 from .site import Site, answering, eventually, request
 
 
-class Conformance(Features, Delays, Inspections, Channels, Detached):
+class Conformance(Features, Delays, Inspections, Order, Channels, Detached, Deaths):
     """One test for each rule that a backend keeps."""
 
     # Requests and replies.
@@ -126,7 +128,8 @@ class Conformance(Features, Delays, Inspections, Channels, Detached):
         replies = site.ask(b"headers:ttl", ttl=60)
         time.sleep(0.3)  # it is time itself that is tested
         site.serve()
-        assert 60 - site.patience < float(replies.receive(site.patience).body) <= 59.8
+        left = float(replies.receive(site.patience).body)
+        assert 60 - site.patience < left < 60  # in an event loop it may have left late
 
     def test_an_expired_message_is_not_delivered_as_if_it_were_fresh(self, site: Site) -> None:
         seen: list[float | None] = []
@@ -201,8 +204,9 @@ class Conformance(Features, Delays, Inspections, Channels, Detached):
     def test_stop_finishes_what_it_started_and_takes_nothing_new(self, site: Site) -> None:
         toy = site.toy()
         server, thread = site.serve(toy)
-        first, second = site.ask(b"hold:1"), site.ask(b"echo:2")
+        first = site.ask(b"hold:1")
         eventually(site.log.lines)
+        second = site.ask(b"echo:2")  # not before: two requests over HTTP may overtake one another
         server.stop()
         toy.released.set()
         thread.join(site.patience)
@@ -249,8 +253,8 @@ class Conformance(Features, Delays, Inspections, Channels, Detached):
         backend = site.backend()
         replies = backend.request(site.queue(), request(b"echo:x"))
         replies.receive(site.patience)
-        for closing in (replies, replies, backend, backend):
-            closing.close()
+        for each in (replies, replies, backend, backend):
+            each.close()
 
     def test_what_nobody_waits_for_any_more_is_not_started(self, site: Site) -> None:
         site.ask(b"log:withdrawn").close()
@@ -333,54 +337,6 @@ class Conformance(Features, Delays, Inspections, Channels, Detached):
         _ask_often(site, 9)
         assert [os.waitpid(child, 0)[1] for child in children] == [0, 0, 0]
 
-    def test_a_cut_connection_loses_nothing(self, site: Site) -> None:
-        site.needs("processes")
-        assert site.disrupt is not None, "give Site a way to cut connections"
-        toy = site.toy()
-        site.serve(toy)
-        waiting = site.ask(b"hold:x")
-        eventually(site.log.lines)
-        site.disrupt()
-        toy.released.set()
-        assert waiting.receive(site.patience).body == b"x"
-        site.disrupt()
-        assert site.ask(b"echo:y").receive(site.patience).body == b"y"
-        assert site.log.lines().count("held x") == 1
-
-    def test_a_worker_killed_in_the_middle_loses_nothing(self, site: Site) -> None:
-        site.needs("redelivers")
-        message = request(b"die_at_first:1")
-        with _closing(site.client.request(site.queue(), message)) as replies:
-            site.spawn()
-            eventually(site.log.lines)
-            site.spawn()
-            assert replies.receive(site.patience * 2).body == b"2"
-        assert site.log.lines() == [f"{message.id} 1", f"{message.id} 2"]
-
-    def test_a_message_that_kills_every_worker_is_given_up(self, site: Site) -> None:
-        site.needs("redelivers")
-        replies = site.ask(b"die_at_first:99", ttl=120)
-        workers = [site.spawn() for _ in range(5)]
-        assert LOST in replies.receive(site.patience * 3).headers
-        assert len(site.log.lines()) == 3
-        eventually(lambda: sum(worker.poll() is None for worker in workers) == 2)  # it is told as they die
-
-    def test_a_message_not_to_be_redelivered_is_not(self, site: Site) -> None:
-        site.needs("redelivers")
-        replies = site.ask(b"die_once:")
-        for _ in range(2):
-            site.spawn()
-        assert LOST in replies.receive(site.patience * 2).headers
-        assert site.log.lines() == ["once"]
-
-
-@contextmanager
-def _closing(replies: Replies) -> Iterator[Replies]:
-    try:
-        yield replies
-    finally:
-        replies.close()
-
 
 def _receive_in_vain(replies: Replies) -> None:
     with suppress(RpcTimeout, BackendUnavailable):
@@ -390,7 +346,7 @@ def _receive_in_vain(replies: Replies) -> None:
 def _ask_often(site: Site, number: int) -> None:
     for turn in range(50):
         body = b"%d-%d" % (number, turn)
-        with _closing(site.client.request(site.queue(), request(b"echo:" + body))) as replies:
+        with closing(site.client.request(site.queue(), request(b"echo:" + body))) as replies:
             assert replies.receive(site.patience).body == body
 
 

@@ -19,16 +19,17 @@ from unittest import mock
 from ..aio import AsyncRpcClient
 from ..backends import asynchronous
 from ..caller import Caller
-from ..client import Submits
 from ..codecs import named
 from ..core.codecs import Accepted, Codec
 from ..core.dispatch import Dispatcher
+from ..core.events import decode_event
 from ..core.jobs import jobs_from
 from ..core.protocol import decode_call
 from ..describe import ALL_WORKERS
 from ..errors import RpcError, RpcTimeout, Unsupported
 from ..loops import LoopThread
-from ..transport import Address, AsyncBackend, Backend, Message
+from ..submits import Submits
+from ..transport import Address, AsyncBackend, Backend, Message, Server
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -125,11 +126,12 @@ class Patch:
     def answer(self, to: Address, message: Message) -> Message | None:
         """The last reply, if there is one: what a worker would do with it. AssertionError for a name that was
         not declared."""
-        call = decode_call(*_ACCEPTED.opened(message))
         if to.kind == "topic":
             if to != ALL_WORKERS:
-                self.published.append((call.method, call.params))
+                event = decode_event(message, _ACCEPTED)
+                self.published.append((event.topic, event.data))
             return None
+        call = decode_call(*_ACCEPTED.opened(message))
         if call.method not in self._jobs:
             if self._outer is not None:
                 return self._outer.answer(to, message)
@@ -222,6 +224,9 @@ class _StandIn:
 
     def asynchronous(self) -> AsyncBackend:
         return asynchronous(self._real)
+
+    def server(self, *addresses: Any, **options: Any) -> Server:
+        raise Unsupported("nobody hears events in a patch: subscribe on a backend of memory://")
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._real, name)

@@ -178,6 +178,10 @@ class Toy:
 class Site:
     """Where a test happens: backends of one URL, each closed at the end, and what serves them."""
 
+    made = staticmethod(backend_from_url)
+    module = __name__
+    """Whose `main` serves in a process of its own."""
+
     def __init__(
         self,
         url: str,
@@ -226,7 +230,7 @@ class Site:
                 pytest.skip(f"{self.url.split(':')[0]} has no feature {feature!r}")
 
     def backend(self, **options: Any) -> Backend:
-        backend = backend_from_url(self.url, **options)
+        backend = self.made(self.url, **options)
         if self._asynchronous:
             backend = cast("Backend", Portal(backend))
         self._stack.callback(backend.close)
@@ -275,7 +279,7 @@ class Site:
 
     def spawn(self, kind: str = "toy") -> subprocess.Popen[bytes]:
         """A process that serves a toy on the queue; a "detached" one finishes only what is odd."""
-        command = [sys.executable, "-m", __name__, self.url, self.name(), str(self.log.path), kind]
+        command = [sys.executable, "-m", self.module, self.url, self.name(), str(self.log.path), kind]
         process = subprocess.Popen(command)
 
         def end() -> None:
@@ -311,12 +315,14 @@ def eventually(check: Callable[[], Any], what: str = "it never happened", *, wit
     return result
 
 
-def main(url: str, name: str, path: str, kind: str) -> None:
+def main(
+    url: str, name: str, path: str, kind: str, *, made: Callable[[str], Backend] = backend_from_url
+) -> None:
     """Serve a toy on a queue, in a process of its own."""
     toy = Toy(Log(Path(path)))
     toy.released.set()
     handler = toy.finish_odd if kind == "detached" else answering(toy)
-    backend_from_url(url).server([queue(name)], handler, coroutines=1000).run()
+    made(url).server([queue(name)], handler, coroutines=1000).run()
 
 
 if __name__ == "__main__":

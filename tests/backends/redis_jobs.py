@@ -146,7 +146,9 @@ class Bench:
         command = [sys.executable, "-m", __name__, self.url, str(self.log), *services]
         process = subprocess.Popen(command, cwd=ROOT)
         self._stack.callback(end, process)
-        eventually(lambda: self.admin.hlen(self._workers) > before, "the worker did not start")
+        eventually(
+            lambda: self.admin.hlen(self._workers) > before, "the worker did not start", within=3 * PATIENCE
+        )
         return process
 
     def lines(self) -> list[str]:

@@ -161,7 +161,7 @@ class Bench:
         process = subprocess.Popen(command, stdout=stdout, env=environment)
         self._stack.callback(end, process)
         if ready:
-            eventually(lambda: self.workers() - before, "the worker did not start")
+            eventually(lambda: self.workers() - before, "the worker did not start", within=3 * PATIENCE)
         return process
 
     def asks(self) -> int:

@@ -19,6 +19,7 @@ import pytest
 from rpc import BackendUnavailable, NoReceivers, QueueFull, RpcTimeout, SettingsError
 from rpc.backends import backend_from_url
 from rpc.backends._serving import DIED
+from rpc.backends.amqp.deliveries import QueueDelivery
 from rpc.inspection import DeadLetters
 from rpc.testing._portal import Portal
 from rpc.testing.site import PATIENCE, Site, eventually, request
@@ -298,8 +299,17 @@ def test_what_a_caller_that_was_killed_had_asked_for_is_not_started(site: Site) 
 
 
 @pytest.mark.parametrize("wrap", [lambda backend: backend, Portal], ids=["blocking", "in a loop"])
-def test_a_reply_finds_a_caller_whose_connection_broke(broker: Rabbit, direct: Site, wrap: Any) -> None:
+def test_a_reply_finds_a_caller_whose_connection_broke(
+    broker: Rabbit, direct: Site, wrap: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The worker's did not: it knows the request, which is sent again, and does not do it again."""
+    join, joined = QueueDelivery.join, threading.Event()
+
+    def joins(delivery: QueueDelivery, other: QueueDelivery) -> None:
+        join(delivery, other)
+        joined.set()
+
+    monkeypatch.setattr(QueueDelivery, "join", joins)
     toy = direct.toy()
     direct.serve(toy, threads=2)
     caller: Backend = wrap(backend_from_url(broker.url))
@@ -307,7 +317,7 @@ def test_a_reply_finds_a_caller_whose_connection_broke(broker: Rabbit, direct: S
     receiving = ThreadPoolExecutor(1).submit(replies.receive, PATIENCE)
     eventually(direct.log.lines)
     broker.proxy.cut()
-    time.sleep(1)  # it is sent again meanwhile
+    assert joined.wait(PATIENCE)
     toy.released.set()
     assert receiving.result(PATIENCE).body == b"x"
     assert direct.log.lines() == ["holding x", "held x"]
@@ -385,3 +395,16 @@ def test_quorum_queues_count_by_themselves(broker: Rabbit) -> None:
             assert [line.split()[1] for line in site.log.lines()] == ["1", "2", "3"]
         finally:
             backend.delete(site.queue())
+
+
+def test_what_is_given_back_after_the_backend_was_closed_is_closed(broker: Rabbit) -> None:
+    """As by a look-up in the background."""
+    with Site(broker.url, disrupt=broker.proxy.cut, named=broker.declare) as site:
+        site.serve()
+        replies = cast("Any", site.ask(b"echo:x"))
+        assert replies.receive(site.patience).body == b"x"
+        connection = replies._caller.connection
+        site.client.close()
+        assert connection.is_open
+        replies.close()
+        assert not connection.is_open

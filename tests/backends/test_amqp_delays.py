@@ -147,8 +147,9 @@ def test_what_is_delayed_outlives_a_restart_of_rabbitmq(tmp_path: Path, number: 
         node.stop(number)
         node.start()
         serving.start()
-        eventually(lambda: len(came) == many, within=90)
-        assert came == {f"id-{each}" for each in range(many)}
+        wanted = {f"id-{each}" for each in range(many)}
+        eventually(lambda: came >= wanted, within=90)
+        assert came <= {*wanted, "first"}  # its minute may be over
     finally:
         server.stop()
         if serving.ident:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import signal
 import threading
 import time
 from collections import Counter
@@ -10,6 +11,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from itertools import count
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -21,7 +23,7 @@ from rpc.settings import Settings
 from rpc.testing._portal import Portal
 from rpc.testing.site import PATIENCE, Site, eventually
 from rpc.transport import Backend
-from tests.rabbit import Rabbit
+from tests.rabbit import Node, Rabbit
 
 from rpc.backends.amqp.messages import RESENT  # isort: skip - after the skip without the driver
 from rpc.backends.amqp.once import SURE, UNKNOWN  # isort: skip
@@ -217,11 +219,44 @@ def test_nothing_is_done_twice_whatever_is_cut(broker: Rabbit, site: Site, wrap:
             for _ in range(25):
                 time.sleep(random.uniform(0, 0.3))
                 broker.proxy.cut()
+            eventually(lambda: outcomes["done"] > 25)  # they go on afterwards
         finally:
             over.set()
         for each in asking:
             each.result(PATIENCE * 2)
     caller.close()
     assert {key: times for key, times in Counter(begun).items() if times > 1} == {}
-    assert outcomes["done"] > 25
     assert outcomes.keys() <= {"done", "WorkerLost", "BackendUnavailable"}
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_claim_outlives_the_death_of_rabbitmq(tmp_path: Path) -> None:
+    """RabbitMQ has what it has made on disk before it says so."""
+    begun: list[str] = []
+    node = Node(tmp_path)
+
+    @job(delivery="at-most-once")
+    def work(request: Request) -> None:
+        begun.append(request.id)
+        time.sleep(0.01)
+
+    node.start()
+    try:
+        with RpcClient(backend=node.url, queue="once") as client, workers(node.url, "once", work=work):
+            eventually(lambda: cast("Any", client.backend).is_served("once"))
+            node.stop()  # what is in a queue that was made just now may be forgotten with its death
+            node.start()
+            sent: set[str] = set()
+            for _ in range(2):
+                eventually(lambda: cast("Any", client.backend).is_served("once"))
+                sent |= {client.call("work") for _ in range(200)}
+                ready = len(begun) + 20
+                eventually(lambda ready=ready: len(begun) > ready)
+                node.stop(signal.SIGKILL)
+                node.start()
+            dead = cast("DeadLetters", client.backend).dead_letters
+            eventually(lambda: {*begun, *(each.id for each in dead("once"))} >= sent, within=120)
+    finally:
+        node.stop(signal.SIGKILL)
+    assert max(Counter(begun).values()) == 1

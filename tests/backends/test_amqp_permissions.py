@@ -94,10 +94,12 @@ def everything(rabbit_node: Node) -> Iterator[Everything]:
         serving.join(PATIENCE)
 
 
+@pytest.mark.slow
 def test_with_these_users_all_of_it_works(rabbit_node: Node, everything: Everything) -> None:
     with RpcClient(backend=url(rabbit_node, "client"), timeout=PATIENCE) as client:
         services = client.services.everything
         assert (services.add(1, 2), services.once(), services.ask()) == (3, 1, 4)
+        assert services.add.options(order_key="k")(1, 2) == 3
         waiting = services.wait.submit()
         assert everything.began.wait(PATIENCE)
         waiting.cancel()
@@ -108,6 +110,10 @@ def test_with_these_users_all_of_it_works(rabbit_node: Node, everything: Everyth
         with pytest.raises(NoReceivers):
             client.call("everything.add", {"a": 1, "b": 2}, queue="nobody")
         shelf: Any = client.backend
+        client.call("everything.once", ttl=0)
+        (expired,) = eventually(lambda: shelf.dead_letters("default"))
+        assert shelf.drop(expired)
+        client.call("everything.once", ttl=60)
         (letter,) = eventually(lambda: shelf.dead_letters("_boom.team..boom"))
         assert shelf.drop(letter)
 

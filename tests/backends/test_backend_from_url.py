@@ -73,6 +73,7 @@ def test_a_password_stays_out_of_the_error(url):
     ("redis://me:p@h/0", "redis://me:***@h/0"), ("redis://p:p@p/0", "redis://p:***@p/0"),
     ("redis://me:p:w@h", "redis://me:***@h"), ("redis://me:p@w@h", "redis://me:***@h"),
     ("redis://:p%2Fw@h", "redis://:***@h"), ("redis://h?password=p&a=b", "redis://h?password=***&a=b"),
+    ("zmq+tcp://h:0?lease=1&registry=redis%3A%2F%2F%3Ap%40h", "zmq+tcp://h:0?lease=1&registry=***"),
     ("redis://h:1/0?a=b", "redis://h:1/0?a=b"), ("redis://me@h", "redis://me@h"),
 ])  # fmt: skip
 def test_passwords_alone_are_redacted(url, shown):

@@ -130,6 +130,12 @@ Pair = tuple[Application, Application]
 
 
 @pytest.fixture
+def amqp_url(rabbit_node: Any) -> str:
+    """A vhost of its own: it is looked at what is in it."""
+    return str(rabbit_node.vhost("default", "nobody"))
+
+
+@pytest.fixture
 def pair(any_url: str) -> Iterator[Pair]:
     with ExitStack() as stack:
         yield Application(any_url, SHOP, stack), Application(any_url, BANK, stack)

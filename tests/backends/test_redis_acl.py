@@ -26,7 +26,7 @@ LINES = dict(re.findall(r"^user (rpc-\w+) (.*)$", PAGE, re.MULTILINE))
 CONNECTING = "client|setname client|id client|reply script|load evalsha time"
 SAID = {
     "rpc-client": f"{CONNECTING} blmove lrange lrem rpush set get del zadd pexpire exists hgetall "
-    "xadd xread unlink lpop zrange zrem lindex llen zcard",
+    "xadd xread unlink lpop zrange zrem lindex llen zcard hget",
     "rpc-worker": f"{CONNECTING} client|unblock blmove bzpopmin lmove llen lrange lpop rpush set get del "
     "pexpire exists hgetall hdel xadd xread xrange xrevrange xreadgroup xdel unlink xsetid scan hsetnx mget",
 }
@@ -35,7 +35,7 @@ RUN = {
     "rpc-client": ("SEND", "SEND_MANY", "SEND_ONCE", "SEND_LATER", "REVIVE", "WITHDRAW", "BROADCAST", "MEND"),
     "rpc-worker": (
         *("NEXT", "BEGIN", "ACK", "FINISH", "CHANGE", "POSTPONE", "BURY", "RECOVER", "PROMOTE", "RELEASE"),
-        *("SIGN_ON", "JOIN", "KEEP", "GONE", "LOCK", "UNLOCK", "MEND"),
+        *("SIGN_ON", "JOIN", "KEEP", "GONE", "AGO", "LOCK", "UNLOCK", "MEND"),
     ),
 }
 """The scripts that each runs."""
@@ -68,6 +68,7 @@ def url(server: RedisServer, user: str) -> str:
     return server.url.replace("//", f"//{user}:secret@")
 
 
+@pytest.mark.slow
 def test_with_these_users_all_of_it_works(server: RedisServer, tmp_path: Path) -> None:
     """With a prefix of one's own: no key begins with another one."""
     bench = Bench(server, tmp_path / "log", prefix=PREFIX)
@@ -125,7 +126,7 @@ def exercised(bench: Bench) -> None:
     first = client.submit("slow", [1], idempotency_key="slow")
     eventually(lambda: "slow 1" in bench.lines())
     second = client.submit("slow", [2], idempotency_key="slow")
-    others = [client.submit("fast", [n]) for n in range(20)]
+    others = [client.submit("fast", [n], order_key=None if n % 2 else 1) for n in range(20)]
     worker.kill()
     bench.release()
     worker = bench.spawn()

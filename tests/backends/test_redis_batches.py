@@ -28,6 +28,7 @@ def bench(rpc_redis: RedisServer, tmp_path: Path) -> Iterator[Bench]:
 
 
 def test_what_waited_for_the_worker_is_done_once_and_in_order(bench: Bench) -> None:
+    bench.url = f"{bench.server.url}?lease=60"  # what a worker without a processor loses is done again, later
     for n in range(2000):
         bench.client.call("fast", [n])
     bench.serve()
@@ -177,9 +178,7 @@ def loaded_while(bench: Bench, disrupt: Callable[[], object], times: int = 6) ->
             ended.set()
         answered = [n for caller in callers for n in caller.result(PATIENCE)]
     assert len(answered) > 20 * times
-    assert set(bench.lines()) == set(map(str, answered))
-    again = len(bench.lines()) - len(answered)
-    assert again <= len(callers) * times, "what was not under way was done again"
+    assert Counter(bench.lines()) == Counter(map(str, answered)), "something was done twice"
 
 
 @pytest.mark.real_redis

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import random
 import sys
 import threading
 import time
@@ -15,10 +16,12 @@ import pytest
 import redis
 
 from rpc import PythonRqBackend, RpcError, RpcTimeout
+from rpc.backends import backend_from_url
 from rpc.backends.redis.servers import servers_of
 from rpc.backends.redis.topics import RedisReplies
 from rpc.testing import RedisServer
 from rpc.transport import LOST, Address, Delivery, Handler, Message, inbox, packed, queue, topic
+from tests.faults.proxy import Proxy
 
 from .rq_jobs import PATIENCE, Bench, eventually, later, without_end
 
@@ -227,3 +230,20 @@ def test_a_clients_own_time_limits_are_not_taken_over(rpc_redis: RedisServer) ->
 def test_a_command_is_not_repeated_by_the_driver(bench: Bench, client: Any) -> None:
     with later(0.3, cut_all, bench), pytest.raises(redis.ConnectionError):
         client.blpop(["nothing"], timeout=4)
+
+
+@pytest.mark.parametrize("scheme", ["redis", "rq+redis"])
+def test_what_is_sent_to_an_inbox_while_redis_cannot_be_had_comes_once_it_can(
+    bench: Bench, scheme: str
+) -> None:
+    """As to a queue: what a stream says must not fail for a connection that was cut."""
+    proxy = Proxy(int(bench.url.rpartition(":")[2].partition("/")[0]), random.Random(0))
+    backend = backend_from_url(f"{scheme}://127.0.0.1:{proxy.port}")
+    backend.send(inbox("mine"), Message(b"", {"id": "0"}))
+    proxy.refusing = True
+    proxy.cut()
+    with later(0.3, proxy.heal):
+        backend.send(inbox("mine"), Message(b"it", {"id": "1"}))
+    assert bench.redis.xlen("rpc:in:mine") == 2
+    backend.close()
+    proxy.close()

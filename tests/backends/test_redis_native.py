@@ -26,6 +26,7 @@ from rpc.testing import RedisServer, start_redis
 from rpc.testing.site import eventually
 from rpc.transport import Message, queue
 from tests.faults.proxy import Proxy
+from tests.faults.wire import of_redis
 
 pytestmark = pytest.mark.redis
 
@@ -243,6 +244,62 @@ def test_what_was_acknowledged_on_a_connection_that_broke_is_not_answered_on_the
         assert (confirmed, admin.llen(page.key), admin.get("x")) == ([[ack]], 0, b"2")
     acks.drop()
     servers.close()
+
+
+@pytest.mark.parametrize("where", ["in the queue", "in a page"])
+def test_a_call_that_is_cut_off_after_it_came_into_the_queue_is_done_once(
+    server: RedisServer, where: str
+) -> None:
+    """Plain commands send it, the token after the record: what is lost with the connection is the token."""
+    begun, held, release = list[int](), threading.Event(), threading.Event()
+    proxy = Proxy(server.port, random.Random(0), frame_end=of_redis)
+
+    def tokens() -> set[bytes]:
+        return {*admin.scan_iter(QueueNames().queue("default").token("*"), count=1000)}
+
+    def is_known() -> bool:
+        """It was sent again."""
+        return bool(tokens() - before)
+
+    def work(n: int) -> int:
+        begun.append(n)
+        eventually(is_known)
+        return n
+
+    def hold() -> None:
+        held.set()
+        release.wait(20)
+
+    receiver = RpcReceiver(
+        jobs={"work": work, "hold": hold, "pass": lambda: None}, backend=server.url, queues=["default"]
+    )
+    thread = threading.Thread(target=receiver.start)
+    thread.start()
+    with (
+        redis.Redis.from_url(server.url) as admin,
+        RpcClient(backend=f"redis://127.0.0.1:{proxy.port}", timeout=20) as client,
+        RpcClient(backend=server.url, timeout=20) as another,
+        ThreadPoolExecutor(1) as pool,
+    ):
+        try:
+            client.call_and_wait("pass")  # opens the connection
+            if where == "in the queue":
+                another.call("hold")
+                assert held.wait(20)
+            before = tokens()
+            proxy.lose("up", 6)
+            future = pool.submit(client.call_and_wait, "work", {"n": 1})
+            eventually(is_known)
+            assert not proxy.armed
+            release.set()
+            assert future.result(20).data == 1
+            another.call_and_wait("pass")  # comes after what was sent again
+        finally:
+            release.set()
+            receiver.stop()
+            thread.join()
+            proxy.close()
+    assert begun == [1]
 
 
 def test_a_caller_who_left_unheard_is_missed_unless_it_was_answered(server: RedisServer) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from rpc import QueueFull, RemoteError, RpcClient, RpcReceiver, RpcTimeout, WorkerLost
+from rpc.backends.redis.admission import Admission
 from rpc.backends.redis.calls import UNCONFIRMED
 from rpc.core.bodies import Writing
 from rpc.core.codecs import JSON
@@ -72,6 +73,24 @@ def test_a_large_call_that_is_sent_again_leaves_nothing(bench: Bench) -> None:
     assert LARGE.encode() in replies.receive(PATIENCE).body
     replies.close()
     assert bodies(bench) == []
+
+
+@pytest.mark.parametrize("ttl", [None, PATIENCE])
+def test_a_large_call_whose_caller_leaves_as_it_is_taken_leaves_nothing(
+    bench: Bench, ttl: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, fetched = bench.client.submit("fast", [LARGE], timeout=ttl), Admission._fetched
+
+    def left_meanwhile(*args: Any) -> bytes:
+        asked.cancel()
+        eventually(lambda: not bodies(bench))
+        return fetched(*args)
+
+    monkeypatch.setattr(Admission, "_fetched", left_meanwhile)
+    bench.serve()
+    assert bench.client.call_and_wait("echo", ["x"]).data == "x"
+    assert bench.lines() == []
+    assert bench.letters() == []
 
 
 @SIZES
@@ -305,3 +324,23 @@ def test_who_waits_without_end_sets_no_deadline(rpc_redis: RedisServer) -> None:
     finally:
         receiver.stop()
         thread.join()
+
+
+def test_others_see_at_each_queue_that_a_worker_of_several_lives(
+    bench: Bench, rpc_redis: RedisServer
+) -> None:
+    """Whose names begin differently: at the second it was taken for dead, and what it ran was done again."""
+    url = f"{rpc_redis.url}?lease=1&prefix=several"
+    receiver = RpcReceiver(jobs={"echo": lambda text: text}, backend=url, queues=["images", "mail"])
+    thread = threading.Thread(target=receiver.run)
+    thread.start()
+    signs = [f"several:{{{tag}}}:alive:*" for tag in ("images", "mail")]
+    try:
+        eventually(lambda: all(bench.admin.keys(each) for each in signs))
+        for key in [bench.admin.keys(each)[0] for each in signs]:
+            left = [bench.admin.pttl(key)]  # it is renewed: from one look to the next, it has more time
+            eventually(lambda key=key, left=left: left.append(bench.admin.pttl(key)) or left[-1] > left[-2])
+    finally:
+        receiver.stop()
+        thread.join()
+    assert not any(bench.admin.keys(each) for each in signs)

@@ -1,4 +1,4 @@
-"""What could not be postponed or buried, because Redis could not be had just then."""
+"""What could not be postponed, buried or begun, because Redis could not be had just then."""
 
 from __future__ import annotations
 

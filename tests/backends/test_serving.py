@@ -1,6 +1,7 @@
 """What the backends do alike when they serve."""
 
 import threading
+import time
 from collections.abc import Iterator
 from queue import Empty, SimpleQueue
 
@@ -81,3 +82,22 @@ def test_one_that_is_slow_all_of_a_sudden_is_replaced(crew: Crew) -> None:
     crew.join()
     crew.put(2)
     eventually(lambda: len(crew.begun) == 202)
+
+
+def test_who_looks_after_a_leader_is_not_woken_for_each_message(
+    crew: Crew, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    woken: list[None] = []
+    wake = crew.turns._have_watched
+    monkeypatch.setattr(crew.turns, "_have_watched", lambda: (woken.append(None), wake()))
+    crew.join()
+    crew.join()
+    done = threading.Event()
+    done.set()
+    began = time.monotonic()
+    for number in range(1000):
+        crew.work.put(done)
+        while len(crew.begun) <= number:
+            time.sleep(0)
+    # Whoever has looked in vain, once for each STUCK seconds, a few times, waits to be woken.
+    assert len(woken) <= 1 + (time.monotonic() - began) / (2 * _serving.STUCK)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import subprocess
 import sys
@@ -11,13 +12,17 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, cast
+from urllib.parse import quote
+from uuid import uuid4
 
 import pytest
 import zmq
 import zmq.auth
 
+from rpc import AsyncRpcClient, Identity, RpcClient, RpcReceiver, ServiceInfo
 from rpc.backends import backend_from_url
 from rpc.backends.zeromq import ZeromqBackend
+from rpc.backends.zeromq.directory import WHERE, Directory
 from rpc.errors import BackendRefused, BackendUnavailable, QueueFull, RpcTimeout, SettingsError, Unsupported
 from rpc.testing.site import Site, eventually, request
 from rpc.transport import LOST, Delivery, Message, inbox, queue, topic
@@ -113,8 +118,15 @@ def test_what_a_stopped_worker_has_not_begun_goes_to_another(site: Site) -> None
     thread.join(site.patience)
 
 
-def test_replies_survive_that_connections_break_all_the_time(site: Site) -> None:
-    site.serve(threads=4)
+@pytest.fixture
+def patient() -> Iterator[Site]:
+    """Whose workers are not given up as dead while connections break."""
+    with Site(f"{tcp_url(4)}?lease=60") as site:
+        yield site
+
+
+def test_replies_survive_that_connections_break_all_the_time(patient: Site) -> None:
+    patient.serve(threads=4)
     done = threading.Event()
 
     def break_them() -> None:
@@ -124,9 +136,9 @@ def test_replies_survive_that_connections_break_all_the_time(site: Site) -> None
     breaking = threading.Thread(target=break_them)
     breaking.start()
     try:
-        replies = [site.ask(b"count:50") for _ in range(20)]
+        replies = [patient.ask(b"count:50") for _ in range(20)]
         for each in replies:
-            bodies = [each.receive(site.patience).body for _ in range(51)]
+            bodies = [each.receive(patient.patience).body for _ in range(51)]
             assert bodies == [*[b"%d" % number for number in range(50)], b"end"]
     finally:
         done.set()
@@ -232,6 +244,7 @@ def test_an_endpoint_belongs_to_whoever_has_it(transport: str, tmp_path: Path) -
     assert not [*tmp_path.iterdir()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("transport", ["tcp", "ipc"])
 def test_it_stops_and_starts_twenty_times_at_one_endpoint(transport: str, tmp_path: Path) -> None:
     url = tcp_url() if transport == "tcp" else f"zmq+ipc://{tmp_path}/socket"
@@ -485,3 +498,75 @@ def _served_by(site: Site) -> int:
 
 def _links(site: Site) -> list[Any]:
     return [*cast("ZeromqBackend", site.client)._calling().workers.peers.links.values()]
+
+
+def test_workers_are_found_over_another_backend(
+    any_broker_url: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    other = f"{any_broker_url}{'&' if '?' in any_broker_url else '?'}prefix={uuid4().hex}"
+    with Site(f"zmq+tcp://127.0.0.1:0?lease=1&registry={quote(other, safe='')}") as site:
+        junk = cast("Any", backend_from_url(other))
+        site.serve(lambda delivery: Message(b'["ftp://x"]', {"id": delivery.message.id}), WHERE, backend=junk)
+        replies = site.ask(b"whoami:")
+        server, thread = site.serve(site.toy("one"))
+        assert replies.receive(site.patience).body == b"one", "a call waits for the first one"
+        site.serve(site.toy("two"))
+        eventually(lambda: _served_by(site) == 2)
+        server.stop()
+        thread.join(site.patience)
+        assert site.ask(b"whoami:").receive(site.patience).body == b"two"
+        eventually(lambda: "refused what should be the endpoints of a worker" in caplog.text)
+
+
+@pytest.mark.parametrize("endpoint", ["tcp://0.0.0.0:5555", "tcp://*:5555", "tcp://[::]:5555"])
+def test_who_listens_everywhere_is_found_by_the_name_of_its_machine(
+    endpoint: str, redis_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("socket.gethostname", lambda: "there")
+    told, ended = Directory(redis_url), threading.Event()
+    told.tell([endpoint, "ipc:///x"], ended)
+    try:
+        eventually(lambda: told.look_up() == ["tcp://there:5555", "ipc:///x"])
+    finally:
+        ended.set()
+        told.close()
+
+
+@pytest.mark.parametrize(
+    ("registry", "error"),
+    [("nothing://x", "nothing"), ("http://127.0.0.1:1", "topics"), ("redis://:secret@x?lease=no", "lease")],
+)
+def test_a_registry_that_makes_no_sense_is_refused(registry: str, error: str) -> None:
+    with pytest.raises((SettingsError, Unsupported), match=error) as caught:
+        backend_from_url(f"zmq+tcp://127.0.0.1:0?registry={quote(registry, safe='')}")
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("asynchronous", [False, True])
+def test_all_are_asked_also_by_a_client_that_has_just_begun(asynchronous: bool) -> None:
+    """And though nobody is at one of its endpoints, so that it waits for that one first."""
+
+    async def listed(url: str) -> list[ServiceInfo]:
+        async with AsyncRpcClient(backend=url) as client:
+            return await client.list_services()
+
+    urls = [tcp_url() for _ in range(3)]
+    receivers = [RpcReceiver(jobs={}, backend=url, identity=Identity(type="calc")) for url in urls[:2]]
+    threads = [threading.Thread(target=each.start) for each in receivers]
+    for thread in threads:
+        thread.start()
+    everywhere = ",".join(
+        url.removeprefix("zmq+tcp://") if number else url for number, url in enumerate(urls)
+    )
+    try:
+        with RpcClient(backend=everywhere) as client:
+            eventually(lambda: len(client.list_services()) == 2)  # both have begun
+        if asynchronous:
+            assert len(asyncio.run(listed(everywhere))) == 2
+        else:
+            with RpcClient(backend=everywhere) as client:
+                assert len(client.list_services()) == 2
+    finally:
+        for receiver, thread in zip(receivers, threads, strict=True):
+            receiver.stop()
+            thread.join()

@@ -97,11 +97,14 @@ def test_a_message_stays_on_one_line_and_cannot_steer_the_terminal() -> None:
     assert one_line("a\n  b\x1b[31m\x9b\u202ec é") == "a b\\u001b[31m\\u009b\\u202ec é"
 
 
-@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: command.name)
-def test_help_has_every_option_explained_and_an_example(command: click.Command, invoke: Invoke) -> None:
-    result = invoke(str(command.name), "--help")
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_has_every_option_explained_and_an_example(name: str, invoke: Invoke) -> None:
+    result = invoke(name, "--help")
     assert result.exit_code == 0
-    assert re.search(rf"Examples?.*:\n.*rpc {command.name}", result.stdout)
+    assert re.search(rf"Examples?.*:\n.*rpc {name}", result.stdout)
+    command = main.get_command(click.Context(main), name)
+    assert command is not None
+    assert command.name == name
     assert all(option.help for option in command.params if isinstance(option, click.Option))
 
 
@@ -109,7 +112,11 @@ def test_help_lists_the_commands_and_the_exit_codes(invoke: Invoke) -> None:
     result = invoke("--help")
     assert result.exit_code == 0
     assert "Exit codes: 0" in result.stdout
-    assert all(f"\n  {command.name} " in result.stdout for command in COMMANDS)
+    assert all(f"\n  {name} " in result.stdout for name in COMMANDS)
+
+
+def test_a_command_that_there_is_not_is_wrong_use(invoke: Invoke) -> None:
+    assert invoke("servces").exit_code == 2
 
 
 def test_version(invoke: Invoke) -> None:
@@ -132,6 +139,18 @@ def test_without_a_driver_in_use_none_is_imported() -> None:
     code = "import sys, rpc.cli; print({'redis', 'rq', 'watchfiles'} & sys.modules.keys())"
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert said.stdout == "set()\n"
+
+
+@pytest.mark.parametrize("code", ["import rpc", "from rpc.cli import main; main(['services', '--help'])"])
+def test_what_is_short_imports_nothing_of_workers_and_of_other_commands(code: str) -> None:
+    code = f"import atexit, sys; atexit.register(lambda: print(*sys.modules, file=sys.stderr)); {code}"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    modules = set(said.stderr.split())
+    assert {"rpc", "rpc.client"} <= modules
+    workers = {"rpc.receiver", "rpc.prefork", "rpc.ticker", "rpc.contract.stubs", "rpc.streams.producing"}
+    others = {f"rpc.cli.{name}" for name in ("worker", "processes", "call", "events", "stubs", "demo")}
+    heavy = {"multiprocessing", "importlib.metadata", "redis", "rq", "rich", "email", "http.client"}
+    assert not modules & (workers | others | heavy)
 
 
 INTERRUPTED_WHILE_FINALIZING = """

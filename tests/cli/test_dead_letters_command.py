@@ -269,6 +269,7 @@ RPC_BACKEND = %r
 """
 
 
+@pytest.mark.slow
 @pytest.mark.redis
 def test_from_the_call_to_the_end(
     tmp_path: Path, redis_server: RedisServer, spawn: Callable[..., Process], rpc: Callable[..., Any]

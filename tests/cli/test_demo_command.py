@@ -69,7 +69,7 @@ def test_it_shows_what_it_promises_in_time_and_leaves_no_process(spawn: Spawn, m
 def test_a_signal_ends_all_of_it(spawn: Spawn, mark: str, moment: str, number: signal.Signals) -> None:
     process = spawn("demo", MARK=mark)
     process.says(moment)
-    assert process.ends(number) in (130, 0)  # 0: it was done by then
+    assert process.ends(number) in (130, 0), process.said  # 0: it was done by then
     assert not is_left_behind(mark)
     assert not re.search("^Traceback", process.said, re.MULTILINE)
 

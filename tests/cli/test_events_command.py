@@ -13,7 +13,7 @@ import click
 import pytest
 from click.testing import Result
 
-from rpc import Event, RpcReceiver, on
+from rpc import Event, RpcClient, RpcReceiver, on
 from rpc.backends import backend_from_url
 from rpc.cli.events import command
 from rpc.testing.servers import RedisServer
@@ -90,10 +90,23 @@ def test_data_is_given_as_for_a_call(
     assert json.loads(result.stdout) == {"id": event.id}
 
 
+def test_headers_have_types_and_bytes_are_bytes(events: Invoke, hall: Hall, tmp_path: Path) -> None:
+    file = tmp_path / "photo"
+    file.write_bytes(b"\xff\x00")
+    named = [word for each in ("n:=1", "rush:=true", "text=1") for word in ("--header", each)]
+    assert events("publish", "order.photo", "--raw", str(file), *named).exit_code == 0
+    (event,) = hall.hears()
+    assert event.data == b"\xff\x00"
+    assert event.headers == {"n": 1, "rush": True, "text": "1"}
+    assert event.headers["rush"] is True
+
+
 @pytest.mark.parametrize("words", [
     ["publish"], ["publish", "order.*"], ["publish", "rpc.x"], ["publish", "a", "--header", "x"],
-    ["publish", "a", "b"], ["publish", "a", "--header", "=x"], ["listen"], ["listen", "*"], ["listen", "a b"],
-    ["listen", "a", "--count", "0"], ["list", "a"], ["list", "--wait", "0"], ["forget", "a"],
+    ["publish", "a", "b"], ["publish", "a", "--header", "=x"], ["publish", "a", "--header", "x:=[]"],
+    ["publish", "a", "--header", "x:=null"], ["publish", "a", "b=c", "--raw", "-"], ["tail"], ["tail", "*"],
+    ["tail", "a b"], ["tail", "a", "--count", "0"], ["tail", "a", "--match", "none"], ["list", "a"],
+    ["list", "--wait", "0"], ["forget", "a"],
     ["forget", "a", "no group"], ["forget", "*", "a"], ["shout", "a"],
 ], ids=str)  # fmt: skip
 def test_wrong_words_are_wrong_use(events: Invoke, words: list[str]) -> None:
@@ -115,14 +128,16 @@ def test_the_list_has_a_line_for_each_listener(events: Invoke, hall: Hall) -> No
 
 def test_the_list_as_json_is_one_object(events: Invoke, hall: Hall) -> None:
     found = json.loads(events("list", "--json").stdout)
-    assert found["subscriptions"] == [{"pattern": "order.created", "group": "billing", "served": True}]
+    assert found["subscriptions"] == [
+        {"pattern": "order.created", "group": "billing", "filter": "", "served": True}
+    ]
     assert [(each["pattern"], each["group"], each["durable"]) for each in found["listeners"]] == [
         ("order.*", None, False),
         ("order.created", "billing", True),
         ("order.created", "team", False),
     ]
     assert found["listeners"][0].keys() == {
-        *("pattern", "name", "group", "durable", "failures"),
+        *("pattern", "name", "group", "durable", "failures", "headers", "match"),
         *("host", "pid"),
     }
 
@@ -135,6 +150,25 @@ def test_a_durable_group_that_nobody_serves_is_shown_and_can_be_forgotten(events
     result = events("forget", "order.created", "billing")
     assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
     assert "there is no durable group 'billing' that listens to 'order.created'" in result.stderr
+
+
+def test_a_durable_group_with_a_filter_is_told_from_the_one_without(events: Invoke, hall: Hall) -> None:
+    @on("order.created", headers={"rush": True}, group="billing", durable=True)
+    def hear(data: Any) -> None: ...
+
+    receiver, begun = RpcReceiver(jobs={}, services=[hear], backend=hall.url), threading.Event()
+    receiver.hook("on_connect")(begun.set)
+    thread = threading.Thread(target=receiver.start)
+    thread.start()
+    assert begun.wait(SECONDS)
+    assert "group billing, durable" in (shown := events("list").stdout)
+    assert "all of rush=True" in shown
+    receiver.stop()
+    thread.join(SECONDS)
+    hall.close()
+    assert "nobody serves it now  filter" in events("list").stdout
+    assert events("forget", "order.created", "billing", "--header", "rush:=true").exit_code == 0
+    assert events("list").stdout == "order.created  -  group billing, durable  nobody serves it now\n"
 
 
 def test_a_backend_without_subscriptions_is_one_line(invoke: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,22 +206,28 @@ def broker(redis_server: RedisServer) -> str:
 def test_what_is_heard_is_a_line_until_ctrl_c(
     broker: str, spawn: Callable[..., Process], rpc: Callable[..., Any]
 ) -> None:
-    listening = spawn("events", "listen", "order.*", "--backend", broker)
+    on_broker = ("--backend", broker, "--header", "region:=1")
+    listening = spawn("events", "tail", "order.*", *on_broker, "--json")
     listening.says("listening to order.*")
-    rpc("events", "publish", "other", "--backend", broker)
-    ids = [rpc("events", "publish", "order.x", f"n:={n}", "--backend", broker).stdout[:-1] for n in range(2)]
+    rpc("events", "publish", "other", *on_broker)
+    rpc("events", "publish", "order.x", "n:=3", "--backend", broker, "--header", "region=1")
+    ids = [rpc("events", "publish", "order.x", f"n:={n}", *on_broker).stdout[:-1] for n in range(2)]
     listening.says(ids[1])
     lines = [json.loads(line) for line in listening.said.splitlines() if line.startswith("{")]
-    assert lines == [{"topic": "order.x", "data": {"n": n}, "headers": {}, "id": ids[n]} for n in range(2)]
+    assert lines == [
+        {"topic": "order.x", "data": {"n": n}, "headers": {"region": 1}, "id": ids[n]} for n in range(2)
+    ]
     assert listening.ends(signal.SIGINT) in (0, 130)
     assert "Traceback" not in listening.said
 
 
 @pytest.mark.redis
 def test_it_ends_after_so_many(broker: str, spawn: Callable[..., Process], rpc: Callable[..., Any]) -> None:
-    listening = spawn("events", "listen", "order", "--backend", broker, "--count", "2")
-    listening.says("listening")
-    for _ in range(4):
-        rpc("events", "publish", "order", "--backend", broker)
+    rpc("events", "publish", "order", "n:=1", "--backend", broker, "--header", "source=shell")
+    listening = spawn("events", "tail", "order", "--backend", broker, "--count", "2", "--since", "60")
+    listening.says('order  {"n":1}  source=shell')
+    with RpcClient(backend=broker) as client:
+        for _ in range(4):
+            client.publish("order")
     assert listening.ends() == 0
-    assert listening.said.count("{") == 2 * 3
+    assert listening.said.count("{") == 2

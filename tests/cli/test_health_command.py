@@ -86,6 +86,7 @@ def silent(pid: int) -> str:
     return rf"1 Error: worker {pid} has given no sign of life for \d+ s\n"
 
 
+@pytest.mark.slow
 def test_a_loop_that_hangs_is_noticed(settings: Path, any_broker_url: str, spawn: Spawn, says: Says) -> None:
     worker = spawn("worker", "--backend", any_broker_url)
     worker.says("serving")

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from click.testing import Result
 
-from rpc import RpcClient, RpcReceiver
+from rpc import Identity, RpcClient, RpcReceiver
 from rpc.codecs import register
 from rpc.settings import Settings
 from rpc.testing.site import eventually
@@ -137,3 +137,29 @@ def test_queues_are_shown(invoke: Invoke, client: RpcClient, url: str) -> None:
     ]
     told = json.loads(invoke("queues", "--json", "--backend", url).stdout)["queues"]
     assert [each["waiting"] for each in told] == [0, 1, 0]
+
+
+def test_queues_and_dead_letters_of_a_domain_are_shown(invoke: Invoke, client: RpcClient, url: str) -> None:
+    """Of the services that run, beside those of the settings."""
+
+    def fail() -> None:
+        raise ValueError("no")
+
+    identity, arrived = Identity(domain="shop", type="orders"), threading.Event()
+    receiver = RpcReceiver(jobs={"fail": fail}, backend=url, identity=identity)
+    thread = threading.Thread(target=lambda: receiver.run(arrived=arrived.set))
+    thread.start()
+    assert arrived.wait(30)
+    dead = client.call("fail", queue="shop.orders.default")
+    eventually(lambda: client.jobs(queue="shop.orders.default", state="dead"))
+    for words in (["--domain", "shop"], ["--domain", "bank"], []):
+        queues = json.loads(invoke("queues", "--json", "--backend", url, *words).stdout)["queues"]
+        listed = invoke("dead-letters", "list", "--json", "--backend", url, *words).stdout
+        own = [*identity.queues] if "shop" in words else []
+        assert [each["queue"] for each in queues] == ["high", "default", "low", *own]
+        assert [each["id"] for each in json.loads(listed)["dead_letters"]] == [dead] * bool(own)
+    shown = invoke("dead-letters", "retry", "--all", "--backend", url, "--domain", "shop").stdout
+    assert shown == f"{dead}\n"
+    receiver.stop()
+    thread.join(30)
+    assert "'a.b' is no domain" in invoke("queues", "--backend", url, "--domain", "a.b").stderr

@@ -53,8 +53,14 @@ RPC_JOB_MAPPING = {"pid": pid, "together": together, "hold": hold, "orphan": orp
 """
 
 
-@pytest.fixture(params=["rq+{}?lease=1", "{}?lease=1"], ids=["rq", "redis"])
+@pytest.fixture(
+    params=[
+        pytest.param("rq+{}?lease=1", marks=pytest.mark.slow, id="rq"),
+        pytest.param("{}?lease=1", id="redis"),
+    ]
+)
 def url(request: pytest.FixtureRequest, rpc_redis: RedisServer) -> str:
+    """The supervisor knows of no broker: with one more, nothing but the workers differs."""
     return str(request.param).format(rpc_redis.url)
 
 

@@ -6,6 +6,8 @@ import json
 import os
 import re
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -16,8 +18,10 @@ import pytest
 from click.testing import Result
 from in_memory import until
 
-from rpc import RpcClient, RpcReceiver, every, expose, on
+from rpc import Identity, RpcClient, RpcReceiver, every, expose, on
 from rpc.cli.output import aligned
+from rpc.settings import Settings
+from rpc.testing.servers import RedisServer
 
 from .conftest import SECONDS, Process, error_in
 
@@ -112,7 +116,7 @@ def test_as_json_it_is_one_object(services: Invoke, serve: Callable[..., None]) 
     result = services("--json")
     assert result.stdout.count("\n") == 1
     (worker,) = json.loads(result.stdout)["workers"]
-    assert len(worker.pop("id")) == 32
+    assert (len(worker.pop("id")), len(worker.pop("schema"))) == (32, 64)
     assert worker == {
         "host": socket.gethostname(),
         "pid": os.getpid(),
@@ -127,10 +131,23 @@ def test_as_json_it_is_one_object(services: Invoke, serve: Callable[..., None]) 
                 "group": "accountant",
                 "durable": True,
                 "failures": 0,
+                "headers": {},
+                "match": "all",
             },
-            {"event": "boom", "name": "example.hear_too", "group": None, "durable": False, "failures": 0},
+            {
+                "event": "boom",
+                "name": "example.hear_too",
+                "group": None,
+                "durable": False,
+                "failures": 0,
+                "headers": {},
+                "match": "all",
+            },
         ],
         "timers": {"example.tick": "every 90 s"},
+        "service": "",
+        "version": "",
+        "running": 0,
     }
 
 
@@ -173,3 +190,139 @@ def test_workers_of_other_processes_are_listed(
     assert said.returncode == 0
     for worker in workers:
         assert f"{socket.gethostname()}:{worker.pid}" in said.stdout
+
+
+def test_services_have_a_table_with_their_replicas(services: Invoke, serve: Callable[..., None]) -> None:
+    shop = Identity(domain="shop", type="orders", version="1.4.0")
+    for _ in range(2):
+        serve(services=[Example], identity=shop)
+    serve(services=[Example], identity=Identity(domain="shop", type="stock"))
+    lines = services().stdout.splitlines()
+    rows = [line.split() for line in lines[1 : 1 + lines[1:].index("jobs")]]
+    assert lines[0] == "services"
+    assert rows == [
+        ["shop.orders.default", "1.4.0", "2", "replicas", "0", "running"],
+        ["shop.stock.default", "0.0.0", "1", "replica", "0", "running"],
+    ]
+    assert "health_check() -> bool" in services().stdout
+
+
+def shown(services: Invoke, *words: str) -> list[str]:
+    """The names of the services whose workers are listed."""
+    workers = json.loads(services("--json", *words).stdout)["workers"]
+    return sorted(f"{each['service']} {each['version']}" for each in workers)
+
+
+@pytest.mark.parametrize(
+    ("words", "found"),
+    [
+        (["--domain", "shop"], ["shop.orders.eu 1.4.0", "shop.stock.default 0.0.0"]),
+        (["--type", "orders", "--id", "eu"], ["shop.orders.eu 1.4.0"]),
+        (["--version", ">=1"], ["bank.orders.us 2.0.0", "shop.orders.eu 1.4.0"]),
+        (["--id", "no"], []),
+    ],
+)
+def test_services_are_picked(
+    services: Invoke, serve: Callable[..., None], words: list[str], found: list[str]
+) -> None:
+    serve(services=[Example], identity=Identity(domain="shop", type="orders", id="eu", version="1.4.0"))
+    serve(services=[Example], identity=Identity(domain="shop", type="stock"))
+    serve(services=[Example], identity=Identity(domain="bank", type="orders", id="us", version="2.0.0"))
+    serve(services=[Example])
+    assert shown(services, *words) == found
+    assert ("no worker answered" in services(*words).stderr) == (not found)
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (["--type", "a.b"], "'a.b' is no type"),
+        (["--version", "new"], "'new' is no version"),
+        (["--watch", "--domain", ""], "'' is no domain"),
+        (["--watch", "--health"], "not with --watch"),
+    ],
+)
+def test_what_no_service_is_cannot_be_picked(services: Invoke, words: list[str], complaint: str) -> None:
+    result = services(*words)
+    assert (result.exit_code, complaint in result.stderr) == (2, True)
+
+
+def test_it_is_shown_who_is_well(services: Invoke, serve: Callable[..., None]) -> None:
+    for well in True, False:
+        serve(jobs={"health_check": lambda well=well: well}, identity=Identity(type="orders"))
+    serve(services=[Example], identity=Identity(type="stock"))
+    serve(services=[Example])
+    lines = services("--health").stdout.splitlines()
+    assert [line.split("running")[1].strip() for line in lines[1:3]] == ["1 of 2 ill", "well"]
+    rows = lines[lines.index("workers") + 1 :]
+    assert sorted(line.partition("coroutines 100")[2].strip() for line in rows) == ["", "ill", "well", "well"]
+    assert shown(services, "--health", "--type", "stock") == ["default.stock.default 0.0.0"]
+    workers = json.loads(services("--health", "--json").stdout)["workers"]
+    assert sorted(str(each["well"]) for each in workers) == ["False", "None", "True", "True"]
+
+
+@pytest.mark.slow
+@pytest.mark.redis
+@pytest.mark.parametrize("words", [[], ["--json"], ["--type", "orders", "--version", "0.0.0"]])
+def test_watch_tells_who_comes_and_goes(
+    words: list[str], redis_server: RedisServer, spawn: Callable[..., Process]
+) -> None:
+    watching = spawn("services", "--backend", redis_server.url, "--watch", *words)
+    receiver = RpcReceiver(
+        services=[Example],
+        backend=redis_server.url,
+        identity=Identity(type="orders"),
+        settings=Settings(keep_alive=0.2),
+    )
+    thread = threading.Thread(target=receiver.run)
+    thread.start()
+    watching.says("up")
+    receiver.stop()
+    thread.join()
+    lines = watching.says("down").splitlines()
+    assert all(receiver.id in each for each in lines)
+    if "--json" in words:
+        assert [json.loads(each)["change"] for each in lines] == ["up", "down"]
+    else:
+        assert [each.split()[0] for each in lines] == ["up", "down"]
+
+
+@pytest.mark.slow
+@pytest.mark.redis
+def test_live_shows_a_table_that_changes(redis_server: RedisServer, tmp_path: Path) -> None:
+    receiver = RpcReceiver(
+        services=[Example],
+        backend=redis_server.url,
+        identity=Identity(type="orders", version="1.4.0"),
+        settings=Settings(keep_alive=0.2),
+    )
+    thread = threading.Thread(target=receiver.run)
+    thread.start()
+    screen, terminal = os.openpty()
+    command = [sys.executable, "-m", "rpc", "services", "--backend", redis_server.url, "--live"]
+    watching = subprocess.Popen(command, stdout=terminal, cwd=tmp_path, env={**os.environ, "COLUMNS": "150"})
+    try:
+        shown = b""
+        while b"default.orders.default" not in shown:
+            shown += os.read(screen, 4096)
+        assert b"1.4.0" in shown
+        assert b"capacity" in shown
+    finally:
+        watching.kill()
+        watching.wait()
+        receiver.stop()
+        thread.join()
+        for each in (screen, terminal):
+            os.close(each)
+
+
+def test_live_is_for_people(services: Invoke) -> None:
+    for words in ([], ["--watch"], ["--json"], ["--health"]):
+        assert services("--live", *words).exit_code == 2
+
+
+def test_without_its_extra_live_says_which(services: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("rpc.cli.services._is_terminal", lambda: True)
+    monkeypatch.setitem(sys.modules, "rich.live", None)
+    result = services("--live")
+    assert "jobrpc[rich]" in result.stderr

@@ -147,7 +147,9 @@ def test_ipython_is_used_if_it_is_there(
     result = invoke("shell", "--backend", "memory://")
     del sys.modules["IPython"]
     assert result.exit_code == 0
-    assert result.stdout.splitlines()[1] == "['--no-banner'] <proxy of a> ['AsyncRequest', 'AsyncRpcClient']"
+    assert (
+        result.stdout.splitlines()[1] == "['--no-banner'] <proxy of a> ['AsyncEventStream', 'AsyncLogStream']"
+    )
     assert "client.services" in result.stdout.splitlines()[0]
 
 

@@ -43,6 +43,7 @@ def logged(tmp_path: Path, url: str, spawn: Spawn) -> Callable[..., Process]:
         worker = spawn("worker", *words)
         with RpcClient(backend=url) as client:
             assert client.call_and_wait("add", [1, 2]).data == 3
+            assert len(client.describe()) == 1
             with pytest.raises(RemoteError):
                 client.call_and_wait("flaky")
         assert worker.ends(signal.SIGTERM) == 0
@@ -59,6 +60,7 @@ def test_a_line_has_date_level_process_and_logger(logged: Callable[..., Process]
     assert found.groups()[1:4] == ("INFO", str(worker.pid), "rpc.cli.worker")
     assert re.search(rf"INFO {worker.pid} rpc.jobs: job 'add' \(\w+\) took \d\.\d+ s: done\n", worker.said)
     assert worker.said.count("rpc.jobs: job 'flaky'") == 3
+    assert "rpc.describe" not in worker.said  # it is no job of the user's
 
 
 def test_by_default_a_job_has_no_line(logged: Callable[..., Process]) -> None:

@@ -17,6 +17,8 @@ from .conftest import Process
 
 Spawn = Callable[..., Process]
 AMQP = pytest.mark.xdist_group("rabbit_node")
+SCHEMES = pytest.mark.parametrize("scheme", ["", pytest.param("rq+", marks=pytest.mark.slow)])
+"""What refuses it, and how that is said, is Redis's on both."""
 SETTINGS = "RPC_JOB_MAPPING = {'add': lambda a, b: a + b}\n"
 
 
@@ -46,7 +48,7 @@ def strict_redis() -> Any:
 
 @pytest.mark.redis
 @pytest.mark.real_redis
-@pytest.mark.parametrize("scheme", ["", "rq+"])
+@SCHEMES
 @pytest.mark.parametrize(
     ("who", "database", "text"),
     [
@@ -65,7 +67,7 @@ def test_redis(
 
 @pytest.mark.redis
 @pytest.mark.real_redis
-@pytest.mark.parametrize("scheme", ["", "rq+"])
+@SCHEMES
 def test_of_several_processes_one_complains(strict_redis: RedisServer, spawn: Spawn, scheme: str) -> None:
     url = f"{scheme}redis://:wrong@127.0.0.1:{strict_redis.port}"
     words = ("--concurrency", "3", "--log-level", "warning")
@@ -88,7 +90,7 @@ def test_rabbitmq(rabbit_node: Any, spawn: Spawn, who: str, vhost: str, text: st
 
 @pytest.mark.redis
 @pytest.mark.real_redis
-@pytest.mark.parametrize("scheme", ["", "rq+"])
+@SCHEMES
 def test_with_wait_it_waits_until_it_may(spawn: Spawn, scheme: str) -> None:
     with start_redis() as server, redis.Redis(port=server.port) as admin:
         admin.config_set("requirepass", "other")
@@ -118,7 +120,7 @@ def test_a_broker_that_is_away_is_waited_for(spawn: Spawn, scheme: str) -> None:
 
 @pytest.mark.redis
 @pytest.mark.real_redis
-@pytest.mark.parametrize("scheme", ["", "rq+"])
+@SCHEMES
 def test_one_that_was_let_in_once_goes_on(spawn: Spawn, scheme: str) -> None:
     with start_redis() as server, redis.Redis(port=server.port) as admin:
         worker = spawn("worker", "--backend", f"{scheme}{server.url}")

@@ -16,6 +16,7 @@ from rpc.testing.site import Site
 from rpc.transport import (
     DELAY,
     IDEMPOTENCY_KEY,
+    ORDER_KEY,
     Address,
     Delivery,
     Handler,
@@ -686,6 +687,15 @@ class ShowsTheOldestLetterFirst(Mutant):
         return list(self.inner.dead_letters(queue))[::-1]
 
 
+class ForgetsWhatHasExpired(Mutant):
+    class served(GivenServer):
+        def call(self, delivery: GivenDelivery) -> None:
+            if delivery.message.ttl is None or delivery.message.ttl > 0:
+                super().call(delivery)
+            else:
+                delivery.finish(None)
+
+
 class ShowsTheLettersOfAllQueues(Mutant):
     def request(self, to: Address, message: Message) -> Replies:
         self.shared.queues.add(to.name)
@@ -713,6 +723,26 @@ class RevivesTheKeyToo(Mutant):
         if found:
             self.inner.send(queue(letter.queue), unpacked(letter.frame))
         return found
+
+
+# Order keys.
+
+
+class IgnoresOrderKeys(without(ORDER_KEY)):  # type: ignore[misc]
+    pass
+
+
+class HasOneLineForAllKeys(Mutant):
+    def changed(self, message: Message) -> Message:
+        return message.replace(**{ORDER_KEY: message.headers.get(ORDER_KEY) and "same"})
+
+
+class LetsOthersOvertakeARetry(Mutant):
+    class served(GivenServer):
+        class delivery(GivenDelivery):
+            def postpone(self, seconds: float, message: Message) -> None:
+                self.finish(None)
+                self.server.backend.inner.send(self.to, message.replace(**{DELAY: seconds}))
 
 
 # Idempotency keys.

@@ -78,9 +78,14 @@ MUTANTS: list[tuple[type[Mutant], Callable[..., None], tuple[Any, ...]]] = [
     ),
     (m.ShowsTheLettersOfAllQueues, C.test_a_buried_message_is_answered_and_kept, ()),
     (m.ShowsTheOldestLetterFirst, C.test_the_last_dead_letter_comes_first, ()),
+    (m.ForgetsWhatHasExpired, C.test_what_expires_and_nobody_waits_for_is_a_dead_letter, ()),
     (m.RevivesAndKeeps, C.test_a_revived_letter_is_delivered_again_and_is_gone, ()),
     (m.RevivesTheKeyToo, C.test_a_revived_letter_is_delivered_again_and_is_gone, ()),
     (m.SaysThatItDid, C.test_a_dropped_letter_is_forgotten, ()),
+    (m.IgnoresOrderKeys, C.test_what_has_one_key_is_handled_one_after_the_other, ()),
+    (m.IgnoresOrderKeys, C.test_a_key_with_many_messages_does_not_keep_others_waiting, ()),
+    (m.HasOneLineForAllKeys, C.test_keys_do_not_wait_for_each_other, ()),
+    (m.LetsOthersOvertakeARetry, C.test_what_is_tried_again_keeps_its_place, ()),
     (m.DoesAllWithAKey, C.test_a_second_request_with_a_key_gets_the_reply_of_the_first, ("is done",)),
     (m.AnswersOnlyTheFirst, C.test_a_second_request_with_a_key_gets_the_reply_of_the_first, ("runs",)),
     (m.SharesKeysAmongQueues, C.test_a_key_belongs_to_its_queue, ()),
@@ -140,6 +145,7 @@ def run(mutant: type[Mutant], test: Callable[..., None], arguments: tuple[Any, .
         test(Conformance(), site, *arguments)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("mutant", "test", "arguments"),
     MUTANTS,

@@ -164,10 +164,11 @@ def test_there_are_two_modes_of_delivery():
 
 
 def test_a_request_shows_what_came_with_it():
-    request = request_with({"respond": 1}, id="1", reply_to="2", deliveries=2, token="t")
+    request = request_with({"respond": 1}, id="1", reply_to="2", deliveries=2, token="t", signature="s")
 
     assert (request.data, request.id, request.response_key) == ({"respond": 1}, "1", "2")
-    assert (request.redelivered, request.deadline, request.headers["token"]) == (True, 5.0, "t")
+    assert (request.redelivered, request.deadline, request.headers["signature"]) == (True, 5.0, "s")
+    assert "token" not in request.headers
     assert request.cancelled is False
     assert request.respond("answer") == (request, "answer")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 import redis
 
 from . import table
-from .plan import PLUGIN, SCHEMES, Plan
+from .plan import SCHEMES, Plan
 
 HERE = Path(__file__).parent
 
@@ -21,6 +22,7 @@ HERE = Path(__file__).parent
 @click.option("--seconds", type=float, help="How long a scenario goes on that has no other end.")
 @click.option("--seed", type=int, help="Of all random choices; a new one by default.")
 @click.option("--backend", type=click.Choice(list(SCHEMES)), help="The kind of broker; all by default.")
+@click.option("--jobs", "-j", default=1, help="How many scenarios are played at the same time.")
 @click.option("--brief", is_flag=True, help="As little as `make test-all` does.")
 @click.option("--publish", is_flag=True, help="Write the table to docs/faults.md.")
 def main(
@@ -28,35 +30,30 @@ def main(
     seconds: float | None,
     seed: int | None,
     backend: str | None,
+    jobs: int,
     brief: bool,
     publish: bool,
 ) -> None:
-    names = tuple(filter(None, (scenarios or "").split(",")))
-    kinds = (backend,) if backend else tuple(SCHEMES)
+    names = list(filter(None, (scenarios or "").split(",")))
+    kinds = [backend] if backend else list(SCHEMES)
     plan = Plan(alone=True, long=not brief, seconds=seconds, kinds=kinds, scenarios=names)
     if seed is not None:
         plan.seed = seed
     print(f"seed {plan.seed}", flush=True)
+    plan.publish()
     collector = table.Collector()
     config = ["-q", "--tb=short", "-p", "no:cacheprovider", str(HERE)]
-    code = pytest.main(config, plugins=[_Named(plan), collector])
+    if jobs > 1:
+        config += ["-n", str(jobs), "--dist", "load", "--maxschedchunk", "1"]
+    code = pytest.main(config, plugins=[collector])
+    machine = f"{os.cpu_count()} processors, {jobs} at a time, load {collector.load()}"
     for kind in kinds:
         rows = [row for row in collector.rows if row.kind == kind]
-        title = f"{_versions(kind)}, seed {plan.seed}"
+        title = f"{_versions(kind)}, {machine}, seed {plan.seed}"
         print(table.for_terminal(rows, title))
         if publish:
-            table.publish(rows, kind, title, whole=not names)
+            table.publish(rows, kind, title, whole=not names and code != pytest.ExitCode.INTERRUPTED)
     sys.exit(code)
-
-
-class _Named:
-    """Registers the plan under the name by which it is found."""
-
-    def __init__(self, plan: Plan) -> None:
-        self._plan = plan
-
-    def pytest_configure(self, config: pytest.Config) -> None:
-        config.pluginmanager.register(self._plan, PLUGIN)
 
 
 def _versions(kind: str) -> str:

@@ -39,6 +39,8 @@ class Broker(ABC):
     worker gets it."""
     keeps_topics: bool
     """Whether who listens for himself hears, too, what was published while his connection was broken."""
+    outlasts_pauses: bool
+    """Whether workers keep what they have while it gives no sign of life for longer than their lease."""
     frame_end: FrameEnd
     """Of what is said to it, and what it says."""
 
@@ -106,7 +108,7 @@ class Redis(Broker):
     on disk."""
 
     name, lease, remembers_calls = "Redis", LEASE, True
-    keeps_topics, frame_end = True, staticmethod(of_redis)
+    keeps_topics, outlasts_pauses, frame_end = True, True, staticmethod(of_redis)
 
     def __init__(self, directory: Path, fsync: Fsync | None = "everysec", scheme: str = "redis://") -> None:
         self.directory, self._scheme = directory, scheme

@@ -12,6 +12,7 @@ import pytest
 from .nursery import Nursery
 from .plan import SCHEMES, Plan, plan_of
 from .stage import Stage
+from .table import note_row
 
 HERE = Path(__file__).parent
 T = TypeVar("T")
@@ -51,16 +52,28 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Deselect what is not in the plan. `make test-all` has 60 s for a test, `make faults` has more; RabbitMQ
     takes ten to start. All that needs a stage is slow."""
     plan = plan_of(config)
-    ours = [item for item in items if HERE in item.path.parents]
+    ours = [item for item in items if item.path.is_relative_to(HERE)]
     unwanted = [item for item in ours if not plan.wants(item)]
     for item in ours:
         if "stage" in getattr(item, "fixturenames", ()):
             item.add_marker(pytest.mark.slow)
+        note_row(item)
         if plan.long or plan.kind_of(item) == "amqp":
             item.add_marker(pytest.mark.timeout(900 if plan.long else 300), append=False)
     if unwanted:
         config.hook.pytest_deselected(items=unwanted)
         items[:] = [item for item in items if item not in unwanted]
+    if plan.alone:
+        items[:] = _shuffled(items)
+
+
+def _shuffled(items: list[pytest.Item]) -> list[pytest.Item]:
+    """What takes its time begins first, each with another behind it: a process of several is given two."""
+    slow = [item for item in items if "last" in getattr(item, "fixturenames", ())]
+    slow.sort(key=lambda item: not item.name.startswith("test_mix"))
+    quick = [item for item in items if item not in slow]
+    pairs = [item for pair in zip(slow, quick, strict=False) for item in pair]
+    return [*pairs, *slow[len(quick) :], *quick[len(slow) :]]
 
 
 @pytest.fixture(scope="session")

@@ -18,6 +18,8 @@ from .stage import Stage
 
 LATE = 20.0
 """Seconds after its time at which a caller that still waits has hung."""
+CALLERS = 8
+"""Threads that call at a time."""
 PATIENT = 0.5
 """Seconds that a call may have waited when it meets another fault."""
 
@@ -81,7 +83,7 @@ def load(
     *,
     calls: int = 10**9,
     seconds: float = 10**9,
-    threads: int = 8,
+    threads: int = CALLERS,
     timeout: float = 30.0,
     work: float = 0.004,
     unattended: float = 0.0,

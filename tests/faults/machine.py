@@ -68,12 +68,14 @@ def network() -> Iterator[tuple[Sequence[str], str, Callable[[str], None]]]:
     space, here, there = (f"rpc{os.getpid()}{end}" for end in "nab")
     _run("ip", "netns", "add", space)
     inside = ("ip", "netns", "exec", space)
+    net = f"10.213.{os.getpid() % 256}"  # others may run tests, too
     try:
         _run("ip", "link", "add", here, "type", "veth", "peer", "name", there, "netns", space)
-        _run("ip", "address", "add", "10.213.0.1/24", "dev", here)
+        _run("ip", "address", "add", f"{net}.1/24", "dev", here)
         _run("ip", "link", "set", here, "up")
-        _run(*inside, "ip", "address", "add", "10.213.0.2/24", "dev", there)
+        _run(*inside, "ip", "address", "add", f"{net}.2/24", "dev", there)
         _run(*inside, "ip", "link", "set", there, "up")
-        yield inside, "10.213.0.1", lambda state: _run("ip", "link", "set", here, state)
+        yield inside, f"{net}.1", lambda state: _run("ip", "link", "set", here, state)
     finally:
+        subprocess.run(("ip", "link", "delete", here), capture_output=True)  # at once, for the next one
         _run("ip", "netns", "delete", space)

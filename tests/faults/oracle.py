@@ -109,14 +109,14 @@ class Oracle:
     def runs(self) -> list[Run]:
         """Every execution, in the order in which they began."""
         runs: list[Run] = []
-        unfinished: dict[tuple[str, int], int] = {}
+        unfinished: defaultdict[tuple[str, str, str], list[int]] = defaultdict(list)
         for line in self.lines():
             job, pid, delivery, what, at = line.split()
             if what == "begin":
-                unfinished[job, int(pid)] = len(runs)
+                unfinished[job, pid, delivery].append(len(runs))
                 runs.append(Run(job, int(pid), int(delivery), float(at), None))
             else:
-                number = unfinished.pop((job, int(pid)))
+                number = unfinished[job, pid, delivery].pop(0)
                 runs[number] = replace(runs[number], ended=float(at))
         return runs
 
@@ -142,6 +142,11 @@ class Oracle:
         began = {job: runs[0].begun for job, runs in self.executions().items()}
         gone = [call for call in self.calls if call.outcome == TIMED_OUT]
         return [call for call in gone if call.done and began.get(call.job, 0) > call.done]
+
+    def done_again(self) -> list[Call]:
+        """Calls whose jobs were begun more than once."""
+        executions = self.executions()
+        return [call for call in self.calls if len(executions.get(call.job, ())) > 1]
 
     def hung(self, seconds: float) -> bool:
         """Whether a call has been waiting for longer than that."""

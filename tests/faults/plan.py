@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 PLUGIN = "fault plan"
+VARIABLE = "RPC_FAULT_PLAN"
+"""In the environment: by it also processes that pytest-xdist starts know the plan."""
 SCHEMES = {"redis": "redis://", "rq": "rq+redis://", "amqp": "amqp://"}
 """Of each kind of broker."""
 
@@ -21,9 +24,9 @@ class Plan:
     long: bool = False
     seconds: float | None = None
     """How long a scenario goes on that has no other end; None: as it thinks best."""
-    kinds: tuple[str, ...] = tuple(SCHEMES)
+    kinds: list[str] = field(default_factory=lambda: list(SCHEMES))
     seed: int = field(default_factory=lambda: int(os.environ.get("RPC_SEED", random.randrange(2**32))))
-    scenarios: tuple[str, ...] = ()
+    scenarios: list[str] = field(default_factory=list)
     """Names of tests without `test_`; none: all."""
 
     def kind_of(self, item: Any) -> str:
@@ -40,11 +43,15 @@ class Plan:
             return name in self.scenarios
         return self.long or item.get_closest_marker("faults") is None
 
+    def publish(self) -> None:
+        """Leave it to the tests of this process, and to those of processes that it starts."""
+        os.environ[VARIABLE] = json.dumps(asdict(self))
+
 
 def plan_of(config: Any) -> Plan:
-    """The plan that the runner registered, or the brief one."""
+    """The plan that the runner published, or the brief one."""
     plan = config.pluginmanager.get_plugin(PLUGIN)
     if plan is None:
-        plan = Plan()
+        plan = Plan(**json.loads(os.environ.get(VARIABLE, "{}")))
         config.pluginmanager.register(plan, PLUGIN)
     return plan  # type: ignore[no-any-return]

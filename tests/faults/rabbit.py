@@ -25,7 +25,7 @@ class Rabbit(Broker):
     """A vhost of a node; `close` is called at its end. With a vhost of its own it is nobody else's."""
 
     name, lease, remembers_calls = "RabbitMQ", 2.0, False
-    keeps_topics, frame_end = False, staticmethod(of_amqp)
+    keeps_topics, outlasts_pauses, frame_end = False, False, staticmethod(of_amqp)
 
     def __init__(self, node: Node, url: str, close: Callable[[], object] = lambda: None) -> None:
         self.node, self.port, self.close_node = node, node.port, close

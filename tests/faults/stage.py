@@ -17,7 +17,7 @@ from rpc.loops import locked_cached_property
 from .broker import Broker, Fsync, Redis
 from .fleet import Fleet
 from .nursery import PATIENCE, Child, Nursery
-from .oracle import Figures, Oracle
+from .oracle import WAITING, WRONG, Figures, Oracle
 from .proxy import Proxy
 
 GIVEN_UP = re.compile("worker .* (was given up|died with job)")
@@ -72,7 +72,7 @@ class Stage:
         from .rabbit import QUEUES, Rabbit
 
         node = self._shared_node()
-        return self._opened(Rabbit(node, node.empty(*QUEUES)))
+        return self._opened(Rabbit(node, node.vhost(*QUEUES)))
 
     @property
     def redis(self) -> Redis:
@@ -176,6 +176,9 @@ class Stage:
         while self.oracle.lost() and time.monotonic() < end:
             time.sleep(0.05)
         figures = self.oracle.figures()
-        assert figures.lost == figures.wrong == figures.hung == 0, f"{figures}\n{self.log()[-4000:]}"
+        amiss = [call for call in self.oracle.calls if call.outcome in {WRONG, WAITING}]
+        amiss += self.oracle.lost()
+        runs = {call.job: self.oracle.executions().get(call.job) for call in amiss}
+        assert not amiss, f"{figures}\n{amiss}\n{runs}\n{self.log()[-4000:]}"
         assert set(figures.errors) <= set(errors), f"{figures}\n{self.log()[-4000:]}"
         return figures

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,36 +41,46 @@ class Row:
         return f"{self.what} ({more})" if more else self.what
 
 
+def note_row(item: Any) -> None:
+    """Let the reports of a test say what is played in it, wherever it runs."""
+    name, kind = item.originalname.removeprefix("test_"), ""
+    if hasattr(item, "callspec"):
+        kind = item.callspec.params.get("kind", "")
+        which = f"-{item.callspec.id}-".replace(f"-{kind}-", "-")[1:-1]
+        name = f"{name} {which}".strip()
+    what = (item.function.__doc__ or "").strip().split("\n\n")[0]
+    item.user_properties.append(("row", {"name": name, "what": " ".join(what.split()), "kind": kind}))
+
+
 class Collector:
-    """A pytest plugin that keeps a row for each test."""
+    """A pytest plugin that keeps a row for each test that began."""
 
     def __init__(self) -> None:
         self._rows: dict[str, Row] = {}
+        self._loads: list[float] = []
 
     @property
     def rows(self) -> list[Row]:
         return list(self._rows.values())
 
-    def pytest_collection_finish(self, session: pytest.Session) -> None:
-        for item in session.items:
-            documented: Any = item
-            what = (documented.function.__doc__ or "").strip().split("\n\n")[0]
-            name, kind = item.originalname.removeprefix("test_"), ""
-            if hasattr(item, "callspec"):
-                kind = item.callspec.params.get("kind", "")
-                which = f"-{item.callspec.id}-".replace(f"-{kind}-", "-")[1:-1]
-                name = f"{name} {which}".strip()
-            self._rows[item.nodeid] = Row(name, " ".join(what.split()), INTERRUPTED, kind=kind)
+    def load(self) -> str:
+        """The least and the greatest load average of the machine while tests ran."""
+        return f"{min(self._loads):.0f} to {max(self._loads):.0f}" if self._loads else "unknown"
+
+    def pytest_runtest_logstart(self, nodeid: str) -> None:
+        self._rows[nodeid] = Row(nodeid, "", INTERRUPTED)
 
     def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
-        row = self._rows[report.nodeid]
+        self._loads.append(os.getloadavg()[0])
+        row, properties = self._rows[report.nodeid], dict[str, Any](report.user_properties)
+        for name, value in properties.get("row", {}).items():
+            setattr(row, name, value)
         if report.passed and report.when == "call":
             row.outcome = "passed"
         if not report.passed:
             row.outcome = report.outcome
             why = str(report.longrepr[2]) if isinstance(report.longrepr, tuple) else ""
             row.why = why.removeprefix("Skipped: ")
-        properties: dict[str, Any] = dict(report.user_properties)
         row.figures = properties.get("figures", row.figures)
 
 

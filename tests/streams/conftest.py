@@ -19,6 +19,7 @@ from rpc import AsyncRpcClient, RpcClient, RpcReceiver
 from rpc.loops import LoopThread
 from rpc.settings import Settings
 from tests.conftest import BROKERS
+from tests.zeromq import http_places, tcp_url
 
 from . import handlers
 from .handlers import JOBS, PATIENCE, noted, until
@@ -27,7 +28,10 @@ URLS: dict[str, Callable[[pytest.FixtureRequest], str]] = {
     "memory": lambda request: f"memory://{uuid4().hex}",
     "redis": lambda request: _redis(request),
     "rq": lambda request: f"rq+{_redis(request)}",
+    "http": lambda request: f"{http_places(4)}?retry_for=30",
+    "ws": lambda request: f"{http_places(4, 'ws')}?retry_for=30",
     "amqp": lambda request: str(request.getfixturevalue("rabbit_node").empty("default", "other", "nobody")),
+    "zmq": lambda request: f"{tcp_url(4)}?lease=2",
 }
 """Where nothing is, for each kind of backend."""
 
@@ -37,7 +41,9 @@ def slow(broker: Any) -> Any:
     return pytest.param(*broker.values, marks=[*broker.marks, pytest.mark.slow])
 
 
-KINDS = ["memory", *(each if each.values == ("redis",) else slow(each) for each in BROKERS)]
+ELSEWHERE = [*BROKERS, pytest.param("zmq"), pytest.param("http"), pytest.param("ws")]
+"""What outlives a process, or is between processes."""
+KINDS = ["memory", *(each if each.values[0] in ("redis", "http") else slow(each) for each in ELSEWHERE)]
 
 
 def _redis(request: pytest.FixtureRequest) -> str:
@@ -206,7 +212,7 @@ def site(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Site]:
     site.close()
 
 
-@pytest.fixture(params=[slow(each) for each in BROKERS])
+@pytest.fixture(params=[slow(each) for each in ELSEWHERE])
 def abroad(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Site]:
     """The same on what outlives a process."""
     site = Site(request.param, URLS[request.param](request), tmp_path)

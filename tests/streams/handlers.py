@@ -36,9 +36,9 @@ def noted(path: Path) -> list[str]:
     return path.read_text().split("\n")[:-1] if path.exists() else []
 
 
-def until(check: Callable[[], Any], what: str = "it never happened") -> Any:
+def until(check: Callable[[], Any], what: str = "it never happened", seconds: float = PATIENCE) -> Any:
     """What `check` returns, as soon as it is true."""
-    end = time.monotonic() + PATIENCE
+    end = time.monotonic() + seconds
     while not (result := check()):
         assert time.monotonic() < end, what
         time.sleep(LEAST)

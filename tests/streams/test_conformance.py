@@ -171,6 +171,7 @@ def fail_in(stream: Any) -> None:
             number / 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("window", [1, 50])
 @pytest.mark.parametrize("way", ["close", "with", "forget", "throw", "an error in the loop"])
 def test_to_leave_it_is_to_close_it(

@@ -242,7 +242,9 @@ def test_events_are_noted_and_nobody_is_there(client: RpcClient) -> None:
         assert client.describe() == []
         assert dir(client.services) == []
         assert asyncio.run(main()) == []
-    assert patched.published == [("boom", {"place": "x"}), ("order.paid", None)]
+        with pytest.raises(Unsupported, match="nobody hears events in a patch"):
+            client.subscribe("boom")
+    assert patched.published == [("boom", {"place": "x"}), ("order.paid", {})]
     assert patched.calls == []
 
 

@@ -193,6 +193,7 @@ class TestPorts:
             start_redis(kind=kind)
 
 
+@pytest.mark.slow
 class TestEnd:
     def test_stop_leaves_no_process_and_may_be_repeated(self, server: RedisServer) -> None:
         for _ in range(2):

@@ -14,6 +14,7 @@ from ...transport import Address, Message
 from .._retry import backoff, patience
 from .aio_connection import AsyncConnection
 from .dialogue import Steps
+from .order import is_ordered
 from .requests import (
     REQUESTS,
     SEND,
@@ -48,9 +49,9 @@ class AsyncAmqp:
     async def request(self, to: Address, message: Message) -> AsyncReplies:
         here = self._of.here()
         replies = AsyncReplies(here, to, message)
-        here.open.add(replies)
+        here.open[replies] = None
         try:
-            await here.persistently(replies.send, patience(message.ttl))
+            await here.sent(to, message, replies.send)
         except BaseException:
             replies.close()
             raise
@@ -66,13 +67,15 @@ class LoopConnection:
 
     def __init__(self, servers: Servers, most: int) -> None:
         self._servers, self._most = servers, most
-        self.open: set[AsyncReplies] = set()
+        self.open: dict[AsyncReplies, None] = {}
+        """In the order in which they were sent."""
         self.is_over = False
         self.failure: Broken | None = None
         """Why there is no connection."""
         self._loop = asyncio.get_running_loop()
         self._connection: AsyncConnection | None = None
-        self._connecting = asyncio.Lock()
+        self._connecting, self._ordered = asyncio.Lock(), asyncio.Lock()
+        """The second is held to send what has an order key, so that nothing overtakes it on its way."""
         self._recovery: asyncio.Task[None] | None = None
         self._replies: ReplyQueue | None = None
         """Where the replies to new requests come."""
@@ -101,14 +104,17 @@ class LoopConnection:
                 self._connection.tell(SEND, self._servers.names.own_exchange)
             return self._connection
 
+    def forget_queue(self, name: str) -> None:
+        """A queue of this name is not there."""
+        self._servers.forget(name)
+
     def _hear(self, arrival: Arrival) -> None:
         if replies := self._waiting.get(arrival.properties.correlation_id or ""):
             replies.request.hear(arrival)
 
     async def request(self, replies: AsyncReplies) -> ReplyQueue:
         """Send it, and say where its replies come."""
-        connection = await self.connection()
-        request = replies.request
+        connection, request = await self.connection(), replies.request
         await self._perform(preparing(self._servers, self._most, request.to, request.message), connection)
         if replies not in self.open:
             raise Cancelled("nobody waits for it any more")
@@ -141,7 +147,25 @@ class LoopConnection:
         async def send() -> None:
             await self._perform(sending.steps(), await self.connection())
 
-        await self.persistently(send, patience(message.ttl))
+        await self.sent(to, message, send)
+
+    async def sent(self, to: Address, message: Message, send: Callable[[], Awaitable[object]]) -> None:
+        """Send a new message, by as many attempts as it takes. What has an order key is not overtaken by what
+        comes after it here, and does not overtake what is sent again."""
+        end = self._loop.time() + patience(message.ttl)
+        if not is_ordered(to, message):
+            await self.persistently(send, end)
+            return
+
+        async def in_order() -> None:
+            if self._recovery and not self._recovery.done():
+                await asyncio.wait([self._recovery], timeout=1)
+                if not self._recovery.done():
+                    raise self.failure or Broken("what was sent before has not been sent again")
+            await send()
+
+        async with self._ordered:
+            await self.persistently(in_order, end)
 
     async def _perform(self, steps: Steps, connection: AsyncConnection) -> None:
         outcome: Any = None
@@ -151,10 +175,10 @@ class LoopConnection:
             except Broken as error:
                 outcome = error
 
-    async def persistently(self, action: Callable[[], Awaitable[T]], seconds: float) -> T:
-        """What the action returns; while RabbitMQ cannot be had it is tried again for so many seconds. Then
-        raises BackendUnavailable."""
-        end, attempt = self._loop.time() + seconds, 0
+    async def persistently(self, action: Callable[[], Awaitable[T]], end: float) -> T:
+        """What the action returns; while RabbitMQ cannot be had it is tried again until this time of the
+        loop. Then raises BackendUnavailable."""
+        attempt = 0
         while True:
             try:
                 return await action()
@@ -217,7 +241,7 @@ class AsyncReplies:
 
     def __init__(self, here: LoopConnection, to: Address, message: Message) -> None:
         self._here = here
-        self.request = PendingRequest(to, message, time.monotonic(), self._wake)
+        self.request = PendingRequest(to, message, time.monotonic(), here.forget_queue, self._wake)
         self.queue: ReplyQueue | None = None
         """Where the replies come; None if it has not been sent yet."""
         self._waiter: asyncio.Future[None] | None = None
@@ -249,7 +273,7 @@ class AsyncReplies:
     def close(self) -> None:
         if not self._is_closed:
             self._is_closed = True
-            self._here.open.discard(self)
+            self._here.open.pop(self, None)
             self._here.leave(self.request, self.queue)
 
     def end(self) -> None:

@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from ...durations import seconds, seconds_or_none
 from ...inspection import DeadLetter, QueueInfo
-from ...loops import Alarm, pop_or_none
+from ...loops import Alarm
 from ...transport import IDEMPOTENCY_KEY, Address, Handler, Message
 from ...transport import queue as queue_address
 from .._prefix import PREFIX
@@ -19,12 +19,13 @@ from .._retry import RETRY_FOR
 from .._serving import OnChange, Plan
 from ..features import FEATURES, unsupported
 from .aio import AsyncAmqp
-from .callers import BlockingReplies, CallerConnection, Senders
+from .callers import BlockingReplies, CallerConnection, Idle, Senders
 from .connection import Connection, Heartbeats
 from .dead_letters import DeadLetterStore
 from .locks import Locks
 from .messages import Probe
 from .names import Names
+from .order import all_of, size
 from .requests import PROBE, SEND
 from .server import AmqpServer
 from .servers import Servers
@@ -65,7 +66,7 @@ class AmqpBackend:
         self.servers = Servers(url, heartbeat, queue_type, Names(prefix))
         self._max_length, self._max_deliveries = max_length, max_deliveries
         self._heartbeats = Heartbeats()
-        self._callers: list[CallerConnection] = []
+        self._callers = Idle[CallerConnection](lambda caller: caller.connection.close())
         """Those that nobody waits on."""
         self.senders = Senders(self.servers, self.connect, max_length)
         self._dead_letters = DeadLetterStore(self.senders)
@@ -114,8 +115,7 @@ class AmqpBackend:
         )
 
     def close(self) -> None:
-        while caller := pop_or_none(self._callers):
-            caller.connection.close()
+        self._callers.close()
         self.senders.close()
         self._locks.close()
 
@@ -132,8 +132,9 @@ class AmqpBackend:
 
         def look(connection: Connection) -> tuple[int, int, int]:
             waiting, workers = connection.size_of(PROBE, Probe(names.queue(queue_address(queue))))
+            expiring, _ = connection.size_of(PROBE, Probe(names.expiring(queue)))
             dead, _ = connection.size_of(PROBE, Probe(names.dead(queue)))
-            return waiting, dead, workers
+            return waiting + expiring + size(connection, names, queue, PROBE), dead, workers
 
         waiting, dead, workers = self.senders.do(look)
         return QueueInfo(queue, waiting, None, None, dead, workers or int(self.is_served(queue)), None)
@@ -147,7 +148,13 @@ class AmqpBackend:
         """Delete these queues, with what is in them and their dead letters."""
         names = self.servers.names
         for to in addresses:
-            for name in names.queue(to), names.dead(to.name):
+            self.servers.forget(to.name)
+            for name in (
+                names.queue(to),
+                names.expiring(to.name),
+                names.dead(to.name),
+                *all_of(names, to.name),
+            ):
                 self._ask(Queue.Delete(queue=name), Queue.DeleteOk)
 
     def unsubscribe(self, to: Address) -> None:

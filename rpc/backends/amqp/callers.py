@@ -6,11 +6,11 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, Generic, TypeVar
 
 from ...errors import BackendUnavailable, RpcError, RpcTimeout, shown
 from ...loops import pop_or_none
-from ...transport import DELAY, Address, Message
+from ...transport import Address, Message
 from .._retry import backoff, patience
 from .connection import BLOCK, Connection, persistently
 from .dialogue import Steps
@@ -22,6 +22,7 @@ from .requests import (
     PendingRequest,
     ReplyQueue,
     Sending,
+    is_to_be_prepared,
     next_step,
     preparing,
     too_late,
@@ -45,13 +46,36 @@ def perform(steps: Steps, connection: Connection) -> None:
             outcome = error
 
 
+class Idle(Generic[T]):
+    """What nobody uses now. Any thread. Once this is closed, whoever gives something back closes it: a thread
+    may be at it still."""
+
+    def __init__(self, close: Callable[[T], object]) -> None:
+        self._idle: list[T] = []
+        self._close, self._is_closed = close, False
+
+    def take(self) -> T | None:
+        return pop_or_none(self._idle)
+
+    def give_back(self, it: T) -> None:
+        self._idle.append(it)
+        if self._is_closed:
+            self.close()
+
+    def close(self) -> None:
+        """Idempotent. What is taken after this is used, and not kept."""
+        self._is_closed = True
+        while it := self.take():
+            self._close(it)
+
+
 class Senders:
     """Connections that send, and wait until RabbitMQ has it; one for each thread that does so at a time."""
 
     def __init__(self, servers: Servers, connect: Callable[[], Connection], most: int) -> None:
         """`most` messages may wait in a queue (0: any number)."""
         self.servers, self.connect, self.most = servers, connect, most
-        self._idle: list[Connection] = []
+        self._idle = Idle(Connection.close)
 
     def send(self, to: Address, message: Message) -> None:
         """Raises NoReceivers, QueueFull, BackendUnavailable."""
@@ -63,19 +87,19 @@ class Senders:
         """What the action returns, on a connection with the exchange."""
 
         def attempt() -> T:
-            connection = pop_or_none(self._idle)
+            connection = self._idle.take()
             if not connection or not connection.is_open:
                 connection = self.connect()
                 connection.tell(SEND, self.servers.names.own_exchange)
             try:
                 done = action(connection)
             except (Broken, RpcError):
-                self._idle.append(connection)
+                self._idle.give_back(connection)
                 raise
             except BaseException as error:  # interrupted anywhere: nobody knows what comes next on it
                 connection.drop(error)
                 raise
-            self._idle.append(connection)
+            self._idle.give_back(connection)
             return done
 
         return persistently(attempt, seconds)
@@ -96,8 +120,7 @@ class Senders:
         return self.do(lambda connection: connection.confirmed(*said, exchange=self.servers.names.exchange))
 
     def close(self) -> None:
-        while connection := pop_or_none(self._idle):
-            connection.close()
+        self._idle.close()
 
 
 class CallerConnection:
@@ -119,10 +142,10 @@ class CallerConnection:
 class BlockingReplies:
     """The way back of one request."""
 
-    def __init__(self, senders: Senders, idle: list[CallerConnection], to: Address, message: Message) -> None:
+    def __init__(self, senders: Senders, idle: Idle[CallerConnection], to: Address, message: Message) -> None:
         self._senders, self._idle = senders, idle
-        self._request = PendingRequest(to, message, time.monotonic())
-        self._caller = pop_or_none(idle)
+        self._request = PendingRequest(to, message, time.monotonic(), senders.servers.forget)
+        self._caller = idle.take()
         self._is_closed = self._is_busy = False
         """Whether nobody waits any more; whether somebody is at it, or was interrupted while he was."""
 
@@ -143,7 +166,7 @@ class BlockingReplies:
         else:
             caller = self._caller = CallerConnection(self._senders.connect(), self._senders.servers.names)
         request, senders = self._request, self._senders
-        if senders.most or DELAY in request.message.headers:
+        if is_to_be_prepared(senders.most, request.to, request.message):
             perform(preparing(senders.servers, senders.most, request.to, request.message), caller.connection)
         caller.connection.listeners[REQUESTS] = self._request.hear
         caller.replies.send(self._request)
@@ -201,7 +224,7 @@ class BlockingReplies:
             except BaseException as error:
                 caller.connection.drop(error)
                 raise
-            self._idle.append(caller)
+            self._idle.give_back(caller)
             return
         if caller:
             caller.connection.drop(Broken("the request was withdrawn"))

@@ -60,6 +60,12 @@ class Heartbeats:
                 self._thread = started(threading.Thread(target=self._run, name="rpc-heartbeats", daemon=True))
             self._changed.notify()
 
+    def removed(self) -> None:
+        """Look again whether there are any: the thread ends with the last one."""
+        if self._pid == process.id:
+            with self._lock:
+                self._changed.notify()
+
     def _run(self) -> None:
         while True:
             with self._lock:
@@ -85,7 +91,7 @@ class Connection(Dialogue):
     def __init__(self, servers: Servers, heartbeats: Heartbeats, wakeup: Alarm | None = None) -> None:
         """`wakeup` ends a wait of whoever reads."""
         super().__init__()
-        self._wakeup, self._pid = wakeup, process.id
+        self._wakeup, self._heartbeats, self._pid = wakeup, heartbeats, process.id
         self._unsent: deque[bytes] = deque()
         self._writing, self._reading, self._doubtful = (threading.Lock() for _ in range(3))
         self.is_waiting = self._is_lazy = False
@@ -161,6 +167,11 @@ class Connection(Dialogue):
         if self.is_waiting and self._wakeup:
             self._wakeup.ring()
 
+    def interrupt(self) -> None:
+        """End the wait of whoever reads, or the next one. Any thread; does not block."""
+        if self._wakeup:
+            self._wakeup.ring()
+
     def ask(self, channel: int, method: base.Frame, *expected: type[Any]) -> Arrival:
         """The answer to a method. If that is refused, its channel alone is closed, and opened again by its
         next use."""
@@ -168,10 +179,10 @@ class Connection(Dialogue):
         self.say(channel, method, expected, future)
         return self.wait_for(future)
 
-    def probe(self, channel: int, method: base.Frame, expected: type[Any]) -> Arrival:
+    def probe(self, channel: int, method: base.Frame, *expected: type[Any]) -> Arrival:
         """Ask on a channel of questions of which any may be refused: one at a time."""
         with self._doubtful:
-            return self.ask(channel, method, expected)
+            return self.ask(channel, method, *expected)
 
     def succeeds(self, channel: int, method: base.Frame, expected: type[Any], *refusals: int) -> bool:
         """Whether this is done; False if it is refused for one of these reasons."""
@@ -312,6 +323,7 @@ class Connection(Dialogue):
                 self.sleep_through(1)
                 self.ask(0, Methods.Close(200, "", 0, 0), Methods.CloseOk)
         self.drop(Broken("it was closed"))
+        self._heartbeats.removed()
 
     def drop(self, error: BaseException) -> BaseException:
         """Make it of no use, for this reason. Any thread. What the reason is to be raised as."""

@@ -7,15 +7,17 @@ import logging
 import math
 import time
 from collections.abc import Callable
-from typing import Any
+from hashlib import sha256
+from typing import Any, cast
 from uuid import uuid4
 
 from ...errors import SerializationError
 from ...inspection import DeadLetter
-from ...transport import ATTEMPT, DELAY, HANDED_BACK, UNKNOWN, Message, packed, queue, unpacked
+from ...transport import ATTEMPT, DELAY, HANDED_BACK, ORDER_KEY, UNKNOWN, Message, packed, queue, unpacked
 from .callers import Senders
 from .connection import Connection
-from .messages import Probe, properties_of, refused, resend
+from .expiring import death_of
+from .messages import Probe, message_of, properties_of, refused, resend
 from .requests import PROBE, SEND
 from .servers import Servers
 from .wire import Arrival, Basic, Broken, Queue, ack
@@ -40,12 +42,16 @@ def bury(
         correlation_id=message.id.encode("utf-8", "replace")[:255].decode("utf-8", "ignore") or None,
         delivery_mode=2,
     )
-    try:
-        frame = packed(message.replace(deliveries=None))
-    except SerializationError:  # a client of another make may send more headers than we carry
-        frame = packed(Message(message.body, {"id": message.id[:128]}))
+    frame = _framed(message.replace(deliveries=None))
     if connection.confirmed(channel, queue, properties, frame):
         raise Broken(f"{queue} took no dead letter")
+
+
+def _framed(message: Message) -> bytes:
+    try:
+        return packed(message)
+    except SerializationError:  # a client of another make may send more headers than we carry
+        return packed(Message(message.body, {"id": message.id[:128]}))
 
 
 class DeadLetterStore:
@@ -55,15 +61,15 @@ class DeadLetterStore:
         self._senders, self._names = senders, senders.servers.names
 
     def letters(self, name: str) -> list[DeadLetter]:
-        found: list[DeadLetter] = []
+        found: dict[str, DeadLetter] = {}  # by what tells them apart
 
         def keep(arrival: Arrival) -> bool:
             if letter := _letter(name, arrival):
-                found.append(letter)
+                found.setdefault(letter.raw, letter)
             return False
 
         self._each(name, keep, begin=found.clear)
-        return found[::-1]
+        return [*found.values()][::-1]
 
     def revive(self, letter: DeadLetter) -> bool:
         to = queue(letter.queue)
@@ -71,8 +77,10 @@ class DeadLetterStore:
         message = unpacked(letter.frame).replace(**gone)
         properties, began = properties_of(message, durable=True, copy=uuid4().hex), time.monotonic()
 
+        target = self._names.target(to, message.headers.get(ORDER_KEY))
+
         def send(connection: Connection) -> None:
-            came_back = connection.confirmed(SEND, self._names.queue(to), properties, message.body)
+            came_back = connection.confirmed(SEND, target, properties, message.body)
             resend(properties, began, began)  # if the letter cannot be taken away, and it is tried again
             if came_back:
                 raise refused(to, came_back)
@@ -97,7 +105,8 @@ class DeadLetterStore:
         begin: Callable[[], object] = lambda: None,
     ) -> bool:
         """Look at one after the other until one is wanted. With that, do something, and take it away. If the
-        connection breaks, `begin` again."""
+        connection breaks, `begin` again. RabbitMQ moves what expires at least once, so that if it is killed
+        meanwhile one may lie there twice: such copies are taken away with the first."""
 
         queue = self._names.dead(name)
 
@@ -105,14 +114,17 @@ class DeadLetterStore:
             begin()
             if not connection.succeeds(PROBE, Probe(queue), Queue.DeclareOk, 404):
                 return False
+            is_taken = False
             try:
                 while isinstance((arrival := _got(connection, queue)).method, Basic.GetOk):
                     if is_wanted(arrival):
-                        action(connection)
-                        taken: Any = arrival.method
-                        connection.put(ack(taken.delivery_tag, LOOKING))
-                        return True
-                return False
+                        if not is_taken:
+                            action(connection)
+                        is_taken, got = True, cast("Any", arrival.method)
+                        connection.put(ack(got.delivery_tag, LOOKING))
+                        if TOKEN in (arrival.properties.headers or {}):
+                            return True
+                return is_taken
             finally:
                 if connection.is_open:
                     connection.close_channel(LOOKING)
@@ -127,6 +139,10 @@ def _got(connection: Connection, name: str) -> Arrival:
 def _letter(name: str, arrival: Arrival) -> DeadLetter | None:
     """None if it is none of ours: anybody may have put it there."""
     table = arrival.properties.headers or {}
+    if TOKEN not in table and (death := death_of(arrival.properties)):
+        message = message_of(arrival.properties, arrival.body)
+        frame = _framed(message)
+        return DeadLetter(message.id, name, *death, frame, sha256(frame).hexdigest())
     token, at, told = (table.get(header, "") for header in (TOKEN, AT, WHY))
     try:
         unpacked(arrival.body)

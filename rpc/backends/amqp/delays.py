@@ -37,7 +37,7 @@ from .wire import Broken, Exchange, Queue
 LEVELS, TICK = 28, 16
 """A tick in milliseconds."""
 LONGEST = ((1 << LEVELS) - 1) * TICK / 1000
-_AT_LEAST_ONCE: Any = {
+AT_LEAST_ONCE: Any = {
     "x-queue-type": "quorum",
     "x-dead-letter-strategy": "at-least-once",
     "x-overflow": "reject-publish",
@@ -87,7 +87,7 @@ def _made(names: Names, levels: int) -> Iterator[tuple[base.Frame, type[Any]]]:
     yield _exchange(below, "topic", **{"alternate-exchange": gone})
     for number in range(levels):
         name, digits = names.level(number), "*." * (LEVELS - 1 - number)
-        arguments = {**_AT_LEAST_ONCE, "x-message-ttl": TICK << number, "x-dead-letter-exchange": below}
+        arguments = {**AT_LEAST_ONCE, "x-message-ttl": TICK << number, "x-dead-letter-exchange": below}
         yield _exchange(name, "topic")
         yield Queue.Declare(queue=name, durable=True, arguments=arguments), Queue.DeclareOk
         yield Queue.Bind(queue=name, exchange=name, routing_key=f"{digits}1.#"), Queue.BindOk

@@ -4,6 +4,7 @@ one write."""
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from threading import get_ident
 from typing import Any, Protocol
@@ -12,19 +13,18 @@ from ...errors import BackendUnavailable, SerializationError, shown
 from ...transport import STREAM, Address, Message
 from .._serving import BaseDelivery, lost
 from .connection import Connection
-from .messages import COPY, can_be_answered, message_of, properties_of
+from .messages import AGAIN, COPY, STAMP, can_be_answered, message_of, properties_of
 from .names import Names
-from .wire import Arrival, Queue, ack, frames, published
+from .wire import Arrival, Basic, Queue, ack, frames, published
 
 logger = logging.getLogger(__name__)
 
-JOBS, SAFE, PROBES, EVENTS, FIRST_CHANNEL = 1, 2, 3, 4, 5
+JOBS, SAFE, PROBES, EVENTS, BESIDE, FIRST_CHANNEL = 1, 2, 3, 4, 5, 6
 """The channels of a server: of replies; of what must be confirmed; of questions whose answer may close it; of
-topics, inboxes, subscriptions and what is said about requests; and, from there on, of queues."""
+topics, inboxes, subscriptions and what is said about requests; of what expires beside a queue; and, from
+there on, of queues."""
 COUNTED = "x-delivery-count"
 """Header of quorum queues, which count by themselves."""
-AGAIN = "rpc-again"
-"""Header of a copy of what was delivered before: RabbitMQ says that of the first one alone."""
 
 
 class Owner(Protocol):
@@ -59,9 +59,15 @@ class QueueDelivery(BaseDelivery):
             self.way = None
         self.copy: str = (properties.headers or {}).get(COPY, "")
         """What tells it apart from what was sent under the same id, and given up."""
-        self.key = f"{self.message.id}{self.copy}" or f"-{id(self)}"
+        self.key = key_of(arrival) or f"-{id(self)}"
         if to.durable:  # each group has its own copy of an event, under one id
             self.key = f"{queue}:{self.key}"
+        own = to.subscription_queue if to.durable else to
+        self.is_ordered = queue != owner.names.queue(own)
+        """Whether it came from a partition: see `partitions`."""
+        self.is_kept = self.was_begun = False
+        """Whether it is not acknowledged though it has ended, and will come again here; whether a handler got
+        it."""
         self.last: Message | None = None
         """The last reply, if it was sent before the end."""
         self.thread = 0
@@ -84,6 +90,10 @@ class QueueDelivery(BaseDelivery):
     @property
     def arrival(self) -> Arrival:
         return self.arrivals[0][1]
+
+    def arrival_on(self, connection: Connection) -> Arrival | None:
+        """What came last on this connection."""
+        return next((each for on, each in self.arrivals[::-1] if on is connection), None)
 
     def join(self, other: QueueDelivery) -> None:
         """Another delivery of this message: its caller may have another way back by now."""
@@ -141,16 +151,27 @@ class QueueDelivery(BaseDelivery):
     @property
     def begun(self) -> str:
         """The mark that this copy of it was begun."""
-        return self._mark(f"begun:{self.message.deliveries}")
+        return self.begun_as(self.message.deliveries)
+
+    def begun_as(self, deliveries: int) -> str:
+        """The mark that it was begun when it had been delivered so often."""
+        return self._mark(f"begun:{deliveries}", self.queue if self.is_ordered else "")
 
     def _mark(self, kind: str, of: str = "") -> str:
         key = self.key if self.message.attempt == 1 else f"{self.key} {self.message.attempt}"
         return self._owner.names.mark(kind, f"{of}{key}")
 
+    def _note_of(self, connection: Connection, channel: int) -> bytes:
+        """What writes down that it was done, for whoever gets a copy that was sent again."""
+        properties = Basic.Properties(headers={STAMP: round(time.time() * 1000)}, delivery_mode=2)
+        name, frame_max = self._owner.names.done(self.to.name), connection.terms.frame_max
+        return published(channel, name, properties, self.key.encode(), frame_max)
+
     @property
     def counts_itself(self) -> bool:
         """Anybody may have written anything there."""
-        return isinstance((self.arrival.properties.headers or {}).get(COUNTED), int)
+        table = self.arrival.properties.headers or {}
+        return isinstance(table.get(COUNTED), int) and not self.is_ordered
 
     def ending(self, connection: Connection, last: Message | None) -> bytes:
         """What is said on this connection at its end. What says that it may not be done again is deleted
@@ -161,10 +182,18 @@ class QueueDelivery(BaseDelivery):
         for on, arrival in self.arrivals:
             if on is connection:
                 said += frames(arrival.channel, *self.leaves) if self.leaves else b""
+                if self.is_ordered and self.was_begun:
+                    said += self._note_of(connection, arrival.channel)
                 said += ack(arrival.method.delivery_tag, arrival.channel)
                 gone = [Queue.Delete(queue=mark, nowait=True) for mark in self.marks]
                 said += frames(arrival.channel, *gone) if gone else b""
         return said
+
+
+def key_of(arrival: Arrival) -> str:
+    """What tells a message from others, if it has an id."""
+    copy = (arrival.properties.headers or {}).get(COPY, "")
+    return f"{message_of(arrival.properties, b'').id}{copy}"
 
 
 def was_redelivered(arrival: Arrival) -> bool:

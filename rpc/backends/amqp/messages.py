@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import time
 from base64 import b64decode
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ...errors import NoReceivers, QueueFull, RpcError, SerializationError
-from ...transport import DELAY, MAX_HEADER_BYTES, MAX_HEADERS, NAME, Address, Message
+from pamqp import base
+
+from ...errors import NoReceivers, QueueFull, RpcError, SerializationError, shown
+from ...transport import DELAY, NAME, ORDER_KEY, Address, Message, check_headers
 from .delays import route_after
 from .names import Names
 from .servers import LONGEST_TTL
-from .wire import Arrival, Basic, Queue
+from .wire import Arrival, Basic, Exchange, Queue
 
 CANCEL = "rpc-cancel"
 """Type of a message to those who serve a queue: nobody waits for this request any more."""
@@ -32,13 +34,20 @@ RESENT = "rpc-resent"
 """Header: it was published before, and may have arrived; when that was first done, in milliseconds."""
 PUT_BACK = "rpc-put-back"
 """Header: a copy of what a worker gave back."""
+AGAIN = "rpc-again"
+"""Header of a copy of what was delivered before: RabbitMQ says that of the first one alone."""
+MATCH = "x-match"
+"""Argument of a binding to a headers exchange: how its others match."""
 KEEP_INBOX = 3600.0
 """Seconds that an inbox outlives its last use."""
 _DIRECT = "amq.rabbitmq.reply-to."
-_OWN = {STAMP, COPY, WAY, RESENT, PUT_BACK} | {
+_OF_RABBITMQ = {
     f"x-{which}-death-{what}" for which in ("first", "last") for what in ("exchange", "queue", "reason")
 }
+_OWN = {STAMP, COPY, WAY, RESENT, PUT_BACK, AGAIN} | _OF_RABBITMQ
 """Headers that are not the sender's."""
+LONGEST_NAME = 128
+"""Bytes of a header's name. The rest of a longer one would be lost on the way."""
 _PROPERTIES = {"id": "correlation_id", "content-type": "content_type", NAME: "message_type"}
 _FROM_PROPERTIES = [(attribute, name) for name, attribute in _PROPERTIES.items()]
 
@@ -52,8 +61,31 @@ def route(names: Names, to: Address, message: Message) -> tuple[str, str]:
     """The exchange and the routing key of a message to this address."""
     if to.kind == "topic":
         return names.exchange, f"topic:{to.name}"
-    delay, queue = delay_of(to, message), names.queue(to)
+    delay, queue = delay_of(to, message), names.target(to, message.headers.get(ORDER_KEY))
     return ("", queue) if delay is None else route_after(names, delay, queue)
+
+
+def bindings(names: Names, to: Address, queue: str) -> Iterator[tuple[base.Frame, type[Any]]]:
+    """What has a queue get the messages of a topic, or those alone that it needs; how each is answered. The
+    headers exchange goes with the last queue that is bound to it."""
+    exchange, key = route(names, to, Message())
+    if to.needs is None or not all(_can_be_bound(*header) for each in to.needs for header in each):
+        yield Queue.Bind(queue=queue, exchange=exchange, routing_key=key), Queue.BindOk
+    elif to.needs:
+        sorting = names.by_headers(to)
+        kind: dict[str, Any] = {"exchange_type": "headers", "durable": to.group is not None}
+        yield Exchange.Declare(exchange=sorting, auto_delete=True, **kind), Exchange.DeclareOk
+        yield Exchange.Bind(destination=sorting, source=exchange, routing_key=key), Exchange.BindOk
+        for each in to.needs:
+            wanted: dict[str, Any] = {MATCH: "all-with-x", **dict(each)}
+            yield Queue.Bind(queue=queue, exchange=sorting, arguments=wanted), Queue.BindOk
+
+
+def _can_be_bound(name: str, value: str) -> bool:
+    try:
+        return name != MATCH and len(name.encode()) <= LONGEST_NAME and len(value.encode()) < 1024
+    except UnicodeEncodeError:
+        return False
 
 
 def control_key(queue: str) -> str:
@@ -115,12 +147,15 @@ def properties_of(
             properties[own] = value
         elif name not in ("ttl", "reply-to"):
             table[name] = value
-    if table and (len(table) > MAX_HEADERS or sum(map(len, [*table, *table.values()])) > MAX_HEADER_BYTES):
-        raise SerializationError(f"at most {MAX_HEADERS} headers, of {MAX_HEADER_BYTES} bytes, are carried")
+    check_headers(table)
+    for name in table:
+        if name in _OF_RABBITMQ or len(name.encode("utf-8", "surrogatepass")) > LONGEST_NAME:
+            raise SerializationError(f"RabbitMQ does not carry a header {shown(name)!r:.80}")
     if message.reply_to not in (None, message.id):
         table[WAY] = message.reply_to
     ttl = message.ttl
-    if ttl is not None and DELAY in table:  # RabbitMQ takes the expiration away from what it moves
+    if ttl is not None and (DELAY in table or ORDER_KEY in table):
+        # RabbitMQ takes the expiration away from what it moves, and what has an order key does not expire
         table["ttl"] = message.headers["ttl"]
     elif ttl is not None:
         properties["expiration"] = str(min(LONGEST_TTL, max(0, round(ttl * 1000))))
@@ -147,7 +182,7 @@ def resend(properties: Any, began: float, expires: float) -> None:
     properties.headers = {**(properties.headers or {}), RESENT: first, STAMP: stamp}
     if properties.expiration:
         properties.expiration = str(min(LONGEST_TTL, max(0, round((expires - now) * 1000))))
-    elif "ttl" in properties.headers:  # of what is delayed
+    elif "ttl" in properties.headers:  # of what is delayed, or has an order key
         properties.headers["ttl"] = f"{max(0.0, expires - now):.3f}"
 
 
@@ -204,8 +239,9 @@ def message_of(properties: Any, payload: bytes) -> Message:
         headers["reply-to"] = way if way and isinstance(way, str) else headers.get("id", "")
     if properties.expiration and str(properties.expiration).isdecimal():
         headers["ttl"] = f"{_left(properties):.3f}"
-    elif DELAY in headers and "ttl" in headers:
-        headers["ttl"] = _left_after_delay(headers["ttl"], headers[DELAY], age_of(properties) or 0.0)
+    elif (DELAY in headers or ORDER_KEY in headers) and "ttl" in headers:
+        age, delay = age_of(properties) or 0.0, headers.get(DELAY, "0")
+        headers["ttl"] = _left_after_delay(headers["ttl"], delay, age)
     return Message(payload, headers)
 
 

@@ -9,18 +9,18 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from operator import methodcaller
 from os import urandom
 from typing import Any
 
 from ...errors import NoReceivers, QueueFull, RpcError, RpcTimeout
-from ...transport import STREAM, Address, Message
+from ...transport import DELAY, ORDER_KEY, STREAM, Address, Message
 from .delays import leading
 from .dialogue import Steps
+from .expiring import expires, making, waiting_in
 from .messages import (
     KEEP_INBOX,
-    Probe,
     cancel_of,
     control_key,
     delay_of,
@@ -31,6 +31,7 @@ from .messages import (
     route,
 )
 from .names import Names
+from .order import is_ordered, preparing_partitions, waiting_in_partitions
 from .servers import Servers, unavailable
 from .wire import Arrival, Basic, Broken, Queue
 
@@ -53,10 +54,13 @@ class Sending:
     def __init__(self, servers: Servers, most: int, to: Address, message: Message) -> None:
         self._servers, self._most, self._to, self._message = servers, most, to, message
         self._properties, self._began = properties_of(message, durable=True), time.monotonic()
+        self._expires = expires(to, message)
+        self._is_beside = self._expires or is_ordered(to, message)
 
     def steps(self) -> Steps:
         """The next attempt. Raises NoReceivers, QueueFull."""
-        yield from preparing(self._servers, self._most, self._to, self._message)
+        servers, to = self._servers, self._to
+        yield from preparing(servers, self._most, to, self._message, self._expires)
         try:
             yield from self._publishing()
         except Broken:  # it may have arrived
@@ -66,35 +70,52 @@ class Sending:
     def _publishing(self) -> Steps:
         to, servers = self._to, self._servers
         exchange, key = route(servers.names, to, self._message)
+        if self._expires:
+            key = servers.names.expiring(to.name)
         said = SEND, key, self._properties, self._message.body
         publish = methodcaller("confirmed", *said, exchange=exchange)
         came_back = yield publish
         if came_back and to.kind == "inbox":  # it is made by whoever comes first
             yield methodcaller("ask", SEND, servers.queue(key, KEEP_INBOX), Queue.DeclareOk)
             came_back = yield publish
+        elif came_back and self._is_beside and isinstance(came_back.method, Basic.Return):  # it was deleted
+            servers.forget(to.name)
+            yield from preparing(servers, 0, to, self._message, self._expires)
+            came_back = yield publish
         if came_back and to.kind != "topic":
             raise refused(to, came_back)
 
 
-def preparing(servers: Servers, most: int, to: Address, message: Message) -> Steps:
-    """What comes before a message is sent. Raises NoReceivers, QueueFull."""
-    yield from _checking_room(servers.names, most, to)
+def preparing(servers: Servers, most: int, to: Address, message: Message, expires: bool = False) -> Steps:
+    """What comes before a message is sent, to the queue beside it if it `expires` there. Raises NoReceivers,
+    QueueFull."""
+    if expires:
+        yield from making(servers, to, SEND, PROBE)
+    yield from preparing_partitions(servers, to, message, SEND, PROBE)
+    if most and to.kind == "queue":
+        names = [servers.names.queue(to), *([servers.names.expiring(to.name)] if expires else [])]
+        yield from _checking_room(servers.names, names, most, to, is_ordered(to, message))
     if (delay := delay_of(to, message)) is not None:
-        yield from leading(servers, servers.names.queue(to), delay, SEND, PROBE)
+        target = servers.names.target(to, message.headers.get(ORDER_KEY))
+        yield from leading(servers, target, delay, SEND, PROBE)
 
 
-def _checking_room(names: Names, most: int, to: Address) -> Steps:
-    """How it is found out whether a queue has so many messages (0: that is not asked). Raises QueueFull, or
-    NoReceivers if there is no queue."""
-    if not most or to.kind != "queue":
-        return
-    try:
-        found = yield methodcaller("ask", PROBE, Probe(names.queue(to)), Queue.DeclareOk)
-    except Broken as error:
-        if error.code == 404:
-            raise NoReceivers(f"nobody has ever served {to}") from None
-        raise
-    if found.method.message_count >= most:
+def is_to_be_prepared(most: int, to: Address, message: Message) -> bool:
+    """Whether anything comes before it is sent."""
+    return bool(most) or DELAY in message.headers or is_ordered(to, message)
+
+
+def _checking_room(names: Names, queues: Sequence[str], most: int, to: Address, ordered: bool) -> Steps:
+    """How it is found out whether these queues, and the partitions if it is `ordered`, have so many messages
+    together. Raises QueueFull, or NoReceivers if one of them is not there."""
+    waiting = 0
+    for name in queues:
+        if (found := (yield from waiting_in(name, PROBE))) is None:
+            raise NoReceivers(f"nobody has ever served {to}")
+        waiting += found
+    if ordered:
+        waiting += yield from waiting_in_partitions(names, to.name, PROBE)
+    if waiting >= most:
         raise QueueFull(f"{to} has no room: raise max_length, or start more workers")
 
 
@@ -102,9 +123,15 @@ class PendingRequest:
     """A request, and what came for it."""
 
     def __init__(
-        self, to: Address, message: Message, now: float, wake: Callable[[], object] = lambda: None
+        self,
+        to: Address,
+        message: Message,
+        now: float,
+        gone: Callable[[str], object],
+        wake: Callable[[], object] = lambda: None,
     ) -> None:
-        self.to, self.message, self._wake = to, message, wake
+        """`gone` is told the name of a queue that is not there."""
+        self.to, self.message, self._gone, self._wake = to, message, gone, wake
         self.arrived: deque[Message] = deque()
         self.failure: RpcError | None = None
         """Why there will be no reply."""
@@ -154,6 +181,8 @@ class PendingRequest:
 
     def set_result(self, back: Arrival | None) -> None:
         if back:
+            if isinstance(back.method, Basic.Return):
+                self._gone(self.to.name)
             self.fail(refused(self.to, back))
 
     def set_exception(self, error: Any) -> None:

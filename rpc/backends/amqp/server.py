@@ -16,11 +16,12 @@ from threading import get_ident
 
 from ...errors import BackendUnavailable, shown
 from ...loops import Alarm
-from ...transport import HANDED_BACK, Address, Handler, Message
+from ...transport import Address, Handler, Message
 from .._retry import Backoff, run_together
-from .._serving import BEGUN, DIED, Connections, OnChange, Plan, Serially, Slots, Turns, guarded, lost
+from .._serving import Connections, OnChange, Plan, Serially, Slots, Turns, guarded, lost
+from .again import hand_back, may_not_start
 from .connection import BLOCK, Connection
-from .deliveries import COUNTED, ChannelDelivery, QueueDelivery, reply_bytes, was_redelivered
+from .deliveries import ChannelDelivery, QueueDelivery, reply_bytes
 from .messages import CANCEL
 from .names import Names
 from .once import claim
@@ -105,20 +106,7 @@ class AmqpServer:
             return
         try:
             session.stop()
-            back: list[Arrival] = []
-            for delivery in self._recent.all_in_hand():
-                ours = [each for connection, each in delivery.arrivals if connection is session.connection]
-                if delivery.finished or not ours:
-                    continue
-                if delivery.is_claimed:
-                    session.done(ours[0])  # it must not be done twice
-                    continue
-                delivery.finished = True
-                back.append(ours.pop())
-                for each in ours:
-                    session.acknowledge(each)
-            back.sort(key=lambda each: (each.channel, each.method.delivery_tag))
-            session.put_back(back, **{HANDED_BACK: "1"})
+            hand_back(session, self._recent.all_in_hand())
             session.leave()
         except Broken as error:
             # What is not acknowledged counts as delivered, then.
@@ -153,7 +141,8 @@ class AmqpServer:
     def _take(self, session: Session) -> QueueDelivery | None:
         if not self._may_take(session):
             return None
-        arrival = session.ready.popleft()
+        if (arrival := session.take(len(self._busy), self._slots.room)) is None:
+            return None
         try:
             delivery = QueueDelivery(self, session.connection, arrival, *session.address_of(arrival))
         except Exception:  # whatever it is, it costs this message at most
@@ -166,7 +155,7 @@ class AmqpServer:
 
     def _may_take(self, session: Session) -> bool:
         return bool(
-            session.ready
+            session.has_ready
             and len(self._busy) < self._threads
             and self._slots.room > 0
             and not self._is_stopping
@@ -177,11 +166,16 @@ class AmqpServer:
         if self._is_stopping:
             self._wind_up(session)
         elif session.prefetch:
-            if session.ready and now - self._taken > RELIEF:
+            is_late = now - self._taken > RELIEF
+            if session.ready and is_late:
                 self._share(session)
-            session.prefetch.demand(len(self._busy), self._slots.room)
-            if session.ready or session.prefetch.is_wide:
-                seconds = RELIEF
+            busy, room = len(self._busy), self._slots.room
+            if is_late and (busy >= self._threads or room <= 0):
+                session.partitions.release()
+            session.demand(busy, room)
+            seconds = min(seconds, session.partitions.until_due())
+            if session.has_ready or session.prefetch.is_wide or busy >= self._threads:
+                seconds = min(seconds, RELIEF)
         if session.unheard and not self._is_stopping:
             seconds = min(seconds, RETRY)
             if now - self._retried > RETRY:
@@ -195,6 +189,7 @@ class AmqpServer:
         if not self._has_stopped:
             self._has_stopped = True
             session.stop()
+        session.partitions.close_unbegun()
         self._is_over = not self._busy and not self._slots.in_hand()
 
     def _begun(self) -> Session | None:
@@ -287,20 +282,20 @@ class AmqpServer:
             self._dispose(session, delivery, recent.reply(key))
         elif recent.is_unwanted(key, delivery.message, delivery.way) or session.is_forsaken(delivery):
             self._dispose(session, delivery, None)
-        elif self._may_not_start(session, delivery):
+        elif may_not_start(session, delivery, self._max_deliveries):
             self._dispose(session, delivery, delivery.last)
         elif recent.begin(key, delivery):
             if delivery.message.deliveries > 1:  # it may kill this worker, and must not drag others along
                 self._share(session)
                 if not delivery.counts_itself:
                     session.mark(delivery)
-            delivery.thread = get_ident()
+            delivery.thread, delivery.was_begun = get_ident(), True
             self._slots.call(self._handler, delivery)
 
     def _dispose(self, session: Session, delivery: QueueDelivery, last: Message | None) -> None:
         """End a delivery that no handler gets."""
         delivery.finished = True
-        session.connection.put(self._ending(session, delivery, last))
+        self._end(session, delivery, last)
 
     def _share(self, session: Session) -> None:
         if session.prefetch:
@@ -309,30 +304,6 @@ class AmqpServer:
         while session.ready:
             left.append(session.ready.popleft())
         session.put_back(left)
-
-    def _may_not_start(self, session: Session, delivery: QueueDelivery) -> bool:
-        """What was delivered before is counted first, and comes again then, or is given up."""
-        arrival, counts_itself = delivery.arrival, delivery.counts_itself
-        if not was_redelivered(arrival) and not counts_itself:
-            return False
-        if session.is_marked(delivery.once):  # and stays it: there may be other copies
-            self._give_up(session, delivery, BEGUN)
-            return True
-        if not counts_itself and not session.may_have_begun(delivery):
-            return False
-        table = arrival.properties.headers or {}
-        count = (table[COUNTED] if counts_itself else delivery.message.deliveries) + 1
-        delivery.message = delivery.message.replace(deliveries=count)
-        if count > self._max_deliveries:
-            self._give_up(session, delivery, DIED)
-            return True
-        if counts_itself:
-            return False
-        return session.replace(delivery)  # else it is begun uncounted: nobody gets past it otherwise
-
-    def _give_up(self, session: Session, delivery: QueueDelivery, why: str) -> None:
-        session.bury(delivery, why)
-        delivery.last = lost(delivery.message, why)
 
     # What deliveries need.
 
@@ -378,8 +349,10 @@ class AmqpServer:
                 self._recent.postponed(delivery.key, delivery, delivery.next_attempt, delivery.way)
             else:
                 self._recent.end(delivery.key, last or delivery.last)
-            if session and session.connection.is_open:
-                session.connection.put(self._ending(session, delivery, last))
+            if delivery.is_kept:
+                pass
+            elif session and session.connection.is_open:
+                self._end(session, delivery, last)
             elif last is not None and delivery.way is not None and not delivery.cancelled:
                 self._unsent.append((delivery.way, last))
         self._slots.done(delivery)
@@ -399,8 +372,10 @@ class AmqpServer:
             else:
                 connection.drop(error)
 
-    def _ending(self, session: Session, delivery: QueueDelivery, last: Message | None) -> bytes:
-        for connection, arrival in delivery.arrivals:
-            if connection is session.connection:
-                session.done(arrival)
-        return delivery.ending(session.connection, last)
+    def _end(self, session: Session, delivery: QueueDelivery, last: Message | None) -> None:
+        ours = [arrival for connection, arrival in delivery.arrivals if connection is session.connection]
+        for arrival in ours:
+            session.done(arrival)
+        session.connection.put(delivery.ending(session.connection, last))
+        for arrival in ours:
+            session.partitions.gone(arrival)

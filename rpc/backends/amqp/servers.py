@@ -66,6 +66,10 @@ class Servers:
         self._heartbeat, self.queue_type = heartbeat, queue_type
         self.names, self.levels = names, 0
         """How many levels of delays are known to be there: see `delays`."""
+        self.expiring: set[str] = set()
+        """Beside which queues one for what expires is known to be there."""
+        self.ordered: set[str] = set()
+        """Which queues are known to have partitions for order keys."""
         self._is_safe = parts.scheme == "amqps"
         self._tls = dict(parse_qsl(parts.query))
         known = (
@@ -73,6 +77,11 @@ class Servers:
         )
         if unknown := self._tls.keys() - known:
             raise ValueError(f"no options of this backend: {', '.join(sorted(unknown))}")
+
+    def forget(self, queue: str) -> None:
+        """A queue was deleted, or those that were made beside it."""
+        self.expiring.discard(queue)
+        self.ordered.discard(queue)
 
     def in_any_order(self) -> list[tuple[str, int]]:
         return random.sample(self.addresses, len(self.addresses))

@@ -25,19 +25,23 @@ from .callers import perform
 from .connection import Connection
 from .dead_letters import bury
 from .delays import leading, route_after
-from .deliveries import AGAIN, EVENTS, JOBS, PROBES, SAFE, QueueDelivery, was_redelivered
+from .deliveries import EVENTS, JOBS, PROBES, SAFE, QueueDelivery, was_redelivered
+from .expiring import EXPIRING
 from .messages import (
+    AGAIN,
     KEEP_INBOX,
     PRESENT,
     PUT_BACK,
     Probe,
     again,
     age_of,
+    bindings,
     control_key,
     properties_of,
-    route,
 )
-from .prefetch import InOrder, OneQueue
+from .order import ORDERED
+from .partitions import Partitions
+from .prefetch import Beside, InOrder, OneQueue
 from .servers import Servers
 from .wire import Arrival, Basic, Broken, Queue, ack
 
@@ -73,16 +77,24 @@ class Session:
     ) -> None:
         """`heard` is told what was said about a request with None."""
         self.connection, self._servers, self._plan, self._heard = connection, servers, plan, heard
+        self._threads = threads
         self.began = time.monotonic()
         self.ready: deque[Arrival] = deque()
         """Messages of queues that can be begun."""
         names = [servers.names.queue(each) for each in plan.queues]
-        self._at = dict(zip(names, plan.queues, strict=True))
-        self.prefetch: OneQueue | InOrder | None = None
+        self._at = {name: (to, name) for name, to in zip(names, plan.queues, strict=True)}
+        """Of each queue that is consumed, its address, and the queue for that: it may be another one, beside
+        which this one is for what expires."""
+        self._is_told = False
+        """Whether there may be another queue for what expires, or partitions."""
+        self.prefetch: OneQueue | Beside | InOrder | None = None
         if len(names) == 1:
             self.prefetch = OneQueue(connection, names, threads, self.ready)
         elif names:
             self.prefetch = InOrder(connection, names, threads, self.ready, self.put_back)
+        self.partitions = Partitions(connection, servers, plan.queues if threads else ())
+        self._was_ordered = False
+        """Whether what was taken last has an order key."""
         self.unheard = plan.durable + plan.channels
         """Topics, inboxes and subscriptions that could not be consumed yet."""
         self._consumed: dict[str, tuple[Address, str]] = {}
@@ -113,10 +125,57 @@ class Session:
         connection.ask(EVENTS, consume, Basic.ConsumeOk)
         self.attentive = time.monotonic()
         self.hear_more()
+        self._look_beside()
 
     def hear_more(self) -> None:
         """Consume what could not be consumed yet: another connection may have had the queue for itself."""
         self.unheard = [each for each in self.unheard if not self._consume(each)]
+
+    def demand(self, busy: int, room: int) -> None:
+        """Ask for what can be begun: so many threads are busy, and there may be so many coroutines more."""
+        if self._is_told:
+            self._look_beside()
+        if self.prefetch:
+            self.prefetch.demand(busy, room)
+        self.partitions.demand(busy < self._threads and room > 0)
+
+    @property
+    def has_ready(self) -> bool:
+        """Whether something can be begun."""
+        return bool(self.ready or self.partitions.ready)
+
+    def take(self, busy: int, room: int) -> Arrival | None:
+        """What is to be begun first, of queues of the same priority in turns: what has an order key, and what
+        has none. None if its time has not come yet."""
+        if self.partitions.ready and not self.ready and self._was_ordered and self.prefetch:
+            self.prefetch.poll(busy, room)
+        if self.partitions.ready and not self._is_first(self.partitions.rank()):
+            self._was_ordered = True
+            return self.partitions.take()
+        self._was_ordered = False
+        return self.ready.popleft()
+
+    def _is_first(self, rank: int) -> bool:
+        """Whether something without an order key comes before what has one and is of the queue of this
+        rank."""
+        if not self.ready:
+            return False
+        own = self._plan.queues.index(self.address_of(self.ready[0])[0])
+        return own < rank or (own == rank and self._was_ordered)
+
+    def _look_beside(self) -> None:
+        """Serve what expires, too, where there is a queue for it."""
+        self._is_told = False
+        self.partitions.look()
+        for to in self._plan.queues:
+            beside = self._servers.names.expiring(to.name)
+            if beside not in self._at and self.connection.succeeds(
+                PROBES, Probe(beside), Queue.DeclareOk, 404
+            ):
+                name = self._servers.names.queue(to)
+                self._at[beside] = to, name
+                if isinstance(self.prefetch, OneQueue | InOrder):
+                    self.prefetch = self.prefetch.beside(name, beside)
 
     def _consume(self, to: Address) -> bool:
         declare, connection = self._queue(to), self.connection
@@ -128,9 +187,8 @@ class Session:
             logger.warning("%s: %s", to, shown(error))
             return False
         if to.kind == "topic":
-            exchange, key = route(self._servers.names, to, Message())
-            bind = Queue.Bind(queue=name, exchange=exchange, routing_key=key)
-            connection.ask(EVENTS, bind, Queue.BindOk)
+            for method, expected in bindings(self._servers.names, to, name):
+                connection.ask(EVENTS, method, expected)
         tag, one = f"heard{len(self._consumed)}", to.kind == "inbox" or to.group is not None
         self._consumed[tag] = to, name
         connection.tell(EVENTS, Basic.Qos(prefetch_count=1 if one else AHEAD))
@@ -150,6 +208,7 @@ class Session:
 
     def _hear(self, arrival: Arrival) -> None:
         if arrival.method.consumer_tag == CONTROL:
+            self._is_told = self._is_told or arrival.properties.message_type in (EXPIRING, ORDERED)
             self._heard(None, arrival)
         elif consumed := self._consumed.get(arrival.method.consumer_tag):
             to = consumed[0]
@@ -164,23 +223,31 @@ class Session:
     # What is in hand.
 
     def address_of(self, arrival: Arrival) -> tuple[Address, str]:
-        """Where it came to, and RabbitMQ's name of the queue."""
+        """Where it came to, and RabbitMQ's name of the queue for that."""
         if arrival.channel == EVENTS:
             return self._consumed[arrival.method.consumer_tag]
-        name = self.prefetch.name_of(arrival) if self.prefetch else ""
-        return self._at[name], name
+        if partition := self.partitions.at(arrival):
+            return partition.to, partition.name
+        return self._at[self._queue_of(arrival)]
+
+    def _queue_of(self, arrival: Arrival) -> str:
+        """The queue in which it is."""
+        if arrival.channel == EVENTS or not self.prefetch:
+            return self.address_of(arrival)[1]
+        return self.prefetch.name_of(arrival)
 
     def done(self, arrival: Arrival) -> None:
         """A message is about to be acknowledged. Any thread."""
         if arrival.channel == EVENTS:
             self._unfinished.pop(arrival.method.delivery_tag, None)
-        elif self.prefetch:
+        elif self.prefetch and not self.partitions.at(arrival):
             self.prefetch.done(arrival)
 
     def acknowledge(self, arrival: Arrival) -> None:
         """Acknowledge a message. Any thread; does not block."""
         self.done(arrival)
         self.connection.put(ack(arrival.method.delivery_tag, arrival.channel))
+        self.partitions.gone(arrival)
 
     # What must be safe.
 
@@ -189,14 +256,14 @@ class Session:
         count as delivered."""
         for at in range(0, len(arrivals), AT_ONCE):
             part = arrivals[at : at + AT_ONCE]
-            copies = [self._copied(each, self._as_it_is(each, headers)) for each in part]
+            copies = [self._copied(each, self.as_it_is(each, headers)) for each in part]
             for arrival, copy in zip(part, copies, strict=True):
                 if self._is_taken(arrival, copy):
                     self.acknowledge(arrival)
                 else:
                     self.reject(arrival)
 
-    def _as_it_is(self, arrival: Arrival, headers: dict[str, str]) -> Any:
+    def as_it_is(self, arrival: Arrival, headers: dict[str, str]) -> Any:
         """The properties of a copy that counts as delivered as often."""
         told = {AGAIN: "1"} if was_redelivered(arrival) else {}
         return again(arrival.properties, **{PUT_BACK: "1"}, **told, **headers)
@@ -219,10 +286,11 @@ class Session:
         """Let RabbitMQ deliver a message again. Any thread; does not block."""
         self.done(arrival)
         self.connection.tell(arrival.channel, Basic.Reject(arrival.method.delivery_tag, requeue=True))
+        self.partitions.gone(arrival)
 
     def _copied(self, arrival: Arrival, properties: Any) -> Future[Arrival | None]:
         copy: Future[Arrival | None] = Future()
-        name = self.address_of(arrival)[1]
+        name = self._queue_of(arrival)
         try:
             self.connection.publish_safely(SAFE, name, properties, arrival.body, copy)
         except SerializationError as error:  # RabbitMQ carries what cannot be written
@@ -263,9 +331,13 @@ class Session:
     def postpone(self, delivery: QueueDelivery, seconds: float, message: Message) -> None:
         """Have it delivered again, as this message, after so many seconds. It is as durable as it was."""
         before = delivery.arrival.properties
-        message = message.replace(**{DELAY: seconds, AGAIN: None})
+        message = message.replace(**{DELAY: seconds})
         properties = properties_of(message, delivery.way, before.delivery_mode == 2, delivery.copy)
         properties.priority = before.priority
+        if delivery.is_ordered:
+            delivery.is_kept = True
+            self.partitions.postpone(delivery, seconds, properties, message.body)
+            return
         perform(leading(self._servers, delivery.queue, seconds, SAFE, SAFE), self.connection)
         exchange, key = route_after(self._servers.names, seconds, delivery.queue)
         if self.connection.confirmed(SAFE, key, properties, message.body, exchange=exchange):
@@ -295,6 +367,7 @@ class Session:
         """Take nothing any more, but what comes to inboxes: it is about what is in hand."""
         if self.prefetch:
             self.prefetch.stop()
+        self.partitions.close_unbegun()
         for tag in [tag for tag, (to, _) in self._consumed.items() if to.kind != "inbox"]:
             self.connection.ask(EVENTS, Basic.Cancel(consumer_tag=tag), Basic.CancelOk)
 

@@ -124,10 +124,10 @@ class MemoryBackend:
     def drop(self, letter: DeadLetter) -> bool:
         with self.hub.lock:
             letters = self.hub.dead[letter.queue]
-            if letter not in letters:
-                return False
-            letters.remove(letter)
-            return True
+            found = next((n for n, each in enumerate(letters) if each.raw is letter.raw), None)
+            if found is not None:
+                del letters[found]
+            return found is not None
 
 
 class AsyncMemory:

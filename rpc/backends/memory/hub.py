@@ -7,13 +7,13 @@ from collections import Counter, defaultdict, deque
 from collections.abc import Callable
 from copy import copy
 from heapq import heapify, heappop, heappush
-from itertools import count
+from itertools import count, islice
 from threading import Condition, RLock
 from typing import Any
 
 from ...errors import QueueFull, RpcTimeout
 from ...inspection import DeadLetter, Entry
-from ...transport import DELAY, IDEMPOTENCY_KEY, STREAM, Address, Message, packed
+from ...transport import DELAY, IDEMPOTENCY_KEY, ORDER_KEY, STREAM, Address, Message, packed
 from .._serving import BaseDelivery
 
 
@@ -33,6 +33,9 @@ class Hub:
         """Who has each, and until when."""
         self.firsts: dict[tuple[Address, str], First] = {}
         """What was sent with an idempotency key. It is forgotten with the process."""
+        self.lines: dict[tuple[Address, str], deque[MemoryDelivery]] = {}
+        """What was sent with an order key, and is not done: only the first of each is where it waits, runs,
+        or is delayed to be tried again."""
         self.dead: defaultdict[str, list[DeadLetter]] = defaultdict(list)
         self.running: dict[MemoryDelivery, None] = {}
         self.results: dict[tuple[str, str], tuple[float, Message]] = {}
@@ -52,7 +55,7 @@ class Hub:
                 return
             lists = self._lists(to)
             waiting = self.waiting[to]
-            if to.kind == "queue" and most and len(waiting) + self._delayed_to(waiting, message) >= most:
+            if to.kind == "queue" and most and self._length(to, message) >= most:
                 raise QueueFull(f"{to} has no room: raise max_length, or start more workers")
             for arrival, waiting in lists:
                 delivery = MemoryDelivery(self, arrival, message, replies, waiting)
@@ -63,8 +66,50 @@ class Hub:
                 if DELAY in message.headers:
                     self.put_later(float(message.headers[DELAY]), delivery)
                 else:
-                    waiting.append(delivery)
+                    self._line_up(delivery)
             self.wake(to)
+
+    def _line_up(self, delivery: MemoryDelivery) -> None:
+        """Put it where it waits, or behind those with its order key. The lock is held."""
+        if (place := delivery.place) is not None:
+            line = self.lines.setdefault(place, deque())
+            if not line or line[0] is not delivery:
+                line.append(delivery)
+            if line[0] is not delivery:
+                return
+        delivery.waiting.append(delivery)
+
+    def leave_line(self, delivery: MemoryDelivery) -> None:
+        """It is done, or given up: the next one with its order key comes after all that waits."""
+        if (place := delivery.place) is None:
+            return
+        with self.lock:
+            line = self.lines.get(place)
+            if not line or line[0] is not delivery:
+                return
+            line.popleft()
+            if line:
+                line[0].waiting.append(line[0])
+                self.wake(delivery.to)
+            else:
+                del self.lines[place]
+
+    def take_out(self, delivery: MemoryDelivery) -> bool:
+        """Nobody is to begin it. False if it does not wait; the lock is held."""
+        line = self.lines.get(delivery.place) if delivery.place else None
+        if delivery in delivery.waiting:
+            delivery.waiting.remove(delivery)
+            self.leave_line(delivery)
+        elif line and line[0] is not delivery and delivery in line:
+            line.remove(delivery)
+        else:
+            return False
+        return True
+
+    def _behind(self, to: Address) -> list[MemoryDelivery]:
+        """What waits in a queue for others with its order key."""
+        lines = (line for (queue, _), line in self.lines.items() if queue == to)
+        return [each for line in lines for each in islice(line, 1, None)]
 
     def wake(self, to: Address) -> None:
         """Something may have come to this address."""
@@ -78,11 +123,13 @@ class Hub:
         heard = [(each.address, each.waiting) for each in self.subscribers[to.name].values()]
         return heard + [(each, self.waiting[each.subscription_queue]) for each in self.kept[to.name]]
 
-    def _delayed_to(self, waiting: deque[MemoryDelivery], message: Message) -> int:
-        """How many will come to this queue. They take no room away but from their like."""
-        if DELAY not in message.headers:
-            return 0
-        return sum(delivery.waiting is waiting for _, _, delivery in self.delayed)
+    def _length(self, to: Address, message: Message) -> int:
+        """How many wait in a queue; what will come to it takes no room away but from its like."""
+        waiting = self.waiting[to]
+        length = len(waiting) + sum(len(line) - 1 for (queue, _), line in self.lines.items() if queue == to)
+        if DELAY in message.headers:
+            length += sum(delivery.waiting is waiting for _, _, delivery in self.delayed)
+        return length
 
     def put_later(self, seconds: float, delivery: MemoryDelivery) -> None:
         with self.lock:
@@ -98,8 +145,10 @@ class Hub:
                 return left
             delivery = heappop(self.delayed)[2]
             if not delivery.cancelled:
-                delivery.waiting.append(delivery)
+                self._line_up(delivery)
                 self.wake(delivery.to)
+            else:
+                self.leave_line(delivery)
         return None
 
     def keep(self, queue: str, id: str, last: Message, seconds: float) -> None:
@@ -120,6 +169,7 @@ class Hub:
             due = {each: at for at, _, each in self.delayed if each.waiting is waiting}
             running = [each for each in self.running if each.to == to]
             found = [*(("scheduled", each) for each in due), *(("waiting", each) for each in waiting)]
+            found += [("waiting", each) for each in self._behind(to)]
             found += [("running", each) for each in running]
             ago = time.time() - time.monotonic()
             return [each.entry(state, due.get(each, each.since) + ago) for state, each in found]
@@ -127,10 +177,11 @@ class Hub:
     def withdraw(self, delivery: MemoryDelivery) -> bool:
         """Take it out of its queue, or tell its handler; False if it is neither there nor runs."""
         with self.lock:
-            if is_waiting := delivery in delivery.waiting:
-                delivery.waiting.remove(delivery)
+            is_waiting = self.take_out(delivery)
             kept = [each for each in self.delayed if each[2] is not delivery]
-            is_waiting = is_waiting or len(kept) < len(self.delayed)
+            if len(kept) < len(self.delayed):
+                is_waiting = True
+                self.leave_line(delivery)
             self.delayed[:] = kept
             heapify(self.delayed)
             is_running = delivery in self.running
@@ -231,8 +282,7 @@ class MemoryReplies:
             self._closed = True
             left = [] if self._ended else [each for each in self.deliveries if not each.first]
             for delivery in left:
-                if delivery in delivery.waiting:
-                    delivery.waiting.remove(delivery)
+                self.hub.take_out(delivery)
         for delivery in left:
             delivery.cancel()
 
@@ -253,6 +303,9 @@ class MemoryDelivery(BaseDelivery):
         self.hub, self.to = hub, to
         self.message, self.replies, self.waiting = message, replies, waiting
         self.first: First | None = None
+        key = message.headers.get(ORDER_KEY) if to.kind == "queue" else None
+        self.place = None if key is None else (to, key)
+        """Its line."""
         self._on_finished: Callable[[MemoryDelivery], None] = lambda delivery: None
         self._begun = False
         self.since = time.monotonic()
@@ -293,6 +346,7 @@ class MemoryDelivery(BaseDelivery):
         self.finished = True
         self.hub.running.pop(self, None)
         self._on_finished(self)
+        self.hub.leave_line(self)
 
     def postpone(self, seconds: float, message: Message) -> None:
         again = copy(self)  # who finishes this one later does nothing to the next attempt
@@ -300,6 +354,9 @@ class MemoryDelivery(BaseDelivery):
         with self.hub.lock:
             if self.first:
                 self.first.delivery = again
+            line = self.hub.lines.get(self.place) if self.place else None
+            if line and line[0] is self:
+                line[0] = again
             if self.replies:
                 self.replies.deliveries = [
                     again if each is self else each for each in self.replies.deliveries

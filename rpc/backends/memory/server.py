@@ -31,6 +31,8 @@ class MemoryServer:
         self._stopped = False
         self._busy: set[MemoryDelivery] = set()
         """What handlers have not returned from."""
+        self._unheard: set[MemoryDelivery] = set()
+        """What was taken from a topic, and its handler has not been called."""
 
     def run(self) -> None:
         hub, names = self._hub, [address.name for address in self._plan.queues]
@@ -45,6 +47,7 @@ class MemoryServer:
         try:
             run_together(loops, self.stop)
             self._serially.end()
+            self._put_back()
             self._slots.wait()
         finally:
             with hub.lock:
@@ -102,11 +105,20 @@ class MemoryServer:
 
         at = {id(waiting): to for to, waiting in channels.items()}
         while (delivery := self._next(self._news_came, ready, self._is_over)) is not None:
+            self._unheard.add(delivery)
             self._serially.run(
                 at[id(delivery.waiting)], partial(self._heard, at[id(delivery.waiting)], delivery)
             )
 
+    def _put_back(self) -> None:
+        """What waited for its turn is for others."""
+        with self._hub.lock:
+            for delivery in self._unheard:
+                delivery.waiting.appendleft(delivery)
+                self._hub.wake(delivery.to)
+
     def _heard(self, to: Address, delivery: MemoryDelivery) -> None:
+        self._unheard.discard(delivery)
         delivery.to = to
         delivery.start(self._finished)
         self._handler(delivery)

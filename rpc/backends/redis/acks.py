@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 SCRIPTS = (
     *(scripts.ACK, scripts.FINISH, scripts.CHANGE, scripts.BEGIN, scripts.POSTPONE, scripts.BURY),
     *(scripts.SIGN_ON, scripts.NEXT, scripts.RECOVER, scripts.RELEASE, scripts.PROMOTE),
-    *(scripts.JOIN, scripts.KEEP, scripts.GONE),
+    *(scripts.JOIN, scripts.KEEP, scripts.GONE, scripts.BROADCAST, scripts.AGO),
 )
 KEEP_REPLY = 60_000
 """Milliseconds that an inbox outlives a reply."""
@@ -69,8 +69,8 @@ class Ack(msgspec.Struct, eq=False):
     keep: int = KEEP_REPLY
     """Milliseconds that the inbox outlives the reply."""
     special: tuple[int, bytes, int] | None = None
-    """Number and frame of the reply to a message with an idempotency key, or whose body lies elsewhere, or
-    whose reply is kept; for how many milliseconds (0: it is not)."""
+    """Number and frame of the reply to a message with an idempotency key, or an order key, or whose body lies
+    elsewhere, or whose reply is kept; for how many milliseconds (0: it is not)."""
 
 
 Group = list[Ack]
@@ -158,27 +158,25 @@ class AckBuffer:
         with self._lock:
             if self._timeouts != before:
                 raise redis.TimeoutError("it did not answer somebody else in time")
-            try:
-                self._write(commands)
-                self._read(len(self._unread))
-                answers = [self._connection.read() for _ in commands]
-            except redis.TimeoutError:
-                self._timeouts, self.hangs = self._timeouts + 1, True
-                raise
-            self.hangs = False
+            answers = self._asked(commands)
         self.flush()
         return answers
+
+    def stock(self, pages: Sequence[Page], in_hand: set[bytes]) -> list[list[bytes]]:
+        """What lies in each of these pages, and is not in hand, nor was when this was asked: it may be
+        acknowledged meanwhile. Raises redis.RedisError."""
+        with self._lock:  # what changes a record does so here, and has the new one in hand before
+            known = in_hand.copy()
+            lists = self._asked([("LRANGE", page.key, 0, -1) for page in pages])
+            for page, records in zip(pages, lists, strict=True):
+                page.count = len(records)
+        self.flush()
+        return [[raw for raw in records if raw not in known] for records in lists]
 
     def say(self, *commands: Command) -> None:
         """Have these carried out, without waiting for it."""
         with self._lock:
             self._connection.write_packed(self._connection.packed(*commands, quiet=True), 0)
-
-    def read_answers(self) -> None:
-        """Read what is still to be read, so that nothing stays in doubt."""
-        with self._lock:
-            if self._connection.connected:
-                self._read(len(self._unread))
 
     def how(self) -> dict[str, Any]:
         """How the connection was made."""
@@ -193,10 +191,22 @@ class AckBuffer:
         """What acknowledges a group."""
         first = group[0]
         if first.special:
-            return (scripts.FINISH, 2, first.page.key, first.page.queue.queue, first.record, *first.special)
+            settled = [part for each in group for part in (each.record, *(each.special or ()))]
+            return (scripts.FINISH, 2, first.page.key, first.page.queue.queue, *settled)
         inboxes = dict.fromkeys(each.inbox for each in group if each.inbox) if self._names_all else ()
         arguments = [part for each in group for part in (each.record, each.inbox, each.entry)]
         return (scripts.ACK, 1 + len(inboxes), first.page.key, *inboxes, first.keep, *arguments)
+
+    def _asked(self, commands: Sequence[Command]) -> list[Any]:
+        try:
+            self._write(commands)
+            self._read(len(self._unread))
+            answers = [self._connection.read() for _ in commands]
+        except redis.TimeoutError:
+            self._timeouts, self.hangs = self._timeouts + 1, True
+            raise
+        self.hangs = False
+        return answers
 
     def _may_write(self) -> bool:
         size = sum(len(ack.record) + len(ack.entry) for ack in [*self._owed])
@@ -235,17 +245,14 @@ class AckBuffer:
 def _grouped(acks: list[Ack]) -> list[Group]:
     if len(acks) < 2:
         return [acks] if acks else []
-    unfinished: dict[tuple[Page, int], Group] = {}
-    sizes: dict[tuple[Page, int], int] = {}
+    unfinished: dict[tuple[Page, int, bool], Group] = {}
+    sizes: dict[tuple[Page, int, bool], int] = {}
     groups: list[Group] = []
     for ack in acks:
-        if ack.special:
-            groups.append([ack])
-            continue
-        kind = ack.page, ack.keep
+        kind = ack.page, ack.keep, ack.special is not None
         if kind not in unfinished or sizes[kind] > TOGETHER:
             unfinished[kind], sizes[kind] = [], 0
             groups.append(unfinished[kind])
         unfinished[kind].append(ack)
-        sizes[kind] += len(ack.entry)
+        sizes[kind] += len(ack.special[1] if ack.special else ack.entry)
     return groups

@@ -74,8 +74,9 @@ class AioConnection:
         """A command, to be written next, whose answer goes there."""
         if not self._expected:
             self.heard = self._loop.time()
+        packed = self.pack(command)
         self._expected.append(answered)
-        return self.pack(command)
+        return packed
 
     def read_clock(self) -> None:
         """Ask for the time."""
@@ -89,10 +90,16 @@ class AioConnection:
         self.write([self.ask(("TIME",), answered)])
 
     def write(self, parts: Iterable[bytes]) -> None:
-        if self._unsent:
-            self._unsent += b"".join(parts)
+        """Write them; they may be asked for only now. If that fails, what has been asked would get answers
+        to other questions: the connection is given up."""
+        try:
+            data = b"".join(parts)
+        except BaseException as error:
+            self.fail(redis.ConnectionError(f"interrupted: {error!r}"))
+            raise
+        if self._unsent or not data:
+            self._unsent += data
             return
-        data = b"".join(parts)
         try:
             sent = self._socket.send(data)
         except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
@@ -144,6 +151,9 @@ class AioConnection:
                 self._expected.popleft()(answer)
         except (hiredis.ProtocolError, *FAILURES) as error:
             self.fail(redis.ConnectionError(f"what came is no answer: {error}"))
+        except BaseException as error:  # the answer that came was not taken
+            self.fail(redis.ConnectionError(f"interrupted: {error!r}"))
+            raise
 
     def _received(self) -> bytes:
         data: bytes = self._socket.recv(CHUNK)

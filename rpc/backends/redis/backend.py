@@ -7,15 +7,17 @@ broke off is read again.
 
 from __future__ import annotations
 
+import weakref
 from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import suppress
+from typing import Any
 
 import redis
 
 from ...durations import seconds
 from ...errors import SerializationError, Unsupported
-from ...loops import pop_or_none
+from ...loops import pop_or_none, process
 from ...transport import (
     Address,
     AsyncBackend,
@@ -38,7 +40,7 @@ from .maintenance import Options
 from .sending import Sender
 from .server import RedisServer
 from .servers import servers_of
-from .topics import Topics
+from .topics import Topics, run_on_client
 
 
 class RedisBackend(RedisInspection, RedisBase):
@@ -73,7 +75,10 @@ class RedisBackend(RedisInspection, RedisBase):
         self.servers, self._options = servers_of(source), Options(lease, max_deliveries)
         self._sender = Sender(self.servers, max_length, idempotency_window)
         self.names = QueueNames(prefix)
-        self.topics = Topics(self.servers, self.names)
+        self.topics = Topics(self.servers, self.names, self._carry_out)
+        self._serving: tuple[int, weakref.ref[RedisServer]] | None = None
+        """The process and the server that was made last in it: while that runs, what is published goes on its
+        connection."""
         self._callers: defaultdict[str, CallerConnections] = defaultdict(CallerConnections)
         """Those to the queues of one hash tag."""
         self._idle: defaultdict[str, list[Connection]] = defaultdict(list)
@@ -147,7 +152,15 @@ class RedisBackend(RedisInspection, RedisBase):
             )
             for group in groups
         ]
+        self._serving = process.id, weakref.ref(servers[0])
         return servers[0] if len(servers) == 1 else Together(servers)
+
+    def _carry_out(self, key: str, *commands: Sequence[Any]) -> list[Any]:
+        pid, find = self._serving or (0, None)
+        server = find() if find and pid == process.id else None  # a fork may have been made while it was used
+        if server is None or not server.is_running:
+            return run_on_client(self.servers, key, *commands)
+        return server.run_commands(key, *commands)
 
     def _by_tag(self, addresses: Sequence[Address]) -> list[list[Address]]:
         """On a cluster, durable subscriptions of other hash tags by themselves; all the rest is one group."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from ...transport import Address, Message
@@ -25,6 +26,9 @@ class RedisBase:
     def subscribed(self) -> list[Address]:
         with translated():
             return self.topics.subscribed()
+
+    def replay(self, to: Address, seconds: float | None) -> Iterator[Message]:
+        return self.topics.replay(to, seconds)
 
     def acquire(self, name: str, owner: str, lease: float) -> bool:
         return bool(self._of_lock(LOCK, name, owner, milliseconds(lease)))

@@ -11,7 +11,7 @@ from uuid import uuid4
 
 from ...errors import QueueFull, RpcTimeout, SerializationError, shown
 from ...loops import pop_or_none, process
-from ...transport import FAILED, IDEMPOTENCY_KEY, STREAM, Message, unpacked
+from ...transport import FAILED, IDEMPOTENCY_KEY, ORDER_KEY, STREAM, Message, unpacked
 from .._retry import patience
 from .connection import (
     BLOCK,
@@ -107,7 +107,7 @@ class CallReplies:
         self._number = 0
         self._before: list[Command] = []
         """What is to be said before the next wait."""
-        self._sent = self._failed = self._ended = self._closed = self._body_again = False
+        self._tried = self._sent = self._failed = self._ended = self._closed = self._body_again = False
         self._receiving = threading.Lock()
         """Held to use the connection, and for good to give it back: another may close what this thread waits
         for."""
@@ -115,10 +115,14 @@ class CallReplies:
     def send(self) -> None:
         """The message and the wait for its reply, in one write."""
         mine = self._mine
+        if ORDER_KEY in self._message.headers:
+            persistent(self._confirm, patience(self._message.ttl))
+            return
         try:
             self._sent_at = mine.link.server_ms()
             first = self._sender.at_once(self._keys, self._message, self._id, mine.inbox, self._sent_at)
             if first:
+                self._tried = True
                 mine.send(first)
             else:
                 self._write()
@@ -162,13 +166,24 @@ class CallReplies:
                 self._mine.link.ask(("UNLINK", self._keys.body(self._id)))
         self._callers.give_back(self._mine)
 
+    def _confirm(self) -> None:
+        """Send it, and wait until Redis has it: what is sent next comes after it."""
+        mine = self._mine
+        self._sent_at = self._sent_at or mine.link.server_ms()
+        what = self._keys, self._message, self._id, mine.inbox, self._sent_at
+        *bodies, sending = self._sender.sending(*what, again=self._tried)
+        self._tried, self._body_again = True, bool(bodies)
+        mine.link.ask(*bodies, sending)
+        self._sent = True
+
     def _write(self) -> None:
         """Wait for the next reply. Until it is known that the message was sent, send it (again)."""
         mine, before = self._mine, self._before
         if not self._sent:
             self._sent_at = self._sent_at or mine.link.server_ms()
             what = self._keys, self._message, self._id, mine.inbox, self._sent_at
-            *bodies, sending = self._sender.sending(*what, again=True)
+            *bodies, sending = self._sender.sending(*what, again=self._tried)
+            self._tried = True
             before, self._body_again = [*bodies, sending], bool(bodies)
         if self._message.ttl is None and time.monotonic() - self._since > UNATTENDED / 60:
             self._since = time.monotonic()

@@ -8,13 +8,13 @@ repeated here carries an id that makes it harmless.
 from __future__ import annotations
 
 import logging
-import os
 import re
 import select
 import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, TypeVar
 
 import redis
@@ -22,6 +22,8 @@ from redis.exceptions import AuthorizationError, NoPermissionError, NoScriptErro
 
 from ...errors import BackendRefused, BackendUnavailable, RpcTimeout, SettingsError, Unsupported
 from ...loops import process
+from ...threads import is_ready
+from .._lookout import Lookout
 from .._retry import RETRY_FOR, Backoff, backoff, retried, time_in_the_kernel
 from .servers import SOCKET_TIMEOUT, Servers, is_elsewhere
 
@@ -46,10 +48,6 @@ LOOK_AGAIN = 0.05
 """Seconds between two looks at what nobody tells of."""
 CLOCK_IS_GOOD = 30.0
 """Seconds after which the clock of a server is looked at again: it may have been set."""
-SPIN = 400e-6
-"""Seconds that are spent looking for an answer before going to sleep, if the last ones came that fast."""
-OVERSLEPT = 120e-6
-"""Seconds, about, that it takes to wake up from a short sleep, and to be as fast as before it."""
 
 
 def pack(command: Command) -> bytes:
@@ -168,28 +166,6 @@ def milliseconds(seconds: float) -> int:
     return max(1, round(seconds * 1000))
 
 
-class Lookout:
-    """Whether to look for an answer before going to sleep: being woken up takes longer than Redis and a short
-    handler together. The oftener it was not worth it, the more answers are waited for without."""
-
-    def __init__(self) -> None:
-        self._misses = self._skip = 0
-
-    def is_worth_it(self) -> bool:
-        if self._skip:
-            self._skip -= 1
-            return False
-        return True
-
-    def missed(self) -> None:
-        """There was none for SPIN seconds."""
-        self._misses = min(self._misses + 1, 8)
-        self._skip = 2**self._misses
-
-    def found(self) -> None:
-        self._misses = 0
-
-
 class Connection:
     """One connection of redis-py's, driven without its client: commands leave in one write, and their answers
     are read one by one. Which server has `key`, and how to get to it (TLS, users, sentinels, clusters), the
@@ -203,7 +179,7 @@ class Connection:
         self._connection: Any = None
         self._wire: socket.socket | None = None
         self._least = 1
-        self._lookout, self._usual = Lookout(), 0.0
+        self._lookout = Lookout()
         self._pid = 0
         self.number = 0
         """What Redis calls this connection."""
@@ -281,22 +257,11 @@ class Connection:
     def look(self, *, rested: bool = False) -> None:
         """Look for an answer for a while without going to sleep, if that is likely to be worth it. `rested`:
         sleep through half of the usual time first, as Linux does for fast disks (hybrid polling)."""
-        if not self._lookout.is_worth_it():
-            return
-        poll, began = self._poll, time.perf_counter()
-        if rested and (nap := self._usual / 2 - OVERSLEPT) > 0:
-            time.sleep(nap)
-        while not poll(0):
-            if time.perf_counter() - began > SPIN:
-                self._lookout.missed()
-                return
-            os.sched_yield()  # others may have work for this processor
-        self._lookout.found()
-        self._usual += (time.perf_counter() - began - self._usual) / 8
+        self._lookout.look(partial(self._poll, 0), rested=rested)
 
     def is_writable(self) -> bool:
         """Whether something can be sent without waiting."""
-        return self._wire is None or bool(select.select([], [self._wire], [], 0)[1])
+        return self._wire is None or is_ready(self._wire, select.POLLOUT, 0)
 
     def server_ms(self) -> int:
         """The time of the server, in milliseconds of the Unix epoch: it was asked half a minute ago at most.
@@ -396,5 +361,4 @@ def evaluated(client: Any, script: str, keys: Sequence[str], *arguments: Any) ->
 
 def _without_flags(script: str) -> str:
     """The script for Redis 6, which does not know a first line with flags; "" if it has none."""
-    first, _, rest = script.partition("\n")
-    return rest if first.startswith("#!") else ""
+    return script.partition("\n")[2] if script.startswith("#!") else ""

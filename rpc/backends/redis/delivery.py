@@ -40,8 +40,8 @@ class Holder(Protocol):
     def waits(self) -> None:
         """A reply waits for the end of its handler: somebody must say it if that takes long."""
 
-    def changed(self, before: bytes, after: bytes) -> None:
-        """A record in hand is another one."""
+    def change(self, page: Page, before: bytes, after: bytes) -> bool:
+        """Write a record in hand anew; False if it is not held any more. Raises BackendUnavailable."""
 
     def finished(self, delivery: RedisDelivery, ack: Ack | None) -> None:
         """It ended; `ack` is what is owed for it: None if it is to be delivered again, one without a record
@@ -96,10 +96,12 @@ class RedisDelivery(BaseDelivery):
 
     def _change(self, record: Record) -> bool:
         changed = record.packed()
-        if not self._server.carry_out(scripts.CHANGE, 1, self.page.key, self.raw, changed):
+        if not self._server.change(self.page, self.raw, changed):
             return False
-        self._server.changed(self.raw, changed)
         self.raw, self.record = changed, record
+        if self.finished:  # meanwhile, as what it was before
+            special = (0, b"", 0) if record.order else None
+            self._server.finished(self, Ack(self.page, changed, "", b"", special=special))
         return True
 
     def marked_as_begun(self) -> Command:
@@ -119,7 +121,7 @@ class RedisDelivery(BaseDelivery):
         keep = _keep_ms(last)
         if last is not None and (record.inbox or record.once or keep):
             reply = self._frame(last)
-        if record.once or record.is_large or keep:
+        if record.is_settled_apart or keep:
             special = (self._number, reply, keep)
         inbox = record.inbox if reply and not special else ""
         last_entry = entry(self._number, record.id, reply) if inbox else b""

@@ -6,6 +6,8 @@ several are taken at a time: the more of them, the faster the last ones were han
 
 from __future__ import annotations
 
+import math
+import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Sequence
@@ -55,8 +57,8 @@ class Pages:
 
 
 class Fetcher:
-    """For one thread at a time. `knows` says whether a record is in hand; `sign_on` tells others how many
-    pages there are."""
+    """For one thread at a time. `in_hand` are the records that are; `sign_on` tells others how many pages
+    there are."""
 
     def __init__(
         self,
@@ -64,10 +66,10 @@ class Fetcher:
         pages: Sequence[Pages],
         acks: AckBuffer,
         *,
-        knows: Callable[[bytes], bool],
+        in_hand: set[bytes],
         sign_on: Callable[[], object],
     ) -> None:
-        self.pages, self._acks, self._knows, self._sign_on = pages, acks, knows, sign_on
+        self.pages, self._acks, self._in_hand, self._sign_on = pages, acks, in_hand, sign_on
         self._connection = Connection(servers, pages[0].queue.queue, SCRIPTS)
         self._wakeups = [each.queue.wakeup for each in pages]
         self.backlog: deque[Taken] = deque()
@@ -82,6 +84,10 @@ class Fetcher:
         self._known_pages = len(pages)
         self.doubtful = True
         """Whether what is in hand must be compared with what Redis has."""
+        self._doubtful_from = math.inf
+        """When it is so again, in seconds of the monotonic clock."""
+        self._settling = threading.Lock()
+        """Held to compare them, and to give back what is not begun."""
         self._unchecked: list[Group] = []
         """Acknowledgements that were said without an answer: the lengths of the pages tell that of them."""
         self._checked = 0.0
@@ -111,13 +117,20 @@ class Fetcher:
         most, if there is none. Raises redis.RedisError."""
         if self._connection.due:  # it was interrupted
             self._connection.drop()
-        if self.doubtful or not self._connection.connected:
-            self._take_stock()
+        is_new = not self._connection.connected
+        if self.doubtful or is_new or time.monotonic() > self._doubtful_from:
+            self.doubtful = False  # first: others may have doubts meanwhile
+            try:
+                with self._settling:
+                    self._take_stock(is_new)
+            except BaseException:
+                self.doubtful = True
+                raise
             return
         pages = tuple([each.roomy() for each in self.pages])
         if (count := sum([len(each.all) for each in self.pages])) != self._known_pages:
-            self._known_pages = count
             self._sign_on()  # whoever recovers what we have must know of all pages
+            self._known_pages = count
         groups = self._acks.take()
         try:
             if self._crowded:
@@ -226,24 +239,30 @@ class Fetcher:
         page.change(1)
         self.backlog.append(Taken(page, record))
 
-    def _take_stock(self) -> None:
+    def _take_stock(self, is_new: bool) -> None:
         """What lies in the pages and is not in hand was taken with an answer that was lost; what is in hand
-        and not there was given to others, and is not begun."""
-        pages = [page for each in self.pages for page in each.all]
+        and not there was given to others, and is not begun. A new connection: Redis may wait a while on the
+        one before it, of whose end it was not told."""
+        self._connection.packed()  # connects
+        self._doubtful_from = time.monotonic() + 2 * BLOCK if is_new and self._epoch else math.inf
         self._acks.owe_again(self._unchecked)
         self._unchecked = []
-        self._acks.read_answers()
-        connection = self._connection
-        connection.write(*(("LRANGE", page.key, 0, -1) for page in pages))
-        lists = [connection.read() for _ in pages]
-        there = {record for records in lists for record in records}
-        waiting = [each for each in self.emptied() if each.raw in there]
-        known = {each.raw for each in waiting}
-        for page, records in zip(pages, lists, strict=True):
-            page.count = len(records)
-            waiting += [Taken(page, raw) for raw in records if raw not in known and not self._knows(raw)]
-        self.backlog.extend(waiting)
-        self.doubtful, self._crowded = False, True
+        pages = [page for each in self.pages for page in each.all]
+        self.emptied()
+        for page, records in zip(pages, self._acks.stock(pages, self._in_hand), strict=True):
+            self.backlog.extend([Taken(page, raw) for raw in records])
+        self._crowded = True
+
+    def give_back(self, release: Callable[[Sequence[Taken]], object]) -> None:
+        """Have what is not begun released. Any thread. Raises redis.RedisError."""
+        with self._settling:
+            unbegun = self.emptied()
+            try:
+                if unbegun:
+                    release(unbegun)
+            except BaseException:
+                self.doubtful = True  # it lies in its page, and nobody has it
+                raise
 
     def emptied(self) -> list[Taken]:
         """All that is not begun, which is then not here any more. Any thread."""

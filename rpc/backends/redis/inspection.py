@@ -47,11 +47,13 @@ class RedisInspection:
             ("TIME",),
             ("LINDEX", keys.queue, 0),
             ("LLEN", keys.queue),
+            ("HGET", keys.order, ""),
             ("ZCARD", keys.delayed),
             ("LLEN", keys.dead),
             *(("LLEN", page) for page in pages),
         )
-        waiting, scheduled, dead, *held = counts
+        in_queue, behind, scheduled, dead, *held = counts
+        waiting = in_queue + count_of(behind)
         oldest = _read(first) if first else None
         age = max(0.0, now - oldest.sent / 1000) if oldest else None
         alive = sum(lives for _, lives in workers.values())
@@ -63,14 +65,27 @@ class RedisInspection:
             client = self.servers.client(keys.queue)
             for raw, due in client.zrange(keys.delayed, 0, -1, withscores=True):
                 yield from self._entry(keys, wanted, raw, "scheduled", due / 1000)
-            start = 0
-            while chunk := client.lrange(keys.queue, start, start + AT_A_TIME - 1):
-                for raw in chunk:
-                    yield from self._entry(keys, wanted, raw, "waiting")
-                start += AT_A_TIME
+            for place in keys.queue, *self._lines(keys):
+                start = 0
+                while chunk := client.lrange(place, start, start + AT_A_TIME - 1):
+                    for raw in chunk:
+                        yield from self._entry(keys, wanted, raw, "waiting")
+                    start += AT_A_TIME
             for worker, number in _pages(self._workers(keys)):
                 for raw in client.lrange(keys.page(worker, number), 0, -1):
                     yield from self._entry(keys, wanted, raw, "running", worker=worker)
+
+    def _lines(self, keys: Keys) -> Iterator[str]:
+        """The lists of those that wait behind others with their order key."""
+        client = self.servers.client(keys.queue)
+        firsts = client.hgetall(keys.order)
+        names = [name.decode(errors="replace") for name in firsts if name and b"" in firsts]
+        for start in range(0, len(names), AT_A_TIME):
+            places = [keys.line(name) for name in names[start : start + AT_A_TIME]]
+            pipe = client.pipeline(transaction=False)
+            for place in places:
+                pipe.llen(place)
+            yield from (place for place, length in zip(places, pipe.execute(), strict=True) if length)
 
     def _entry(
         self,
@@ -156,6 +171,11 @@ def _pages(workers: dict[bytes, tuple[int, bool]]) -> Iterator[tuple[str, int]]:
     """The pages of these workers, the first ones first."""
     for name, (pages, _) in workers.items():
         yield from ((name.decode(errors="replace"), number) for number in range(pages))
+
+
+def count_of(text: bytes | None) -> int:
+    """What a counter says; 0 if somebody wrote something else there."""
+    return int(text) if text and text.isdigit() and len(text) < 16 else 0
 
 
 def _read(raw: bytes) -> Record | None:

@@ -76,6 +76,9 @@ class Keys:
         """A hash: how many pages each worker has."""
         self.control = f"{self.queue}:control"
         """A stream: what those who serve the queue are told, such as which callers have left."""
+        self.order = f"{self.queue}:order"
+        """A hash: the id of the first of each order key, which alone is in the queue, or held, or delayed;
+        and under "" how many wait behind."""
         self.inboxes = f"{start}in:"
         """What the keys of callers' inboxes begin with."""
         self._token, self._body, self._alive = f"{self.queue}:t:", f"{self.queue}:b:", f"{start}alive:"
@@ -91,6 +94,10 @@ class Keys:
     def once(self, digest: str) -> str:
         """What became of the message with this idempotency key."""
         return f"{self.queue}:o:{digest}"
+
+    def line(self, order: str) -> str:
+        """Where those wait that come after the first of an order key."""
+        return f"{self.queue}:k:{order}"
 
     def result(self, id: str) -> str:
         """The last reply to a message, if it is kept."""
@@ -125,7 +132,8 @@ def digest(text: str) -> str:
 
 
 _RECORD = re.compile(
-    rb"(\d{1,16}) ([kwaKWA])(\d{0,9})(\+?)\n([!-~]{1,128})\n([!-~]{0,512})\n([0-9a-f]{0,64})\n(\d{0,16})\n"
+    rb"(\d{1,16}) ([kwaKWA])(\d{0,9})(\+?)\n([!-~]{1,128})\n([!-~]{0,512})\n"
+    rb"([0-9a-f]{0,64})(?:\.([0-9a-f]{1,64}))?\n(\d{0,16})\n"
 ).match
 
 
@@ -149,14 +157,15 @@ class Record(msgspec.Struct, frozen=True):
     """How many workers died that had it."""
     handed_back: bool = False
     """Whether a worker gave it back that had begun it."""
+    order: str = ""
+    """The digest of its order key; "" if it has none."""
 
     def unsent(self) -> bytes:
         """Without the time, which the script that sends it adds."""
         mark = "+" if self.handed_back else ""
-        head = (
-            f"{self.kind}{self.deaths or ''}{mark}\n{self.id}\n{self.inbox}\n{self.once}\n{self.ttl or ''}\n"
-        )
-        return head.encode() + self.frame
+        head = f"{self.kind}{self.deaths or ''}{mark}"
+        keys = f"{self.once}.{self.order}" if self.order else self.once
+        return f"{head}\n{self.id}\n{self.inbox}\n{keys}\n{self.ttl or ''}\n".encode() + self.frame
 
     def packed(self) -> bytes:
         """As it lies in a list."""
@@ -168,7 +177,7 @@ class Record(msgspec.Struct, frozen=True):
         that does not begin with `inboxes`."""
         if (found := _RECORD(record)) is None:
             raise SerializationError("it is no record of ours")
-        sent, kind, deaths, mark, id, to, once, ttl = found.groups()
+        sent, kind, deaths, mark, id, to, once, order, ttl = found.groups()
         if (inbox := to.decode()) and not inbox.startswith(inboxes):
             raise SerializationError("what it wants to be replied to is no inbox")
         return cls(
@@ -181,6 +190,7 @@ class Record(msgspec.Struct, frozen=True):
             int(sent),
             int(deaths or 0),
             bool(mark),
+            (order or b"").decode(),
         )
 
     @property
@@ -189,9 +199,19 @@ class Record(msgspec.Struct, frozen=True):
         return self.kind.isupper()
 
     @property
+    def is_settled_apart(self) -> bool:
+        """Whether more is to be done at its end than to acknowledge and to answer it."""
+        return bool(self.once or self.order) or self.is_large
+
+    @property
     def is_attended(self) -> bool:
         """Whether it is wanted only while its token exists."""
         return self.kind in "aA"
+
+
+def is_ordered(record: bytes) -> bool:
+    """Whether a record of ours has an order key."""
+    return b"." in record.split(b"\n", 4)[3]
 
 
 def entry(number: int, id: str, frame: bytes) -> bytes:

@@ -162,10 +162,7 @@ class Maintenance:
             if laden := self._server.is_laden():
                 time.sleep(TOO_LONG)  # the alarm is rung for each message meanwhile
             else:
-                pause = (
-                    TOO_LONG if self._server.is_stopped() else min(self._beat, self._due - time.monotonic())
-                )
-                self._server.alarm.wait(max(0.0, pause))
+                self._server.alarm.wait(self._pause())
             try:
                 if laden and self._server.is_laden():
                     self._server.relieve()
@@ -185,6 +182,13 @@ class Maintenance:
         with translated_or_logged():
             self._leave()
 
+    def _pause(self) -> float:
+        """Seconds until there is something to do, if nothing happens."""
+        if self._server.is_stopped():
+            return TOO_LONG
+        due = self._due - time.monotonic() if self._server.keys else self._beat
+        return max(0.0, min(self._beat, due))
+
     def hand_back(self) -> None:
         """Give back all that is in hand, at once. Raises redis.RedisError."""
         for keys in self._server.keys:
@@ -195,7 +199,10 @@ class Maintenance:
         server, lease = self._server, milliseconds(self._lease)
         if not server.keys:
             return
-        places = (server.keys[0].alive(server.name), *(keys.workers for keys in server.keys))
+        first, *others = self._signs
+        if others:
+            server.acks.ask(*(("SET", key, 1, "PX", lease) for key in others))
+        places = (first, *(keys.workers for keys in server.keys))
         pages = [len(server.pages[keys].all) for keys in server.keys]
         new = self._ask_timed(
             (scripts.SIGN_ON, len(places), *places, server.name, lease, KEEP_WORKERS, *pages)
@@ -207,13 +214,26 @@ class Maintenance:
         """Nobody served this queue for so long that it is forgotten who did: what they had when they died is
         found by the names of the keys, and brought back as that of others."""
         with translated_or_logged():
-            client, found = self._server.servers.client(keys.queue), dict[bytes, int]()
-            for key in client.scan_iter(f"{keys.queue}:taken:*", count=1000):
+            found = dict[bytes, int]()
+            for key in self._scanned(f"{keys.queue}:taken:*"):
                 *_, name, number = key.split(b":")
                 if name != self._own and number.isdigit() and len(number) < 6:
                     found[name] = max(found.get(name, 0), int(number) + 1)
             for name, pages in found.items():
-                client.hsetnx(keys.workers, name, pages)
+                self._server.acks.ask(("HSETNX", keys.workers, name, pages))
+
+    def _scanned(self, pattern: str) -> Iterator[bytes]:
+        """The keys that have such a name. Raises redis.RedisError."""
+        servers, cursor = self._server.servers, 0
+        if servers.is_cluster:
+            yield from servers.client(pattern).scan_iter(pattern, count=1000)
+            return
+        while True:
+            answer = self._server.acks.ask(("SCAN", cursor, "MATCH", pattern, "COUNT", 1000))[0]
+            cursor = int(answer[0])
+            yield from answer[1]
+            if not cursor:
+                return
 
     def mend(self, error: BaseException) -> None:
         """If it says that a key of ours is something else, have that make room. Does not raise."""
@@ -245,6 +265,11 @@ class Maintenance:
     def _own(self) -> bytes:
         return self._server.name.encode()
 
+    @property
+    def _signs(self) -> list[str]:
+        """The keys that say that it lives: one for each hash tag of its queues, where others look for it."""
+        return [*dict.fromkeys(keys.alive(self._server.name) for keys in self._server.keys)]
+
     def _step(self) -> None:
         now, server = time.monotonic(), self._server
         if server.is_stopped() and server.fetcher:
@@ -268,14 +293,19 @@ class Maintenance:
     def _sign_if_due(self) -> None:
         if time.monotonic() - self._last_beat < self._lease / BEATS_PER_LEASE:
             return
-        server = self._server
-        alive = server.keys[0].alive(server.name)
-        self._server.acks.ask(*(("PEXPIRE", keys.workers, KEEP_WORKERS) for keys in server.keys))
-        if not self._ask_timed(("PEXPIRE", alive, milliseconds(self._lease))):
+        server, lease = self._server, milliseconds(self._lease)
+        first, *others = self._signs
+        renewed = server.acks.ask(
+            *(("PEXPIRE", key, lease) for key in others),
+            *(("PEXPIRE", keys.workers, KEEP_WORKERS) for keys in server.keys),
+        )[: len(others)]
+        if not all([self._ask_timed(("PEXPIRE", first, lease)), *renewed]):
             logger.warning("worker %s was given up: what it held may be done again", server.name)
-            self.sign_on()
-            if server.fetcher:
-                server.fetcher.doubtful = True
+            try:
+                self.sign_on()
+            finally:  # it may have been heard, though its answer was lost
+                if server.fetcher:
+                    server.fetcher.doubtful = True
 
     def _ask_timed(self, command: Command) -> Any:
         """The answer to a sign of life; the server's clock is looked at, too."""
@@ -283,7 +313,7 @@ class Maintenance:
         (seconds, microseconds), answer = self._server.acks.ask(("TIME",), command)
         self.clock_offset = int(seconds) + int(microseconds) / 1e6 - (before + time.monotonic()) / 2
         self._last_beat = before
-        self._keeper.beat([self._server.keys[0].alive(self._server.name)], self._server.acks.how())
+        self._keeper.beat(self._signs, self._server.acks.how())
         return answer
 
     def _promote(self, keys: Keys) -> float:
@@ -303,7 +333,7 @@ class Maintenance:
         if server.keys:
             self.hand_back()
             forgotten = [("PEXPIRE", keys.wakeup, KEEP_WAKEUP) for keys in server.keys]
-            server.acks.ask(*forgotten, ("DEL", server.keys[0].alive(server.name)))
+            server.acks.ask(*forgotten, *(("DEL", key) for key in self._signs))
 
     def _bring_back(self, keys: Keys, name: bytes, pages: int, *, force: bool, died: bool) -> None:
         ask, options = self._server.acks.ask, self._server.options

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
+from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
 import redis
 
 from ...errors import Cancelled, RpcError, RpcTimeout, SerializationError, shown
-from ...transport import DELAY, IDEMPOTENCY_KEY, STREAM, Message, unpacked
+from ...transport import DELAY, IDEMPOTENCY_KEY, ORDER_KEY, STREAM, Message, unpacked
 from .._retry import patience
 from .calls import full
 from .connection import Command, unavailable
@@ -18,11 +20,17 @@ from .sending import Sender
 
 logger = logging.getLogger(__name__)
 
+KEEP_CONTROLS = 60.0
+"""Seconds that a withdrawal is kept while Redis cannot be had."""
+
 
 class PendingSend:
     """A message on its way to Redis."""
 
-    __slots__ = ("before", "id", "is_asked", "keys", "lifetime", "record", "special", "until", "written")
+    __slots__ = (
+        *("before", "id", "is_asked", "is_ordered", "keys", "lifetime", "record", "special"),
+        *("until", "written"),
+    )
 
     def __init__(
         self, sender: Sender, keys: Keys, message: Message, inbox: str, ttl: float | None, now: float
@@ -30,7 +38,8 @@ class PendingSend:
         self.keys, self.id = keys, plain(message.id)
         self.until = now + patience(ttl)
         """When to stop trying."""
-        self.is_asked = not inbox
+        self.is_ordered = ORDER_KEY in message.headers
+        self.is_asked = self.is_ordered or not inbox
         """Whether there will be an answer to the command that sends it."""
         self.written: float | None = None
         self.special: Command | None = None
@@ -82,13 +91,37 @@ class Sending(_Done):
 class Putting(_Done):
     """To an inbox that is a stream."""
 
-    __slots__ = ("commands",)
+    __slots__ = ("expire",)
+    special: Command
 
     def __init__(self, session: Waiting, id: str, add: Command, expire: Command) -> None:
         """`id` is that of this sending alone: others of one conversation have the same message id."""
-        self.id, self.special, self.commands = id, add, (add, expire)
-        self.is_asked, self.written, self.until = True, None, session.loop.time() + patience(None)
+        self.id, self.special, self.expire = id, add, expire
+        self.is_ordered, self.is_asked, self.written = False, True, None
+        self.until = session.loop.time() + patience(None)
         self.done = session.loop.create_future()
+
+
+class InOneLine:
+    """Has what has an order key written on one connection at a time: on two, one could overtake another."""
+
+    def __init__(self) -> None:
+        self._wire: Any = None
+        self._under_way = 0
+
+    def lets_through(self, each: PendingSend, wire: Any) -> bool:
+        """Whether it may be written there now; if so, it is."""
+        if not each.is_ordered:
+            return True
+        if self._under_way and self._wire is not wire:
+            return False
+        self._wire, self._under_way = wire, self._under_way + 1
+        return True
+
+    def has_arrived(self, sends: Sequence[PendingSend]) -> bool:
+        """These have been answered. Whether any connection will do for the next ones."""
+        self._under_way -= sum(each.is_ordered for each in sends)
+        return not self._under_way
 
 
 class Waiting(Protocol):
@@ -185,3 +218,31 @@ class AsyncRedisReplies(PendingSend):
         self._arrived.append(arrived)
         if self._waiter and not self._waiter.done():
             self._waiter.set_result(None)
+
+
+class Controls:
+    """What else is to be said, such as that nobody waits any more, and when."""
+
+    def __init__(self) -> None:
+        self._waiting: deque[tuple[float, Sequence[Command]]] = deque()
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def last(self) -> float:
+        """When the last of them is due."""
+        return self._waiting[-1][0]
+
+    def add(self, due: float, commands: Sequence[Command]) -> None:
+        self._waiting.append((due, commands))
+
+    def due(self, now: float) -> Iterator[Sequence[Command]]:
+        """Take those that are."""
+        while self._waiting and self._waiting[0][0] <= now:
+            yield self._waiting.popleft()[1]
+
+    def forget(self, now: float) -> None:
+        """Those that could not be said for too long."""
+        for _ in self.due(now - KEEP_CONTROLS):
+            pass

@@ -53,6 +53,7 @@ BROADCAST = _script("broadcast")
 KEEP = _script("keep")
 GONE = _script("gone")
 JOIN = _script("join")
+AGO = _script("ago")
 
 LOCK = _script("lock")
 UNLOCK = _script("unlock")

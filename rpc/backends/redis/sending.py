@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from ...transport import DELAY, IDEMPOTENCY_KEY, Message, packed
+from ...transport import DELAY, IDEMPOTENCY_KEY, ORDER_KEY, Message, packed
 from . import scripts
 from .connection import Command, milliseconds, translated_or_logged
-from .keys import LARGE, Keys, Record, digest
+from .keys import LARGE, Keys, Record, digest, is_ordered
 from .servers import Servers
+from .topics import run_on_client
 
 REMEMBERED = 10.0
 """Seconds that the sending of a message is remembered: longer than it is repeated."""
@@ -20,6 +21,9 @@ it would cost as much as a message to say it with each."""
 KEEP_CONTROL = 3600.0
 CONTROL_LENGTH = 10_000
 """Entries of a control stream, about, that are kept."""
+
+_BY_SCRIPT = {DELAY, IDEMPOTENCY_KEY, ORDER_KEY}
+"""Headers of what plain commands do not send."""
 
 
 def _delay_of(message: Message) -> float:
@@ -48,6 +52,8 @@ class Sender:
         kind, seconds = ("k" if ttl is None else "w"), REMEMBERED
         if ttl is None and inbox:
             kind, seconds = "a", UNATTENDED
+        key = message.headers.get(ORDER_KEY)
+        order = "" if key is None else digest(key)[:32]
         if IDEMPOTENCY_KEY in message.headers:
             once = digest(message.headers[IDEMPOTENCY_KEY])
             window = self._window + _delay_of(message)
@@ -58,13 +64,14 @@ class Sender:
             lifetime = milliseconds((seconds if ttl is None else ttl) + KEEP_BODY)
             before = [("SET", keys.body(id), frame, "NX", "PX", lifetime)]
             frame = b""
-        record = Record(kind, id, inbox, once, 0 if ttl is None else milliseconds(ttl), frame, sent)
+        until = 0 if ttl is None else milliseconds(ttl)
+        record = Record(kind, id, inbox, once, until, frame, sent, order=order)
         return before, record, milliseconds(seconds)
 
     def at_once(self, keys: Keys, message: Message, id: str, inbox: str, sent: int) -> list[Command] | None:
         """Plain commands that send a call for the first time, of which no answer is wanted; they cost Redis
         less than a script. None if they will not do."""
-        if self.max_length or DELAY in message.headers or IDEMPOTENCY_KEY in message.headers:
+        if self.max_length or not _BY_SCRIPT.isdisjoint(message.headers):
             return None
         before, record, lifetime = self.encode(keys, message, id, inbox, sent)
         if sent - self._ended.get(keys, 0) > END_EVERY:  # what has a TTL keeps it
@@ -125,7 +132,9 @@ class Sender:
             ("DEL", token) if ttl is None else ("SET", token, "left", "PX", milliseconds(ttl)),
             ("XADD", keys.control, "MAXLEN", "~", CONTROL_LENGTH, "*", "left", id),
             ("PEXPIRE", keys.control, milliseconds(KEEP_CONTROL)),
-            ("LREM", keys.queue, 1, record),
+            (scripts.WITHDRAW, 2, keys.queue, keys.delayed, record)
+            if is_ordered(record)
+            else ("LREM", keys.queue, 1, record),
             ("PEXPIRE", keys.wakeup, KEEP_WAKEUP),
             *body,
         ]
@@ -134,6 +143,11 @@ class Sender:
         """Say so of a message that was sent at this time; if Redis can be had."""
         _, record, _ = self.encode(keys, message, id, inbox, sent)
         with translated_or_logged():
+            if record.order:
+                run_on_client(
+                    self.servers, keys.queue, *self.withdrawal(keys, id, message.ttl, record.packed())
+                )
+                return
             pipe = self.servers.client(keys.queue).pipeline(transaction=False)
             for command in self.withdrawal(keys, id, message.ttl, record.packed()):
                 pipe.execute_command(*command)

@@ -13,17 +13,17 @@ from uuid import uuid4
 
 import redis
 
-from ...errors import SerializationError, shown
 from ...loops import Alarm, started
-from ...transport import HANDED_BACK, Address, Handler, Message, packed, unpacked
+from ...transport import Address, Handler
 from .._retry import Backoff, beside, run_together
-from .._serving import BEGUN, UNREADABLE, Connections, OnChange, Plan, Slots, Turns, guarded, lost
+from .._serving import Connections, OnChange, Plan, Slots, Turns, guarded
 from . import scripts
 from .acks import Ack, AckBuffer, Group, Page
+from .admission import Admission
 from .connection import FAILURES, Command, persistent, translated_or_logged, unavailable
 from .delivery import RedisDelivery
 from .fetch import Fetcher, Pages, Taken
-from .keys import Keys, QueueNames, Record
+from .keys import Keys, QueueNames
 from .maintenance import TOO_LONG, Maintenance, Options
 from .servers import Servers
 from .subscriber import Subscriber
@@ -34,10 +34,6 @@ logger = logging.getLogger(__name__)
 
 FLUSH_AFTER = 0.002
 """Seconds that an acknowledgement may wait for others to go with, while handlers are fast."""
-WAITED = 0.001
-"""Seconds after which a message was not taken at once: others may wait."""
-REMEMBERED = 10_000
-"""Ids of messages whose callers have left."""
 
 
 class RedisServer:
@@ -57,7 +53,7 @@ class RedisServer:
         discard: Callable[[str], object],
     ) -> None:
         """`discard` deletes a queue, with what is in it."""
-        plan = Plan(addresses)
+        plan = self._plan = Plan(addresses)
         self.name, self.options = uuid4().hex, options
         self.handler, self._threads = guarded(handler), threads
         self.queues = [names.queue(each.name) for each in plan.queues]
@@ -65,15 +61,13 @@ class RedisServer:
         self._turns = Turns(self._fetch, self.handle, self.is_stopped)
         self._connections, self._backoff = Connections(on_change), Backoff()
         self.check = self._connections.check
-        self._stopped = self._ended = False
+        self._stopped = self._ended = self._is_running = False
         self.alarm = Alarm()
         """Wakes up maintenance. Rung by a signal handler, too."""
         self._deliveries: dict[str, RedisDelivery] = {}
         """What is in the hands of handlers, by its id."""
-        self._in_hand: set[bytes] = set()
+        self.in_hand: set[bytes] = set()
         """The records that are begun, and are not known to be acknowledged."""
-        self._left: dict[str, None] = {}
-        """Ids of the last messages whose callers left."""
         self._flushing: set[asyncio.AbstractEventLoop] = set()
         """Event loops that will write what is owed, in their next turn."""
         self._handled, self._since = 0, time.perf_counter()
@@ -88,27 +82,31 @@ class RedisServer:
         self.acks = AckBuffer(servers, home, self._confirmed, self.alarm.ring)
         self.pages: Mapping[Keys, Pages] = {each: Pages(each, self.name) for each in self.keys}
         self.maintenance = Maintenance(self)
+        self._admission = Admission(self, self.acks, self.in_hand, clock=self._clock, waited=self._waited)
         self.mend, sign_on = self.maintenance.mend, self.maintenance.sign_on
         pages = [self.pages[each] for each in self.queues]
         self.fetcher = (
-            Fetcher(servers, pages, self.acks, knows=self.knows, sign_on=sign_on) if pages else None
+            Fetcher(servers, pages, self.acks, in_hand=self.in_hand, sign_on=sign_on) if pages else None
         )
         self._subscriptions = {
             keys: SubscriptionQueue(self, to, keys, self.pages[keys]) for keys, to in durable.items()
         }
-        self.subscriber = Subscriber(
-            servers,
+        self.subscriber = self._subscriber(names, discard)
+
+    def _subscriber(self, names: QueueNames, discard: Callable[[str], object]) -> Subscriber:
+        return Subscriber(
+            self.servers,
             names,
-            channels=plan.channels,
-            durable={to: self._subscriptions[keys] for keys, to in durable.items()},
+            channels=self._plan.channels,
+            durable={each.to: each for each in self._subscriptions.values()},
             watched={each.control: self._told for each in self.keys},
             handler=self.handler,
-            run=self._run,
+            run=self.run_commands,
             discard=discard,
             stopped=self.is_stopped,
             ended=self.has_ended,
             check=self.check,
-            on_change=self._connections.notify if not pages else lambda connected: None,
+            on_change=self._connections.notify if not self.queues else lambda connected: None,
         )
 
     # Running.
@@ -122,6 +120,7 @@ class RedisServer:
         try:
             self.subscriber.begin()  # who sees that it is there may publish
             self.maintenance.begin()
+            self._is_running = True
             for thread in threads:
                 started(thread)
             if self.fetcher:
@@ -138,9 +137,10 @@ class RedisServer:
     def stop(self) -> None:
         self._stopped = True
         self.alarm.ring()
+        self.subscriber.stop_waiting()
 
     def hand_back(self) -> None:
-        self._stopped = True
+        self.stop()
         with translated_or_logged():
             while self.fetcher and self._turns.is_fetching():  # what is given back must not be taken again
                 self.maintenance.wake_up(self.fetcher.connection)
@@ -155,6 +155,11 @@ class RedisServer:
     def is_stopped(self) -> bool:
         """Whether nothing new is to be taken."""
         return self._stopped
+
+    @property
+    def is_running(self) -> bool:
+        """Whether its connections are there to be used."""
+        return self._is_running and not self._stopped
 
     def has_ended(self) -> bool:
         """Whether nothing is in hand any more, either."""
@@ -227,75 +232,24 @@ class RedisServer:
         of its page, or to `to`. Raises redis.RedisError."""
         self._handled += 1
         page, raw = taken
-        self._in_hand.add(raw)
+        self.in_hand.add(raw)
         try:
-            return self._delivery(page, raw, to)
+            if delivery := self._admission.delivery(page, raw, to):
+                self._deliveries[delivery.record.id] = delivery
+            return delivery
         except FAILURES:
-            self._in_hand.discard(raw)
+            self.in_hand.discard(raw)
             self.doubt(page)
             raise
 
-    def _delivery(self, page: Page, raw: bytes, to: Address | None) -> RedisDelivery | None:
-        try:
-            record = Record.unpacked(raw, page.queue.inboxes)
-            left, frame = self._left_of(page.queue, record), record.frame
-            # What has expired, and nobody waits for, is for the handler to refuse: it may be a dead letter.
-            is_over = left is not None and left <= 0 and bool(record.inbox or record.once)
-            if record.is_large and not is_over:
-                frame = self._fetched(page.queue, record.id)
-            if is_over or (record.is_large and not frame):
-                special = (0, b"", 0) if record.once or record.is_large else None
-                self.acks.owe(Ack(page, raw, "", b"", special=special))
-                return None
-            message = unpacked(frame)
-        except SerializationError as error:
-            self._refuse(page, raw, error)
-            return None
-        headers: Any = message.headers  # just made, and nobody else's
-        if left is not None and "ttl" in headers:
-            headers["ttl"] = f"{left:.3f}"
-        if record.deaths:
-            headers["deliveries"] = str(record.deaths + 1)
-        if record.handed_back:
-            headers[HANDED_BACK] = "1"
-        delivery = RedisDelivery(self, page, raw, record, message)
-        delivery.to = to or delivery.to
-        if record.deaths >= scripts.FORBIDDEN:  # it was begun here, and could not be buried
-            delivery.bury(BEGUN, None)
-            return None
-        self._deliveries[record.id] = delivery
-        return delivery
+    def _clock(self) -> float:
+        """The seconds of Redis' own."""
+        return time.monotonic() + self.maintenance.clock_offset
 
-    def _left_of(self, queue: Keys, record: Record) -> float | None:
-        """Seconds that somebody still wants it; None: without end."""
-        if record.inbox and record.id in self._left and not record.once:
-            return 0.0
-        if record.is_attended or record.once:
-            once = (queue.once(record.once),) if record.once else ()
-            places = (queue.token(record.id), *once)
-            left = self.acks.ask((scripts.BEGIN, len(places), *places, record.id))[0]
-            return float(left) / 1000 if left != -1 and record.is_attended else None
-        age = time.monotonic() + self.maintenance.clock_offset - record.sent / 1000
-        if age > WAITED and self.fetcher:
+    def _waited(self) -> None:
+        """A message was not taken at once: there may be more."""
+        if self.fetcher:
             self.fetcher.may_be_crowded = True
-        return record.ttl / 1000 - age if record.ttl else None
-
-    def _fetched(self, queue: Keys, id: str) -> bytes:
-        """The body of a large message; empty if its caller left just now, and took it along."""
-        frame, token = self.acks.ask(("MGET", queue.body(id), queue.token(id)))[0]
-        if frame is None and token != b"left":
-            raise SerializationError("its body has expired")
-        return bytes(frame or b"")
-
-    def _refuse(self, page: Page, raw: bytes, error: Exception) -> None:
-        """Put what cannot be read among the dead letters, and tell its caller, if it names one."""
-        logger.error("refused a record in queue %r: %s", page.queue.name, shown(error))
-        id = raw.partition(b"\n")[2].partition(b"\n")[0].decode(errors="replace")
-        told = packed(lost(Message(headers={"id": id}), UNREADABLE))
-        places = (page.key, page.queue.queue, page.queue.dead)
-        self.acks.ask((scripts.BURY, len(places), *places, raw, f"refused: {shown(error)}", 1, told, 0))
-        self._in_hand.discard(raw)
-        page.change(-1)
 
     # What deliveries need.
 
@@ -319,20 +273,25 @@ class RedisServer:
         """A reply waits for the end of its handler: somebody must say it if that takes long."""
         self.alarm.ring()
 
-    def changed(self, before: bytes, after: bytes) -> None:
-        """A record in hand is another one."""
-        self._in_hand.add(after)
-        self._in_hand.discard(before)
+    def change(self, page: Page, before: bytes, after: bytes) -> bool:
+        """Write a record in hand anew; False if it is not held any more."""
+        self.in_hand.add(after)  # before it can be found
+        done = False
+        try:
+            done = bool(self.carry_out(scripts.CHANGE, 1, page.key, before, after))
+        finally:
+            self.in_hand.discard(before if done else after)
+        return done
 
     def finished(self, delivery: RedisDelivery, ack: Ack | None) -> None:
         """It ended: this is owed for it. None: nothing, it is to be delivered again."""
         if self._deliveries.get(delivery.record.id) is delivery:
             del self._deliveries[delivery.record.id]
         if ack is None:
-            self._in_hand.discard(delivery.raw)
+            self.in_hand.discard(delivery.raw)
             self.doubt(delivery.page)
         elif not ack.record:
-            self._in_hand.discard(delivery.raw)
+            self.in_hand.discard(delivery.raw)
             delivery.page.change(-1)
         else:
             self.acks.owe(ack)
@@ -362,9 +321,9 @@ class RedisServer:
         self.acks.flush(in_loop=True)
 
     def _confirmed(self, group: Group) -> None:
-        self._in_hand.difference_update([ack.record for ack in group])
+        self.in_hand.difference_update([ack.record for ack in group])
 
-    def _run(self, key: str, *commands: Command) -> list[Any]:
+    def run_commands(self, key: str, *commands: Command) -> list[Any]:
         """Carries out commands on a key, which on a cluster may be anywhere."""
         if self.servers.is_cluster:
             return run_on_client(self.servers, key, *commands)
@@ -377,10 +336,6 @@ class RedisServer:
 
     # What is in hand.
 
-    def knows(self, raw: bytes) -> bool:
-        """Whether this record is in hand."""
-        return raw in self._in_hand
-
     def _told(self, fields: dict[bytes, bytes]) -> None:
         """What a control stream says: something was delayed, or a message was cancelled, or nobody waits for
         it any more: whoever has it is told, who comes to it does not begin."""
@@ -392,9 +347,7 @@ class RedisServer:
             self.maintenance.look_for_due()
             return
         id = name.decode(errors="replace")
-        self._left[id] = None
-        if len(self._left) > REMEMBERED:
-            del self._left[next(iter(self._left))]
+        self._admission.left(id)
         if (delivery := self._deliveries.get(id)) and not delivery.record.once:
             delivery.cancel()
 
@@ -404,9 +357,8 @@ class RedisServer:
         self.acks.flush()
         for delivery in [*self._deliveries.values()]:
             delivery.say()
-        is_stuck = time.perf_counter() - self._looked > TOO_LONG
-        if is_stuck and self.fetcher and (unbegun := self.fetcher.emptied()):
-            self.maintenance.release(unbegun)
+        if self.fetcher and time.perf_counter() - self._looked > TOO_LONG:
+            self.fetcher.give_back(self.maintenance.release)
 
     def is_laden(self) -> bool:
         """Whether anything waits for a handler that may take long."""

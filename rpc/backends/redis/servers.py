@@ -28,6 +28,12 @@ except ModuleNotFoundError:  # an older redis-py
     _NO_MAINTENANCE: dict[str, Any] = {}
 else:  # Redis Enterprise's: pending for it costs each connection a round trip, and it changes our time limits
     _NO_MAINTENANCE = {"maint_notifications_config": MaintNotificationsConfig(enabled=False)}
+try:
+    from redis.driver_info import DriverInfo
+except ModuleNotFoundError:  # an older redis-py
+    _DRIVER: dict[str, Any] = {}
+else:  # else each connection looks through all that is installed for the version of redis-py
+    _DRIVER = {"driver_info": DriverInfo(lib_version=redis.__version__)}
 
 SOCKET_TIMEOUT = 3.0
 """Seconds without an answer after which a connection is given up."""
@@ -151,7 +157,7 @@ def _read(url: str) -> dict[str, Any]:
     if protocol not in ("2", "3"):
         raise ValueError(f"protocol is {protocol!r}, not 2 or 3")
     try:
-        pool.connection_class(**pool.connection_kwargs)
+        pool.connection_class(**{**_DRIVER, **pool.connection_kwargs})
     except redis.RedisError as error:
         raise ValueError(str(error)) from None
     except TypeError as error:
@@ -177,6 +183,7 @@ def _tuned(how: dict[str, Any]) -> dict[str, Any]:
         "redis_connect_func": _introduced,
         **(tcp if issubclass(how["connection_class"], redis.Connection) else {}),
         **_NO_MAINTENANCE,
+        **_DRIVER,
         **how,
     }
 

@@ -13,9 +13,9 @@ nothing is sent again that was answered.
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Iterator, Sequence
 from functools import partial
+from itertools import chain
 from typing import Any
 from uuid import uuid4
 
@@ -28,12 +28,12 @@ from .aio_connection import AioConnection, connect
 from .calls import UNCONFIRMED, full
 from .connection import BLOCK, CLOCK_IS_GOOD, Command, is_wrong_type, unavailable
 from .keys import Keys
-from .pending import AsyncRedisReplies, PendingSend, Putting
-from .scripts import SEND_LATER, SEND_MANY, SEND_ONCE
+from .pending import AsyncRedisReplies, Controls, InOneLine, PendingSend, Putting
+from .scripts import SEND_LATER, SEND_MANY, SEND_ONCE, WITHDRAW
 from .sending import UNATTENDED, Sender
 from .servers import SOCKET_TIMEOUT, is_elsewhere
 
-SCRIPTS = (SEND_MANY, SEND_ONCE, SEND_LATER)
+SCRIPTS = (SEND_MANY, SEND_ONCE, SEND_LATER, WITHDRAW)
 """Each takes a round trip when a connection is opened."""
 AT_ONCE = 64
 """Messages that one command sends, at most: others are not kept waiting by it for long."""
@@ -41,8 +41,6 @@ READ_AT_ONCE = 16 * 1024 * 1024
 """Bytes of replies that are read in one go, by the size of the last ones; but at most 256 replies."""
 SOON = 0.01
 """Seconds that a withdrawal lets the message go first that it withdraws, on another connection."""
-KEEP_CONTROLS = 60.0
-"""Seconds that a withdrawal is kept while Redis cannot be had."""
 LATE = 5.0
 """Seconds after which a message that was not confirmed is not sent again before the inbox was read."""
 
@@ -57,13 +55,13 @@ class Session:
         self._sender, self._keys = sender, keys
         self._main: AioConnection | None = None
         self._side: AioConnection | None = None
+        self._line = InOneLine()
         self._opening: asyncio.Future[None] | None = None
         self._underway: dict[str, PendingSend] = {}
         """What is not known to have arrived, in the order of sending; of it,"""
         self._outbox: dict[str, PendingSend] = {}
         """what is to be written."""
-        self._controls: deque[tuple[float, Sequence[Command]]] = deque()
-        """What else is to be said, and when."""
+        self._controls = Controls()
         self._flushing: asyncio.Handle | None = None
         self._ticking: asyncio.TimerHandle | None = None
         self.failure: redis.RedisError | None = None
@@ -92,8 +90,7 @@ class Session:
             self._say(said, SOON if each else 0.0)
 
     def _say(self, commands: Sequence[Command], later: float = 0.0) -> None:
-        due = self.loop.time() + later
-        self._controls.append((due, commands))
+        self._controls.add(due := self.loop.time() + later, commands)
         self.loop.call_at(due, self._flush_soon)
 
     def wake_in_time(self, replies: AsyncRedisReplies, left: float) -> None:
@@ -112,7 +109,7 @@ class Session:
         self._outbox.clear()
         end = self.loop.time() + SOCKET_TIMEOUT
         while self._controls and self.failure is None and (left := end - self.loop.time()) > 0:
-            await asyncio.sleep(max(0.0, min(left, self._controls[-1][0] - self.loop.time())))
+            await asyncio.sleep(max(0.0, min(left, self._controls.last - self.loop.time())))
             self._flush()
             if self._opening:
                 await asyncio.wait([self._opening], timeout=left)
@@ -136,7 +133,6 @@ class Session:
         if self._flushing is None:
             self._flushing = self.loop.call_soon(self._flush)
 
-    @property
     def _is_wanted(self) -> bool:
         return bool(self.pending or self._underway or self._controls)
 
@@ -148,32 +144,41 @@ class Session:
             if self._outbox or self._controls or (self.pending and not self._armed):
                 self._open_soon()
             return
-        parts = [*self._written(wire), *self._control_commands(wire)]
-        if wire is self._main and self.pending:
-            parts += self._wait(wire)
-        if parts:
-            wire.write(parts)
+        controls = (wire.say(*each) for each in self._controls.due(self.loop.time()))
+        waiting = self._wait(wire) if wire is self._main and self.pending else ()
+        wire.write(chain(self._written(wire), controls, waiting))
         self._tick_soon()
 
     def _written(self, wire: AioConnection) -> Iterator[bytes]:
         now = self.loop.time()
         groups: dict[tuple[Keys, bool], list[PendingSend]] = {}
         sent = int((now + wire.clock_offset) * 1000)
-        for each in self._outbox.values():
+        outbox, self._outbox = self._outbox, {}
+        for each in outbox.values():
+            if not self._line.lets_through(each, wire):
+                self._outbox[each.id] = each
+                continue
             if each.written is None and not each.special:
                 each.stamp(sent)
             each.written = now
             if isinstance(each, Putting):
-                add, *after = each.commands
-                yield wire.ask(add, partial(self._on_put, each)) + wire.say(*after)
+                yield wire.ask(each.special, partial(self._on_put, each)) + wire.say(each.expire)
                 continue
             if each.before:
                 yield wire.say(*each.before)
-            if each.special:
-                yield wire.ask(each.special, partial(self._on_outcomes, [each]))
-            else:
+            if not each.special:
                 groups.setdefault((each.keys, each.is_asked), []).append(each)
-        self._outbox.clear()
+                continue
+            if each.is_ordered:
+                yield from self._grouped(wire, groups)
+                groups = {}
+            yield wire.ask(each.special, partial(self._on_outcomes, [each]))
+        yield from self._grouped(wire, groups)
+
+    def _grouped(
+        self, wire: AioConnection, groups: dict[tuple[Keys, bool], list[PendingSend]]
+    ) -> Iterator[bytes]:
+        """What is asked or said of each of these."""
         for (keys, is_asked), sends in groups.items():
             for several in (sends[n : n + AT_ONCE] for n in range(0, len(sends), AT_ONCE)):
                 command = self._sending(wire, keys, several)
@@ -192,11 +197,6 @@ class Session:
         for each in sends:
             command += (each.id, each.record, each.lifetime)
         return command
-
-    def _control_commands(self, wire: AioConnection) -> Iterator[bytes]:
-        now = self.loop.time()
-        while self._controls and self._controls[0][0] <= now:
-            yield wire.say(*self._controls.popleft()[1])
 
     def _wait(self, wire: AioConnection) -> Iterator[bytes]:
         self._armed = True
@@ -235,6 +235,8 @@ class Session:
             replies.put(count, frame)
 
     def _on_outcomes(self, sends: list[PendingSend], answer: Any) -> None:
+        if self._line.has_arrived(sends) and self._outbox:
+            self._flush_soon()
         if isinstance(answer, redis.RedisError):
             self._on_refusal(sends, answer)
             return
@@ -303,8 +305,8 @@ class Session:
             self._flush_soon()
 
     def _begin(self, wire: AioConnection) -> None:
-        if not self._had_a_wire:
-            self._had_a_wire = True
+        is_first, self._had_a_wire = not self._had_a_wire, True
+        if is_first:
             self._outbox = self._underway.copy()
             self._flush()
             return
@@ -332,25 +334,23 @@ class Session:
         for wire in filter(None, (self._main, self._side)):
             wire.drop()
         self._main = self._side = self._head = None
-        self._armed, self._read = False, 0
+        self._armed, self._read, self._line = False, 0, InOneLine()
         self._outbox.clear()
         for each in self._underway.values():
             each.is_asked = True
-        if self._is_wanted:
+        if self._is_wanted():
             self._open_soon()
 
     def _give_up_late(self, error: redis.RedisError) -> None:
         now = self.loop.time()
         for each in [each for each in self._underway.values() if each.until <= now]:
-            del self._underway[each.id]
-            each.fail(unavailable(error))
-        while self._controls and self._controls[0][0] < now - KEEP_CONTROLS:
-            self._controls.popleft()
+            self._underway.pop(each.id).fail(unavailable(error))
+        self._controls.forget(now)
 
     # Time.
 
     def _tick_soon(self) -> None:
-        if self._ticking is None and self._is_wanted:
+        if self._ticking is None and self._is_wanted():
             self._ticked = self.loop.time()
             self._ticking = self.loop.call_later(UNCONFIRMED, self._tick)
 
@@ -358,6 +358,8 @@ class Session:
         """See to what takes long."""
         self._ticking = None
         now = self.loop.time()
+        if self._flushing:  # it was interrupted before it began
+            self._flush()
         for wire in filter(None, (self._main, self._side)):
             if now - wire.clock_read > CLOCK_IS_GOOD:
                 wire.read_clock()

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import redis
 
 from ...errors import BackendUnavailable, RpcError, SerializationError, shown
+from ...loops import Alarm
 from ...transport import Address, Handler, Message, packed, unpacked
 from .._retry import Backoff
 from .._serving import BaseDelivery, OnChange, Serially
@@ -97,6 +98,8 @@ class Subscriber:
         self._unread: set[Address] = set()
         """Groups whose stream must be looked at again, though there is no news of it."""
         self._signed = self._attended = 0.0
+        self._alarm = Alarm()
+        """Rung when it is stopped."""
         self._at: dict[str, list[Address]] = {}
         for to in (*channels, *durable):
             self._at.setdefault(names.channel(to), []).append(to)
@@ -134,7 +137,11 @@ class Subscriber:
     def wait(self) -> None:
         """Until it is stopped; for a server that has no queues."""
         while not self._stopped():
-            time.sleep(LOOK_AGAIN)
+            self._alarm.wait(BLOCK)
+
+    def stop_waiting(self) -> None:
+        """It is stopped. Any thread, and signal-safe."""
+        self._alarm.ring()
 
     def end(self) -> None:
         """Wait for what is being handled."""
@@ -148,6 +155,7 @@ class Subscriber:
         """Give the connections up."""
         for reader in self._readers:
             reader.drop()
+        self._alarm.close()
 
     def step(self) -> None:
         """What is to be done now and then, by the first reader."""

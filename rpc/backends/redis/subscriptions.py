@@ -8,7 +8,7 @@ from collections import deque
 from typing import Protocol
 
 from ...transport import Address
-from .acks import AckBuffer, Page
+from .acks import AckBuffer
 from .connection import FAILURES, unavailable
 from .delivery import RedisDelivery
 from .fetch import Pages, Taken
@@ -21,10 +21,11 @@ class Holder(Protocol):
     """What is needed of the server."""
 
     acks: AckBuffer
+    in_hand: set[bytes]
+    """Records."""
 
     def begun(self, taken: Taken, to: Address | None = None) -> RedisDelivery | None: ...
     def handle(self, delivery: RedisDelivery) -> None: ...
-    def knows(self, raw: bytes) -> bool: ...
     def is_stopped(self) -> bool: ...
     def mend(self, error: BaseException) -> None: ...
 
@@ -33,7 +34,7 @@ class SubscriptionQueue:
     """What is kept for one durable subscription."""
 
     def __init__(self, server: Holder, to: Address, keys: Keys, pages: Pages) -> None:
-        self._server, self._to, self._keys, self._pages = server, to, keys, pages
+        self._server, self.to, self._keys, self._pages = server, to, keys, pages
         self._found: deque[Taken] = deque()
         self.doubtful = False
         """Whether what is in hand must be compared with what Redis has."""
@@ -51,16 +52,17 @@ class SubscriptionQueue:
         server = self._server
         try:
             while not server.is_stopped() and (taken := self._next()):
-                if delivery := server.begun(taken, self._to):
+                if delivery := server.begun(taken, self.to):
                     server.handle(delivery)
         except FAILURES as error:
             self.doubtful = True
             self._server.mend(error)
-            logger.warning("%s; %s is looked at again", unavailable(error), self._to)
+            logger.warning("%s; %s is looked at again", unavailable(error), self.to)
 
     def _next(self) -> Taken | None:
         if self.doubtful:
-            self._take_stock()
+            self.doubtful = False  # first: others may have doubts meanwhile
+            self._take_stock()  # if it fails, `work_off` has them again
         if self._found:
             return self._found.popleft()
         page = self._pages.roomy()
@@ -74,10 +76,7 @@ class SubscriptionQueue:
     def _take_stock(self) -> None:
         """What lies in the pages and is not in hand was taken with an answer that was lost, or is to be
         delivered again."""
-        pages: list[Page] = self._pages.all
-        lists = self._server.acks.ask(*(("LRANGE", page.key, 0, -1) for page in pages))
+        pages, server = self._pages.all, self._server
         self._found.clear()
-        for page, records in zip(pages, lists, strict=True):
-            page.count = len(records)
-            self._found += [Taken(page, raw) for raw in records if not self._server.knows(raw)]
-        self.doubtful = False
+        for page, records in zip(pages, server.acks.stock(pages, server.in_hand), strict=True):
+            self._found += [Taken(page, raw) for raw in records]

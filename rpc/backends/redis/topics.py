@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
@@ -30,7 +31,7 @@ from .connection import (
     translated_or_logged,
 )
 from .keys import Names
-from .scripts import BROADCAST, GONE, KEEP, MEND
+from .scripts import AGO, BROADCAST, GONE, KEEP, MEND
 from .servers import Servers
 
 logger = logging.getLogger(__name__)
@@ -39,6 +40,10 @@ KEEP_REPLY = 60.0
 """Seconds that a way back outlives the last sign of its reader."""
 KEEP_TOPIC = 3600.0
 TOPIC_LENGTH = 10_000
+REPLAYED = 256
+"""Messages that are read at a time to be heard again."""
+ANSWERS = 64
+"""Replies that are read at a time, if there are as many: all workers may have been asked."""
 KEEP_REFUSED = 7 * 86_400_000
 """Milliseconds that a key is kept which was in the place of one of ours."""
 START = "0-1"
@@ -73,6 +78,7 @@ class RedisReplies:
     ) -> None:
         self._client, self._key = client, key
         self._last: str | bytes = START
+        self._unread: deque[tuple[bytes, dict[bytes, bytes]]] = deque()
         self._id = id
         self._lost, self._withdraw, self._finished = lost, withdraw, finished
         self._ended = self._closed = self._unreachable = False
@@ -110,10 +116,12 @@ class RedisReplies:
         return reply
 
     def _read(self, seconds: float) -> Message | None:
-        block = milliseconds(seconds) if seconds > 0 else None
-        read = self._client.xread({self._key: self._last}, count=1, block=block)
-        for _, id, fields in entries(read):
-            self._last = id
+        if not self._unread:
+            block = milliseconds(seconds) if seconds > 0 else None
+            read = self._client.xread({self._key: self._last}, count=ANSWERS, block=block)
+            self._unread.extend((id, fields) for _, id, fields in entries(read))
+        while self._unread:
+            self._last, fields = self._unread.popleft()
             try:
                 return unpacked(fields.get(b"m", b""))
             except SerializationError as error:
@@ -137,9 +145,8 @@ class Topics:
         self._servers, self.names, self._run = servers, names, run or partial(run_on_client, servers)
 
     def send(self, to: Address, message: Message) -> None:
-        """To an inbox."""
-        with translated():
-            self._put(to, message)
+        """To an inbox. If an answer is lost it may come twice; what must not, says so in its number."""
+        persistent(partial(self._put, to, message), patience(message.ttl))
 
     def entry(self, to: Address, message: Message) -> tuple[Command, Command]:
         """The commands that put it there, and that say how long it is kept."""
@@ -163,6 +170,24 @@ class Topics:
             return _durable(to, kept), _durable(to, gone)
 
         return persistent(publish, patience(message.ttl))
+
+    def replay(self, to: Address, seconds: float | None) -> Iterator[Message]:
+        """What was published in the last so many seconds, of what is still there; None: all of that."""
+        key, after = self.names.channel(to), "-"
+        if seconds is not None:
+            with translated():
+                after = self._run(key, (AGO, 1, key, round(seconds * 1000)))[0].decode()
+        while True:
+            with translated():
+                read = self._run(key, ("XRANGE", key, after, "+", "COUNT", REPLAYED))[0]
+            for _, id, fields in entries([[key.encode(), read]]):
+                after = f"({id.decode()}"
+                try:
+                    yield unpacked(fields.get(b"m", b""))
+                except SerializationError as error:
+                    logger.warning("not a message of ours (%s): %s", to, shown(error))
+            if len(read) < REPLAYED:
+                return
 
     def request(self, to: Address, message: Message) -> RedisReplies:
         """Publish it, with a way back."""

@@ -22,7 +22,18 @@ from rq.job import JobStatus
 from ...durations import seconds, seconds_or_none
 from ...errors import Unsupported
 from ...inspection import DeadLetter, Entry, QueueInfo
-from ...transport import ATTEMPT, DELAY, IDEMPOTENCY_KEY, UNKNOWN, Address, Handler, Message, packed, unpacked
+from ...transport import (
+    ATTEMPT,
+    DELAY,
+    IDEMPOTENCY_KEY,
+    ORDER_KEY,
+    UNKNOWN,
+    Address,
+    Handler,
+    Message,
+    packed,
+    unpacked,
+)
 from .._prefix import PREFIX
 from .._retry import patience
 from .._serving import DIED, OnChange
@@ -42,6 +53,9 @@ NO_ANSWER_FROM = {
     JobStatus.STOPPED.value: "it was stopped",
     JobStatus.CANCELED.value: "it was cancelled",
 }
+
+_SPECIAL = {DELAY, IDEMPOTENCY_KEY, ORDER_KEY}
+"""Headers of what SEND does not send."""
 
 
 def perform(*_: Any) -> None:
@@ -226,7 +240,7 @@ class PythonRqBackend(RedisBase):
             milliseconds((ttl or 0) + KEEP_REPLY),
         ]
         script = scripts.SEND
-        if DELAY in message.headers or IDEMPOTENCY_KEY in message.headers:
+        if not _SPECIAL.isdisjoint(message.headers):
             script = scripts.SEND_SPECIALLY
             keys += (
                 self._records.scheduled(to.name),
@@ -277,4 +291,5 @@ class PythonRqBackend(RedisBase):
 
     def _withdraw(self, queue: str, id: str) -> None:
         keys = [self._records.queue(queue).key, job_key(id), self._records.scheduled(queue)]
+        keys.append(self.names.bell(queue))
         self._records.run(scripts.WITHDRAW, keys, [id, self.names.cancels])

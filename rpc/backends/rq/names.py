@@ -28,6 +28,14 @@ class RqNames(Names):
         harm. That of a worker has its name."""
         return self.bells + queue
 
+    def order(self, queue: str) -> str:
+        """A hash: the first job of each order key, the order key of each job, and how many wait behind."""
+        return f"{self.prefix}:order:{queue}"
+
+    def line(self, queue: str, key: str) -> str:
+        """Where those wait that come after the first of an order key."""
+        return f"{self.prefix}:line:{queue}:{key}"
+
     def later(self, queue: str) -> str:
         """The same for those who look when scheduled jobs are due."""
         return self.laters + queue

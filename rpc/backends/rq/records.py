@@ -26,8 +26,10 @@ from rq.utils import now, utcparse
 
 from ...errors import SerializationError
 from ...inspection import DeadLetter, Entry, QueueInfo
-from ...transport import NAME, Message, packed
+from ...transport import NAME, ORDER_KEY, Message, packed
 from ..redis.connection import is_wrong_type, translated
+from ..redis.inspection import count_of
+from ..redis.keys import digest
 from ..redis.servers import Servers
 from ..redis.topics import mend
 from . import scripts
@@ -217,6 +219,12 @@ class Records:
         pipe = self.client.pipeline().zrange(self.scheduled(queue), 0, -1, withscores=True)
         pipe.lrange(self.queue(queue).key, 0, -1).zrange(self.started(queue), 0, -1)
         scheduled, waiting, started = pipe.execute()
+        firsts = self.client.hgetall(self.names.order(queue))
+        pipe = self.client.pipeline(transaction=False)
+        for key in firsts:
+            if b"" in firsts and key and not key.startswith(b":"):
+                pipe.lrange(self.names.line(queue, text(key)), 0, -1)
+        waiting += [each for line in pipe.execute() for each in line]
         places: list[tuple[Literal["scheduled", "waiting", "running"], str, str, float | None]]
         places = [("scheduled", text(each), "", due) for each, due in scheduled]
         places += [("waiting", text(each), "", None) for each in waiting]
@@ -235,6 +243,7 @@ class Records:
         key, started = self.queue(queue).key, self.started(queue)
         pipe = self.client.pipeline(transaction=False).llen(key).zcard(started).lindex(key, 0)
         waiting, running, first, scheduled = pipe.zcard(self.scheduled(queue)).execute()
+        waiting += count_of(self.client.hget(self.names.order(queue), ""))
         at = self.client.hget(raw(job_key(text(first))), "enqueued_at") if first else None
         workers = sum(map(self.client.exists, worker_registration.get_keys(self.queue(queue))))
         sent = _time(at.decode("ascii", "replace")) if at else None
@@ -249,6 +258,7 @@ class Records:
     def promote(self, queue: str) -> float:
         """Put what is due into its queue; seconds until more is, less than 0 if nothing is scheduled."""
         keys = [self.scheduled(queue), self.queue(queue).key, Queue.redis_queues_keys, self.names.bell(queue)]
+        keys.append(self.started(queue))
         return float(self.run(scripts.PROMOTE, keys, [JOBS])) / 1000
 
     def discard(self, queue: str) -> None:
@@ -308,6 +318,9 @@ class Records:
 def fields_of(job: Job) -> list[Any]:
     """Names and values, as they are in its hash."""
     fields = {**job.to_dict(), "rpc_queue": job.origin}
+    key = job.args[0].get(ORDER_KEY)
+    if key is not None:
+        fields["rpc_order"] = digest(key)[:32]
     return [part for field in fields.items() for part in field]
 
 

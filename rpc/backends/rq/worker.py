@@ -11,7 +11,7 @@ import math
 import threading
 import time
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 from uuid import uuid4
 
@@ -20,7 +20,7 @@ from rq.utils import now, utcformat
 
 from ...errors import Interrupted, SerializationError, WorkerLost, shown
 from ...transport import FAILED, STREAM, Handler, Message, packed
-from .._serving import DIED, STOPPED, Connections, lost
+from .._serving import Connections, lost
 from ..redis.connection import (
     BLOCK,
     milliseconds,
@@ -28,7 +28,6 @@ from ..redis.connection import (
     run_with_reconnect,
     translated_or_logged,
 )
-from ..redis.maintenance import Absences
 from . import scripts
 from .alarm import interrupted_after
 from .delivery import Claimed, RqDelivery
@@ -43,19 +42,17 @@ from .records import (
     job_for,
     job_key,
     message_in,
-    raw,
     results_key,
     text,
     worker_key,
 )
+from .recovery import Recovery
 
 logger = logging.getLogger(__name__)
 
 HORIZON = 3600
 """Seconds from the last sign of life after which rq itself takes a job for abandoned. Ours does much sooner,
 by the lease; rq compares wall clocks, so this is also how wrong a clock may be."""
-TIDY_EVERY = 30.0
-"""Seconds between two looks at what rq's registries no longer need."""
 
 
 class RqWorker:
@@ -79,8 +76,8 @@ class RqWorker:
         self._done = False
         self._signing = threading.Lock()
         """Held to sign on, and to sign off for good: who has left does not sign on again."""
-        self._last_beat = self._last_tidy = 0.0
-        self._absences: Absences[tuple[str, str, str]] = Absences(options.beat)
+        self._last_beat = 0.0
+        self._recovery = Recovery(records, queues, options)
         self._forgot = False
         """Whether this worker's record expired while it may have held a job that it does not know of."""
         self._later = [records.names.later(name) for name in queues]
@@ -198,6 +195,8 @@ class RqWorker:
             registry,
             records.names.way_back(claimed.reply_to or ""),
             records.names.result(claimed.queue, claimed.id),
+            records.queue(claimed.queue).key,
+            records.names.bell(claimed.queue),
         ]
         keep = 0.0 if last is None else last.keep or 0.0
         arguments = [
@@ -224,6 +223,7 @@ class RqWorker:
         records, queue = self._records, claimed.queue
         keys = [records.started(queue), self._keys[0], job_key(claimed.id)]
         keys += (records.scheduled(queue), records.names.later(queue))
+        keys += (records.queue(queue).key, records.names.bell(queue))
         job = job_for(message.replace(deliveries=None), records.queue(queue), self._options)
         unused = [""] * 5
         arguments = [claimed.id, self.name, milliseconds(seconds), *unused, EXECUTIONS, *fields_of(job)]
@@ -276,7 +276,7 @@ class RqWorker:
             beaten()
             seconds = min(options.beat, BLOCK)
             for worker in of_different_queues:
-                worker.mind_others()
+                worker._recovery.mind_others()
                 seconds = min(seconds, worker._promote())
             with workers[0]._records.mending(*waited):
                 rung = client.blpop(waited, timeout=max(0.001, seconds))  # 0 means for ever
@@ -308,90 +308,30 @@ class RqWorker:
     def _register(self) -> None:
         """Enter this worker into rq's records, for the first time or after they expired."""
         held = self._claimed.id if self._claimed else None
-        self._records.sign_on(self.name, self._queues, math.ceil(self._options.lease), held)
-        self._forgot = True
+        try:
+            self._records.sign_on(self.name, self._queues, math.ceil(self._options.lease), held)
+        finally:  # it may have been entered, though its answer was lost
+            self._forgot = True
 
     def _remember(self) -> None:
         """Put back what was claimed for this worker with an answer that never arrived."""
         self._forgot = False
-        for queue, id, worker in self._started():
-            if worker == self.name:
-                self._recover(queue, id, worker, force=True, died=False)
-
-    def _started(self) -> Iterator[tuple[str, str, str]]:
-        """Queue, id and worker of each started job, and of whatever else others put there."""
-        for queue in self._queues:
-            registry = self._records.started(queue)
-            with self._records.mending(registry):
-                members = self._client.zrange(registry, 0, -1)
-            for member in members:
-                id, _, worker = text(member).rpartition(":")
-                yield queue, id, worker
+        try:
+            for queue, id, worker in self._recovery.started():
+                if worker == self.name:
+                    self._recovery.recover(queue, id, worker, force=True, died=False)
+        except BaseException:
+            self._forgot = True
+            raise
 
     def _leave(self) -> None:
         with translated_or_logged():
             self._records.sign_off(self.name, self._queues, self._own_bell, self._inbox)
 
-    # Those that died.
-
-    def mind_others(self) -> None:
-        """Recover the jobs of workers that died, and tidy up after all, if that is due."""
-        if not self._absences.look_is_due():
-            return
-        for queue, id, worker in self._absences.lasting(self._absent()):
-            self._recover(queue, id, worker, force=False, died=True)
-        if time.monotonic() - self._last_tidy > TIDY_EVERY:
-            self._last_tidy = time.monotonic()
-            for queue in self._queues:
-                self._records.tidy(queue)
-
-    def _absent(self) -> Iterator[tuple[str, str, str]]:
-        """Queue, id and worker of each started job whose worker's record is not there."""
-        ours = self._records.names.workers
-        for queue, id, worker in self._started():
-            if worker.startswith(ours) and not self._client.exists(raw(worker_key(worker))):
-                yield queue, id, worker
-
-    def _recover(
-        self, queue: str, id: str, worker: str, *, force: bool, died: bool, patience: float | None = None
-    ) -> bool:
-        """Put a job back, or give it up. False if there is nothing to do: it was finished. Redis is tried for
-        `patience` seconds (None: the lease); then raises BackendUnavailable."""
-        records, options = self._records, self._options
-        why = DIED if died else STOPPED
-        keys = [
-            records.started(queue),
-            worker_key(worker),
-            job_key(id),
-            records.queue(queue).key,
-            records.names.bell(queue),
-            records.failed(queue),
-            results_key(id),
-        ]
-        arguments = [
-            id,
-            worker,
-            int(force),
-            int(died),
-            options.max_deliveries,
-            KEEP_DEAD,
-            zlib.compress(why.encode()),
-            packed(lost(Message(headers={"id": shown(id, 128)}), why)),
-            EXECUTIONS,
-            exc_string(why),
-        ]
-        seconds = options.lease if patience is None else patience
-        outcome = persistent(lambda: records.run(scripts.RECOVER, keys, arguments), seconds)
-        if outcome:
-            what = "died with" if died else "gives back"
-            then = "is delivered again" if outcome == 1 else "is given up"
-            logger.warning("worker %s %s job %r, which %s", worker, what, id, then)
-        return bool(outcome)
-
     def hand_back(self) -> None:
         """Give back the job that is still running here, at once. Raises BackendUnavailable."""
         if claimed := self._claimed:
             name = self.name
-            self._recover(claimed.queue, claimed.id, name, force=True, died=False, patience=BLOCK)
+            self._recovery.recover(claimed.queue, claimed.id, name, force=True, died=False, patience=BLOCK)
             self._claimed = None
             self._leave()

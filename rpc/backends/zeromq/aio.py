@@ -64,6 +64,7 @@ class LoopCaller:
 
     def __init__(self, workers: Workers, watch: Watch) -> None:
         self.workers, self.loop = workers, asyncio.get_running_loop()
+        workers.peers.gathers = True
         self.open: set[AsyncZeromqReplies] = set()
         self.is_over = False
         self._ended = threading.Event()
@@ -115,6 +116,7 @@ class LoopCaller:
         if self.is_over:
             return
         self.workers.work()
+        self.workers.peers.write()
         if self.workers.peers.has_more:
             self.work_soon()
         elif self.workers.peers.is_blocked():
@@ -183,6 +185,7 @@ class LoopCaller:
     async def close(self) -> None:
         for session in self.workers.peers.sessions.values():
             session.send(END)
+        self.work_soon()
         with suppress(Cancelled):
             await self.until(lambda: not self.workers.peers.is_unconfirmed(), FAREWELL)
         self._stop_reading()

@@ -14,11 +14,15 @@ from .._serving import OnChange, Plan
 from ..features import FEATURES, unsupported
 from .aio import AsyncZeromq
 from .blocking import BlockingReplies, Caller, Watch
+from .directory import Directory
 from .endpoints import Endpoints, Source, bound
 from .peers import Peers
 from .server import Do, ZeromqServer
 from .sockets import MAX_FRAME, Keys, Sockets
 from .workers import Workers
+
+ASK_EVERY = 1.0
+"""Seconds after which workers are asked again where they are."""
 
 
 class ZeromqBackend:
@@ -30,7 +34,9 @@ class ZeromqBackend:
     that is free, or all of them (`listen="all"`); with `workers="connect"` callers bind, and workers connect.
     A process to which there is no connection for `lease` seconds is dead: what it had is delivered to another
     one, at most `max_deliveries` times. A worker that has `high_water` messages refuses more. `certificate`,
-    `server_key` and `authorized` are those of `rpc.backends.zeromq.sockets.Keys`. Connects at first use.
+    `server_key` and `authorized` are those of `rpc.backends.zeromq.sockets.Keys`. With `registry`, the URL of
+    another backend, workers say there which endpoints they have, and callers ask for them there. Connects at
+    first use.
     """
 
     features = FEATURES["zmq+tcp"]
@@ -48,7 +54,11 @@ class ZeromqBackend:
         certificate: str = "",
         server_key: str = "",
         authorized: str = "",
+        registry: str = "",
     ) -> None:
+        if registry and workers == "connect":
+            raise ValueError("registry is for workers that bind")
+        self._registry = Directory(registry) if registry else None
         self._endpoints, self._lease = Endpoints(source), seconds(lease, "lease", least=1)
         if max_deliveries < 1 or high_water < 1:
             raise ValueError("max_deliveries and high_water are at least 1")
@@ -97,6 +107,8 @@ class ZeromqBackend:
         caller, self._caller = self._caller, None
         if caller and self._pid == process.id:
             caller.close()
+        if self._registry:
+            self._registry.close()
 
     def asynchronous(self) -> AsyncZeromq:
         """What callers in event loops use."""
@@ -110,6 +122,8 @@ class ZeromqBackend:
         BackendRefused if callers bind, and cannot."""
         workers = Workers(self.sockets(), self._lease, self._max_deliveries, self._high_water)
         if self._workers_bind:
+            if self._registry:
+                return workers, Endpoints(self._registry.look_up, ASK_EVERY).watch
             return workers, self._endpoints.watch
         self._bind(workers.peers)
         return workers, lambda found, ended: None
@@ -138,6 +152,8 @@ class ZeromqBackend:
         ended = threading.Event()
         if self._workers_bind:
             self._bind(peers)
+            if self._registry:
+                self._registry.tell(self.bound, ended)
         else:
             self._endpoints.watch(lambda endpoints: do(lambda: peers.connect(endpoints)), ended)
         return ended

@@ -35,8 +35,9 @@ class Waiter:
         self._awake.acquire()
 
     def wake(self) -> None:
-        with suppress(RuntimeError):  # it was awake
-            self._awake.release()
+        if self._awake.locked():
+            with suppress(RuntimeError):  # another thread was faster
+                self._awake.release()
 
     def wait(self, seconds: float) -> None:
         self._awake.acquire(timeout=seconds)
@@ -65,6 +66,23 @@ class Caller:
         else:
             self._alarm.ring()
 
+    def submit(self, pending: Pending) -> None:
+        """Have it given to a worker; why it cannot be, it is told."""
+        if not self._turn.acquire(blocking=False):
+            self.do(lambda: self._submit(pending))
+            return
+        try:
+            if not self._is_over:
+                self._submit(pending)
+        finally:
+            self._give_up_the_turn()
+
+    def _submit(self, pending: Pending) -> None:
+        try:
+            self.workers.submit(pending)
+        except Exception as error:  # raised again where somebody waits
+            pending.put(error)
+
     def wait(self, happened: Callable[[], object], waiter: Waiter, end: float | None) -> bool:
         """Until that happened, of which the waiter is told; False if the time was up first, or this was
         closed."""
@@ -90,24 +108,27 @@ class Caller:
                 self._followers.remove(waiter)
                 self._wake_a_follower()
 
-    def _lead(self, happened: Callable[[], object], seconds: float) -> None:
+    def _lead(self, happened: Callable[[], object], seconds: float, is_alone: bool = True) -> None:
         end = time.monotonic() + seconds
         while True:
-            self._work_off()
+            if self._todo:
+                self._work_off()
             self._led = now = time.monotonic()
             if happened() or now >= end or self._closed.is_set():
                 return
-            self.workers.peers.wait(end - now, self._alarm)
+            self.workers.peers.wait(end - now, self._alarm, look=is_alone and not self._followers)
             self.workers.work(happened)
 
     def _give_up_the_turn(self) -> None:
         """What is to be done is done first; whoever adds something later gets the turn itself."""
-        self._work_off()
+        if self._todo:
+            self._work_off()
         self._turn.release()
         while self._todo and self._turn.acquire(blocking=False):
             self._work_off()
             self._turn.release()
-        self._wake_a_follower()
+        if self._followers:
+            self._wake_a_follower()
 
     def _wake_a_follower(self) -> None:
         with suppress(IndexError):
@@ -124,7 +145,7 @@ class Caller:
         while not self._closed.wait(max(0.01, IDLE - (time.monotonic() - self._led))):
             if time.monotonic() - self._led >= IDLE and self._turn.acquire(blocking=False):
                 try:
-                    self._lead(lambda: self._followers, 3600)
+                    self._lead(lambda: self._followers, 3600, is_alone=False)
                 finally:
                     self._give_up_the_turn()
 
@@ -164,7 +185,7 @@ class Caller:
         pending = Pending(to, message, lambda last: told(last) if isinstance(last, Exception) else None)
         pending.accepted = lambda: told(None)
         seconds = patience(message.ttl)
-        self.do(lambda: _carried_out(lambda: self.workers.submit(pending), told))
+        self.submit(pending)
         if not self.wait(lambda: outcome, waiter, time.monotonic() + seconds):
             self.do(lambda: self.workers.withdraw([pending]))
             raise nobody(to, seconds)
@@ -190,10 +211,13 @@ class Caller:
 
         def begin() -> None:
             missing.append(0)
-            sent.extend(self.workers.publish(to, make))
+            try:
+                sent.extend(self.workers.publish(to, make))
+            except Exception as error:  # raised again below
+                outcome.append(error)
 
         self.until_greeted()
-        self.do(lambda: _carried_out(begin, outcome.append))
+        self.do(begin)
         end = time.monotonic() + patience(message.ttl)
         self.wait(lambda: outcome or (missing and missing[0] <= 0), waiter, end)
         if outcome:
@@ -205,13 +229,6 @@ class Caller:
         waiter = Waiter()
         while not self.workers.is_greeted() and not self._closed.is_set():
             self.wait(self.workers.is_greeted, waiter, time.monotonic() + 0.05)
-
-
-def _carried_out(action: Callable[[], object], failed: Callable[[Exception], object]) -> None:
-    try:
-        action()
-    except Exception as error:  # raised again where somebody waits
-        failed(error)
 
 
 def nobody(to: Address, seconds: float) -> BackendUnavailable:
@@ -229,9 +246,8 @@ class BlockingReplies:
         if to.kind == "topic":
             self._pendings = caller.publish(to, message, self._put)
             return
-        pending = Pending(to, message, self._put)
-        self._pendings = [pending]
-        caller.do(lambda: _carried_out(lambda: caller.workers.submit(pending), self._put))
+        self._pendings = [pending := Pending(to, message, self._put)]
+        caller.submit(pending)
 
     def _put(self, reply: Message | Exception) -> None:
         self._come.append(reply)

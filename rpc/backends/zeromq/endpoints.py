@@ -27,13 +27,15 @@ class Endpoints:
     """Of a URL `zmq+tcp://host:port[,host:port…]` or `zmq+ipc:///path[,/path…]`, of a list of ZeroMQ's own
     endpoints, or of what a function returns. Raises ValueError for what is none."""
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: Source, every: float | None = None) -> None:
+        """`every` is how many seconds later they are looked up again; None: LOOK_EVERY."""
+        self._every = every
         self._function = source if callable(source) else None
         self._given = [] if callable(source) else _of_url(source) if isinstance(source, str) else [*source]
         if not callable(source) and not self._given:
             raise ValueError("there is no endpoint")
         for endpoint in self._given:
-            _checked(endpoint)
+            checked(endpoint)
         self.is_static = not self._function and all(_is_numeric(each) for each in self._given)
 
     def look_up(self) -> list[str]:
@@ -49,7 +51,8 @@ class Endpoints:
             return
 
         def look() -> None:
-            pauses = Backoff(LOOK_EVERY)
+            every = LOOK_EVERY if self._every is None else self._every
+            pauses = Backoff(every)
             while not ended.is_set():
                 try:
                     found(self.look_up())
@@ -57,7 +60,7 @@ class Endpoints:
                     pauses.wait("endpoints cannot be looked up: %s", error, ended.wait)
                 else:
                     pauses.reset()
-                    ended.wait(LOOK_EVERY)
+                    ended.wait(every)
 
         threading.Thread(target=look, name="rpc-zmq-lookup", daemon=True).start()
 
@@ -71,7 +74,7 @@ def _of_url(url: str) -> list[str]:
     return [f"tcp://{address}" for address in parts.netloc.split(",") if address]
 
 
-def _checked(endpoint: str) -> tuple[str, str, str]:
+def checked(endpoint: str) -> tuple[str, str, str]:
     """Its transport, and the host and port, or the path."""
     transport, _, rest = endpoint.partition("://")
     host, _, port = rest.rpartition(":")
@@ -83,7 +86,7 @@ def _checked(endpoint: str) -> tuple[str, str, str]:
 
 
 def _is_numeric(endpoint: str) -> bool:
-    transport, host, _ = _checked(endpoint)
+    transport, host, _ = checked(endpoint)
     if transport == "ipc" or host == "*":
         return True
     for family in socket.AF_INET, socket.AF_INET6:
@@ -95,7 +98,7 @@ def _is_numeric(endpoint: str) -> bool:
 
 def _addresses(endpoint: str) -> list[str]:
     """One for each address that its name has."""
-    _, host, port = _checked(endpoint)
+    _, host, port = checked(endpoint)
     if _is_numeric(endpoint):
         return [endpoint]
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
@@ -111,7 +114,7 @@ class Claims:
 
     def claim(self, endpoint: str) -> None:
         """Raises OSError if another process has it."""
-        transport, path, _ = _checked(endpoint)
+        transport, path, _ = checked(endpoint)
         if transport != "ipc":
             return
         file = os.open(f"{path}.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)

@@ -12,11 +12,14 @@ import struct
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from typing import Protocol
+from functools import partial
+from typing import Any, Protocol
 
 import zmq
 
+from ...greenlets import are_patched_in, wait_readable
 from ...loops import Alarm
+from .._lookout import Lookout
 from .session import CONFIRM, HEAD, HELLO, WELCOME, WHO, Route, Session
 from .sockets import Sockets
 
@@ -32,6 +35,8 @@ HELLO_EVERY = 0.5
 """Seconds. So soon it is noticed that there is another connection, or process, than before."""
 NOBLOCK, POLLIN, POLLOUT = int(zmq.NOBLOCK), int(zmq.POLLIN), int(zmq.POLLOUT)
 EVENTS, RCVMORE = int(zmq.EVENTS), int(zmq.RCVMORE)
+Ready = list["zmq.Socket[bytes] | int"]
+Items = list["tuple[zmq.Socket[bytes] | int, int]"]
 AT_ONCE = 200
 """Frames that are taken from a socket before others have their turn."""
 
@@ -69,13 +74,16 @@ class Peers:
         self._by_route: dict[tuple[zmq.Socket[bytes], bytes | None], Session] = {}
         self.links: dict[str, Link] = {}
         self._bound: list[zmq.Socket[bytes]] = []
-        self._ticked = 0.0
+        self._ticked, self._is_leaving = 0.0, False
         self._blocked: set[Session] = set()
         """Those for which ZeroMQ has no room."""
-        self._items: list[tuple[zmq.Socket[bytes] | int, int]] | None = None
+        self._items: Items | None = None
         """What is waited for."""
-        self._ready: list[zmq.Socket[bytes] | int] | None = None
+        self._ready: Ready | None = None
         """What the last wait was for; None: look at all."""
+        self._lookout = Lookout()
+        self.gathers = False
+        """Whether sessions leave what there is much of to `write`."""
         self.has_more = False
         """Whether a socket had more than is taken at once."""
 
@@ -104,8 +112,8 @@ class Peers:
         sockets = [*self._bound, *(link.socket for link in self.links.values()), *self._sockets.zap()]
         return [int(socket.getsockopt(zmq.FD)) for socket in sockets]
 
-    def wait(self, seconds: float, alarm: Alarm) -> None:
-        """Until there is something to do, but no longer."""
+    def wait(self, seconds: float, alarm: Alarm, *, look: bool = False) -> None:
+        """Until there is something to do, but no longer. `look`: it is likely to come at once."""
         if self._items is None:
             self._items = [(alarm.fileno(), POLLIN), *((socket, POLLIN) for socket in self._sockets.zap())]
             self._items += [(socket, POLLIN) for socket in self._bound]
@@ -113,10 +121,15 @@ class Peers:
                 self._items.append((link.socket, POLLIN if link.greeted else POLLIN | POLLOUT))
         if self._blocked:
             seconds = min(seconds, 0.01)
-        ready = zmq.zmq_poll(self._items, int(min(seconds, TICK) * 1000 + 0.999))
-        self._ready = [socket for socket, _ in ready]
+        self._ready = (look and self._looked(self._items)) or _polled(self._items, min(seconds, TICK))
         if alarm.fileno() in self._ready:
             alarm.wait(0)
+
+    def _looked(self, items: Items) -> Ready | None:
+        """Those that are ready, if it is worth it to look for them without sleeping."""
+        if are_patched_in():
+            return None
+        return self._lookout.look(partial(_ready_of, items, 0), rested=not self._bound)
 
     def receive(self, take: Callable[[Session, bytes, bytes], bool]) -> None:
         """Give what has come to `take`: from whom it is, its kind, and the rest. It returns whether that is
@@ -148,14 +161,14 @@ class Peers:
             return False
         for _ in range(AT_ONCE):
             try:
-                frame = socket.recv(NOBLOCK)
-                identity = None
-                while socket.get(RCVMORE):
-                    # Of what has too many frames, the first two are no frames of ours either.
-                    identity, frame = frame if identity is None else b"", socket.recv(NOBLOCK)
+                identity = socket.recv(NOBLOCK) if is_bound else None
+                frame, is_whole = socket.recv(NOBLOCK), True
+                while socket.get(RCVMORE):  # no frames of ours
+                    socket.recv(NOBLOCK)
+                    is_whole = False
             except zmq.Again:
                 return False
-            if (identity is not None) == is_bound and self._take(socket, identity, frame, take):
+            if is_whole and self._take(socket, identity, frame, take):
                 return True
         self.has_more = True
         return False
@@ -208,6 +221,10 @@ class Peers:
             return
         info = data[INTRODUCTION.size :]
         key, session = (socket, identity), self.sessions.get(token)
+        if self._is_leaving and not (session and yours == self.token):
+            if session:  # it has heard the end
+                self.drop(session)
+            return
         if (before := self._by_route.get(key)) and before.token != token:
             self._forget(before)  # another process is there now
         if session and yours != self.token:
@@ -217,7 +234,9 @@ class Peers:
             return self._greet_all(socket)
         was_known = session is not None
         if session is None:
-            session = self.sessions[token] = Session(token, Route(socket, identity), self._blocked)
+            session = self.sessions[token] = Session(
+                token, Route(socket, identity), self._blocked, self.gathers
+            )
         elif self._by_route.get(key) is not session:
             self._by_route = {at: of for at, of in self._by_route.items() if of is not session}
             session.route, is_new = Route(socket, identity), True
@@ -232,9 +251,13 @@ class Peers:
         session.info = info
         self._side.met(session)
 
-    def _look_after(self, now: float) -> None:
+    def write(self) -> None:
+        """What was gathered, and what ZeroMQ had no room for."""
         for session in [*self._blocked]:
             session.write_more()
+
+    def _look_after(self, now: float) -> None:
+        self.write()
         if now - self._ticked < TICK:
             return
         self._ticked = now
@@ -261,8 +284,9 @@ class Peers:
         self._by_route = {at: of for at, of in self._by_route.items() if of is not session}
 
     def flush(self, seconds: float, alarm: Alarm) -> None:
-        """Until all that was said is known to have come, but no longer. What comes meanwhile is ignored."""
-        end = time.monotonic() + seconds
+        """Until all that was said, the end at last, is known to have come, but no longer. What comes
+        meanwhile is ignored, and nobody is met any more."""
+        end, self._is_leaving = time.monotonic() + seconds, True
         while self.is_unconfirmed() and time.monotonic() < end:
             self.wait(end - time.monotonic(), alarm)
             self.receive(lambda session, kind, data: False)
@@ -277,3 +301,18 @@ class Peers:
 
     def close(self) -> None:
         self._sockets.close()
+
+
+def _polled(items: Items, seconds: float) -> Ready:
+    """Those that are ready, as soon as one is, or the time is up."""
+    ready = _ready_of(items, 0 if are_patched_in() else int(seconds * 1000 + 0.999))
+    if not ready and seconds > 0 and are_patched_in():  # ZeroMQ would have all greenlets wait
+        wait_readable([it if isinstance(it, int) else int(it.get(zmq.FD)) for it, _ in items], seconds)
+        ready = _ready_of(items, 0)
+    return ready
+
+
+def _ready_of(items: Items, milliseconds: int) -> Ready:
+    """Those that are ready, after waiting so long at most, with the GIL given away."""
+    ready: Any = zmq.zmq_poll(items, milliseconds)
+    return [it for it, _ in ready]

@@ -27,6 +27,8 @@ Do = Callable[[Callable[[], object]], None]
 """Has something done by whoever has the turn. Any thread."""
 LOOK_FOR_MORE = 8
 """Fetches after which it is looked whether more than one message has come."""
+TOGETHER = 16
+"""What is said, in this many messages at most, is sent at once if handlers are fast and more is waiting."""
 MOST_WAITING = 10_000
 """Messages that wait for a listener who is too slow; more are dropped."""
 FAREWELL = 1.0
@@ -164,8 +166,14 @@ class ZeromqServer:
 
     def _do(self, action: Callable[[], object]) -> None:
         self._said.append(action)
-        if not self._turns.leads_here():
+        if self._gathers() and self._turns.leads_here():
+            return
+        if not (self._turns.in_turn(self._work_off) or self._turns.leads_here()):
             self._ring()
+
+    def _gathers(self) -> bool:
+        """Whether there is more to handle, each in no time: what is said of these is sent together."""
+        return self._turns.are_fast() and any(self._waiting.values())
 
     def _ring(self) -> None:
         if self._alarm:
@@ -175,11 +183,13 @@ class ZeromqServer:
 
     def _fetch(self) -> ZeromqDelivery | None:
         self._came_round = time.monotonic()
-        self._work_off()
+        if len(self._said) >= TOGETHER or not self._gathers():
+            self._work_off()
         if (delivery := self._next()) is not None:
             return delivery
+        self._work_off()
         assert self._alarm  # noqa: S101
-        self._peers.wait(TICK, self._alarm)
+        self._peers.wait(TICK, self._alarm, look=self._taken == 1)
         self._fetched, self._reads, self._taken = None, self._reads + 1, 0
         self._drains = self._is_busy or self._reads % LOOK_FOR_MORE == 0
         self._peers.receive(self._take_safely)
@@ -270,13 +280,17 @@ class ZeromqServer:
             session.owner[number] = delivery
             self._deliveries.add(delivery)
             self._waiting[to].append(delivery)
-        elif to in self._plan.channels and self._serially.waiting(to) < MOST_WAITING and not self._stopped:
+        elif to in self._channels() and self._serially.waiting(to) < MOST_WAITING:
             session.owner[number] = delivery
             self._serially.run(to, partial(self._heard, delivery))
         else:
             self._back(session, delivery, b"")
         if message.reply_to is None:
             session.confirm()
+
+    def _channels(self) -> list[Address]:
+        """Those that are heard now: to the end, what is said to those handlers that still run."""
+        return [to for to in self._plan.channels if to.kind == "inbox" or not self._stopped]
 
     def _heard(self, delivery: ZeromqDelivery) -> None:
         delivery.begin()
@@ -302,7 +316,7 @@ class ZeromqServer:
     # Sessions, for Peers.
 
     def info(self) -> bytes:
-        addresses = [] if self._stopped else self._plan.queues + self._plan.channels
+        addresses = ([] if self._stopped else self._plan.queues) + self._channels()
         return encode_about(About([text_of(to) for to in addresses], self._threads, self.load))
 
     def met(self, session: Session) -> None:

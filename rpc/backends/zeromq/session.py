@@ -30,6 +30,9 @@ END = b"E"
 
 NOBLOCK, MORE = int(zmq.NOBLOCK), int(zmq.NOBLOCK) | int(zmq.SNDMORE)
 PROBE = HEAD.pack(CONFIRM, 0, 0)
+FEW = 4
+"""Frames that are written at once, one by one: ZeroMQ's own thread is woken for each. More are written
+together, if somebody sees to that."""
 CONFIRM_EVERY = 32
 CONFIRM_BYTES = 1 << 18
 """What is confirmed at the latest when so many frames, or bytes, have come, if no frame goes back
@@ -70,8 +73,10 @@ class Route:
 class Session:
     """What was said to one process and is not confirmed, and how much of what it said has come."""
 
-    def __init__(self, token: bytes, route: Route, blocked: set[Session]) -> None:
-        """It is in `blocked` while it has not written all it has."""
+    def __init__(self, token: bytes, route: Route, blocked: set[Session], gathers: bool = False) -> None:
+        """It is in `blocked` while it has not written all it has; also if it `gathers` what there is much of:
+        whoever owns it writes it soon."""
+        self._gathers = gathers
         self.token, self.route, self.info = token, route, b""
         """Its random name, which another process at the same address does not have; what it says of
         itself."""
@@ -91,7 +96,8 @@ class Session:
         frame = HEAD.pack(kind, number, self.received) + data
         self.unconfirmed.append((number, frame, confirmed))
         self._confirmed_to_it, self._bytes = self.received, 0
-        if self._unwritten or not self.route.write(frame):
+        is_held = self._unwritten or (self._gathers and len(self.unconfirmed) > FEW)
+        if is_held or not self.route.write(frame):
             self._unwritten += 1
             self._blocked.add(self)
 

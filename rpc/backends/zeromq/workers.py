@@ -17,7 +17,7 @@ import msgspec
 
 from ...errors import QueueFull, SerializationError, shown
 from ...transport import DELAY, HANDED_BACK, IDEMPOTENCY_KEY, Address, Message, unpacked
-from .._serving import DIED, lost
+from .._serving import DIED, STOPPED, lost
 from ..features import unsupported
 from .peers import TICK, Peers
 from .session import BACK, CANCEL, END, LAST, MESSAGE, ONCE, RECALL, REPLY, STOPPING, Session
@@ -52,9 +52,9 @@ class Pending:
     )
 
     def __init__(self, to: Address, message: Message, put: Callable[[Message | Exception], object]) -> None:
-        for header, feature in (DELAY, "delay"), (IDEMPOTENCY_KEY, "idempotency"):
-            if header in message.headers:
-                raise unsupported(feature)
+        headers = message.headers
+        if DELAY in headers or IDEMPOTENCY_KEY in headers:
+            raise unsupported("delay" if DELAY in headers else "idempotency")
         self.to, self.message, self.put = to, message, put
         """`put` is told each reply, or why there will be none. Raises Unsupported."""
         self.number = 0
@@ -110,6 +110,7 @@ class Workers:
         self._at: dict[Address, list[Worker]] = {}
         """Who serves what; for topics, too, by name alone."""
         self._ticked = 0.0
+        self._is_enough: Callable[[], object] = bool
 
     # What callers want.
 
@@ -124,7 +125,7 @@ class Workers:
         sent = []
         for at, workers in self._at.items():
             if at.kind == "topic" and at.name == to.name:
-                able = [worker for worker in workers if self._has_room(worker)]
+                able = [worker for worker in workers if self._has_room(worker, at)]
                 for worker in able if at.group is None else sorted(able, key=Worker.cost)[:1]:
                     pending = make(at)
                     pending.number = next(self._numbers)
@@ -153,25 +154,28 @@ class Workers:
 
     def work(self, is_enough: Callable[[], object] = lambda: False) -> None:
         """Take what has come, until it is enough, and do what is due. Does not block."""
-
-        def take(session: Session, kind: bytes, data: bytes) -> bool:
-            try:
-                self._take(session.owner, kind, data)
-            except SerializationError as error:
-                logger.warning("a worker said what makes no sense: %s", shown(error))
-            return bool(is_enough())
-
-        self.peers.receive(take)
+        self._is_enough = is_enough
+        self.peers.receive(self._take_safely)
         now = time.monotonic()
         if now - self._ticked > TICK:
-            self._ticked = now
-            for worker in self._workers:
-                worker.latency *= 0.9
-            for pending in [each for each in self._waiting.values() if each.until and each.until < now]:
-                del self._waiting[pending.number]
-            self._assign_waiting()
-            for worker in self._workers:
-                self._help(worker)
+            self._tick(now)
+
+    def _tick(self, now: float) -> None:
+        self._ticked = now
+        for worker in self._workers:
+            worker.latency *= 0.9
+        for pending in [each for each in self._waiting.values() if each.until and each.until < now]:
+            del self._waiting[pending.number]
+        self._assign_waiting()
+        for worker in self._workers:
+            self._help(worker)
+
+    def _take_safely(self, session: Session, kind: bytes, data: bytes) -> bool:
+        try:
+            self._take(session.owner, kind, data)
+        except SerializationError as error:
+            logger.warning("a worker said what makes no sense: %s", shown(error))
+        return bool(self._is_enough())
 
     def _take(self, worker: Worker | None, kind: bytes, data: bytes) -> None:
         if worker is None:
@@ -183,7 +187,8 @@ class Workers:
                 worker.latency += (time.monotonic() - pending.since - worker.latency) / 8
                 if last is not None:
                     pending.put(last)
-            worker.others = max(0, load - len(worker.outstanding))
+            others = load - len(worker.outstanding)
+            worker.others = others if others > 0 else 0
             if self._waiting:
                 self._assign_waiting()
             elif not worker.outstanding and len(self._workers) > 1:
@@ -207,6 +212,10 @@ class Workers:
             self._gone(worker, died=False)
 
     def _back(self, worker: Worker, pending: Pending, why: bytes) -> None:
+        if why == HANDED and pending.is_once:
+            pending.is_over = True
+            pending.put(lost(pending.message, STOPPED))
+            return
         pending.worker, pending.handed_back = None, pending.handed_back or why == HANDED
         if why == FULL:
             worker.full_until = time.monotonic() + TICK
@@ -288,18 +297,16 @@ class Workers:
                     del self._waiting[number]
 
     def _assign(self, pending: Pending) -> bool:
-        workers = self._at.get(pending.to, ())
-        if len(workers) == 1:
-            best = workers[0] if self._has_room(workers[0]) else None
-        else:
-            best = min(filter(self._has_room, workers), key=Worker.cost, default=None)
-        if best is None:
+        able = [each for each in self._at.get(pending.to, ()) if self._has_room(each, pending.to)]
+        if not able:
             return False
-        self._give(best, pending)
+        self._give(able[0] if len(able) == 1 else min(able, key=Worker.cost), pending)
         return True
 
-    def _has_room(self, worker: Worker) -> bool:
-        if worker.is_stopping or len(worker.session.unconfirmed) >= self._high_water:
+    def _has_room(self, worker: Worker, to: Address) -> bool:
+        if worker.is_stopping and to.kind != "inbox":  # until its end it hears what is said to what runs
+            return False
+        if len(worker.session.unconfirmed) >= self._high_water:
             return False
         return not worker.full_until or worker.full_until < time.monotonic()
 
@@ -307,7 +314,7 @@ class Workers:
         now = time.monotonic()
         data = message_data(pending.number, pending.to, pending.as_sent(now))
         pending.worker, worker.outstanding[pending.number] = worker, pending
-        accepted = pending.accepted and partial(_accepted, worker, pending)
+        accepted = partial(_accepted, worker, pending) if pending.accepted else None
         worker.session.send(MESSAGE, data, accepted)
 
     def _help(self, idle: Worker) -> None:

@@ -51,6 +51,7 @@ def call_on_commit(
     delay: Duration | None = None,
     at: datetime | None = None,
     idempotency_key: Key | None = None,
+    order_key: Key | None = None,
     keep: Duration | None = None,
     headers: Mapping[str, str] | None = None,
 ) -> str:
@@ -64,7 +65,7 @@ def call_on_commit(
     `atomic` block: what was saved stays saved, the job is not sent, and what else was to be done on commit
     is not done.
     """
-    about = name, data, ttl, delay, at, idempotency_key, keep, headers
+    about = name, data, ttl, delay, at, idempotency_key, order_key, keep, headers
     # What these raise is to be known before the commit.
     id, _ = client()._job(*about).id, client().to(name, queue)
 

@@ -8,6 +8,7 @@ import re
 import socket
 import subprocess
 import sys
+from pathlib import Path
 from uuid import uuid4
 
 import pytest
@@ -46,6 +47,15 @@ def test_a_path_that_leads_nowhere_stops_the_worker(project: Project, options: l
 )
 def test_wrong_options_are_refused(project: Project, options: list[str]) -> None:
     assert f"argument {options[0]}: '{options[1]}' is no " in project.manage("rpc", *options, code=2)
+
+
+@only_sqlite
+def test_a_worker_that_breaks_its_contract_does_not_start(project: Project, tmp_path: Path) -> None:
+    info = {"title": "t", "version": "1"}
+    document = {"openrpc": "1.4.1", "info": info, "methods": [{"name": "tally.nosuch", "params": []}]}
+    (tmp_path / "openrpc.json").write_text(json.dumps(document))
+    told = project.manage("rpc", "--contract", str(tmp_path / "openrpc.json"), code=2)
+    assert "openrpc.json: tally.nosuch: the method is gone" in told
 
 
 def test_rpcinfo_lists_what_is_declared_and_what_runs(project: Project) -> None:

@@ -1,11 +1,19 @@
 #!lua flags=allow-oom
 -- include answer
 -- include body
+-- include line
 -- include outcome
--- KEYS page queue   ARGV record number frame keep_ms   -> 1 it was held, 0 it was not
--- As ACK, for a message with an idempotency key, whose body lies elsewhere, or whose last reply is kept.
-local held = redis.call('LREM', KEYS[1], 1, ARGV[1])
-if held == 1 then answer(KEYS[2], ARGV[1], ARGV[2], ARGV[3]) end
-if held == 1 then keep_last(KEYS[2], ARGV[1], ARGV[3], ARGV[4]) end
-if held == 1 then forget(KEYS[2], ARGV[1]) end
+-- KEYS page queue   ARGV (record number frame keep_ms)...   -> how many of them were held
+-- As ACK, for messages with an idempotency key, an order key, whose body lies elsewhere, or whose last reply is kept.
+local held = 0
+for n = 1, #ARGV, 4 do
+  local record, number, frame = ARGV[n], ARGV[n + 1], ARGV[n + 2]
+  if redis.call('LREM', KEYS[1], 1, record) == 1 then
+    held = held + 1
+    answer(KEYS[2], record, number, frame)
+    keep_last(KEYS[2], record, frame, ARGV[n + 3])
+    if string.find(record, '^%d+ %u') then forget(KEYS[2], record) end
+    step(KEYS[2], record)
+  end
+end
 return held

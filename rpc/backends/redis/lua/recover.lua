@@ -1,6 +1,7 @@
 #!lua flags=allow-oom
 -- include answer
 -- include bury
+-- include line
 -- include wake
 -- KEYS alive page queue wakeup dead   ARGV force died max_deliveries lost why
 -- -> {how many are back in the queue, how many were given up} | nil: it lives
@@ -13,10 +14,12 @@ while true do
   deaths = (tonumber(deaths) or 0) + ARGV[2]
   if not head then
     bury(KEYS[3], KEYS[5], 'it cannot be read', record)
+    step(KEYS[3], record)
     given_up = given_up + 1
   elseif deaths >= tonumber(ARGV[3]) then
     answer(KEYS[3], record, 0, ARGV[4])
     bury(KEYS[3], KEYS[5], ARGV[5], record)
+    step(KEYS[3], record)
     given_up = given_up + 1
   else
     own('LPUSH', KEYS[3], head .. (deaths > 0 and string.format('%d', deaths) or '') .. rest)

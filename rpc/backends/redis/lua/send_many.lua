@@ -22,7 +22,7 @@ for n = 5, #ARGV, 3 do
     outcome = 0
   else
     keep(queue, record)
-    records[#records + 1] = record
+    if is_first(queue, record) then records[#records + 1] = record end
   end
   outcomes[#outcomes + 1] = outcome
 end

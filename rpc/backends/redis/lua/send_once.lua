@@ -34,7 +34,7 @@ clear(inbox, shared)
 keep(KEYS[1], ARGV[2])
 if delay then
   later(delayed, KEYS[1] .. ':control', ARGV[2], delay)
-else
+elseif is_first(KEYS[1], ARGV[2]) then
   enqueue(KEYS[1], KEYS[2], ARGV[5], ARGV[2])
 end
 return 1

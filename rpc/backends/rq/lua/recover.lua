@@ -2,17 +2,22 @@
 -- include ours
 -- include bell
 -- include answer
+-- include line
 -- KEYS started worker job queue bell failed results
 -- ARGV id worker_name force died max_deliveries keep_s why frame executions shown
 -- -> 0 nothing to do, 1 back in the queue, 2 given up
 if ARGV[3] == '0' and redis.call('EXISTS', KEYS[2]) == 1 then return 0 end
 if own('ZREM', KEYS[1], ARGV[1] .. ':' .. ARGV[2]) == 0 then return 0 end
 -- include let_go
-if not is_ours(KEYS[3]) then return 0 end
+if not is_ours(KEYS[3]) then
+  step(KEYS[4], KEYS[5], KEYS[3], ARGV[1])
+  return 0
+end
 local lost = (tonumber(redis.call('HGET', KEYS[3], 'rpc_lost')) or 0) + ARGV[4]
 redis.call('HSET', KEYS[3], 'rpc_lost', string.format('%d', lost))
 local once = redis.call('HEXISTS', KEYS[3], 'rpc_once') == 1
 if once or lost >= tonumber(ARGV[5]) then
+  step(KEYS[4], KEYS[5], KEYS[3], ARGV[1])
   redis.call('HSET', KEYS[3], 'status', 'failed', 'exc_info', ARGV[7],
     'rpc_dead', string.format('%.0f', t[1] * 1000000 + t[2]))
   redis.pcall('XADD', KEYS[7], 'MAXLEN', 10, '*', 'type', 2, 'worker_name', ARGV[2], 'exc_string', ARGV[10])

@@ -1,10 +1,13 @@
 -- include enqueue
 -- include way_back
+-- include line
 -- KEYS job queue queues bell [way back]   ARGV id ttl_ms way_back_ms field value ...
 local jobs = string.sub(KEYS[1], 1, -1 - #ARGV[1])
 for _ = 1, 2 do  -- expired jobs leave their id behind: sweep two for each that comes
   local head = own('LINDEX', KEYS[2], 0)
-  if head and redis.call('EXISTS', jobs .. head) == 0 then redis.call('LPOP', KEYS[2]) else break end
+  if not head or redis.call('EXISTS', jobs .. head) == 1 then break end
+  redis.call('LPOP', KEYS[2])
+  step(KEYS[2], KEYS[4], jobs .. head, head)
 end
 if redis.call('EXISTS', KEYS[1]) == 1 then return 0 end
 redis.call('HSET', KEYS[1], unpack(ARGV, 4))

@@ -4,7 +4,8 @@
 -- include enqueue
 -- include schedule
 -- include way_back
--- With a delay, an idempotency key, or both.
+-- include line
+-- With a delay, an idempotency key, an order key, or several of them.
 -- KEYS job queue queues bell scheduled later once [way back]
 -- ARGV id ttl_ms way_back_ms delay_ms (-1: none) window_ms (0: no key) reply_to field value ...
 local id, way_back, once = ARGV[1], KEYS[8], KEYS[7]
@@ -55,7 +56,7 @@ if window > 0 then redis.call('HSET', KEYS[1], 'rpc_key', once) end
 if ttl > 0 then redis.call('PEXPIRE', KEYS[1], ttl) end
 if way_back then open(way_back, ARGV[3]) end
 if delay < 0 then
-  enqueue(KEYS[2], KEYS[3], KEYS[4], id)
+  if line_up(KEYS[4], KEYS[1], id) then enqueue(KEYS[2], KEYS[3], KEYS[4], id) end
 else
   redis.pcall('SADD', KEYS[3], KEYS[2])
   schedule(KEYS[5], KEYS[6], KEYS[1], id, delay)

@@ -1,7 +1,10 @@
 -- include ours
 -- include own
--- KEYS queue job scheduled   ARGV id cancels   -> 1 it was not started and is gone, 0 it runs, or ran
-if own('LREM', KEYS[1], 1, ARGV[1]) == 1 or own('ZREM', KEYS[3], ARGV[1]) == 1 then
+-- include line
+-- KEYS queue job scheduled bell   ARGV id cancels   -> 1 it was not started and is gone, 0 it runs, or ran
+local was_next = own('LREM', KEYS[1], 1, ARGV[1]) == 1 or own('ZREM', KEYS[3], ARGV[1]) == 1
+if was_next or leave(KEYS[4], ARGV[1]) == 1 then
+  if was_next then step(KEYS[1], KEYS[4], KEYS[2], ARGV[1]) end
   if is_ours(KEYS[2]) then redis.call('DEL', KEYS[2]) end
   return 1
 end

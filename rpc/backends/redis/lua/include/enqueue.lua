@@ -1,6 +1,7 @@
 -- include record
 -- include body
 -- include bury
+-- include line
 -- include wake
 -- include text
 local EXPIRED = 'RpcTimeout: it expired before a worker came to it'
@@ -21,14 +22,15 @@ local function sweep(queue, most)  -- the unwanted leave, even if nobody serves 
     else
       forget(queue, head)
     end
+    step(queue, head)
     once = queue .. ':o:' .. once
     if text_at(once) == 'r' .. id then redis.call('DEL', once, once .. ':w') end
   end
 end
 local function has_room(queue, most, looks, coming)
-  if most == '0' or own('LLEN', queue) + coming < tonumber(most) then return true end
+  if most == '0' or waiting(queue) + coming < tonumber(most) then return true end
   sweep(queue, looks)
-  return redis.call('LLEN', queue) + coming < tonumber(most)
+  return waiting(queue) + coming < tonumber(most)
 end
 local function enqueue(queue, wakeup, looks, ...)
   local length = own('RPUSH', queue, ...)

@@ -1,2 +1,2 @@
--- sent kind deaths id inbox once ttl; the frame follows
-local RECORD = '^(%d+) ([kwaKWA])(%d*)%+?\n([!-~]+)\n([^\n]*)\n(%x*)\n(%d*)\n'
+-- sent kind deaths id inbox once ttl; the frame follows, and the order key the dot after once
+local RECORD = '^(%d+) ([kwaKWA])(%d*)%+?\n([!-~]+)\n([^\n]*)\n(%x*)%.?%x*\n(%d*)\n'

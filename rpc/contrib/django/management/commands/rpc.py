@@ -83,6 +83,17 @@ class Command(BaseCommand):
             help="The file in which workers leave signs of life; by default HEALTH_FILE in RPC.",
         )
         add(
+            "--contract",
+            metavar="FILE",
+            help="Do not start if the jobs break those who call as this OpenRPC document says.",
+        )
+        add(
+            "--send-logs",
+            action="store_true",
+            default=None,
+            help="Publish what is logged, too, for `rpc logs`; by default as SEND_LOGS in RPC says.",
+        )
+        add(
             "--max-jobs-per-child",
             metavar="N",
             type=positive,
@@ -106,6 +117,8 @@ class Command(BaseCommand):
                 options["processes"],
                 backend=options["backend"],
                 health_file=options["health_file"],
+                contract=options["contract"],
+                send_logs=options["send_logs"],
                 queues=options["queues"],
                 concurrency=options["concurrency"],
                 coroutines=options["coroutines"],

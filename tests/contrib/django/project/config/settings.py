@@ -39,6 +39,8 @@ else:
     }
 DATABASES["default"] |= json.loads(os.environ.get("TEST_CONNECTIONS", "{}"))
 
+LOGGING = json.loads(os.environ.get("TEST_LOGGING", "{}"))
+
 RPC = {
     "BACKEND": os.environ["TEST_BROKER"],
     "SERVICES": ["tally.services.Tally"],

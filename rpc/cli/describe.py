@@ -1,0 +1,88 @@
+"""`rpc describe`: what services offer, as an OpenRPC or AsyncAPI document."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import click
+import msgspec
+
+from ..client import RpcClient
+from ..contract.documents import Document
+from ..contract.openrpc import EVENTS, selected
+from ..errors import NoReceivers
+from ..receiver import RpcReceiver
+from ..settings import load_settings
+from .options import backend_option, seconds, settings_option
+from .output import json_option, json_wanted, print_line
+
+WAIT = 0.5
+"""Seconds."""
+
+offline_option = click.option(
+    "--offline", is_flag=True, help="Ask nobody: what a worker with these settings would offer."
+)
+wait_option = click.option(
+    "--wait",
+    metavar="SECONDS",
+    type=float,
+    default=WAIT,
+    show_default=True,
+    callback=seconds,
+    help="How long to wait for the answers of workers.",
+)
+
+
+@click.command("describe")
+@click.argument("service", required=False)
+@settings_option
+@backend_option
+@click.option("--events", is_flag=True, help="The AsyncAPI document of the listeners, of all services.")
+@offline_option
+@wait_option
+@json_option
+def command(
+    service: str | None, settings: str | None, backend: str | None, events: bool, offline: bool, wait: float
+) -> None:
+    """Print an OpenRPC 1.4 document of what the workers that run now offer, or of SERVICE with those below
+    it, or of the one job of this name: parameters and results as JSON schemas, errors, and what docstrings
+    say. With --events, print an AsyncAPI 3 document of what they listen to.
+
+    It is indented, and the same whenever they offer the same: to be kept beside the code, and compared by
+    `rpc diff`.
+
+    \b
+    Examples:
+      rpc describe orders > openrpc.json
+      rpc describe --offline --settings shop.settings | jq '.methods[].name'
+      rpc describe --events > asyncapi.json
+    """
+    if service and events:
+        raise click.UsageError("--events is for all services: not with SERVICE")
+    document = offered(service, settings, backend, offline=offline, wait=wait)
+    heard = document.pop(EVENTS, None)
+    if events and heard is None:
+        raise NoReceivers("nobody listens to events")
+    shown = heard if events else document
+    if json_wanted():
+        return print_line(shown)
+    click.echo(msgspec.json.format(msgspec.json.encode(shown), indent=2))
+
+
+def offered(
+    service: str | None,
+    settings: str | None,
+    backend: str | None,
+    *,
+    offline: bool = False,
+    wait: float = WAIT,
+) -> Document:
+    """What workers offer, or what one with these settings would. Raises RpcError."""
+    if not offline:
+        with RpcClient(settings=settings, backend=backend) as client:
+            return client.discover(service, wait=wait)
+    if backend:
+        raise click.UsageError("--offline asks nobody: not with --backend")
+    declared = replace(load_settings(settings), contract=None)
+    document = {**RpcReceiver(settings=declared, backend="memory://").discover()}
+    return document if service is None else selected(document, service)

@@ -1,0 +1,10 @@
+from tests.conformance.test_http import OnHttp
+
+
+class TestWebSocket(OnHttp):
+    scheme = "ws"
+
+
+class TestWebSocketInALoop(OnHttp):
+    scheme = "ws"
+    asynchronous = True
