@@ -23,7 +23,8 @@ class Deaths:
         assert waiting.receive(site.patience).body == b"x"
         site.disrupt()
         assert site.ask(b"echo:y").receive(site.patience).body == b"y"
-        assert site.log.lines().count("held x") == 1
+        lines = site.log.lines()
+        assert lines.count("held x") == 1, lines
 
     def test_a_worker_killed_in_the_middle_loses_nothing(self, site: Site) -> None:
         site.needs("redelivers")

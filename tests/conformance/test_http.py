@@ -1,10 +1,16 @@
+import socket
+import struct
 import threading
 from collections.abc import Iterator
 from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
 
+from rpc.backends.http.wire import CONTENT_TYPE, Answers, Request, path_of
 from rpc.testing.conformance import Conformance, Site, eventually
+from rpc.testing.site import request
+from rpc.transport import Delivery, Message, packed
 from tests.zeromq import cut, http_places
 
 MOST = 6
@@ -51,7 +57,38 @@ class OnHttp(Conformance):
 
 
 class TestHttp(OnHttp):
-    pass
+    def test_a_reply_that_was_cut_comes_again(self, site: Site) -> None:
+        """One that is too large to be kept is made again."""
+        handled: list[bytes] = []
+
+        def handler(delivery: Delivery) -> Message:
+            handled.append(delivery.message.body)
+            return Message(bytes(int(delivery.message.body)), {"id": delivery.message.id})
+
+        site.serve(handler)
+        for size, times in (b"9", 1), (b"9000000", 2):
+            message = request(size)
+            with posted(site, message) as line:
+                line.recv(1)
+                line.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            answers = Answers()
+            with posted(site, message.replace(deliveries=2)) as line:
+                while not answers.is_complete:
+                    answers.feed(line.recv(1_000_000))
+            assert [len(reply.body) for reply in answers.frames()] == [int(size)]
+            assert handled.count(size) == times
+
+
+def posted(site: Site, message: Message) -> socket.socket:
+    """A connection on which this was asked, and that takes little at a time."""
+    host, port = urlsplit(site.url).netloc.split(",")[0].split(":")
+    line = socket.socket()
+    line.settimeout(site.patience)
+    line.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    line.connect((host, int(port)))
+    headers = [("content-type", CONTENT_TYPE)]
+    line.sendall(Request("POST", path_of(site.queue()), "x", packed(message), headers).encoded())
+    return line
 
 
 class TestHttpInALoop(OnHttp):

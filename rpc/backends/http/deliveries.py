@@ -90,9 +90,11 @@ class HttpDelivery(BaseDelivery):
         self._server, self.to, self.message, self.way = server, to, message, way
         self._came = time.monotonic()
         self.is_begun = self.is_once = self.is_given_back = False
-        self._has_replied = False
-        self._last: Message | None = None
-        """The last reply, for whoever comes again after it was sent."""
+        self._has_replied = self._has_ended = False
+        self._last: Message | Back | None = None
+        """What was said last, for whoever comes again after it was sent."""
+        self.may_resume = True
+        """Whether it can go on for whoever comes again: not if the last reply was sent, and is not kept."""
         self._saying = threading.Lock()
 
     def begin(self) -> None:
@@ -101,6 +103,11 @@ class HttpDelivery(BaseDelivery):
         waited, ttl = time.monotonic() - self._came, self.message.ttl
         if ttl is not None and waited > 0.001:
             self.message = self.message.replace(ttl=f"{ttl - waited:.3f}")
+
+    @property
+    def is_answered(self) -> bool:
+        """The last reply is there, or there is none."""
+        return self.finished or self._has_replied
 
     def reply(self, message: Message) -> bool:
         if self.cancelled or self.finished or self._has_replied or self.way is None:
@@ -116,9 +123,19 @@ class HttpDelivery(BaseDelivery):
                 self.way.put(what)
 
     def _finish(self, last: Message | None) -> None:
-        last = None if self.cancelled or self._has_replied else last
-        self._last = last if last and len(last.body) <= KEPT else self._last
-        self._say(last)
+        if self._has_replied:
+            self._end(None, self._last)
+        else:
+            last = None if self.cancelled else last
+            self._end(last, last)
+
+    def _end(self, what: Message | Back | None, last: Message | Back | None) -> None:
+        """Nothing is said after this."""
+        with self._saying:
+            self.may_resume = not isinstance(last, Message) or len(last.body) <= KEPT
+            self._has_ended, self._last = True, last if self.may_resume else None
+            if self.way:
+                self.way.put(what)
         self._server.finished(self)
 
     def give_back(self, why: str, gone: str) -> None:
@@ -126,8 +143,8 @@ class HttpDelivery(BaseDelivery):
         thread."""
         if not self.finished:
             self.finished = self.is_given_back = True
-            self._say(lost(self.message, gone) if self.is_once else Back(why))
-            self._server.finished(self)
+            what = lost(self.message, gone) if self.is_once else Back(why)
+            self._end(what, what)
 
     def go_on(self, way: Way) -> None:
         """Its caller has come again, on another connection."""
@@ -136,7 +153,7 @@ class HttpDelivery(BaseDelivery):
             unsent = before.leave() if before else []
             for what in unsent:
                 way.put(what)
-            if self.finished and not unsent:
+            if (self._has_ended or self._has_replied) and not unsent:
                 way.put(self._last)
 
     def forbid_redelivery(self) -> None:

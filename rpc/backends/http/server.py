@@ -138,7 +138,7 @@ class HttpServer:
 
     def _queued(self, to: Address, message: Message, way: Way | None) -> HttpDelivery:
         id = message.id
-        if message.deliveries > 1 and (found := self._in_hand.get(id)) and way:
+        if message.deliveries > 1 and (found := self._in_hand.get(id)) and way and found.may_resume:
             found.go_on(way)
             return found
         delivery = HttpDelivery(self, to, message, way)
@@ -159,9 +159,10 @@ class HttpServer:
         if delivery.way is not way:
             return
         way.leave()
-        if for_good or delivery.is_once or way.is_used:
+        has_part = way.is_used and not delivery.is_answered  # of a stream
+        if for_good or delivery.is_once or has_part:
             self.withdraw(delivery)
-        else:
+        elif not delivery.finished:  # what has ended is forgotten in its time
             asyncio.get_running_loop().call_later(self.lease, self._not_come_again, delivery, way)
 
     def _not_come_again(self, delivery: HttpDelivery, way: Way) -> None:
