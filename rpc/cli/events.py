@@ -12,12 +12,13 @@ import click
 import msgspec
 
 from ..backends import redacted
+from ..backends.features import unsupported
 from ..client import RpcClient
 from ..core.codecs import JSON, TYPED
 from ..core.events import NOTHING, Event
 from ..core.filters import Filter, Match, Scalar, checked
 from ..describe import ListenerInfo, WorkerInfo
-from ..errors import RpcError, SerializationError, SubscriberLagged, Unsupported
+from ..errors import RpcError, SerializationError, SubscriberLagged
 from ..events import Subscription, subscribed
 from ..inspection import Counts
 from ..settings import Settings, load_settings
@@ -347,7 +348,7 @@ def _subscriptions(settings: str | None, backend: str | None) -> Iterator[Any]:
         if "subscriptions" not in client.backend.features:
             chosen = backend or loaded.for_clients
             shown = redacted(chosen) if isinstance(chosen, str) else str(chosen)
-            raise Unsupported(f"{shown} has no feature 'subscriptions'")
+            raise unsupported("subscriptions", shown)
         yield cast("Subscriptions", client.backend)
 
 
