@@ -19,6 +19,7 @@ from .contract.openrpc import differing, merged, methods_of, selected
 from .core.codecs import ACCEPTED
 from .core.jobs import Jobs
 from .core.protocol import decode_reply
+from .core.registry import Wanted
 from .errors import NoReceivers, RpcError, RpcTimeout, shown
 from .events import Listener
 from .identity import NAMELESS, Identity, Order, ordered
@@ -167,6 +168,34 @@ def _shown(annotation: Any) -> Any:
     return _Bare(annotation) if isinstance(annotation, str) else annotation
 
 
+ANY = Wanted()
+SHOWN = 10
+"""Services that an error names at most."""
+
+
+def fits(worker: WorkerInfo, wanted: Wanted) -> bool:
+    """Whether it is a service that is wanted. Any worker is if nothing is asked for. Raises ValueError if the
+    versions that are wanted are none."""
+    if wanted == ANY:
+        return True
+    match worker.service.split("."):
+        case [domain, type, id]:
+            has = Wanted(domain, type, id, worker.version, worker.id)
+            try:
+                ordered(worker.version)
+            except ValueError:  # what it says of itself is no version
+                return False
+            return wanted.fits(has)
+    return False
+
+
+def none_of(workers: Iterable[WorkerInfo], wanted: Wanted) -> str:
+    """That none of these is wanted, and which services they are."""
+    known = sorted({f"{each.service} {each.version}" for each in workers if each.service})
+    more = f" and {len(known) - SHOWN} more" if len(known) > SHOWN else ""
+    return f"no service runs that is {wanted}: there is {', '.join(known[:SHOWN]) or 'none'}{more}"
+
+
 Quiet = Callable[[], float]
 """Seconds without an answer after which there will be no other one, as it looks after the last one."""
 
@@ -229,8 +258,11 @@ class Gathering:
 class Discovery:
     """The OpenRPC documents of workers, one for each of those that differ."""
 
-    def __init__(self, workers: Iterable[WorkerInfo]) -> None:
-        self._workers = sorted(workers, key=_rank)
+    def __init__(self, workers: Collection[WorkerInfo], wanted: Wanted = ANY) -> None:
+        """Of these workers those count that are `wanted`. Raises NoReceivers if there is none."""
+        self._workers = sorted((each for each in workers if fits(each, wanted)), key=_rank)
+        if not self._workers:
+            raise NoReceivers(none_of(workers, wanted) if workers else "no worker said in time that it runs")
         self._documents: dict[str, Document] = {}
 
     def __iter__(self) -> Iterator[str]:
@@ -249,10 +281,8 @@ class Discovery:
         self._documents |= {each.schema: document for each in self._workers if each.id == id}
 
     def document(self, service: str | None) -> Document:
-        """What all of them offer, or the part that is about one service. Raises NoReceivers if there is no
-        worker, RpcTimeout if one has not answered, ServiceNotFound."""
-        if not self._workers:
-            raise NoReceivers("no worker said in time that it runs")
+        """What all of them offer, or the part that is about one service. Raises RpcTimeout if one has not
+        answered, ServiceNotFound."""
         missing = [each for each in self._workers if each.schema not in self._documents]
         if missing:
             raise RpcTimeout(f"{missing[0].host}:{missing[0].pid} did not say in time what it offers")

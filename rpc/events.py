@@ -17,6 +17,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
+from .backends.features import unsupported
 from .core.codecs import Accepted
 from .core.events import Event, decode_event, needs
 from .core.filters import Filter, Match, Scalar
@@ -28,7 +29,7 @@ from .core.parameters import conversions, hints, is_annotated
 from .core.patterns import matcher
 from .core.protocol import in_short
 from .durations import Duration
-from .errors import RpcError, SettingsError, Unsupported, shown
+from .errors import RpcError, SettingsError, shown
 from .identity import NAMELESS
 from .transport import ADDRESS_NAME as NAME
 from .transport import Address, Delivery, Message, topic
@@ -254,15 +255,15 @@ class Events:
 
     def check(self, features: frozenset[str]) -> None:
         """Raises Unsupported if a backend with these features cannot carry what they listen to."""
-        durable = [each.subscription for each in self.listeners if each.subscription.durable]
+        durable = [each for each in self.listeners if each.subscription.durable]
         for what, feature, needed in (
-            ("listeners", "topics", self.addresses),
-            ("listeners", "groups", [each for each in self.addresses if each.group]),
-            ("listeners", "subscriptions", durable),
-            ("retries", "delay", [each for each in durable if each.options.retries]),
+            ("listens to events", "topics", self.listeners),
+            ("has group=", "groups", [each for each in self.listeners if each.subscription.group]),
+            ("has durable=True", "subscriptions", durable),
+            ("has retries=", "delay", [each for each in durable if each.subscription.options.retries]),
         ):
             if needed and feature not in features:
-                raise Unsupported(f"{what} need {feature}, which this backend does not have")
+                raise unsupported(feature, f"{needed[0].name} {what}, but this backend")
 
     def __call__(self, delivery: Delivery) -> None:
         message = delivery.message

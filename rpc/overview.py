@@ -123,14 +123,25 @@ class Overview(Caller):
         wait = seconds(wait_for_receiver, "wait_for_receiver")
         return Services(OneService(self, self.lookup, wanted, wait), all_jobs=True)
 
-    def discover(self, service: str | None = None, *, wait: Duration = 0.5) -> dict[str, Any]:
+    def discover(
+        self,
+        service: str | None = None,
+        *,
+        domain: str | None = None,
+        type: str | None = None,
+        id: str | None = None,
+        version: str | None = None,
+        wait: Duration = 0.5,
+    ) -> dict[str, Any]:
         """The OpenRPC document of what the workers that run now offer, or of one service or job: of those
         workers that say within `wait` seconds that they run, and then, each within this time, what they
-        offer; of several that offer the same, one is asked. Title and version are those of the first that
-        offers it, by name and version; of several types without `service`, their domain. Raises NoReceivers,
-        ServiceNotFound, RpcTimeout, BackendUnavailable, Unsupported by this backend."""
-        wait = seconds(wait, "wait")
-        found = Discovery(self.describe(wait=wait))
+        offer; of several that offer the same, one is asked. `domain`, `type`, `id` and `version` pick
+        workers, as in `list_services`. Title and version are those of the first that offers it, by name and
+        version; of several types without `service`, their domain. Raises NoReceivers, ServiceNotFound,
+        RpcTimeout, ValueError, BackendUnavailable, Unsupported by this backend."""
+        wait, wanted = seconds(wait, "wait"), Wanted(domain, type, id, version)
+        wanted.check()
+        found = Discovery(self.describe(wait=wait), wanted)
         for worker in found:
             asked = self._discovering(worker, wait)
             with suppress(RpcTimeout, NoReceivers), closing(self.backend.request(*asked)) as replies:
@@ -234,10 +245,20 @@ class AsyncOverview(Caller):
         await asyncio.to_thread(self.lookup.find, wanted, wait)
         return Services(OneServiceAsync(self, self.lookup, wanted, wait), all_jobs=True)
 
-    async def discover(self, service: str | None = None, *, wait: Duration = 0.5) -> dict[str, Any]:
+    async def discover(
+        self,
+        service: str | None = None,
+        *,
+        domain: str | None = None,
+        type: str | None = None,
+        id: str | None = None,
+        version: str | None = None,
+        wait: Duration = 0.5,
+    ) -> dict[str, Any]:
         """As `RpcClient.discover`."""
-        wait = seconds(wait, "wait")
-        found = Discovery(await self.describe(wait=wait))
+        wait, wanted = seconds(wait, "wait"), Wanted(domain, type, id, version)
+        wanted.check()
+        found = Discovery(await self.describe(wait=wait), wanted)
         for worker in found:
             asked = self._discovering(worker, wait)
             with suppress(RpcTimeout, NoReceivers), closing(await self._async.request(*asked)) as replies:

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from uuid import uuid4
 
 from .backends import backend_of_receiver, queue_addresses
+from .backends.features import unsupported
 from .codecs import accepted, reply_limits
 from .contract.compare import must_keep
 from .contract.offered import Offered
@@ -27,7 +28,7 @@ from .coroutines import Coroutines
 from .describe import ALL_WORKERS, ANSWERS_ALL, DESCRIBE, DISCOVER, ONLY, WorkerInfo, offered, worker_info
 from .durations import Duration, seconds
 from .embedding import Embedding
-from .errors import SettingsError, Unsupported
+from .errors import SettingsError
 from .events import Events, listeners_in
 from .http import offer, route
 from .identity import Identity
@@ -255,8 +256,9 @@ class RpcReceiver:
         if not (self.jobs or self._events.listeners or self._ticker.ticking or may_have_more):
             raise SettingsError(f"{where}: RPC_JOB_MAPPING and RPC_SERVICES have no job: nothing to do")
         self._events.check(features)
-        if "delay" not in features and any(each.options.retries for each in self.jobs.values()):
-            raise Unsupported("retries need delay, which this backend does not have")
+        retried = [name for name, each in self.jobs.items() if each.options.retries]
+        if "delay" not in features and retried:
+            raise unsupported("delay", f"{retried[0]} has retries=, but this backend")
         channels = [ALL_WORKERS] if features & ANSWERS_ALL else []
         if "topics" in features and self.identity.type:
             channels.append(self._instance)

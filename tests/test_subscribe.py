@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import sys
 import threading
 import time
@@ -257,8 +258,23 @@ def test_a_durable_group_with_headers_keeps_what_it_wants(able: Place) -> None:
 
 
 def test_durable_groups_need_a_backend_that_keeps(zmq_url: str) -> None:
-    with RpcClient(backend=zmq_url) as client, pytest.raises(Unsupported, match="subscriptions"):
+    @on("boom", group="team", durable=True)
+    def hear(data: Any) -> None: ...
+
+    able = "redis:, rq+redis:, amqp: and memory: have it"
+    refused = f"has durable=True, but this backend has no feature 'subscriptions'; {re.escape(able)}"
+    with RpcClient(backend=zmq_url) as client, pytest.raises(Unsupported, match=f"boom {refused}"):
         client.subscribe("boom", group="team", durable=True)
+    with pytest.raises(Unsupported, match=rf"\.hear {refused}"):
+        RpcReceiver(jobs={}, services=[hear], backend=zmq_url)
+
+
+def test_a_backend_without_topics_is_refused_with_those_that_have_them(http_url: str) -> None:
+    refused = (
+        "boom listens to events, but this backend has no feature 'topics'; redis:, .* and memory: have it"
+    )
+    with RpcClient(backend=http_url) as client, pytest.raises(Unsupported, match=refused):
+        client.subscribe("boom")
 
 
 # Who is too slow.

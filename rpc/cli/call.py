@@ -54,10 +54,8 @@ def headers_of(
 @settings_option
 @backend_option
 @click.option("--queue", metavar="NAME", callback=queue_names, help="The queue that the call goes to.")
-@service_options("--service-version")
-@click.option(
-    "--instance", metavar="NAME", help="The one worker that does it, as `rpc services --watch` has it."
-)
+@service_options()
+@click.option("--instance", metavar="NAME", help="The one worker that does it, as `rpc services` has it.")
 @click.option(
     "--wait",
     metavar="SECONDS",

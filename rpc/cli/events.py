@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any, BinaryIO, TypeVar, cast, get_args
+from typing import Any, BinaryIO, NamedTuple, TypeVar, cast, get_args
 
 import click
 import msgspec
 
 from ..backends import redacted
+from ..backends.features import unsupported
 from ..client import RpcClient
 from ..core.codecs import JSON, TYPED
 from ..core.events import NOTHING, Event
 from ..core.filters import Filter, Match, Scalar, checked
 from ..describe import ListenerInfo, WorkerInfo
-from ..errors import RpcError, SerializationError, SubscriberLagged, Unsupported
+from ..errors import RpcError, SerializationError, SubscriberLagged
 from ..events import Subscription, subscribed
+from ..inspection import Counts
 from ..settings import Settings, load_settings
 from ..transport import Address, Backend, Subscriptions
 from .call import data_of
@@ -204,7 +207,8 @@ def list_command(settings: str | None, backend: str | None, wait: float) -> None
 
     With --json, what is printed is {"listeners": [{"pattern": ..., "name": ..., "group": ..., "durable": ...,
     "failures": ..., "headers": ..., "match": ..., "host": ..., "pid": ...}, ...], "subscriptions":
-    [{"pattern": ..., "group": ..., "filter": ..., "served": ...}, ...]}. A filter is told by its digest.
+    [{"pattern": ..., "group": ..., "filter": ..., "served": ..., "waiting": ...}, ...]}. A filter is told by
+    its digest; what waits, or is to be tried again, as a number of events.
 
     \b
     Example:
@@ -212,12 +216,20 @@ def list_command(settings: str | None, backend: str | None, wait: float) -> None
     """
     with RpcClient(settings=_settings(settings, backend), backend=backend) as client:
         workers = client.describe(wait=wait)
-        kept = {Subscription.of(each) for each in _subscribed(client.backend)}
+        kept = {each: _in_use(client.backend, each) for each in _subscribed(client.backend)}
     listeners = [_shown(worker, each) for worker in workers for each in worker.listeners]
     served = {_key(each) for each in listeners if each["durable"]}
+    served |= {Subscription.of(to) for to, use in kept.items() if use.workers}
+    waiting = Counter[tuple[str, str, str]]()
+    for to, use in kept.items():
+        waiting[Subscription.of(to)] += use.events
     subscriptions: list[dict[str, Any]] = [
-        {"pattern": each[0], "group": each[1], "filter": each[2], "served": each in served}
-        for each in sorted(kept | served)
+        {
+            **dict(zip(("pattern", "group", "filter"), each, strict=True)),
+            "served": each in served,
+            "waiting": waiting[each],
+        }
+        for each in sorted(served.union(waiting))
     ]
     if json_wanted():
         return print_line({"listeners": listeners, "subscriptions": subscriptions})
@@ -231,6 +243,7 @@ def list_command(settings: str | None, backend: str | None, wait: float) -> None
     for each in subscriptions:
         if not each["served"]:
             wanted = [f"filter {each['filter']}"] if each["filter"] else []
+            wanted += [f"{each['waiting']} waiting"] if each["waiting"] else []
             _print(each["pattern"], "-", f"group {each['group']}, durable", "nobody serves it now", *wanted)
 
 
@@ -250,6 +263,7 @@ def _named(headers: Mapping[str, Any]) -> str:
 @settings_option
 @backend_option
 @filter_options
+@click.option("--force", is_flag=True, help="Though it is served, or has events, which are lost then.")
 def forget_command(
     event: str,
     group: str,
@@ -257,9 +271,13 @@ def forget_command(
     backend: str | None,
     named: dict[str, Scalar | None],
     match: Match,
+    force: bool,
 ) -> None:
-    """Forget the durable group GROUP that listened to PATTERN, with these headers, with the events that are
-    kept for it. A worker that serves it still, or again, makes it anew.
+    """Forget the durable group GROUP that listened to PATTERN, with these headers.
+
+    A group that is served, or that events are kept for, is not forgotten, but with --force: its events are
+    lost then. A worker that serves it still, or again, makes it anew, and does not hear what is published
+    until then.
 
     \b
     Example:
@@ -275,7 +293,38 @@ def forget_command(
             raise RpcError(
                 f"there is no durable group {group!r} that listens to {event!r} with these headers"
             )
+        if not force and (use := _in_use(known, to)):
+            raise RpcError(
+                f"group {group!r} of {event!r} is not forgotten, as {use}: have its events heard and stop "
+                "those that serve it, or lose its events with --force"
+            )
         known.unsubscribe(to)
+
+
+class _Use(NamedTuple):
+    """Who needs a durable group still."""
+
+    workers: int
+    """How many serve it, subscribers included."""
+    events: int
+    """How many wait for it, are being heard, or are to be tried again, as far as the backend can tell."""
+
+    def __bool__(self) -> bool:
+        return self != (0, 0)
+
+    def __str__(self) -> str:
+        said = [f"{self.workers} serve{'s' * (self.workers == 1)} it"] if self.workers else []
+        if self.events:
+            said.append(f"{self.events} event{'s are' if self.events > 1 else ' is'} kept for it")
+        return " and ".join(said)
+
+
+def _in_use(backend: Backend | Subscriptions, to: Address) -> _Use:
+    """What is known of this group; nothing, of a backend that does not count."""
+    if "counts" not in cast("Backend", backend).features:
+        return _Use(0, 0)
+    info = cast("Counts", backend).queue_info(to.subscription_queue.name)
+    return _Use(info.workers, info.waiting + (info.running or 0) + (info.scheduled or 0))
 
 
 def _shown(worker: WorkerInfo, listener: ListenerInfo) -> dict[str, Any]:
@@ -299,7 +348,7 @@ def _subscriptions(settings: str | None, backend: str | None) -> Iterator[Any]:
         if "subscriptions" not in client.backend.features:
             chosen = backend or loaded.for_clients
             shown = redacted(chosen) if isinstance(chosen, str) else str(chosen)
-            raise Unsupported(f"{shown} has no feature 'subscriptions'")
+            raise unsupported("subscriptions", shown)
         yield cast("Subscriptions", client.backend)
 
 

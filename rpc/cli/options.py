@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import datetime
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import click
 
 from .. import durations
+from ..core.registry import Wanted
 from ..identity import check_part
+from ..settings import Settings, load_settings
 from ..transport import queue
 
 settings_option = click.option(
@@ -39,15 +42,26 @@ def together(*options: Callable[[Command], Command]) -> Callable[[Command], Comm
     return with_options
 
 
-def service_options(version: str) -> Callable[[Command], Command]:
-    """Options that say which services: `domain`, `type`, `id`, and `version`, which is asked for by an option
-    of this name."""
+def service_options(*former: str) -> Callable[[Command], Command]:
+    """Options that say which services: `domain`, `type`, `id`, and `version`, which has these names, too."""
+    names = ("--service-version", *former, "version")
     return together(
         click.option("--domain", metavar="NAME", help="The domain of the service."),
         click.option("--type", metavar="NAME", help="The type of the service."),
         click.option("--id", metavar="NAME", help="Which one of that type."),
-        click.option(version, "version", metavar="VERSIONS", help="Its version, as 1.4.0 or '>=1.2,<2'."),
+        click.option(*names, metavar="VERSIONS", help="Its version, as 1.4.0 or '>=1.2,<2'."),
     )
+
+
+def which_services(
+    domain: str | None, type: str | None, id: str | None, version: str | None
+) -> dict[str, str | None]:
+    """What `service_options` say, by name. Raises UsageError if no service can be so."""
+    try:
+        Wanted(domain, type, id, version).check()
+    except ValueError as error:
+        raise click.UsageError(str(error)) from None
+    return {"domain": domain, "type": type, "id": id, "version": version}
 
 
 def _domain(ctx: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
@@ -57,6 +71,18 @@ def _domain(ctx: click.Context, parameter: click.Parameter, value: str | None) -
     except ValueError as error:
         raise click.BadParameter(f"{error}.") from None
     return value
+
+
+def settings_of(
+    name: str | None, domain: str | None, type: str | None, id: str | None, version: str | None
+) -> Settings:
+    """The settings of a module, in which these parts of the identity are others, unless they are None. Raises
+    SettingsError."""
+    parts = {"domain": domain, "service_type": type, "service_id": id, "service_version": version}
+    given: dict[str, Any] = {key: part for key, part in parts.items() if part is not None}
+    settings = replace(load_settings(name), **given)
+    _ = settings.identity
+    return settings
 
 
 domain_option = click.option(

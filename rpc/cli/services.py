@@ -15,14 +15,16 @@ import msgspec
 
 from ..client import RpcClient
 from ..core.registry import ServiceChange, Wanted
-from ..describe import ListenerInfo, WorkerInfo
+from ..describe import ListenerInfo, WorkerInfo, fits, none_of
 from ..errors import not_installed
 from ..registry.lookup import SETTLED
-from .options import backend_option, seconds, service_options, settings_option
+from .options import backend_option, seconds, service_options, settings_option, which_services
 from .output import Row, aligned, json_option, json_wanted, one_line, print_line
 
 WAIT = 0.5
 """Seconds."""
+NOBODY = 1
+"""Exit code: no service runs that was asked for."""
 
 
 @click.command("services")
@@ -53,9 +55,10 @@ def command(
     signatures; listeners; timers; and the workers themselves.
 
     All workers are asked, and those that answer in time are listed: if there are none, a line on stderr says
-    so. With --domain, --type, --id or --version, only services that fit are listed. With --health, each of
-    them is asked whether it is well, for at most two seconds. With --watch there is a line for each service
-    that is up, down or changed, from those on that run now; with --live, a table with what each of them does.
+    so. With --domain, --type, --id or --service-version, only services that fit are listed: if there are
+    none, that line says which run, and the exit code is 1. With --health, each of them is asked whether it is
+    well, for at most two seconds. With --watch there is a line for each service that is up, down or changed,
+    from those on that run now; with --live, a table with what each of them does.
 
     With --json, what is printed is {"workers": [{"id": ..., "host": ..., "pid": ..., "queues": [...],
     "concurrency": ..., "service": "DOMAIN.TYPE.ID", "version": ..., "running": ..., "jobs":
@@ -67,7 +70,7 @@ def command(
     Examples:
       rpc services
       rpc services --backend redis://127.0.0.1:6379/0 --wait 2 --json
-      rpc services --type orders --version '>=1.2' --health
+      rpc services --type orders --service-version '>=1.2' --health
       rpc services --watch --domain shop
     """
     if (watch or live) and health:
@@ -76,14 +79,19 @@ def command(
         raise click.UsageError("--live is for people: not with --watch or --json")
     if live and not _is_terminal():
         raise click.UsageError("--live needs a terminal: --watch has a line for each change")
-    wanted = _wanted(**which)
+    wanted = Wanted(**which_services(**which))
     with RpcClient(settings=settings, backend=backend) as client:
         if watch or live:
             return (_watch if watch else _live)(client, which)
         workers = client.describe(wait=wait or WAIT, settled=None if wait else SETTLED)
-        workers = [each for each in workers if wanted == Wanted() or _fits(wanted, each)]
+        fitting = [each for each in workers if fits(each, wanted)]
         healthy = client.list_services(**which, health_check=True) if health else ()
-    _show(workers, _Health({each.instance for each in healthy}) if health else None, wait or WAIT)
+    _show(fitting, _Health({each.instance for each in healthy}) if health else None)
+    if not fitting:
+        told = none_of(workers, wanted) if workers else f"no worker answered within {wait or WAIT:g} s"
+        if not json_wanted():
+            click.echo(one_line(told), err=True)
+        click.get_current_context().exit(NOBODY if wanted != Wanted() else 0)
 
 
 class _Health(NamedTuple):
@@ -97,36 +105,15 @@ class _Health(NamedTuple):
         return worker.id in self.well if worker.service else None
 
 
-def _show(workers: Sequence[WorkerInfo], health: _Health | None, waited: float) -> None:
+def _show(workers: Sequence[WorkerInfo], health: _Health | None) -> None:
     if json_wanted():
         told = (msgspec.to_builtins(each) | ({"well": health.of(each)} if health else {}) for each in workers)
         return print_line({"workers": [*told]})
-    if not workers:
-        click.echo(f"no worker answered within {waited:g} s", err=True)
     for title, rows in _tables(workers, health):
         if rows:
             click.echo(title)
             for line in aligned(rows):
                 click.echo(f"  {line}")
-
-
-def _wanted(domain: str | None, type: str | None, id: str | None, version: str | None) -> Wanted:
-    wanted = Wanted(domain, type, id, version)
-    try:
-        wanted.check()
-    except ValueError as error:
-        raise click.UsageError(str(error)) from None
-    return wanted
-
-
-def _fits(wanted: Wanted, worker: WorkerInfo) -> bool:
-    match worker.service.split("."):
-        case [domain, type, id]:
-            try:
-                return wanted.fits(Wanted(domain, type, id, worker.version))
-            except ValueError:  # what it says of itself is no version
-                return False
-    return False
 
 
 def _watch(client: RpcClient, which: dict[str, str | None]) -> None:
@@ -156,11 +143,14 @@ def _live(client: RpcClient, which: dict[str, str | None]) -> None:
     news = SimpleQueue[ServiceChange]()
 
     def table() -> Table:
-        shown = Table("service", "version", "process", "running", "capacity", "idle", "up for")
+        shown = Table("service", "version", "process", "instance", "running", "capacity", "idle", "up for")
         for each in watch.services():
             idle = "-" if each.idle is None else f"{each.idle:.0f} s"
-            parts = each.name, each.version, f"{each.host}:{each.pid}", str(each.running), str(each.capacity)
-            shown.add_row(*map(one_line, parts), idle, f"{max(0.0, time.time() - each.epoch):.0f} s")
+            parts = each.name, each.version, f"{each.host}:{each.pid}", each.instance
+            numbers = str(each.running), str(each.capacity)
+            shown.add_row(
+                *map(one_line, parts), *numbers, idle, f"{max(0.0, time.time() - each.epoch):.0f} s"
+            )
         return shown
 
     with client.watch_services(news.put, **which) as watch, Live(table(), auto_refresh=False) as live:
@@ -202,6 +192,7 @@ def _tables(workers: Sequence[WorkerInfo], health: _Health | None) -> Iterator[t
         [
             (
                 f"{each.host}:{each.pid}",
+                each.id,
                 ", ".join(each.queues),
                 f"concurrency {each.concurrency}, coroutines {each.coroutines}",
                 {None: "", True: "well", False: "ill"}[health.of(each) if health else None],

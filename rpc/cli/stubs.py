@@ -10,7 +10,7 @@ from ..contract.documents import read
 from ..contract.openrpc import selected
 from ..contract.stubs import stubs
 from .describe import offered, offline_option, wait_option
-from .options import backend_option, settings_option
+from .options import backend_option, service_options, settings_option
 
 
 @click.command("stubs")
@@ -25,6 +25,7 @@ from .options import backend_option, settings_option
 @settings_option
 @backend_option
 @offline_option
+@service_options()
 @wait_option
 def command(
     service: str | None,
@@ -33,6 +34,7 @@ def command(
     backend: str | None,
     offline: bool,
     wait: float,
+    **which: str | None,
 ) -> None:
     """Print a Python module with a client of what the workers that run now offer, or of SERVICE: classes
     whose methods have the parameters and results of the jobs, over an RpcClient (`Client`) and an
@@ -50,9 +52,11 @@ def command(
       Client(RpcClient()).orders.place("tea", quantity=2)
     """
     if file is None:
-        document = offered(service, settings, backend, offline=offline, wait=wait)
-    elif settings or backend or offline:
-        raise click.UsageError("--from says it all: not with --settings, --backend or --offline")
+        document = offered(service, settings, backend, which, offline=offline, wait=wait)
+    elif settings or backend or offline or any(which.values()):
+        raise click.UsageError(
+            "--from says it all: not with --settings, --backend, --offline, nor with which services"
+        )
     else:
         try:
             document = read(file)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -17,17 +17,14 @@ from ..backends import redacted
 from ..errors import Unsupported
 from ..logs import RpcLogHandler
 from ..receiver import RpcReceiver
-from ..settings import Settings, load_settings
+from ..settings import Settings
 from .health import SignsOfLife, health_file_option
 from .logs import FORMATS, LEVELS, log_to_stderr
-from .options import backend_option, queue_names, seconds, settings_option
+from .options import backend_option, queue_names, seconds, settings_of, settings_option
 from .processes import Supervisor, Worker
 from .reload import RELOAD, run_and_reload
 
 logger = logging.getLogger(__name__)
-
-IDENTITY = ("domain", "service_type", "service_id", "service_version")
-"""The settings that say which service it is."""
 
 
 @click.command("worker")
@@ -149,10 +146,9 @@ def command(
     log_to_stderr(level, as_json=log_format == "json")
     if reload:
         return run_and_reload(Path.cwd(), [sys.executable, "-m", "rpc", *sys.argv[1:]])
-    parts = (domain, service_type, service_id, service_version)
-    given = {name: part for name, part in zip(IDENTITY, parts, strict=True) if part is not None}
+    parts = {"domain": domain, "type": service_type, "id": service_id, "version": service_version}
     serve(
-        partial(_loaded, settings, given),
+        partial(settings_of, settings, **parts),
         processes,
         backend=backend,
         wait=wait,
@@ -203,13 +199,6 @@ def serve(
     if path := health_file or loaded.health_file:
         SignsOfLife(path, worker.number, receiver.stalled).begin(anew=worker.is_first)
     receiver.run(wait=wait, arrived=worker.arrived)
-
-
-def _loaded(name: str | None, identity: Mapping[str, Any]) -> Settings:
-    """The settings, in which these parts of the identity are others. Raises SettingsError."""
-    settings = replace(load_settings(name), **identity)
-    _ = settings.identity
-    return settings
 
 
 def _shown(backend: str | None, settings: Settings) -> str:

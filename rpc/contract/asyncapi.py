@@ -48,8 +48,8 @@ def asyncapi(listeners: Iterable[Listener], *, title: str, version: str) -> Docu
         "asyncapi": ASYNCAPI,
         "info": {"title": title, "version": version},
         "defaultContentType": "application/json",
-        "channels": channels,
-        "operations": operations,
+        "channels": dict(sorted(channels.items())),  # as they are when documents are merged
+        "operations": dict(sorted(operations.items())),
         "components": {"schemas": schemas.components()},
     }
 

@@ -45,7 +45,8 @@ def checked(value: Any) -> Document:
     """An OpenRPC document in which nothing but schemas is referred to, and whose parts are what they are to
     be as far as this library needs them. ValueError if it is none."""
     try:
-        document = {"components": {}, **msgspec.convert(value, Document)}
+        document = {**msgspec.convert(value, Document)}
+        document.setdefault("components", {})
         document["methods"] = _in_place(msgspec.convert(document.get("methods"), list[Any]), document)
         msgspec.convert(document, _OpenRpc)
         document["components"] = {"schemas": {}, **document["components"]}

@@ -13,6 +13,7 @@ from uuid import uuid4
 
 import pytest
 
+from ..inspection import Counts
 from ..transport import Address, Delivery, Locks, Replay, Subscriptions, inbox, topic
 from ._features import burying, letters_of
 from .site import Site, eventually
@@ -122,6 +123,20 @@ class Channels:
             thread.join(site.patience)
             assert to in subscribed()
         assert to not in subscribed()
+
+    def test_it_counts_who_serves_a_subscription_and_what_is_kept_for_it(self, site: Site) -> None:
+        site.needs("counts")
+        with _subscription(site) as to:
+            queue_info = cast("Counts", site.client).queue_info
+            shelf = to.subscription_queue.name
+            server, thread = site.serve(None, to)
+            _until_subscribed(site, to)
+            eventually(lambda: (queue_info(shelf).workers, queue_info(shelf).waiting) == (1, 0))
+            server.stop()
+            thread.join(site.patience)
+            eventually(lambda: queue_info(shelf).workers == 0)
+            site.tell(b"log:kept", topic(site.name()))
+            eventually(lambda: queue_info(shelf).waiting == 1)
 
     def test_a_handler_knows_where_its_message_arrived(self, site: Site) -> None:
         site.needs("topics", "groups")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -29,6 +30,8 @@ from rpc.transport import LOST, Delivery, Message, inbox, queue, topic
 from tests.zeromq import cut, tcp_url
 
 QUEUE = queue("default")
+PATIENCE = 20.0
+"""Seconds: far longer than anything here takes."""
 
 
 @pytest.fixture
@@ -205,6 +208,66 @@ def test_what_it_cannot_do_is_refused(site: Site, header: str) -> None:
         site.client.request(site.queue(), request(b"", **{header: "1"}))
     with pytest.raises(Unsupported, match="subscriptions"):
         site.client.server([topic("x", "y", durable=True)], lambda delivery: None)
+
+
+# Events.
+
+
+def empty_url(kind: str, path: Path) -> str:
+    """Three endpoints where nobody is."""
+    names = [f"{path}/{name}" for name in "abc"]
+    return tcp_url(3) if kind == "tcp" else f"zmq+ipc://{','.join(names)}"
+
+
+@pytest.mark.parametrize("kind", ["tcp", "ipc"])
+def test_who_has_just_subscribed_misses_nothing(kind: str, tmp_path: Path) -> None:
+    """Though whoever publishes has tried in vain where he is, or knew somebody else there."""
+    url = empty_url(kind, tmp_path)
+    with RpcClient(backend=url) as publisher:
+        publisher.publish("boom")
+        for number in range(4):
+            with RpcClient(backend=url) as client, client.subscribe("boom") as stream:
+                publisher.publish("boom", number)
+                assert stream.get(PATIENCE).data == number
+
+
+@pytest.mark.parametrize("kind", ["tcp", "ipc"])
+def test_who_has_just_subscribed_misses_nothing_of_an_event_loop(kind: str, tmp_path: Path) -> None:
+    url = empty_url(kind, tmp_path)
+
+    async def main() -> None:
+        async with AsyncRpcClient(backend=url) as publisher:
+            await publisher.publish("boom")
+            for number in range(4):
+                async with (
+                    AsyncRpcClient(backend=url) as client,
+                    await client.subscribe("boom") as stream,
+                ):
+                    await asyncio.gather(*(publisher.publish("boom", number) for _ in range(3)))
+                    assert [(await stream.get(PATIENCE)).data for _ in range(3)] == [number] * 3
+
+    asyncio.run(main())
+
+
+def test_many_threads_publish_to_who_has_just_subscribed() -> None:
+    url = tcp_url(3)
+    with RpcClient(backend=url) as publisher, RpcClient(backend=url) as client, ThreadPoolExecutor(8) as pool:
+        publisher.publish("boom")
+        with client.subscribe("boom") as stream:
+            for each in [pool.submit(publisher.publish, "boom", number) for number in range(40)]:
+                each.result()
+            assert sorted(stream.get(PATIENCE).data for _ in range(40)) == [*range(40)]
+
+
+def test_an_endpoint_that_says_nothing_keeps_no_event() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        url = f"{tcp_url(1)},127.0.0.1:{mute.getsockname()[1]}"
+        with RpcClient(backend=url) as publisher, RpcClient(backend=url) as client:
+            publisher.publish("boom")
+            with client.subscribe("boom") as stream:
+                for number in range(3):
+                    publisher.publish("boom", number)
+                assert [stream.get(PATIENCE).data for _ in range(3)] == [0, 1, 2]
 
 
 # Endpoints.

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 from click.testing import Result
 
-from .conftest import Process, error_in
+from rpc import RpcReceiver
+from rpc.settings import Settings, load_settings
+
+from .conftest import SECONDS, Process, error_in
 
 Invoke = Callable[..., Result]
 
@@ -29,6 +35,9 @@ class Orders:
     @on("payment.*")
     def paid(self, data: dict[str, int]) -> None: ...
 
+    @on("boom")
+    def sweep(self, data: int) -> None: ...
+
 
 def add(a: int, b: int) -> int:
     return a + b
@@ -45,9 +54,14 @@ DOCUMENT: dict[str, Any] = {"openrpc": "1.4.1", "info": {"title": "t", "version"
 @pytest.fixture
 def offline(invoke: Invoke, tmp_path: Path) -> Invoke:
     """A command, of a directory with a settings module of its own name."""
-    name = f"of_{tmp_path.name.replace('-', '_')}"
+    name = _settings(tmp_path)
     (tmp_path / f"{name}.py").write_text(SETTINGS)
     return lambda command, *words: invoke(command, "--offline", "--settings", name, *words)
+
+
+def _settings(path: Path) -> str:
+    """The name of the module there."""
+    return f"of_{path.name.replace('-', '_')}"
 
 
 def file(path: Path, name: str, *methods: Any) -> str:
@@ -79,8 +93,44 @@ def test_one_service_or_job_is_described(offline: Invoke) -> None:
 def test_events_are_described(offline: Invoke) -> None:
     result = offline("describe", "--events", "--json")
     assert result.stdout.count("\n") == 1
-    assert list(json.loads(result.stdout)["channels"]) == ["payment.any"]
+    assert list(json.loads(result.stdout)["channels"]) == ["boom", "payment.any"]
     assert offline("describe", "orders", "--events").exit_code == 2
+
+
+def test_what_runs_is_described_as_what_is_declared(offline: Invoke, invoke: Invoke, tmp_path: Path) -> None:
+    url, which = f"memory://{tmp_path.name}", ("--domain", "bank", "--type", "teller", "--id", "1")
+    version = ("--service-version", "2.0.0")
+    settings = replace(
+        load_settings(_settings(tmp_path)), domain="bank", service_type="teller", service_id="1"
+    )
+    with _served(replace(settings, service_version="2.0.0"), url):
+        for words in ([], ["--events"], ["orders"]):
+            found = invoke("describe", "--backend", url, *which, *version, *words).stdout
+            assert found == offline("describe", *which, *version, *words).stdout
+            assert '"title": "teller"' in found
+            assert found == invoke("describe", "--backend", url, *words).stdout
+        stubbed = invoke("stubs", "--backend", url, *which)
+        assert stubbed.stdout == offline("stubs", *which, *version).stdout
+        for command in "describe", "stubs":
+            result = invoke(command, "--backend", url, "--type", "nope")
+            expected = "no service runs that is type 'nope': there is bank.teller.1 2.0.0\n"
+            assert (result.exit_code, result.stderr) == (1, f"Error: {expected}")
+    result = offline("describe", "--type", "a.b")
+    assert (result.exit_code, "'a.b' is no type" in result.stderr) == (2, True)
+
+
+@contextmanager
+def _served(settings: Settings, url: str) -> Iterator[None]:
+    begun = threading.Event()
+    receiver = RpcReceiver(settings=settings, backend=url, hooks={"on_connect": begun.set})
+    thread = threading.Thread(target=receiver.start)
+    thread.start()
+    assert begun.wait(SECONDS)
+    try:
+        yield
+    finally:
+        receiver.stop()
+        thread.join(SECONDS)
 
 
 def test_workers_that_run_are_described(invoke: Invoke, memory: str) -> None:
@@ -108,7 +158,8 @@ def test_stubs_are_a_module(offline: Invoke, invoke: Invoke, memory: str, tmp_pa
     (tmp_path / "openrpc.json").write_text(offline("describe").stdout)
     assert invoke("stubs", "--from", "openrpc.json").stdout == offline("stubs").stdout
     assert invoke("stubs", "add", "--from", "openrpc.json").stdout == offline("stubs", "add").stdout
-    assert invoke("stubs", "--from", "openrpc.json", "--offline").exit_code == 2
+    for wrong in (["--offline"], ["--type", "orders"]):
+        assert invoke("stubs", "--from", "openrpc.json", *wrong).exit_code == 2
 
 
 def test_documents_are_compared(invoke: Invoke, tmp_path: Path) -> None:

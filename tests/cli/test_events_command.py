@@ -129,7 +129,7 @@ def test_the_list_has_a_line_for_each_listener(events: Invoke, hall: Hall) -> No
 def test_the_list_as_json_is_one_object(events: Invoke, hall: Hall) -> None:
     found = json.loads(events("list", "--json").stdout)
     assert found["subscriptions"] == [
-        {"pattern": "order.created", "group": "billing", "filter": "", "served": True}
+        {"pattern": "order.created", "group": "billing", "filter": "", "served": True, "waiting": 0}
     ]
     assert [(each["pattern"], each["group"], each["durable"]) for each in found["listeners"]] == [
         ("order.*", None, False),
@@ -150,6 +150,41 @@ def test_a_durable_group_that_nobody_serves_is_shown_and_can_be_forgotten(events
     result = events("forget", "order.created", "billing")
     assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
     assert "there is no durable group 'billing' that listens to 'order.created'" in result.stderr
+
+
+def test_a_durable_group_that_is_served_is_forgotten_by_force_alone(events: Invoke, hall: Hall) -> None:
+    result = events("forget", "order.created", "billing")
+    assert (result.exit_code, result.stderr) == (
+        1,
+        "Error: group 'billing' of 'order.created' is not forgotten, as 1 serves it: have its events "
+        "heard and stop those that serve it, or lose its events with --force\n",
+    )
+    assert events("list", "--json").stdout.count('"served":true') == 1
+    assert events("forget", "order.created", "billing", "--force").exit_code == 0
+
+
+def test_a_durable_group_with_events_is_forgotten_by_force_alone(events: Invoke, hall: Hall) -> None:
+    hall.close()
+    for _ in range(2):
+        events("publish", "order.created")
+    assert events("list").stdout.endswith("nobody serves it now  2 waiting\n")
+    result = events("forget", "order.created", "billing")
+    assert result.exit_code == 1
+    assert "not forgotten, as 2 events are kept for it" in result.stderr
+    assert '"waiting":2' in events("list", "--json").stdout
+    assert events("forget", "order.created", "billing", "--force").exit_code == 0
+    assert events("list").stdout == ""
+
+
+def test_a_durable_group_that_a_subscriber_is_in_is_served(events: Invoke, hall: Hall) -> None:
+    hall.close()
+    with (
+        RpcClient(backend=hall.url) as client,
+        client.subscribe("order.created", group="billing", durable=True),
+    ):
+        assert events("list").stdout == ""
+        assert '"served":true' in events("list", "--json").stdout
+        assert events("forget", "order.created", "billing").exit_code == 1
 
 
 def test_a_durable_group_with_a_filter_is_told_from_the_one_without(events: Invoke, hall: Hall) -> None:

@@ -97,9 +97,10 @@ def test_there_is_a_table_of_what_all_workers_offer(services: Invoke, serve: Cal
         "  example.tick  every 90 s  1 worker",
         "workers",
     ]
+    ids = {tuple(each["queues"]): each["id"] for each in json.loads(services("--json").stdout)["workers"]}
     assert {one, other} == {
-        f"  {ME}  high, default, low  concurrency 2, coroutines 100",
-        f"  {ME}  high, default       concurrency 1, coroutines 100",
+        f"  {ME}  {ids['high', 'default', 'low']}  high, default, low  concurrency 2, coroutines 100",
+        f"  {ME}  {ids['high', 'default']}  high, default       concurrency 1, coroutines 100",
     }
 
 
@@ -218,6 +219,7 @@ def shown(services: Invoke, *words: str) -> list[str]:
     [
         (["--domain", "shop"], ["shop.orders.eu 1.4.0", "shop.stock.default 0.0.0"]),
         (["--type", "orders", "--id", "eu"], ["shop.orders.eu 1.4.0"]),
+        (["--service-version", ">=1"], ["bank.orders.us 2.0.0", "shop.orders.eu 1.4.0"]),
         (["--version", ">=1"], ["bank.orders.us 2.0.0", "shop.orders.eu 1.4.0"]),
         (["--id", "no"], []),
     ],
@@ -230,14 +232,31 @@ def test_services_are_picked(
     serve(services=[Example], identity=Identity(domain="bank", type="orders", id="us", version="2.0.0"))
     serve(services=[Example])
     assert shown(services, *words) == found
-    assert ("no worker answered" in services(*words).stderr) == (not found)
+    result = services(*words)
+    known = "bank.orders.us 2.0.0, shop.orders.eu 1.4.0, shop.stock.default 0.0.0"
+    missing = f"no service runs that is {words[0][2:]} {words[1]!r}: there is {known}\n"
+    assert (result.exit_code, result.stderr) == ((0, "") if found else (1, missing))
+    assert services("--json", *words).exit_code == result.exit_code
+
+
+def test_where_nobody_is_no_service_is_what_was_asked_for(
+    services: Invoke, serve: Callable[..., None]
+) -> None:
+    result = services("--type", "nope", "--wait", "0.05")
+    assert (result.exit_code, result.stderr) == (1, "no worker answered within 0.05 s\n")
+    serve(services=[Example])
+    result = services("--type", "nope")
+    assert (result.exit_code, result.stderr) == (
+        1,
+        "no service runs that is type 'nope': there is none\n",
+    )
 
 
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [
         (["--type", "a.b"], "'a.b' is no type"),
-        (["--version", "new"], "'new' is no version"),
+        (["--service-version", "new"], "'new' is no version"),
         (["--watch", "--domain", ""], "'' is no domain"),
         (["--watch", "--health"], "not with --watch"),
     ],
@@ -263,7 +282,7 @@ def test_it_is_shown_who_is_well(services: Invoke, serve: Callable[..., None]) -
 
 @pytest.mark.slow
 @pytest.mark.redis
-@pytest.mark.parametrize("words", [[], ["--json"], ["--type", "orders", "--version", "0.0.0"]])
+@pytest.mark.parametrize("words", [[], ["--json"], ["--type", "orders", "--service-version", "0.0.0"]])
 def test_watch_tells_who_comes_and_goes(
     words: list[str], redis_server: RedisServer, spawn: Callable[..., Process]
 ) -> None:

@@ -35,7 +35,7 @@ class MemoryServer:
         """What was taken from a topic, and its handler has not been called."""
 
     def run(self) -> None:
-        hub, names = self._hub, [address.name for address in self._plan.queues]
+        hub, names = self._hub, [each.name for each in (*self._plan.queues, *self._kept)]
         queues = [hub.waiting[address] for address in self._plan.queues]
         heard = {to: hub.subscribe(to) for to in self._plan.channels + self._plan.durable}
         loops = [partial(self._work, queues)] * (self._threads if queues else 0)

@@ -20,7 +20,7 @@ from .._retry import patience
 from .blocking import FAREWELL, Watch, nobody
 from .peers import TICK
 from .session import END
-from .workers import Pending, Workers
+from .workers import GREETING, Pending, Workers
 
 T = TypeVar("T")
 SOON = 0.01
@@ -90,9 +90,15 @@ class LoopCaller:
             return
         self._stop_reading()
         self.workers.peers.connect(endpoints)
-        self._readers = self.workers.peers.fds()
-        for descriptor in self._readers:
-            self.loop.add_reader(descriptor, self._work)
+        self._read()
+
+    def _read(self) -> None:
+        """Whatever there is to be read now."""
+        if (descriptors := self.workers.peers.fds()) != self._readers:
+            self._stop_reading()
+            self._readers = descriptors
+            for descriptor in descriptors:
+                self.loop.add_reader(descriptor, self._work)
         self.work_soon()
 
     def _stop_reading(self) -> None:
@@ -172,10 +178,23 @@ class LoopCaller:
             return pending
 
         await self.until(self.workers.is_greeted, 3600)
+        await self._look()
         sent = self.workers.publish(to, make)
         self.work_soon()
         await self.until(lambda: len(accepted) >= len(sent), patience(message.ttl))
         return sent
+
+    async def _look(self) -> None:
+        """Until it is known whether somebody has come where nobody was."""
+        peers = self.workers.peers
+        look = peers.look(GREETING, self.work_soon)
+        if look.is_over():
+            return
+        self._read()
+        try:
+            await self.until(look.is_over, GREETING)
+        finally:
+            peers.end_look(look)
 
     def withdraw(self, pendings: list[Pending]) -> None:
         if not self.is_over:

@@ -16,9 +16,10 @@ from ...errors import BackendUnavailable, RpcTimeout
 from ...loops import Alarm, started
 from ...transport import STREAM, Address, Message
 from .._retry import beside, patience
+from .links import Look
 from .peers import TICK
 from .session import END
-from .workers import Pending, Workers
+from .workers import GREETING, Pending, Workers
 
 Watch = Callable[[Callable[[list[str]], object], threading.Event], None]
 IDLE = 0.1
@@ -217,12 +218,20 @@ class Caller:
                 outcome.append(error)
 
         self.until_greeted()
+        self._look(waiter)
         self.do(begin)
         end = time.monotonic() + patience(message.ttl)
         self.wait(lambda: outcome or (missing and missing[0] <= 0), waiter, end)
         if outcome:
             raise outcome[0]
         return sent
+
+    def _look(self, waiter: Waiter) -> None:
+        """Until it is known whether somebody has come where nobody was."""
+        found: list[Look] = []
+        self.do(lambda: found.append(self.workers.peers.look(GREETING, waiter.wake)))
+        self.wait(lambda: found and found[0].is_over(), waiter, time.monotonic() + GREETING)
+        self.do(lambda: self.workers.peers.end_look(found[0]))
 
     def until_greeted(self) -> None:
         """Until it is known who serves what."""

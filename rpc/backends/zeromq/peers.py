@@ -20,6 +20,7 @@ import zmq
 from ...greenlets import are_patched_in, wait_readable
 from ...loops import Alarm
 from .._lookout import Lookout
+from .links import Link, Look
 from .session import CONFIRM, HEAD, HELLO, WELCOME, WHO, Route, Session
 from .sockets import Sockets
 
@@ -54,15 +55,6 @@ class Side(Protocol):
         """A session is over: the process is dead, or another one is there."""
 
 
-class Link:
-    """A socket that connects to one endpoint."""
-
-    def __init__(self, socket: zmq.Socket[bytes], endpoint: str) -> None:
-        self.socket, self.endpoint, self.route = socket, endpoint, Route(socket)
-        self.greeted = 0.0
-        """When HELLO was said last on this connection; 0: not yet."""
-
-
 class Peers:
     """Sessions by token, and the routes by which their frames come."""
 
@@ -81,6 +73,7 @@ class Peers:
         """What is waited for."""
         self._ready: Ready | None = None
         """What the last wait was for; None: look at all."""
+        self._looks: list[Look] = []
         self._lookout = Lookout()
         self.gathers = False
         """Whether sessions leave what there is much of to `write`."""
@@ -105,11 +98,33 @@ class Peers:
                 if session := self._by_route.pop((link.socket, None), None):
                     self._forget(session)
                 del self.links[endpoint]
-                link.socket.close()
+                link.close()
+
+    def look(self, patience: float, changed: Callable[[], object]) -> Look:
+        """Find out at once whether somebody has come where nobody was; who says nothing for `patience`
+        seconds counts as nobody. `changed` is called when that may be known."""
+        empty = [
+            link
+            for link in self.links.values()
+            if not link.is_slow and not (link.route.is_open() and (link.socket, None) in self._by_route)
+        ]
+        look = Look(empty, patience, changed)
+        if empty:
+            self._looks.append(look)
+            self._items = None
+        return look
+
+    def end_look(self, look: Look) -> None:
+        """Nobody waits for it any more."""
+        if look in self._looks:
+            self._looks.remove(look)
+            look.end()
 
     def fds(self) -> list[int]:
         """For event loops: readable when there may be something to do."""
-        sockets = [*self._bound, *(link.socket for link in self.links.values()), *self._sockets.zap()]
+        links = self.links.values()
+        sockets = [*self._bound, *(link.socket for link in links), *self._sockets.zap()]
+        sockets += [link.monitor for link in links if link.monitor]
         return [int(socket.getsockopt(zmq.FD)) for socket in sockets]
 
     def wait(self, seconds: float, alarm: Alarm, *, look: bool = False) -> None:
@@ -119,6 +134,7 @@ class Peers:
             self._items += [(socket, POLLIN) for socket in self._bound]
             for link in self.links.values():
                 self._items.append((link.socket, POLLIN if link.greeted else POLLIN | POLLOUT))
+                self._items += [(link.monitor, POLLIN)] if link.monitor else []
         if self._blocked:
             seconds = min(seconds, 0.01)
         self._ready = (look and self._looked(self._items)) or _polled(self._items, min(seconds, TICK))
@@ -143,6 +159,10 @@ class Peers:
             if (ready is None or socket in ready) and self._read(socket, True, take, ready is not None):
                 return
         for link in [*self.links.values()]:
+            is_told = link.monitor is not None and (ready is None or link.monitor in ready)
+            if is_told and link.hear():
+                self._items = None
+                self._tell_lookers()
             if ready is None or link.socket in ready:
                 if not link.greeted and link.route.is_open():
                     self._greet(link)
@@ -227,7 +247,7 @@ class Peers:
             return
         if (before := self._by_route.get(key)) and before.token != token:
             self._forget(before)  # another process is there now
-        if session and yours != self.token:
+        if session and yours != self.token and session.is_used:
             self._forget(session)  # it knows nothing of us any more
             session = None
         if session is None and kind == WELCOME and yours == self.token:  # it was forgotten meanwhile
@@ -250,6 +270,15 @@ class Peers:
                 session.resume()
         session.info = info
         self._side.met(session)
+        if kind == WELCOME:
+            for link in self.links.values():
+                if link.socket is socket:
+                    link.answered()
+            self._tell_lookers()
+
+    def _tell_lookers(self) -> None:
+        for look in self._looks:
+            look.changed()
 
     def write(self) -> None:
         """What was gathered, and what ZeroMQ had no room for."""

@@ -90,6 +90,11 @@ class Session:
         """How many of them, at the end, have not been written on this route."""
         self._blocked = blocked
 
+    @property
+    def is_used(self) -> bool:
+        """Whether anything was said. Else the other side may not have heard of it yet, and greets again."""
+        return self.received > 0 or self._sent > 0
+
     def send(self, kind: bytes, data: bytes = b"", confirmed: Callable[[], object] | None = None) -> None:
         """`confirmed` is called once the other side has it."""
         self._sent = number = self._sent + 1
