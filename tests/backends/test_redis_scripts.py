@@ -18,7 +18,7 @@ import pytest
 import redis
 
 from rpc.backends.redis import scripts
-from rpc.backends.redis.connection import evaluated
+from rpc.backends.redis.evaluation import evaluated
 from rpc.testing import RedisServer
 
 pytestmark = [pytest.mark.redis, pytest.mark.real_redis]
