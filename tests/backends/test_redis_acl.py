@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 import redis
 from redis.exceptions import NoPermissionError
 
-from rpc import RemoteError, RpcTimeout, WorkerLost
+from rpc import AsyncRpcClient, RemoteError, RpcTimeout, WorkerLost
 from rpc.backends.redis import scripts
 from rpc.testing import RedisServer, start_redis
 from rpc.transport import Message, topic
@@ -23,7 +24,7 @@ pytestmark = [pytest.mark.redis, pytest.mark.real_redis]
 
 PAGE = (Path(__file__).parents[2] / "docs" / "redis.md").read_text()
 LINES = dict(re.findall(r"^user (rpc-\w+) (.*)$", PAGE, re.MULTILINE))
-CONNECTING = "client|setname client|id client|reply script|load evalsha time"
+CONNECTING = "client|setname client|id client|reply script|load evalsha eval time"
 SAID = {
     "rpc-client": f"{CONNECTING} blmove lrange lrem rpush set get del zadd pexpire exists hgetall "
     "xadd xread unlink lpop zrange zrem lindex llen zcard hget",
@@ -90,6 +91,35 @@ def test_with_these_users_all_of_it_works(server: RedisServer, tmp_path: Path) -
                 client.flushall()
     finally:
         bench.close()
+
+
+@pytest.mark.parametrize("may_eval", [True, False])
+def test_after_a_script_flush_their_calls_go_on(server: RedisServer, tmp_path: Path, may_eval: bool) -> None:
+    """Scripts are sent as text then, or loaded again by users who may not do that."""
+    bench = Bench(server, tmp_path / "log")
+    try:
+        for user, rules in LINES.items():
+            mine = [rule for rule in rules.split() if may_eval or rule != "+eval"]
+            bench.admin.execute_command("ACL SETUSER", user, *mine)
+        bench.url = url(server, "rpc-worker")
+        client = bench.client = bench.make_client(backend=url(server, "rpc-client"))
+        bench.serve()
+        for number in range(3):
+            assert client.call_and_wait("fast", [number]).data == number
+            in_a_loop = asyncio.run(asked(url(server, "rpc-client"), bench.admin))
+            assert in_a_loop == [1, 2]
+            assert client.backend.acquire("lock", str(number), 10.0) == (number == 0)
+            bench.admin.script_flush()
+    finally:
+        bench.close()
+
+
+async def asked(url: str, admin: Any) -> list[int]:
+    """What two calls answer, with a SCRIPT FLUSH between them."""
+    async with AsyncRpcClient(backend=url, timeout=PATIENCE) as client:
+        first = (await client.call_and_wait("fast", [1])).data
+        admin.script_flush()
+        return [first, (await client.call_and_wait("fast", [2])).data]
 
 
 def denied(admin: Any) -> list[str]:

@@ -18,7 +18,7 @@ import pytest
 import redis
 
 from rpc.backends.redis import scripts
-from rpc.backends.redis.connection import evaluated
+from rpc.backends.redis.evaluation import evaluated
 from rpc.testing import RedisServer
 
 pytestmark = [pytest.mark.redis, pytest.mark.real_redis]
@@ -260,6 +260,11 @@ CASES = [
     Case("what the dead had is next", scripts.RECOVER, "a p q w dead", [0, 1, 3, "lost", "why"],
          {"p": [A, record("b", deaths=1)], "q": [IT]}, [2, 0], {"p": None,
          "q": [record("a", deaths=1), record("b", deaths=2), IT], **WOKEN}),
+    Case("the dead are forgotten with their last page", scripts.RECOVER, "a p q w dead q:workers",
+         [0, 1, 3, "lost", "why", "x"], {"p": [A], "q:workers": {"x": "2", "y": "1"}}, [1, 0], {"p": None,
+         "q": [record("a", deaths=1)], "q:workers": {"y": "1"}, **WOKEN}),
+    Case("who lives again is not forgotten", scripts.RECOVER, "a p q w dead q:workers",
+         [0, 1, 3, "lost", "why", "x"], {"a~10": "1", "q:workers": {"x": "2"}}, None, {}),
     Case("to be handed back is no death", scripts.RECOVER, "a p q w dead", [1, 0, 3, "lost", "why"],
          {"a~10": "1", "p": [A, record("b", deaths=2)]}, [2, 0], {"p": None, "q": [A, record("b", deaths=2)],
          **WOKEN}),

@@ -14,14 +14,16 @@ import redis
 
 from rpc import BackendUnavailable, Event, RemoteError, Request, RpcClient, RpcReceiver, job, on
 from rpc.backends._serving import BEGUN
-from rpc.backends.redis import scripts
+from rpc.backends.redis import RedisBackend, scripts
 from rpc.backends.redis.acks import AckBuffer
+from rpc.backends.redis.keys import Keys, QueueNames
 from rpc.backends.redis.server import RedisServer as Serving
 from rpc.events import listeners_in
 from rpc.inspection import DeadLetters
 from rpc.settings import Settings
 from rpc.testing import RedisServer
 from rpc.testing.site import eventually
+from rpc.transport import queue
 from tests.faults.proxy import Proxy
 
 pytestmark = pytest.mark.redis
@@ -100,11 +102,11 @@ def failing(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     def fail(script: str) -> None:
         carry_out, failures = Serving.carry_out, iter([BackendUnavailable("away")])
 
-        def fragile(server: Serving, *command: Any) -> Any:
+        def fragile(server: Serving, *command: Any, **more: Any) -> Any:
             if command[0] == script:
                 for failure in failures:
                     raise failure
-            return carry_out(server, *command)
+            return carry_out(server, *command, **more)
 
         monkeypatch.setattr(Serving, "carry_out", fragile)
 
@@ -204,3 +206,62 @@ def test_what_could_not_be_begun_is_begun_later(
         future = client.submit("work", **what)
         assert future.result(20).data == "done"
     assert not failures
+
+
+def test_a_reply_on_a_connection_that_breaks_is_said_again(
+    rpc_redis: RedisServer, client: RpcClient, name: str
+) -> None:
+    """Its handler goes on; what says that it was sent leaves on the next connection."""
+    proxy, over = Proxy(rpc_redis.port, random.Random(0)), threading.Event()
+
+    def work(request: Request) -> None:
+        proxy.holes.add("up")
+        request.respond("sent")
+        eventually(lambda: b"sent" in proxy.swallowed["up"])
+        proxy.heal()
+        proxy.cut()
+        assert over.wait(20)
+
+    with receiving(f"redis://127.0.0.1:{proxy.port}", name, jobs={"work": work}):
+        try:
+            assert client.call_and_wait("work").data == "sent"
+        finally:
+            over.set()
+    proxy.close()
+
+
+def test_who_takes_something_is_known_to_those_who_would_bring_it_back(
+    rpc_redis: RedisServer, client: RpcClient, name: str
+) -> None:
+    """Also if it was given up, and has had no turn yet to see that."""
+    keys, backend = QueueNames().queue(name), RedisBackend(rpc_redis.url)
+    serving: Any = backend.server([queue(name)], lambda delivery: delivery.finish(None))
+    client.call("work")
+    with redis.Redis.from_url(rpc_redis.url) as admin:
+        delivery = eventually(serving._fetch)
+        assert admin.hexists(keys.workers, serving.name)
+    serving.handle(delivery)
+    serving._end([])
+    backend.close()
+
+
+def test_what_redis_gives_to_a_dead_worker_is_brought_back(
+    rpc_redis: RedisServer, client: RpcClient, name: str
+) -> None:
+    """It goes on waiting for it: after what it had was brought back, too."""
+    keys, done = QueueNames().queue(name), list[int]()
+    with redis.Redis.from_url(rpc_redis.url) as admin:
+        admin.hset(keys.workers, "dead", 1)
+        admin.rpush(keys.page("dead", 0), record_of(client, admin, keys, 1))
+        late = record_of(client, admin, keys, 2)
+        with receiving(f"{rpc_redis.url}?lease=1", name, jobs={"work": done.append}):
+            eventually(lambda: done == [1])
+            admin.rpush(keys.page("dead", 0), late)
+            eventually(lambda: done == [1, 2])
+            eventually(lambda: not admin.hexists(keys.workers, "dead"))
+
+
+def record_of(client: RpcClient, admin: Any, keys: Keys, number: int) -> Any:
+    """What lies in the queue when this job is called; it is taken out again."""
+    client.call("work", [number])
+    return admin.lpop(keys.queue)

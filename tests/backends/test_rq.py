@@ -328,6 +328,48 @@ def test_password_and_database_are_kept(rpc_redis: RedisServer) -> None:
         PythonRqBackend(by_url.replace("s3cret", "wrong")).send(queue("there"), Message(b"", {"id": "x"}))
 
 
+# What Redis does to scripts.
+
+
+@pytest.mark.real_redis
+def test_a_script_need_not_be_loaded_before_it_is_run(bench: Bench, serve: Serve) -> None:
+    """It might be flushed again in between; here this user may not load any."""
+    bench.redis.acl_setuser("ann", enabled=True, nopass=True, keys="*", commands=["+@all", "-script"])
+    serve()
+    backend = f"rq+{bench.url.replace('://', '://ann:any@')}"
+    client = RpcClient(backend=backend, queue=bench.queue, timeout=PATIENCE)
+    for _ in range(2):
+        bench.redis.script_flush()
+        assert client.call_and_wait("add", {"a": 1, "b": 1}).data == 2
+    client.close()
+
+
+@pytest.mark.real_redis
+def test_when_redis_has_no_memory_left_workers_go_on(bench: Bench, serve: Serve) -> None:
+    """What they finish makes room."""
+    begun, go_on, done = threading.Event(), threading.Event(), list[int]()
+
+    def hold() -> None:
+        begun.set()
+        assert go_on.wait(PATIENCE)
+
+    serve({"hold": hold, "note": done.append}, lease=1)
+    bench.client.call("hold")
+    for number in range(20):
+        bench.client.call("note", [number])
+    assert begun.wait(PATIENCE)
+    bench.redis.config_set("maxmemory", 1)
+    try:
+        with pytest.raises(BackendUnavailable, match="maxmemory"):
+            bench.client.call_and_wait("add", {"a": 1, "b": 1}, timeout=0.5)
+        time.sleep(2.5)  # it is time itself that is tested: its signs of life do not fit in, either
+        go_on.set()
+        eventually(lambda: done == list(range(20)))
+    finally:
+        bench.redis.config_set("maxmemory", 0)
+    assert bench.asks() == 2
+
+
 @pytest.mark.parametrize("also_lost", ["sign_on", "started"])
 def test_a_claim_whose_answer_was_lost_is_remembered_though_more_answers_are(
     bench: Bench, monkeypatch: pytest.MonkeyPatch, also_lost: str

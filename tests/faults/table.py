@@ -111,8 +111,8 @@ def for_page(rows: list[Row]) -> dict[str, str]:
 
 
 def publish(rows: list[Row], kind: str, title: str, *, whole: bool = True) -> None:
-    """Replace the table of a kind of broker between its two marks on the page; its rows of these scenarios
-    alone if they are not the `whole` of it."""
+    """Replace the table of a kind of broker between its two marks on the page, and the line above it; its rows
+    of these scenarios alone if they are not the `whole` of it."""
     begin, end = f"<!-- figures of {kind} -->", f"<!-- end of {kind} -->"
     page = PAGE.read_text()
     marked = re.compile(f"{re.escape(begin)}(.*?){re.escape(end)}", re.DOTALL)
@@ -120,6 +120,8 @@ def publish(rows: list[Row], kind: str, title: str, *, whole: bool = True) -> No
     assert known, f"{PAGE.name} has no place for {kind}"
     lines = {} if whole else dict(re.findall(r"^(?=\| ([a-z].*?) \|)(.*)$", known[1], re.MULTILINE))
     lines.pop("scenario", None)
+    if lines:  # it tells of all runs, and is for whoever has made them to keep
+        title = known[1].strip().partition("\n")[0]
     lines.update(for_page(rows))
     heads = ["scenario", "what happened", *COUNTS, "errors", "median / longest"]
     table = [title, "", f"| {' | '.join(heads)} |", f"|---|---|{'---:|' * len(COUNTS)}---|---:|"]

@@ -20,7 +20,8 @@ from redis.exceptions import NoScriptError
 
 from ...errors import RpcError
 from ...loops import started
-from .connection import FAILURES, Command, Connection, clock_offset_of, loaded, pack
+from .connection import FAILURES, Command, Connection, clock_offset_of, pack
+from .evaluation import loaded
 from .servers import Servers
 
 Answered = Callable[[Any], None]

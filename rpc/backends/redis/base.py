@@ -7,6 +7,7 @@ from typing import Any
 
 from ...transport import Address, Message
 from .connection import BLOCK, milliseconds, persistent, translated
+from .evaluation import evaluated
 from .scripts import LOCK, UNLOCK
 from .servers import Servers
 from .topics import Topics
@@ -38,8 +39,8 @@ class RedisBase:
 
     def _of_lock(self, script: str, name: str, *arguments: Any) -> Any:
         key = self.topics.names.lock(name)
-        run = self.servers.client(key).register_script(script)
-        return persistent(lambda: run([key], arguments), BLOCK)
+        client = self.servers.client(key)
+        return persistent(lambda: evaluated(client, script, [key], *arguments), BLOCK)
 
     def _publish(self, to: Address, message: Message) -> None:
         """Send to a topic or an inbox; what subscriptions keep, goes to their queues. If that fails, nobody

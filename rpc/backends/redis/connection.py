@@ -25,6 +25,7 @@ from ...loops import process
 from ...threads import is_ready
 from .._lookout import Lookout
 from .._retry import RETRY_FOR, Backoff, backoff, retried, time_in_the_kernel
+from .evaluation import loaded
 from .servers import SOCKET_TIMEOUT, Servers, is_elsewhere
 
 logger = logging.getLogger(__name__)
@@ -334,31 +335,3 @@ def clock_offset_of(connection: Any) -> float:
     connection.send_command("TIME")
     seconds, microseconds = connection.read_response(disable_decoding=True)
     return int(seconds) + int(microseconds) / 1e6 - (before + time.monotonic()) / 2
-
-
-def loaded(connection: Any, script: str, by_text: bool) -> tuple[str, str]:
-    """How to run a script on this server."""
-    connection.send_command("SCRIPT", "LOAD", script)
-    try:
-        digest = connection.read_response()
-    except redis.ResponseError:
-        if not (script := _without_flags(script)):
-            raise
-        connection.send_command("SCRIPT", "LOAD", script)
-        digest = connection.read_response()
-    return ("EVAL", script) if by_text else ("EVALSHA", digest.decode())
-
-
-def evaluated(client: Any, script: str, keys: Sequence[str], *arguments: Any) -> Any:
-    """What a script returns that is seldom run, on redis-py's client."""
-    try:
-        return client.register_script(script)(keys, arguments)
-    except redis.ResponseError:
-        if not (script := _without_flags(script)):
-            raise
-        return client.register_script(script)(keys, arguments)
-
-
-def _without_flags(script: str) -> str:
-    """The script for Redis 6, which does not know a first line with flags; "" if it has none."""
-    return script.partition("\n")[2] if script.startswith("#!") else ""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -40,8 +40,9 @@ class Holder(Protocol):
     def waits(self) -> None:
         """A reply waits for the end of its handler: somebody must say it if that takes long."""
 
-    def change(self, page: Page, before: bytes, after: bytes) -> bool:
-        """Write a record in hand anew; False if it is not held any more. Raises BackendUnavailable."""
+    def change(self, page: Page, before: bytes, after: bytes, said: Sequence[Command] = ()) -> bool:
+        """Write a record in hand anew, once these were carried out; False if it is not held any more. Raises
+        BackendUnavailable."""
 
     def finished(self, delivery: RedisDelivery, ack: Ack | None) -> None:
         """It ended; `ack` is what is owed for it: None if it is to be delivered again, one without a record
@@ -83,20 +84,25 @@ class RedisDelivery(BaseDelivery):
         message = self.unsaid
         if message is None or self.finished:
             return
-        self._send(packed(message), KEEP_REPLY)
-        if not self.record.once:
-            self.unsaid = None
-            self._change(replace(self.record, inbox=""))  # whoever gets it next has nobody to answer
+        if self.record.once:
+            self._send(packed(message), KEEP_REPLY)
+            return
+        # Whoever gets it next has nobody to answer: the reply must have arrived before that is written down.
+        self._change(replace(self.record, inbox=""), self._said(packed(message), KEEP_REPLY))
+        self.unsaid = None
 
     def _send(self, frame: bytes, keep: int) -> None:
+        self._server.say(*self._said(frame, keep))
+
+    def _said(self, frame: bytes, keep: int) -> Sequence[Command]:
+        """What sends a reply."""
         inbox = self.record.inbox
         self.is_apart = True
-        reply = entry(self._number, self.record.id, frame)
-        self._server.say(("RPUSH", inbox, reply), ("PEXPIRE", inbox, keep))
+        return ("RPUSH", inbox, entry(self._number, self.record.id, frame)), ("PEXPIRE", inbox, keep)
 
-    def _change(self, record: Record) -> bool:
+    def _change(self, record: Record, said: Sequence[Command] = ()) -> bool:
         changed = record.packed()
-        if not self._server.change(self.page, self.raw, changed):
+        if not self._server.change(self.page, self.raw, changed, said):
             return False
         self.raw, self.record = changed, record
         if self.finished:  # meanwhile, as what it was before

@@ -44,6 +44,9 @@ TOO_LONG = 0.05
 """Seconds after which a handler is not fast: what was taken with its message goes back."""
 KEEP_WORKERS = 86_400_000
 """Milliseconds that it is remembered who served a queue, after the last sign of life of anybody who did."""
+FORGET_AFTER = 2 * BLOCK
+"""Seconds of absence after which it is forgotten who served a queue: for who was stopped, or died just now,
+Redis may go on waiting for a message, and give him one."""
 MOST_PAGES = 10_000
 """Of one worker: what says that it has more is not true."""
 
@@ -92,14 +95,14 @@ class Absences(Generic[T]):
         self._last_look = now
         return True
 
-    def lasting(self, absent: Iterable[T]) -> Iterator[T]:
-        """Of those that are absent now, the ones that were for long enough."""
+    def lasting(self, absent: Iterable[T]) -> Iterator[tuple[T, float]]:
+        """Of those that are absent now, the ones that were for long enough, and for how many seconds."""
         known, self._since = self._since, {}
         since: dict[T, float] = {}
         for each in absent:
             since[each] = known.get(each, self._last_look)
-            if self._last_look - since[each] >= 2 * self._beat:
-                yield each
+            if (seconds := self._last_look - since[each]) >= 2 * self._beat:
+                yield each, seconds
         self._since = since
 
 
@@ -276,8 +279,9 @@ class Maintenance:
             self.wake_up(server.fetcher.connection)
         self._sign_if_due()
         if self._absences.look_is_due():
-            for keys, name, pages in self._absences.lasting(self._absent()):
-                self._bring_back(keys, name, pages, force=False, died=True)
+            for (keys, name, pages), seconds in self._absences.lasting(self._absent()):
+                is_over = seconds > FORGET_AFTER
+                self._bring_back(keys, name, pages, force=False, died=True, forget=is_over)
                 self._sign_if_due()  # there may be many, or what says that it has many pages
         if now >= self._due or now - self._last_look >= self._beat:
             self._last_look = now
@@ -289,6 +293,12 @@ class Maintenance:
         """Something was delayed: it may be due before all else. Any thread."""
         self._due = 0.0
         self._server.alarm.ring()
+
+    def sign_if_late(self) -> None:
+        """Before it takes anything: who gave no sign for a lease may have been given up, and whoever brings
+        back what it has must know of it. Any thread. Raises redis.RedisError."""
+        if time.monotonic() - self._last_beat > self._lease:
+            self._sign_if_due()
 
     def _sign_if_due(self) -> None:
         if time.monotonic() - self._last_beat < self._lease / BEATS_PER_LEASE:
@@ -335,7 +345,9 @@ class Maintenance:
             forgotten = [("PEXPIRE", keys.wakeup, KEEP_WAKEUP) for keys in server.keys]
             server.acks.ask(*forgotten, *(("DEL", key) for key in self._signs))
 
-    def _bring_back(self, keys: Keys, name: bytes, pages: int, *, force: bool, died: bool) -> None:
+    def _bring_back(
+        self, keys: Keys, name: bytes, pages: int, *, force: bool, died: bool, forget: bool = True
+    ) -> None:
         ask, options = self._server.acks.ask, self._server.options
         why, worker = DIED if died else STOPPED, _text(name)
         arguments = (
@@ -343,14 +355,14 @@ class Maintenance:
             *(packed(lost(Message(), why)), f"WorkerLost: {why}"),
         )
         back = given_up = 0
-        for number in reversed(range(pages)):
+        for number in reversed(range(max(1, pages))):
             self._sign_if_due()
-            places = (keys.alive(worker), keys.page(worker, number), keys.queue, keys.wakeup, keys.dead)
-            outcome = ask((scripts.RECOVER, len(places), *places, *arguments))[0]
+            places = [keys.alive(worker), keys.page(worker, number), keys.queue, keys.wakeup, keys.dead]
+            places += [keys.workers] * (forget and number == 0)
+            outcome = ask((scripts.RECOVER, len(places), *places, *arguments, name))[0]
             if not outcome:
                 return
             back, given_up = back + outcome[0], given_up + outcome[1]
-        ask(("HDEL", keys.workers, name))
         if back or given_up:
             text = "of what worker %s held in %s, %d are delivered again, %d were given up"
             logger.warning(text, shown(worker), keys.queue, back, given_up)

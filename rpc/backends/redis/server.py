@@ -84,6 +84,7 @@ class RedisServer:
         self.maintenance = Maintenance(self)
         self._admission = Admission(self, self.acks, self.in_hand, clock=self._clock, waited=self._waited)
         self.mend, sign_on = self.maintenance.mend, self.maintenance.sign_on
+        self.sign_if_late = self.maintenance.sign_if_late
         pages = [self.pages[each] for each in self.queues]
         self.fetcher = (
             Fetcher(servers, pages, self.acks, in_hand=self.in_hand, sign_on=sign_on) if pages else None
@@ -194,6 +195,7 @@ class RedisServer:
                 now = time.perf_counter()
                 if self.options.max_deliveries > 1:
                     fetcher.paced(self._handled, now - self._since)
+                self.sign_if_late()
                 fetcher.receive(self.slots.room)
                 self._handled, self._since = 0, time.perf_counter()
                 self._flushed = self._since
@@ -253,10 +255,10 @@ class RedisServer:
 
     # What deliveries need.
 
-    def carry_out(self, *command: Any) -> Any:
-        """The answer to a command or a script; it is repeated while Redis cannot be had. Raises
-        BackendUnavailable."""
-        return persistent(lambda: self.acks.ask(command)[0], self.options.lease)
+    def carry_out(self, *command: Any, before: Sequence[Command] = ()) -> Any:
+        """The answer to a command or a script, after others; all of it is repeated while Redis cannot be had.
+        Raises BackendUnavailable."""
+        return persistent(lambda: self.acks.ask(*before, command)[-1], self.options.lease)
 
     def say(self, *commands: Command) -> None:
         """Have these carried out, without waiting for it. Raises BackendUnavailable."""
@@ -273,12 +275,12 @@ class RedisServer:
         """A reply waits for the end of its handler: somebody must say it if that takes long."""
         self.alarm.ring()
 
-    def change(self, page: Page, before: bytes, after: bytes) -> bool:
-        """Write a record in hand anew; False if it is not held any more."""
+    def change(self, page: Page, before: bytes, after: bytes, said: Sequence[Command] = ()) -> bool:
+        """Write a record in hand anew, once these were carried out; False if it is not held any more."""
         self.in_hand.add(after)  # before it can be found
         done = False
         try:
-            done = bool(self.carry_out(scripts.CHANGE, 1, page.key, before, after))
+            done = bool(self.carry_out(scripts.CHANGE, 1, page.key, before, after, before=said))
         finally:
             self.in_hand.discard(before if done else after)
         return done

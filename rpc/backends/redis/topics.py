@@ -22,7 +22,6 @@ from .._retry import RETRY_FOR, patience
 from .connection import (
     BLOCK,
     Command,
-    evaluated,
     is_wrong_type,
     milliseconds,
     persistent,
@@ -30,6 +29,7 @@ from .connection import (
     translated,
     translated_or_logged,
 )
+from .evaluation import evaluated
 from .keys import Names
 from .scripts import AGO, BROADCAST, GONE, KEEP, MEND
 from .servers import Servers

@@ -28,6 +28,7 @@ from ...errors import SerializationError
 from ...inspection import DeadLetter, Entry, QueueInfo
 from ...transport import NAME, ORDER_KEY, Message, packed
 from ..redis.connection import is_wrong_type, translated
+from ..redis.evaluation import Scripts
 from ..redis.inspection import count_of
 from ..redis.keys import digest
 from ..redis.servers import Servers
@@ -102,13 +103,13 @@ class RqOptions:
 
 
 class Records:
-    """rq's records, by the names of our queues, and scripts by their text. What others have in rq is left
-    alone: `names` says what is ours."""
+    """rq's records, by the names of our queues, and scripts. What others have in rq is left alone: `names`
+    says what is ours."""
 
     def __init__(self, servers: Servers, names: RqNames) -> None:
         self._servers, self._prefix, self.names = servers, names.queues, names
         self.client = servers.client("")
-        self._scripts: dict[str, Any] = {}
+        self._scripts = Scripts()
         self._queues: dict[str, Queue] = {}
         self._kinds = {
             Queue.redis_queue_namespace_prefix: "list",
@@ -126,11 +127,10 @@ class Records:
         self._warned = False
 
     def run(self, script: str, keys: Sequence[str], arguments: Iterable[Any]) -> Any:
-        registered = self._scripts.get(script)
-        if registered is None:
-            registered = self._scripts[script] = self.client.register_script(script)
         with self.mending(*keys):
-            return registered([raw(key) for key in keys], [raw(each) for each in arguments])
+            return self._scripts.run(
+                self.client, script, [raw(key) for key in keys], [raw(each) for each in arguments]
+            )
 
     @contextmanager
     def mending(self, *keys: str) -> Iterator[None]:

@@ -44,7 +44,7 @@ class Recovery:
         """Recover the jobs of workers that died, and tidy up after all, if that is due."""
         if not self._absences.look_is_due():
             return
-        for queue, id, worker in self._absences.lasting(self._absent()):
+        for (queue, id, worker), _ in self._absences.lasting(self._absent()):
             self.recover(queue, id, worker, force=False, died=True)
         if time.monotonic() - self._last_tidy > TIDY_EVERY:
             self._last_tidy = time.monotonic()

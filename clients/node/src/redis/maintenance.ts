@@ -144,12 +144,12 @@ export class Maintenance {
     const why = died ? DIED : STOPPED;
     const told = pack({ headers: { id: "", lost: why, error: "WorkerLost" }, body: Buffer.alloc(0) });
     const flag = died ? 1 : 0;
-    const values = [1 - flag, flag, options.maxDeliveries, told, `WorkerLost: ${why}`];
+    const values = [1 - flag, flag, options.maxDeliveries, told, `WorkerLost: ${why}`, worker];
     for (let page = pages - 1; page >= 0; page--) {
       const places = [keys.alive(worker), keys.page(worker, page), keys.queue, keys.wakeup, keys.dead];
+      if (page === 0) places.push(keys.workers); // with its last page it is forgotten
       if (!(await link.run("recover", places, ...values))) return; // it lives
     }
-    await link.ask(["HDEL", keys.workers, worker]);
   }
 
   /** Move what is due; milliseconds until more will be. */

@@ -3,8 +3,9 @@
 -- include bury
 -- include line
 -- include wake
--- KEYS alive page queue wakeup dead   ARGV force died max_deliveries lost why
+-- KEYS alive page queue wakeup dead [workers]   ARGV force died max_deliveries lost why [worker]
 -- -> {how many are back in the queue, how many were given up} | nil: it lives
+-- With its last page it is forgotten; not a moment later: it may be there again, and take something, by then.
 if ARGV[1] == '0' and redis.call('PTTL', KEYS[1]) > 0 then return false end
 local back, given_up = 0, 0
 while true do
@@ -27,4 +28,5 @@ while true do
   end
 end
 if back > 0 then wake(KEYS[4]) end
+if KEYS[6] then own('HDEL', KEYS[6], ARGV[6]) end
 return {back, given_up}

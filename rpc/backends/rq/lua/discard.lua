@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- include ours
 -- include own
 -- KEYS queue queues scheduled   ARGV jobs   The queue goes, and its jobs, but for those of others.

@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- include now
 -- include ours
 -- include own

@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- include ours
 -- include own
 -- KEYS started job   ARGV id worker_name   -> 1 done, 0 it was given to another worker meanwhile

@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- include schedule
 -- include ours
 -- include line

@@ -1,3 +1,4 @@
+#!lua flags=allow-oom
 -- include ours
 -- include own
 -- include line
