@@ -286,7 +286,7 @@ def started(thread: Thread) -> Thread:
 
 
 class Process:
-    """The number of this process, without pending the kernel for it."""
+    """The number of this process, without asking the kernel for it."""
 
     id = os.getpid()
 

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from contextvars import copy_context
-from types import ModuleType, TracebackType
+from types import ModuleType
 from typing import Any, TypeVar
 from uuid import uuid4
 
@@ -319,9 +319,7 @@ class RpcReceiver:
             raise
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         self.stop()
         await self._embedding.end(self.grace)
         await self._calls.aclose()
