@@ -11,6 +11,7 @@ from typing import Any, BinaryIO
 
 import click
 
+from ..caller import propagated
 from ..client import RpcClient
 from ..core.codecs import JSON
 from ..core.jobs import JOB_NAME, Progress
@@ -18,7 +19,7 @@ from ..errors import RpcError, SerializationError
 from ..pending import OnProgress
 from ..proxies import OneService
 from ..submits import pipelined
-from ..transport import OWN, TRACE, VERSION, propagated
+from ..transport import OWN, TRACE, VERSION
 from .options import backend_option, queue_names, seconds, service_options, settings_option, time
 from .output import TAGGED, json_option, json_wanted, print_data, print_line
 
