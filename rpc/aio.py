@@ -8,7 +8,6 @@ from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Mapping
 from datetime import datetime, timedelta
 from functools import partial
-from types import TracebackType
 from typing import Any, TypeVar
 from weakref import WeakSet
 
@@ -283,9 +282,7 @@ class AsyncRpcClient(AsyncOverview):
     async def __aenter__(self) -> AsyncRpcClient:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.close()
 
 
@@ -307,7 +304,7 @@ async def answer(backend: AsyncBackend, to: Address, pending: PendingCall) -> Re
             finally:
                 replies.close()
         except RpcTimeout as late:
-            hint = str(late) or await heard(pending.reason(to))
+            hint = str(late) or await heard(pending.caller.reason(to))
             raise pending.timed_out(hint, current_request.get(), to.name) from None
         except QueueFull as full:
             await asyncio.sleep(pending.pause(attempt, full))

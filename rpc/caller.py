@@ -57,7 +57,6 @@ from .transport import (
     Message,
     Presence,
     check_headers,
-    propagated,
 )
 from .transport import queue as queue_address
 
@@ -283,7 +282,7 @@ class Caller:
 
 class _Ids:
     """Ids of 32 hexadecimal digits: half of them are this process' own, at random, half of them count. Made
-    without pending the kernel, which would let other threads run first."""
+    without asking the kernel, which would let other threads run first."""
 
     def __init__(self) -> None:
         self.begin()
@@ -312,6 +311,11 @@ def _find_reason(backend: Backend, to: Address, found: Future[str]) -> None:
 
 def _end(began: float, timeout: float | None) -> float:
     return math.inf if timeout is None else began + timeout
+
+
+def propagated(headers: Mapping[str, str]) -> dict[str, str]:
+    """The headers that calls made for a request inherit from it: of the trace, and the application's own."""
+    return {name: value for name, value in headers.items() if name in TRACE or name.startswith(OWN)}
 
 
 def own_headers(headers: Mapping[str, str] | None) -> Mapping[str, str]:

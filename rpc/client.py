@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
 from concurrent.futures import Future, wait
 from datetime import datetime, timedelta
-from types import TracebackType
 from typing import Any, TypeVar
 
 from .aio import answer, value
@@ -309,9 +308,7 @@ class RpcClient(Overview):
     def __enter__(self) -> RpcClient:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _submit(

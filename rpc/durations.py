@@ -29,6 +29,6 @@ def seconds(value: Any, what: str, *, least: float = 0.0, above: bool = False) -
     raise ValueError(f"{what} is in seconds, a number or a timedelta, {limit} and finite, not {value!r:.80}")
 
 
-def seconds_or_none(value: Any, what: str, *, least: float = 0.0, above: bool = False) -> float | None:
+def seconds_or_none(value: Any, what: str, *, above: bool = False) -> float | None:
     """The same, or None, which says that there is no such duration."""
-    return None if value is None else seconds(value, what, least=least, above=above)
+    return None if value is None else seconds(value, what, above=above)

@@ -5,6 +5,10 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
+
+# Whoever looks up a name first imports it, in whatever thread: if the process forks just then, that import is
+# locked for ever in its child.
+import encodings.idna  # noqa: F401
 import logging
 import os
 import select
@@ -31,6 +35,8 @@ T = TypeVar("T")
 
 MOST = 32
 """Threads for what blocks, of an event loop, as asyncio has it."""
+MOST_LATER = 10_000
+"""Things that wait in a DelayQueue."""
 
 
 class LoopThread:
@@ -155,9 +161,8 @@ class DelayQueue:
     """Does things after a while, one after the other, in a thread of its own, which the first one starts. For
     any number of threads. What that raises is logged."""
 
-    def __init__(self, name: str, *, most: int = 10_000) -> None:
-        """At most so many things wait."""
-        self._name, self._most = name, most
+    def __init__(self, name: str) -> None:
+        self._name = name
         self._due: list[tuple[float, int, Callable[[], None]]] = []
         """A heap: when, in seconds of the monotonic clock."""
         self._count = count()
@@ -169,7 +174,7 @@ class DelayQueue:
         """Do it after so many seconds. False if too much is to be done already, this is the end, or there can
         be no thread for it."""
         with self._changed:
-            if self._ending or len(self._due) >= self._most:
+            if self._ending or len(self._due) >= MOST_LATER:
                 return False
             if self._thread is None:
                 try:
@@ -286,7 +291,7 @@ def started(thread: Thread) -> Thread:
 
 
 class Process:
-    """The number of this process, without pending the kernel for it."""
+    """The number of this process, without asking the kernel for it."""
 
     id = os.getpid()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 from .aio import AsyncRpcClient
 from .client import RpcClient
@@ -20,13 +20,10 @@ class NestedCalls:
         settings: Settings,
         backend: Backend,
         jobs: Jobs,
-        queues: Sequence[str],
         slots: Callable[[], dict[str, tuple[int, int]]],
     ) -> None:
-        """`jobs` and `queues` are those of the receiver; `slots` says how many of each kind are used, of how
-        many."""
-        self._settings, self._backend = settings, backend
-        self._jobs, self._queues, self._slots = jobs, queues, slots
+        """All of it is the receiver's; `slots` says how many of each kind are used, of how many."""
+        self._settings, self._backend, self._jobs, self._slots = settings, backend, jobs, slots
 
     @locked_cached_property
     def client(self) -> RpcClient:
@@ -42,7 +39,7 @@ class NestedCalls:
         """What is known of why a call that a handler made was not answered; "" if nothing."""
         if name not in self._jobs:
             return ""
-        if queue not in self._queues:
+        if queue not in self._settings.served:
             return f"this worker has that job, but does not serve queue {queue!r}: see RPC_ROUTES"
         for what, (held, number) in self._slots().items():
             if held >= number:

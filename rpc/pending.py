@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future
 from typing import Any, TypeVar
 
 from .caller import Caller, Key, ordered
@@ -14,7 +13,7 @@ from .core.jobs import Progress
 from .core.parameters import result_conversion
 from .core.streams import PROGRESS, PROGRESSED
 from .errors import QueueFull
-from .transport import STREAM, Address, Message
+from .transport import STREAM, Message
 
 F = TypeVar("F")
 
@@ -25,7 +24,7 @@ OnProgress = Callable[[Progress], object]
 class PendingCall(Conversation):
     """A call that may take so many seconds from now, however often a queue has no room for it."""
 
-    __slots__ = ("_caller", "_on_progress", "_what")
+    __slots__ = ("_on_progress", "_what", "caller")
 
     def __init__(
         self,
@@ -41,7 +40,7 @@ class PendingCall(Conversation):
     ) -> None:
         """`returns` is an annotation for the result. Raises ValueError, SerializationError."""
         wanted, own = None if returns is None else result_conversion(returns), ordered(headers, order_key)
-        self._caller, self._on_progress = caller, on_progress
+        self.caller, self._on_progress = caller, on_progress
         self._what = data, idempotency_key, {**own, PROGRESS: "1"} if on_progress else own
         request = self._message(name, timeout)
         super().__init__(request, name, timeout, time.monotonic(), caller.accepted, wanted)
@@ -54,25 +53,21 @@ class PendingCall(Conversation):
     def pause(self, attempt: int, refused: QueueFull) -> float:
         """A Pause. After it this is asked as another message: with an id of its own, and the time left."""
         end = math.inf if self._deadline is None else self._deadline
-        pause = self._caller._pause(end, attempt, refused)
+        pause = self.caller._pause(end, attempt, refused)
         left = None if self._deadline is None else self._deadline - time.monotonic() - pause
         self.request = self._message(self.name, left)
         return pause
 
-    def reason(self, to: Address) -> Future[str]:
-        """As that of the caller."""
-        return self._caller.reason(to)
-
     def _message(self, name: str, left: float | None) -> Message:
         data, key, headers = self._what
         ttl = None if left is None else max(0.0, left)
-        return self._caller._message(name, data, ttl, key, headers, replies=True)
+        return self.caller._message(name, data, ttl, key, headers, replies=True)
 
 
 class PendingStream(Conversation):
     """A stream, which is to begin within so many seconds from now."""
 
-    __slots__ = ("_caller", "_each", "writing")
+    __slots__ = ("_each", "caller", "writing")
 
     def __init__(
         self,
@@ -85,18 +80,14 @@ class PendingStream(Conversation):
     ) -> None:
         """`headers` are those of the stream and of the call, `returns` is an annotation for its items. Raises
         ValueError, SerializationError."""
-        self._caller, self.writing = caller, caller.writing
+        self.caller, self.writing = caller, caller.writing
         self._each = None if returns is None else result_conversion(returns)
         message = caller._message(name, data, None, None, headers, replies=True)
         super().__init__(message, name, timeout, time.monotonic(), caller.accepted)
 
     def pause(self, attempt: int, refused: QueueFull) -> float:
         """A Pause."""
-        return self._caller._pause(math.inf if self._deadline is None else self._deadline, attempt, refused)
-
-    def reason(self, to: Address) -> Future[str]:
-        """As that of the caller."""
-        return self._caller.reason(to)
+        return self.caller._pause(math.inf if self._deadline is None else self._deadline, attempt, refused)
 
     def item(self, item: Any) -> Any:
         """One that has come, as it is wanted. Raises SerializationError."""

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from contextvars import copy_context
-from types import ModuleType, TracebackType
+from types import ModuleType
 from typing import Any, TypeVar
 from uuid import uuid4
 
@@ -26,7 +26,7 @@ from .core.registry import SIGN
 from .core.tokens import Tokens
 from .coroutines import Coroutines
 from .describe import ALL_WORKERS, ANSWERS_ALL, DESCRIBE, DISCOVER, ONLY, WorkerInfo, offered, worker_info
-from .durations import Duration, seconds
+from .durations import Duration, seconds_or_none
 from .embedding import Embedding
 from .errors import SettingsError
 from .events import Events, listeners_in
@@ -36,11 +36,11 @@ from .job_info import Store, keeping
 from .limits import Limits
 from .loops import DelayQueue, in_contexts, to_its_end
 from .nested import NestedCalls
-from .prefork import Prefork, plan_of
+from .prefork import Plan, Prefork, plan_of
 from .registry.announcing import Announcer, instance_address
 from .services import gathered, health_check, service
 from .serving import Serving
-from .settings import Settings, load_settings, served, slots
+from .settings import Settings, load_settings, slots
 from .signals import stopped_by_signals
 from .signing.backend import signing
 from .streams.producing import OpenStreams
@@ -89,15 +89,15 @@ class RpcReceiver:
         if not isinstance(settings, Settings):
             wanted = settings is not None or backend is None or (jobs is None and services is None)
             settings = load_settings(settings) if wanted else Settings()
-        settings = settings.of(identity)
-        self.settings, self._store, self._context = settings, Store(settings), context
+        own = {"grace": seconds_or_none(grace, "grace"), "max_jobs_per_child": max_jobs_per_child}
+        slotted = {"concurrency": concurrency, "coroutines": coroutines}
+        self.settings = settings = settings.of(identity, queues=queues, **slotted, **own)
+        self._store, self._context = Store(settings), context
         self.backend: Backend = signing(settings, backend_of_receiver(settings, backend))
         self._detaches = "detached" in self.backend.features
-        self.concurrency = slots("RPC_CONCURRENCY", concurrency, settings.concurrency)
-        self.coroutines = slots("RPC_COROUTINES", coroutines, settings.coroutines)
-        self.identity = settings.identity
-        self.queues = served(self.identity, settings.queues if queues is None else queues)
-        self.grace = settings.grace if grace is None else seconds(grace, "grace")
+        self.concurrency = slots("RPC_CONCURRENCY", settings.concurrency)
+        self.coroutines = slots("RPC_COROUTINES", settings.coroutines)
+        self.identity, self.queues, self.grace = settings.identity, settings.served, settings.grace
         self.id = uuid4().hex
         self._instance = instance_address(self.id)
         self._serving = Serving(self.backend, self.concurrency, self.coroutines)
@@ -111,12 +111,15 @@ class RpcReceiver:
         self.hooks = Hooks(self._coroutines.run)
         self.hooks.add_all(settings.loaded_hooks() if hooks is None else hooks)
         given = self._gather(jobs, services)
-        plan = plan_of(self.jobs, settings, given, backend, context)
-        most = settings.max_jobs_per_child if max_jobs_per_child is None else max_jobs_per_child
+        self._equip(plan_of(self.jobs, settings, given, backend, context), middleware)
+
+    def _equip(self, plan: Plan | None, middleware: Sequence[Middleware] | None) -> None:
+        """Make what serves its jobs, and what tells of them."""
+        settings, most = self.settings, self.settings.max_jobs_per_child
         self._children = Prefork(plan, self._limits, most, self._serving.is_handed_back)
         self._streams = self._conversations()
         self._addresses(may_have_more=hasattr(self.backend, "front"))  # what cannot be is said here
-        self._calls = NestedCalls(settings, self.backend, self.jobs, self.queues, self._slots)
+        self._calls = NestedCalls(settings, self.backend, self.jobs, self._slots)
         self.tokens = Tokens(settings.tokens, f"{settings.module}: RPC_TOKENS")
         self._dispatcher = self._doing(settings.loaded_middleware() if middleware is None else middleware)
         self._set_hooks()
@@ -321,9 +324,7 @@ class RpcReceiver:
             raise
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         self.stop()
         await self._embedding.end(self.grace)
         await self._calls.aclose()

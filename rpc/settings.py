@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from importlib.util import find_spec
 from types import ModuleType
@@ -144,17 +144,18 @@ class Settings:
                 raise SettingsError(f"{self.module}: RPC_{key.upper()}: {error}") from None
         return found
 
-    def of(self, identity: Identity | None) -> Settings:
-        """The same, of a worker that is this service; None: as they are."""
-        if identity is None:
-            return self
-        parts: dict[str, Any] = {"service_type": identity.type, "service_id": identity.id}
-        return replace(self, domain=identity.domain, service_version=identity.version, **parts)
+    def of(self, identity: Identity | None, **given: Any) -> Settings:
+        """The same, of a worker that is this service, and with what else is given; None: as they are."""
+        if identity:
+            given |= {"domain": identity.domain, "service_type": identity.type}
+            given |= {"service_id": identity.id, "service_version": identity.version}
+        return replace(self, **{name: value for name, value in given.items() if value is not None})
 
     @property
     def served(self) -> tuple[str, ...]:
-        """The queues that a worker serves."""
-        return served(self.identity, self.queues)
+        """The queues of a worker: those of its service, and then these, if they are given."""
+        own = self.identity.queues
+        return (*own, *(self.queues if self.queues is not None else () if own else DEFAULT_QUEUES))
 
     @property
     def for_receivers(self) -> Any:
@@ -266,15 +267,8 @@ def settings_from(keys: Mapping[str, Any], module: str, origin: tuple[str, str] 
     return settings
 
 
-def served(identity: Identity, queues: Sequence[str] | None) -> tuple[str, ...]:
-    """The queues of a worker: those of its service, and then these, if they are given."""
-    own = identity.queues
-    return (*own, *(queues if queues is not None else () if own else DEFAULT_QUEUES))
-
-
-def slots(key: str, given: int | None, of_settings: int) -> int:
-    """How many jobs may run at a time: as given, or as the settings have it; SettingsError if none may."""
-    number = of_settings if given is None else given
+def slots(key: str, number: int) -> int:
+    """How many jobs may run at a time; SettingsError if none may."""
     if number < 1:
         raise SettingsError(f"{key} is {number}: at least one job must run at a time")
     return number

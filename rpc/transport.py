@@ -43,9 +43,7 @@ class Address:
                     f"{part!r} is no {self.kind} name: letters, digits, '_', '.', '-', at most 128"
                 )
         if self.durable and (self.kind != "topic" or self.group is None):
-            raise ValueError(
-                "what is durable is a subscription: a topic with a group, by which it is remembered"
-            )
+            raise ValueError("what is durable is a topic with a group, by which it is remembered")
 
     def __str__(self) -> str:
         return f"{self.kind} {self.name}" + (f" (group {self.group})" if self.group else "")
@@ -124,9 +122,8 @@ class Message(msgspec.Struct, frozen=True):
     headers: Mapping[str, str] = msgspec.field(default_factory=dict)
 
     def __repr__(self) -> str:
-        return (
-            f"<Message {shown(self.id) or '-'}, {len(self.body)} bytes>"  # bodies and tokens stay out of logs
-        )
+        # Bodies and tokens stay out of logs.
+        return f"<Message {shown(self.id) or '-'}, {len(self.body)} bytes>"
 
     @property
     def id(self) -> str:
@@ -182,11 +179,6 @@ class Message(msgspec.Struct, frozen=True):
             else:
                 merged[name.replace("_", "-")] = str(value)
         return Message(self.body, merged)
-
-
-def propagated(headers: Mapping[str, str]) -> dict[str, str]:
-    """The headers that calls made for a request inherit from it: of the trace, and the application's own."""
-    return {name: value for name, value in headers.items() if name in TRACE or name.startswith(OWN)}
 
 
 def check_headers(headers: Mapping[str, str]) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import select
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
@@ -195,3 +197,16 @@ def test_an_alarm_that_is_rung_while_it_is_read_is_not_deaf_from_then_on() -> No
     alarm.ring()
     assert select.select([alarm], [], [], 0)[0]
     alarm.close()
+
+
+def test_a_name_that_is_looked_up_has_nothing_imported() -> None:
+    """Else the import would be locked for ever in the child of a process that forks just then."""
+    program = """
+import socket, sys
+import rpc.loops
+before = {*sys.modules}
+socket.getaddrinfo("localhost", 1)
+print({*sys.modules} - before)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "set()\n"

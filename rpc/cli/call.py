@@ -11,6 +11,7 @@ from typing import Any, BinaryIO
 
 import click
 
+from ..caller import propagated
 from ..client import RpcClient
 from ..core.codecs import JSON
 from ..core.jobs import JOB_NAME, Progress
@@ -18,7 +19,7 @@ from ..errors import RpcError, SerializationError
 from ..pending import OnProgress
 from ..proxies import OneService
 from ..submits import pipelined
-from ..transport import OWN, TRACE, VERSION, propagated
+from ..transport import OWN, TRACE, VERSION
 from .options import backend_option, queue_names, seconds, service_options, settings_option, time
 from .output import TAGGED, json_option, json_wanted, print_data, print_line
 
@@ -192,9 +193,8 @@ def command(
         )
     if streams and (lines or no_wait or idempotency_key or order_key):
         raise click.UsageError("--stream waits, for one call: not with --map, --no-wait or a key")
-    how: dict[str, Any] = {"queue": queue, "headers": headers}
-    how |= {"idempotency_key": idempotency_key, "order_key": order_key}
-    data = data_of(words)
+    keys: dict[str, Any] = {"idempotency_key": idempotency_key, "order_key": order_key}
+    how, data = {"queue": queue, "headers": headers, **keys}, data_of(words)
     with RpcClient(settings=settings, backend=backend, codec=codec) as client:
         client.accepted = client.accepted.reading(TAGGED)
         if timeout is not None:
@@ -205,13 +205,9 @@ def command(
         elif streams:
             _stream(there, name, data, window, queue, headers)
         elif no_wait:
-            id = _sent(there, name, data, {**how, **later})
-            print_line({"id": id}) if json_wanted() else click.echo(id)
+            _send(there, name, data, {**how, **later})
         else:
-            with _bar(name) as on_progress:
-                response = there.call_and_wait(name, data, on_progress=on_progress, **how)
-            answer = {"data": response.data, "id": response.id}
-            print_line(answer) if json_wanted() else print_data(response.data)
+            _wait(there, name, data, how)
 
 
 def _map(there: RpcClient | OneService, name: str, lines: BinaryIO, window: int, queue: str | None) -> None:
@@ -277,11 +273,19 @@ def _progress(lines: BinaryIO, label: str) -> Iterator[Callable[[], None]]:
         yield lambda: bar.update(lines.tell() - bar.pos)
 
 
-def _sent(there: RpcClient | OneService, name: str, data: Any, how: dict[str, Any]) -> str:
+def _send(there: RpcClient | OneService, name: str, data: Any, how: dict[str, Any]) -> None:
     try:
-        return str(there.call(name, data, **how))
+        id = str(there.call(name, data, **how))
     except ValueError as error:
         raise click.UsageError(str(error)) from None
+    print_line({"id": id}) if json_wanted() else click.echo(id)
+
+
+def _wait(there: RpcClient | OneService, name: str, data: Any, how: dict[str, Any]) -> None:
+    with _bar(name) as on_progress:
+        response = there.call_and_wait(name, data, on_progress=on_progress, **how)
+    answer = {"data": response.data, "id": response.id}
+    print_line(answer) if json_wanted() else print_data(response.data)
 
 
 def data_of(words: tuple[str, ...]) -> Any:

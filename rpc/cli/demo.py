@@ -12,7 +12,6 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from threading import Condition, Thread
-from types import TracebackType
 from typing import IO, Any, cast
 
 import click
@@ -134,9 +133,7 @@ class DemoWorker:
     def __enter__(self) -> DemoWorker:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         if self._process is None:
             return
         try:

@@ -87,8 +87,8 @@ _encode = msgspec.json.Encoder().encode
 _BAD = (msgspec.DecodeError, UnicodeDecodeError, RecursionError)
 
 
-def requests(body: bytes, most: int = MOST_IN_A_BATCH) -> tuple[list[Asked | Refused], bool]:
-    """What is asked for, and whether that is a batch, which has `most` requests at most."""
+def requests(body: bytes) -> tuple[list[Asked | Refused], bool]:
+    """What is asked for, and whether that is a batch."""
     try:
         JSON.decode(body)  # all of it, however deep
         if not body.lstrip(b" \t\r\n").startswith(b"["):
@@ -98,8 +98,8 @@ def requests(body: bytes, most: int = MOST_IN_A_BATCH) -> tuple[list[Asked | Ref
         return [Refused(response_of_code(PARSE_ERROR))], False
     if not several:
         return [Refused(response_of_code(INVALID_REQUEST))], False
-    if len(several) > most:
-        why = f"a batch has at most {most} requests"
+    if len(several) > MOST_IN_A_BATCH:
+        why = f"a batch has at most {MOST_IN_A_BATCH} requests"
         return [Refused(response_of_code(INVALID_REQUEST, data=why))], False
     return [_request(bytes(each)) for each in several], True
 

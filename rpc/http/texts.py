@@ -5,23 +5,20 @@ specification keeps for such."""
 from __future__ import annotations
 
 import asyncio
-import logging
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, MutableMapping
 from contextlib import suppress
 from functools import partial
 from typing import Annotated, Any, Protocol, TypeVar
 
 import msgspec
 
-from ..backends.http.asgi import Receive, Scope, Send, one_by_one
+from ..backends.http.asgi import Receive, Scope, Send, one_by_one, serve_socket
 from ..backends.http.server import HttpServer
 from ..core import jsonrpc
 from ..errors import Cancelled, InvalidParams, QueueFull, RpcError
 from ..transport import Address
 from .opened import Opened, Started, Told
 from .simple import StreamLimit
-
-logger = logging.getLogger(__name__)
 
 MOST_OPEN = 4096
 """Requests of one connection that are not answered; more are refused."""
@@ -70,25 +67,16 @@ class Texts:
     async def serve(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Until the other end leaves: then what it asked for is cancelled."""
         self._send, self._caller = one_by_one(send), (scope.get("client") or ("",))[0]
-        await receive()
-        await send({"type": "websocket.accept"})
-        end: tuple[int, str] | None = None
-        try:
-            while end is None and (event := await receive())["type"] == "websocket.receive":
-                end = await self._heard(event.get("text"))
-        except OSError as error:  # it does not listen
-            logger.debug("a WebSocket ends: %s", error)
-        finally:
-            self._is_over = True
-            for task in (*self._answers, *self._saying):
-                # Not at once: what is cancelled before its first step does not even know of itself.
-                asyncio.get_running_loop().call_soon(task.cancel)
-        if end:
-            with suppress(OSError):
-                await send({"type": "websocket.close", "code": end[0], "reason": end[1]})
+        await serve_socket(receive, send, self._hear, self._end)
 
-    async def _heard(self, text: str | None) -> tuple[int, str] | None:
-        """Why the connection is to end."""
+    def _end(self) -> None:
+        self._is_over = True
+        for task in (*self._answers, *self._saying):
+            # Not at once: what is cancelled before its first step does not even know of itself.
+            asyncio.get_running_loop().call_soon(task.cancel)
+
+    async def _hear(self, event: MutableMapping[str, Any]) -> tuple[int, str] | None:
+        text = event.get("text")
         if text is None:
             return NOT_TEXT
         body = text.encode("utf-8", "surrogatepass")

@@ -231,7 +231,7 @@ class Consumer:
                 raise late
             await asyncio.sleep(SOON)  # some fail at once
         elif not self._inbox:
-            hint = str(late) or await heard(self._pending.reason(self._to))
+            hint = str(late) or await heard(self._pending.caller.reason(self._to))
             raise self._pending.timed_out(hint, queue=self._to.name) from None
         elif is_over:
             raise WorkerLost(f"{self._pending.name!r}: nothing was heard of its worker for {self._idle:g} s")

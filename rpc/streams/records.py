@@ -7,7 +7,6 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterator
 from datetime import datetime, timedelta
-from types import TracebackType
 
 from ..core.events import Event
 from ..core.log_batches import LOGS, METHOD, Heard
@@ -92,9 +91,7 @@ class LogStream(Iterator[LogEntry]):
     def __enter__(self) -> LogStream:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
 
@@ -130,9 +127,7 @@ class AsyncLogStream(AsyncIterator[LogEntry]):
     async def __aenter__(self) -> AsyncLogStream:
         return self
 
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    async def __aexit__(self, *_: object) -> None:
         await self.close()
 
 

@@ -12,7 +12,6 @@ import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from types import TracebackType
 from typing import Any, NamedTuple, TypeVar
 from unittest import mock
 
@@ -93,12 +92,10 @@ class Patch:
             )
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, *_: object) -> None:
         self._stack.close()
         self._loop.close()
-        if error is None and self._undeclared:
+        if kind is None and self._undeclared:
             raise AssertionError(_undeclared(self._undeclared))
 
     def __call__(self, function: F) -> F:

@@ -16,7 +16,7 @@ import pytest
 from rpc import BackendUnavailable, RpcClient, RpcReceiver, RpcTimeout, Unsupported, WorkerLost
 from rpc.backends import backend_from_url
 from rpc.backends.redis.keys import QueueNames
-from rpc.testing.topologies import start_cluster, start_sentinel
+from tests.topologies import start_cluster, start_sentinel
 
 pytestmark = [
     *(pytest.mark.redis, pytest.mark.real_redis, pytest.mark.slow),

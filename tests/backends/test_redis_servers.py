@@ -26,7 +26,7 @@ from rpc.backends.redis.servers import Servers, is_elsewhere, servers_of
 from rpc.errors import BackendUnavailable
 from rpc.testing import RedisServer, start_redis
 from rpc.testing.servers import _claimed
-from rpc.testing.topologies import Cluster, Sentinels, _Sentinel, start_cluster, start_sentinel
+from tests.topologies import Cluster, Sentinels, _Sentinel, start_cluster, start_sentinel
 
 DEAD = [
     "redis://127.0.0.1:1",

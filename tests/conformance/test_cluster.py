@@ -9,7 +9,7 @@ import pytest
 import redis
 
 from rpc.testing.conformance import Conformance, Site
-from rpc.testing.topologies import Cluster, start_cluster
+from tests.topologies import Cluster, start_cluster
 
 pytestmark = [
     pytest.mark.slow,

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from rpc.testing.topologies import start_cluster, start_sentinel
+from tests.topologies import start_cluster, start_sentinel
 
 from .broker import Redis
 from .load import ask, load

@@ -15,8 +15,9 @@ import pytest
 import redis
 
 from rpc.errors import BackendUnavailable, Unsupported
-from rpc.testing import RedisServer, start_redis, topologies
-from rpc.testing.topologies import Cluster, Sentinels, start_cluster, start_sentinel
+from rpc.testing import RedisServer, start_redis
+from tests import topologies
+from tests.topologies import Cluster, Sentinels, start_cluster, start_sentinel
 
 pytestmark = [
     pytest.mark.slow,
@@ -205,7 +206,7 @@ class TestEnd:
 
     def test_the_death_of_its_parent_ends_it(self, kind: str, tmp_path: Path) -> None:
         program = (
-            f"import signal; from rpc.testing import topologies; group = topologies.start_{kind}()\n"
+            f"import signal; from tests import topologies; group = topologies.start_{kind}()\n"
             "servers = [*group.servers, *getattr(group, 'sentinels', [])]\n"
             "print(*[server.pid for server in servers], flush=True)\n"
             "signal.pause()\n"

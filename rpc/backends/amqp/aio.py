@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from ...errors import Cancelled, RpcError
@@ -169,11 +170,13 @@ class LoopConnection:
 
     async def _perform(self, steps: Steps, connection: AsyncConnection) -> None:
         outcome: Any = None
-        while step := next_step(steps, outcome):
-            try:
-                outcome = await step(connection)
-            except Broken as error:
-                outcome = error
+        with suppress(StopIteration):
+            while True:
+                step = next_step(steps, outcome)
+                try:
+                    outcome = await step(connection)
+                except Broken as error:
+                    outcome = error
 
     async def persistently(self, action: Callable[[], Awaitable[T]], end: float) -> T:
         """What the action returns; while RabbitMQ cannot be had it is tried again until this time of the

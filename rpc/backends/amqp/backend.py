@@ -19,13 +19,13 @@ from .._retry import RETRY_FOR
 from .._serving import OnChange, Plan
 from ..features import FEATURES, unsupported
 from .aio import AsyncAmqp
-from .callers import BlockingReplies, CallerConnection, Idle, Senders
+from .callers import BlockingReplies, CallerConnection, Idle, Senders, perform
 from .connection import Connection, Heartbeats
 from .dead_letters import DeadLetterStore
 from .locks import Locks
 from .messages import Probe
 from .names import Names
-from .order import all_of, size
+from .order import all_of, waiting_in_partitions
 from .requests import PROBE, SEND
 from .server import AmqpServer
 from .servers import Servers
@@ -134,7 +134,8 @@ class AmqpBackend:
             waiting, workers = connection.size_of(PROBE, Probe(names.queue(queue_address(queue))))
             expiring, _ = connection.size_of(PROBE, Probe(names.expiring(queue)))
             dead, _ = connection.size_of(PROBE, Probe(names.dead(queue)))
-            return waiting + expiring + size(connection, names, queue, PROBE), dead, workers
+            ordered = perform(waiting_in_partitions(names, queue, PROBE), connection)
+            return waiting + expiring + ordered, dead, workers
 
         waiting, dead, workers = self.senders.do(look)
         return QueueInfo(queue, waiting, None, None, dead, workers or int(self.is_served(queue)), None)

@@ -5,15 +5,14 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
-from typing import Any, Generic, TypeVar
+from collections.abc import Callable, Generator
+from typing import Any, Generic, TypeVar, cast
 
 from ...errors import BackendUnavailable, RpcError, RpcTimeout, shown
 from ...loops import pop_or_none
 from ...transport import Address, Message
 from .._retry import backoff, patience
 from .connection import BLOCK, Connection, persistently
-from .dialogue import Steps
 from .messages import cancel_of, control_key
 from .names import Names
 from .requests import (
@@ -37,9 +36,14 @@ CONFIRM = 21
 """Bytes of a frame that says that a message is safe."""
 
 
-def perform(steps: Steps, connection: Connection) -> None:
+def perform(steps: Generator[Callable[[Any], Any], Any, T], connection: Connection) -> T:
+    """What the steps return. Raises Broken, and what they raise."""
     outcome: Any = None
-    while step := next_step(steps, outcome):
+    while True:
+        try:
+            step = next_step(steps, outcome)
+        except StopIteration as end:
+            return cast("T", end.value)
         try:
             outcome = step(connection)
         except Broken as error:

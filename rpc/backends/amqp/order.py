@@ -25,7 +25,7 @@ from ...errors import NoReceivers
 from ...transport import ORDER_KEY, Address, Message
 from .dialogue import Steps
 from .expiring import waiting_in
-from .messages import Probe, control_key
+from .messages import control_key
 from .names import PARTITIONS, Names
 from .servers import Servers
 from .wire import Basic, Broken, Queue
@@ -91,14 +91,6 @@ def _made(names: Names, queue: str) -> Iterator[base.Frame]:
         yield Queue.Declare(queue=name, durable=True, arguments=arguments)
     yield Queue.Declare(queue=done, durable=True, arguments={"x-max-length": MOST_DONE})
     yield Queue.Declare(queue=servants, durable=True)
-
-
-def size(connection: Any, names: Names, queue: str, channel: int) -> int:
-    """How many messages with order keys wait in a queue, for threads."""
-    if not connection.succeeds(channel, Probe(names.servants(queue)), Queue.DeclareOk, 404):
-        return 0
-    partitions = all_of(names, queue)[:PARTITIONS]
-    return sum(connection.size_of(channel, Probe(name))[0] for name in partitions)
 
 
 def waiting_in_partitions(names: Names, queue: str, channel: int) -> Generator[Any, Any, int]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Generator, Sequence
 from operator import methodcaller
 from os import urandom
 from typing import Any
@@ -40,12 +40,10 @@ REQUESTS, SEND, PROBE = 1, 2, 3
 answer may close it."""
 
 
-def next_step(steps: Steps, outcome: Any) -> Callable[[Any], Any] | None:
-    """The next one, after this came of the one before, which may have failed as Broken; None at the end."""
-    try:
-        return steps.throw(outcome) if isinstance(outcome, Broken) else steps.send(outcome)
-    except StopIteration:
-        return None
+def next_step(steps: Generator[Callable[[Any], Any], Any, Any], outcome: Any) -> Callable[[Any], Any]:
+    """The next one, after this came of the one before, which may have failed as Broken. Raises StopIteration
+    at the end."""
+    return steps.throw(outcome) if isinstance(outcome, Broken) else steps.send(outcome)
 
 
 class Sending:

@@ -12,9 +12,9 @@ from ...errors import Cancelled, NoReceivers, RpcError, RpcTimeout, Serializatio
 from ...loops import PerLoop
 from ...transport import Address, AsyncReplies, Message, packed
 from .._retry import patience
-from .endpoints import Peer
+from .endpoints import CONNECT, FAREWELL, Peer
 from .exchange import Exchange, Patience, Turn
-from .links import CONNECT, FAREWELL, Lines, Link
+from .links import Lines, Link
 from .wire import ROOT, Answers, path_of
 
 

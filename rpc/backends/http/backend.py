@@ -175,9 +175,9 @@ class HttpBackend:
 
     def _lines(self) -> Any:
         """The connections of callers in an event loop, which runs."""
-        from .links import Line, Lines
+        from .links import Lines
 
-        return Lines(self.peers(Line.close), self.context())
+        return Lines(Peers(self._endpoints), self.context())
 
     def calling(self) -> Wires:
         """The connections of this process. Raises BackendUnavailable if there is nobody to call."""
@@ -187,11 +187,8 @@ class HttpBackend:
             if not self._endpoints.places:
                 raise BackendUnavailable("the URL has no host to call: http://host:port")
             with self._making:
-                wires = self._wires = self._wires or Wires(self.peers, self.context())
+                wires = self._wires = self._wires or Wires(Peers(self._endpoints), self.context())
         return wires
-
-    def peers(self, drop: Callable[[Any], object]) -> Peers[Any]:
-        return Peers(self._endpoints, drop)
 
     def context(self) -> ssl.SSLContext | None:
         """TLS of callers, if they are to use it. Raises SettingsError."""

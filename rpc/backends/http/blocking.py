@@ -8,37 +8,29 @@ import ssl
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import closing, suppress
 
 from ...errors import NoReceivers, RpcError, RpcTimeout, SerializationError
 from ...loops import DelayQueue
 from ...transport import Address, Message, packed
 from .._retry import patience
-from .endpoints import Peer, Peers
+from .endpoints import CONNECT, FAREWELL, KEEP, Connection, Peer, Peers
 from .exchange import Exchange, Patience
 from .wire import OURS, ROOT, Answers, Request, path_of
 
-CONNECT = 5.0
-"""Seconds that a connection may take, at most."""
-KEEP = 30.0
-"""Seconds after which one that was not used is not used again: less than workers keep it."""
 MOST_IDLE = 64
 """Connections to one place that are kept."""
 READ = 65536
 MIND_EVERY = 0.05
-FAREWELL = 1.0
-"""Seconds in which a worker is told that nobody waits any more."""
 
 
-class Wire:
+class Wire(Connection):
     """One connection."""
 
     def __init__(self, peer: Peer[Wire], connection: socket.socket) -> None:
-        self.peer, self._socket = peer, connection
-        self.answers = Answers()
-        self.since = 0.0
-        """When it was used last."""
+        super().__init__(peer)
+        self._socket = connection
 
     def send(self, request: Request, seconds: float) -> None:
         """Raises OSError."""
@@ -79,10 +71,8 @@ class Wire:
 class Wires:
     """The connections of all threads of a process."""
 
-    def __init__(
-        self, peers: Callable[[Callable[[Wire], object]], Peers[Wire]], context: ssl.SSLContext | None
-    ):
-        self.peers, self._context = peers(Wire.close), context
+    def __init__(self, peers: Peers[Wire], context: ssl.SSLContext | None) -> None:
+        self.peers, self._context = peers, context
         self._is_closed = False
         self._minding, self._is_minding = threading.Lock(), False
         self._later = DelayQueue("rpc-http-retries")
@@ -91,14 +81,8 @@ class Wires:
 
     def get(self, peer: Peer[Wire], seconds: float) -> Wire:
         """One that was used before, or a new one. Raises OSError."""
-        now = time.monotonic()
-        while peer.idle:
-            with suppress(IndexError):  # another thread was faster
-                wire = peer.idle.pop()
-                if wire.is_usable(now):
-                    peer.outstanding += 1
-                    return wire
-                wire.close()
+        if wire := peer.take(time.monotonic()):
+            return wire
         connection = socket.create_connection((peer.host, peer.port), min(seconds, CONNECT))
         connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         if self._context:
@@ -111,15 +95,8 @@ class Wires:
         return Wire(peer, connection)
 
     def put_back(self, wire: Wire) -> None:
-        """It is not used any more; it may be used again if its answer is complete."""
-        peer = wire.peer
-        peer.outstanding = max(0, peer.outstanding - 1)
-        answers = wire.answers
-        if answers.is_complete and answers.may_stay and not self._is_closed and len(peer.idle) < MOST_IDLE:
-            wire.since = time.monotonic()
-            peer.idle.append(wire)
-        else:
-            wire.close()
+        """It is not used any more."""
+        wire.peer.put_back(wire, time.monotonic(), 0 if self._is_closed else MOST_IDLE)
 
     def ask(
         self,

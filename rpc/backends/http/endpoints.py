@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import socket
-from collections.abc import Callable
 from contextlib import suppress
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 from urllib.parse import urlsplit
 
 from ...errors import BackendRefused
+from ...loops import pop_or_none
 from ...transport import Address
+from .wire import Answers
 
-C = TypeVar("C")
+CONNECT = 5.0
+"""Seconds that a connection may take, at most."""
+KEEP = 30.0
+"""Seconds after which one that was not used is not used again: less than workers keep it."""
+FAREWELL = 1.0
+"""Seconds in which a worker is told that nobody waits any more."""
 DOWN, SILENT = 0.2, 5.0
 """Seconds for which a place where nobody was comes last, and one that did not answer at all is left out."""
 PORTS = {"http": 80, "https": 443, "ws": 80, "wss": 443}
@@ -52,6 +58,26 @@ def _named(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
+class Connection:
+    """What carries one request at a time, and its answer."""
+
+    def __init__(self, peer: Peer[Any]) -> None:
+        self.peer, self.answers = peer, Answers()
+        self.since = 0.0
+        """When it was used last."""
+
+    def is_usable(self, now: float) -> bool:
+        """Whether it may carry another one."""
+        raise NotImplementedError
+
+    def close(self) -> None:
+        """Nobody waits for the rest of the answer."""
+        raise NotImplementedError
+
+
+C = TypeVar("C", bound=Connection)
+
+
 class Peer(Generic[C]):
     """One place where a worker may listen, and the connections to it that are not used now."""
 
@@ -69,12 +95,31 @@ class Peer(Generic[C]):
         self.silent_until = 0.0
         """It did not even say so: it is left out."""
 
+    def take(self, now: float) -> C | None:
+        """A connection that was used before, if there is one that is usable. Any thread."""
+        while connection := pop_or_none(self.idle):
+            if connection.is_usable(now):
+                self.outstanding += 1
+                return connection
+            connection.close()
+        return None
+
+    def put_back(self, connection: C, now: float, most: int) -> None:
+        """It is not used any more. It may be used again if its answer is complete, and not so many are kept
+        already. Any thread."""
+        self.outstanding = max(0, self.outstanding - 1)
+        answers = connection.answers
+        if answers.is_complete and answers.may_stay and len(self.idle) < most:
+            connection.since = now
+            self.idle.append(connection)
+        else:
+            connection.close()
+
 
 class Peers(Generic[C]):
     """Those at the endpoints, for the callers of one process or event loop."""
 
-    def __init__(self, endpoints: Endpoints, drop: Callable[[C], object]) -> None:
-        self._drop = drop
+    def __init__(self, endpoints: Endpoints) -> None:
         self.all: list[Peer[C]] = [
             Peer(number, host, port, endpoints.prefix, endpoints.is_secure)
             for number, (host, port) in enumerate(endpoints.places)
@@ -111,5 +156,5 @@ class Peers(Generic[C]):
 
     def close(self) -> None:
         for peer in self.all:
-            while peer.idle:
-                self._drop(peer.idle.pop())
+            while connection := pop_or_none(peer.idle):
+                connection.close()

@@ -9,20 +9,20 @@ from contextlib import suppress
 from typing import Any, Protocol, TypeVar
 
 from ...errors import SerializationError
-from .endpoints import Peer, Peers
+from .endpoints import CONNECT, FAREWELL, KEEP, Connection, Peer, Peers
 from .wire import OURS, Answers, Request
 
 P = TypeVar("P", bound=asyncio.Protocol)
 
-CONNECT, KEEP, MOST_IDLE, FAREWELL = 5.0, 30.0, 256, 1.0
-"""As in `blocking`."""
+MOST_IDLE = 256
+"""Connections to one place that are kept."""
 
 
-class Link:
-    """What carries one request at a time, and its answer."""
+class Link(Connection):
+    """One that tells what comes."""
 
     def __init__(self, peer: Peer[Any]) -> None:
-        self.peer, self.answers, self.since = peer, Answers(), 0.0
+        super().__init__(peer)
         self.is_lost = False
         self.lost_by: Exception | None = None
         self.error: SerializationError | None = None
@@ -30,11 +30,10 @@ class Link:
         self.changed: Callable[[], object] = lambda: None
         """Called when something came, or the connection is lost."""
 
-    def send(self, request: Request) -> None:
-        raise NotImplementedError
+    def is_usable(self, now: float) -> bool:
+        return not self.is_lost and now - self.since < KEEP
 
-    def close(self) -> None:
-        """Nobody waits for the rest of the answer."""
+    def send(self, request: Request) -> None:
         raise NotImplementedError
 
 
@@ -89,12 +88,9 @@ class Lines:
 
     async def get(self, peer: Peer[Any], seconds: float) -> Link:
         """One that was used before, or a new one. Raises OSError."""
-        while peer.idle:
-            line: Link = peer.idle.pop()
-            if not line.is_lost and self.loop.time() - line.since < KEEP:
-                peer.outstanding += 1
-                return line
-            line.close()
+        line: Link | None = peer.take(self.loop.time())
+        if line:
+            return line
         try:
             made = await asyncio.wait_for(self._connect(peer, lambda: Line(peer)), min(seconds, CONNECT))
         except asyncio.TimeoutError as error:
@@ -111,16 +107,9 @@ class Lines:
         return made
 
     def put_back(self, line: Link) -> None:
-        """It is not used any more; it may be used again if its answer is complete."""
-        peer, answers = line.peer, line.answers
-        peer.outstanding = max(0, peer.outstanding - 1)
+        """It is not used any more."""
         line.changed = lambda: None
-        may_stay = answers.is_complete and answers.may_stay and not line.is_lost and not self.is_over
-        if may_stay and len(peer.idle) < MOST_IDLE:
-            line.since = self.loop.time()
-            peer.idle.append(line)
-        else:
-            line.close()
+        line.peer.put_back(line, self.loop.time(), 0 if line.is_lost or self.is_over else MOST_IDLE)
 
     async def ask(
         self,

@@ -11,13 +11,15 @@ from typing import Any
 
 from ...errors import SerializationError, shown
 from ...transport import Message
-from .asgi import App, Receive, Scope, Send, one_by_one
+from .asgi import App, Receive, Scope, Send, one_by_one, serve_socket
 from .wire import FULL, LEFT, METHOD, MORE, ROOT, STATUS, TARGET, WHY, numbered, numbered_of
 
 logger = logging.getLogger(__name__)
 
 MOST_OPEN = 10_000
 """Requests of one connection that are not answered; more are refused."""
+NONSENSE = 1003
+"""Why a connection ends: it is nothing that our callers say."""
 
 
 class Multiplexed:
@@ -31,40 +33,30 @@ class Multiplexed:
     async def serve(self) -> None:
         """Until the other end leaves, or says what makes no sense: then what it asked for is as if each
         request had had a connection, which is lost."""
-        await self._receive()
-        await self._send({"type": "websocket.accept"})
-        why = ""
-        try:
-            while not why and (event := await self._receive())["type"] == "websocket.receive":
-                why = await self._heard(event.get("bytes"))
-        except OSError as error:  # it does not listen
-            logger.debug("a WebSocket ends: %s", error)
-        finally:
-            for task in self._open.values():
-                task.cancel()
-        if why:
-            with suppress(OSError):
-                await self._send({"type": "websocket.close", "code": 1003, "reason": why[:100]})
+        await serve_socket(self._receive, self._send, self._hear, self._cancel)
 
-    async def _heard(self, data: bytes | None) -> str:
-        """Why this is nothing that our callers say; "" if it is not so."""
+    def _cancel(self) -> None:
+        for task in self._open.values():
+            task.cancel()
+
+    async def _hear(self, event: MutableMapping[str, Any]) -> tuple[int, str] | None:
         try:
-            number, message = numbered_of(data or b"")
+            number, message = numbered_of(event.get("bytes") or b"")
         except SerializationError as error:
-            return shown(error)
+            return NONSENSE, shown(error)[:100]
         headers = message.headers
         if LEFT in headers:
             if task := self._open.get(number):
                 task.cancel()
         elif METHOD not in headers or not headers.get(TARGET, "").startswith(ROOT) or number in self._open:
-            return "no request"
+            return NONSENSE, "no request"
         elif len(self._open) >= MOST_OPEN:
             await self._send(_message(number, b"", {STATUS: "503", WHY: FULL}))
         else:
             task = asyncio.get_running_loop().create_task(self._answer(number, message))
             self._open[number] = task
             task.add_done_callback(lambda _: self._open.pop(number))
-        return ""
+        return None
 
     async def _answer(self, number: int, message: Message) -> None:
         answer = _Answer(number, self._send)

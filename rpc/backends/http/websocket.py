@@ -20,8 +20,8 @@ from ...transport import Address, Message, Replies
 from .._in_loop import InLoop
 from ..features import FEATURES
 from .backend import HttpBackend, possible
-from .endpoints import Peer, Peers
-from .links import CONNECT, FAREWELL, KEEP, Lines, Link
+from .endpoints import CONNECT, FAREWELL, KEEP, Peer, Peers
+from .links import Lines, Link
 from .wire import LEFT, MORE, SOCKET, STATUS, Request, numbered, numbered_of
 
 logger = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ class WebSocketBackend(HttpBackend):
         super().close()
 
     def _lines(self) -> Sockets:
-        return Sockets(self.peers(lambda link: None), self.context())
+        return Sockets(Peers(self._endpoints), self.context())
 
 
 class Channel(Link):
@@ -108,7 +108,7 @@ class Socket(asyncio.Protocol):
     def __init__(self, peer: Peer[Any], is_secure: bool) -> None:
         scheme = "wss" if is_secure else "ws"
         uri = parse_uri(f"{scheme}://{peer.name}{peer.prefix}{SOCKET}")
-        self._peer, self._protocol = peer, ClientProtocol(uri, max_size=None)
+        self._protocol = ClientProtocol(uri, max_size=None)
         self._loop = asyncio.get_running_loop()
         self.is_ready: asyncio.Future[None] = self._loop.create_future()
         """Done when it may be used. Raises OSError."""
@@ -283,11 +283,6 @@ class Sockets(Lines):
         del self._making[peer]
         if not done.cancelled():
             done.exception()  # whoever waited has it
-
-    def put_back(self, line: Link) -> None:
-        line.peer.outstanding = max(0, line.peer.outstanding - 1)
-        line.changed = lambda: None
-        line.close()
 
     async def close(self) -> None:
         await super().close()

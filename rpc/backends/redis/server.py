@@ -74,12 +74,15 @@ class RedisServer:
         """How many messages were begun since something was received last, and when that was."""
         self._looked = self._flushed = self._since
         """When somebody looked last for something to do, and when all that was owed was written."""
-        self.durable = plan.durable
-        durable = {names.queue(each.subscription_queue.name): each for each in plan.durable}
+        self.servers = servers
+        self._equip(names, discard)
+
+    def _equip(self, names: QueueNames, discard: Callable[[str], object]) -> None:
+        """Make what uses its connections."""
+        durable = {names.queue(each.subscription_queue.name): each for each in self._plan.durable}
         self.keys = [*self.queues, *durable]
         home = (self.keys or [names.queue("default")])[0].queue
-        self.servers = servers
-        self.acks = AckBuffer(servers, home, self._confirmed, self.alarm.ring)
+        self.acks = AckBuffer(self.servers, home, self._confirmed, self.alarm.ring)
         self.pages: Mapping[Keys, Pages] = {each: Pages(each, self.name) for each in self.keys}
         self.maintenance = Maintenance(self)
         self._admission = Admission(self, self.acks, self.in_hand, clock=self._clock, waited=self._waited)
@@ -87,7 +90,7 @@ class RedisServer:
         self.sign_if_late = self.maintenance.sign_if_late
         pages = [self.pages[each] for each in self.queues]
         self.fetcher = (
-            Fetcher(servers, pages, self.acks, in_hand=self.in_hand, sign_on=sign_on) if pages else None
+            Fetcher(self.servers, pages, self.acks, in_hand=self.in_hand, sign_on=sign_on) if pages else None
         )
         self._subscriptions = {
             keys: SubscriptionQueue(self, to, keys, self.pages[keys]) for keys, to in durable.items()
@@ -333,7 +336,7 @@ class RedisServer:
 
     def promoted(self) -> None:
         """What was due is in its queue; those who wait for it were woken, but for the subscriptions."""
-        for to in self.durable:
+        for to in self._plan.durable:
             self.subscriber.look(to)
 
     # What is in hand.

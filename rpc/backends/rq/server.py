@@ -6,7 +6,6 @@ import logging
 import threading
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
 
 from ...errors import BackendUnavailable
 from ...loops import Alarm, started
@@ -53,25 +52,20 @@ class RqServer:
         on_change: OnChange,
         discard: Callable[[str], object],
     ) -> None:
-        plan, self._connections = Plan(addresses), Connections(on_change)
+        plan, connections = Plan(addresses), Connections(on_change)
+        self._connections = connections
         self._stopped = self._ended = False
         self._alarm: Alarm | None = None
         """Rung by a signal handler, too."""
         self._client = records.client
-        common: dict[str, Any] = {"stopped": self.is_stopped, "connections": self._connections}
+        worker = partial(RqWorker, records, options=options, stopped=self.is_stopped, connections=connections)
         queues = [each.name for each in plan.queues]
-        of_queues = [
-            RqWorker(records, queues, handler, options, **common) for _ in range(threads if queues else 0)
-        ]
-        of_each = [
-            RqWorker(records, [to.subscription_queue.name], arriving(to, handler), options, **common)
-            for to in plan.durable
-        ]
-        self._workers, self._of_queues = [*of_queues, *of_each], of_queues
+        self._of_queues = [worker(queues, handler) for _ in range(threads if queues else 0)]
+        of_each = [worker([to.subscription_queue.name], arriving(to, handler)) for to in plan.durable]
+        self._workers = [*self._of_queues, *of_each]
         self._here, self._backoff = threading.local(), Backoff()
         self._turns = Turns(self._claim, self._perform, self.is_stopped)
         self._lease = LeaseKeeper(options.lease)
-        self._how = records.client.connection_pool.connection_kwargs
         self._subscriber = Subscriber(
             servers,
             records.names,
@@ -83,8 +77,8 @@ class RqServer:
             discard=discard,
             stopped=self.is_stopped,
             ended=lambda: self._ended,
-            check=self._connections.check,
-            on_change=self._connections.notify if not self._workers else lambda connected: None,
+            check=connections.check,
+            on_change=connections.notify if not self._workers else lambda connected: None,
         )
 
     def run(self) -> None:
@@ -172,7 +166,8 @@ class RqServer:
 
     def _beaten(self) -> None:
         """The workers have given signs of life."""
-        self._lease.beat([worker.key for worker in self._workers], self._how)
+        how = self._client.connection_pool.connection_kwargs
+        self._lease.beat([worker.key for worker in self._workers], how)
 
     def is_stopped(self) -> bool:
         """Whether nothing new is to be taken."""

@@ -44,6 +44,53 @@ def queue_name(text: str) -> str:
         raise ArgumentTypeError(str(error)) from None
 
 
+OPTIONS: dict[str, dict[str, Any]] = {
+    "--backend": {"metavar": "URL", "help": "Use this backend, not the one in RPC."},
+    "--queue": {
+        "dest": "queues",
+        "metavar": "NAME",
+        "action": "append",
+        "type": queue_name,
+        "help": "Serve this queue; may be repeated, the most urgent one first. By default QUEUES in RPC.",
+    },
+    "--concurrency": {"metavar": "N", "type": positive, "help": "How many plain functions run at a time."},
+    "--coroutines": {"metavar": "N", "type": positive, "help": "How many coroutines, which hold no thread."},
+    "--processes": {
+        "metavar": "P",
+        "type": positive,
+        "default": 1,
+        "help": "How many such workers, each a process; those that die are replaced. By default 1.",
+    },
+    "--grace": {
+        "metavar": "SECONDS",
+        "type": seconds,
+        "help": "How long what runs may go on after a signal to stop.",
+    },
+    "--health-file": {
+        "metavar": "PATH",
+        "help": "The file in which workers leave signs of life; by default HEALTH_FILE in RPC.",
+    },
+    "--contract": {
+        "metavar": "FILE",
+        "help": "Do not start if the jobs break those who call as this OpenRPC document says.",
+    },
+    "--send-logs": {
+        "action": "store_true",
+        "default": None,
+        "help": "Publish what is logged, too, for `rpc logs`; by default as SEND_LOGS in RPC says.",
+    },
+    "--max-jobs-per-child": {
+        "metavar": "N",
+        "type": positive,
+        "help": "After how many jobs a process of jobs with fork=True is replaced. By default never.",
+    },
+    RELOAD: {
+        "action": "store_true",
+        "help": "Start again when a .py file below the working directory changes.",
+    },
+}
+
+
 class Command(BaseCommand):
     help = (
         "Serve what RPC in the settings declares, and log to stderr, or where LOGGING says. SIGTERM or "
@@ -52,58 +99,8 @@ class Command(BaseCommand):
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
-        add = parser.add_argument
-        add("--backend", metavar="URL", help="Use this backend, not the one in RPC.")
-        add(
-            "--queue",
-            dest="queues",
-            metavar="NAME",
-            action="append",
-            type=queue_name,
-            help="Serve this queue; may be repeated, the most urgent one first. By default QUEUES in RPC.",
-        )
-        add("--concurrency", metavar="N", type=positive, help="How many plain functions run at a time.")
-        add("--coroutines", metavar="N", type=positive, help="How many coroutines, which hold no thread.")
-        add(
-            "--processes",
-            metavar="P",
-            type=positive,
-            default=1,
-            help="How many such workers, each a process; those that die are replaced. By default 1.",
-        )
-        add(
-            "--grace",
-            metavar="SECONDS",
-            type=seconds,
-            help="How long what runs may go on after a signal to stop.",
-        )
-        add(
-            "--health-file",
-            metavar="PATH",
-            help="The file in which workers leave signs of life; by default HEALTH_FILE in RPC.",
-        )
-        add(
-            "--contract",
-            metavar="FILE",
-            help="Do not start if the jobs break those who call as this OpenRPC document says.",
-        )
-        add(
-            "--send-logs",
-            action="store_true",
-            default=None,
-            help="Publish what is logged, too, for `rpc logs`; by default as SEND_LOGS in RPC says.",
-        )
-        add(
-            "--max-jobs-per-child",
-            metavar="N",
-            type=positive,
-            help="After how many jobs a process of jobs with fork=True is replaced. By default never.",
-        )
-        add(
-            RELOAD,
-            action="store_true",
-            help="Start again when a .py file below the working directory changes.",
-        )
+        for name, option in OPTIONS.items():
+            parser.add_argument(name, **option)
 
     def handle(self, *args: Any, **options: Any) -> None:
         log_to_stderr(LEVELS.get(options["verbosity"], logging.DEBUG))

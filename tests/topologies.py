@@ -16,8 +16,16 @@ from redis.backoff import NoBackoff
 from redis.crc import key_slot
 from redis.retry import Retry
 
-from ..errors import BackendUnavailable, Unsupported
-from .servers import _HOST, _PORTS_TO_TRY, RedisServer, _claimed, _executable, _PortTaken, start_redis
+from rpc.errors import BackendUnavailable, Unsupported
+from rpc.testing.servers import (
+    _HOST,
+    _PORTS_TO_TRY,
+    RedisServer,
+    _claimed,
+    _executable,
+    _PortTaken,
+    start_redis,
+)
 
 _SECONDS_TO_SETTLE = 60.0
 _SLOTS = 16384
