@@ -73,6 +73,8 @@ def whoami() -> int:
     return os.getpid()
 
 
-MAPPING = {each.__name__: each for each in (add, echo, given, fail, count, relay, total, half, wait, whoami, secret)}
+MAPPING = {
+    each.__name__: each for each in (add, echo, given, fail, count, relay, total, half, wait, whoami, secret)
+}
 WITH_BROKER = {**MAPPING, "flaky": flaky}
 TOKENS = {"secret": ["open sesame", {"token": "once", "rate": 0.001}]}
