@@ -17,9 +17,9 @@ from ..backends.http.asgi import Receive, Scope, Send, one_by_one
 from ..backends.http.server import HttpServer
 from ..core import jsonrpc
 from ..errors import Cancelled, InvalidParams, QueueFull, RpcError
+from ..streams.limit import StreamLimit
 from ..transport import Address
 from .opened import Opened, Started, Told
-from .simple import StreamLimit
 
 logger = logging.getLogger(__name__)
 
