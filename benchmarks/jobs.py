@@ -94,6 +94,7 @@ def echoes() -> Generator[Any, Any, None]:
 
 
 _seen = {"made": 0.0, "left": 0.0}
+RPC_STREAMS_PER_CLIENT = None
 RPC_JOB_MAPPING = {
     job.__name__: job
     for job in (

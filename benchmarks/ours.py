@@ -1,5 +1,5 @@
 """This library, on Redis natively, on rq (the variant is what precedes the URL's `redis:`), on RabbitMQ, on
-ZeroMQ or over HTTP: acknowledgement, lease, deadline and checked arguments are on."""
+ZeroMQ, over HTTP or on a WebSocket: acknowledgement, lease, deadline and checked arguments are on."""
 
 from __future__ import annotations
 

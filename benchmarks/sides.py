@@ -23,6 +23,8 @@ ZMQ_ASYNCIO = "rpc on zmq, asyncio"
 HTTP_LOOP = "httpx and Starlette"
 HTTP = "rpc on http"
 HTTP_ASYNCIO = "rpc on http, asyncio"
+WS = "rpc on ws"
+WS_ASYNCIO = "rpc on ws, asyncio"
 ZERORPC = "zerorpc"
 PYRO5 = "Pyro5"
 
@@ -49,8 +51,10 @@ NO_BROKER = (
     Side(HTTP_LOOP, "benchmarks.bare_http", sys.executable),
     Side(HTTP, "benchmarks.ours", sys.executable, variant="http"),
     Side(HTTP_ASYNCIO, "benchmarks.ours_asyncio", sys.executable, variant="http"),
+    Side(WS, "benchmarks.ours", sys.executable, variant="ws"),
+    Side(WS_ASYNCIO, "benchmarks.ours_asyncio", sys.executable, variant="ws"),
 )
-"""Ours on ZeroMQ and over HTTP, and what one writes by hand on them."""
+"""Ours on ZeroMQ, over HTTP and on WebSockets, and what one writes by hand on them."""
 
 PEERS = {
     "rq": (Side(RQ, "benchmarks.peers.rq", share=0.25),),

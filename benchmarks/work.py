@@ -22,7 +22,12 @@ RABBIT = os.environ.get("RPC_TEST_AMQP", "amqp://guest:guest@127.0.0.1:5672/")
 ZMQ = "tcp://127.0.0.1:{port}"
 """Where workers listen that need no broker, each at its own port: callers never cease to look for it."""
 HTTP = "http://127.0.0.1:{port}"
-_OWN = {"amqp": RABBIT, "zmq": "zmq+" + ZMQ.format(port=5571), "http": HTTP.format(port=5574)}
+_OWN = {
+    "amqp": RABBIT,
+    "zmq": "zmq+" + ZMQ.format(port=5571),
+    "http": HTTP.format(port=5574),
+    "ws": "ws://127.0.0.1:5575",
+}
 BACKEND = _OWN.get(VARIANT, VARIANT + REDIS)
 """The URL of ours."""
 QUEUE = "rpc-bench"

@@ -43,6 +43,7 @@ from .serving import Serving
 from .settings import Settings, load_settings, slots
 from .signals import stopped_by_signals
 from .signing.backend import signing
+from .streams.limit import StreamLimit
 from .streams.producing import OpenStreams
 from .ticker import Ticker
 from .timers import timers_in
@@ -117,6 +118,7 @@ class RpcReceiver:
         """Make what serves its jobs, and what tells of them."""
         settings, most = self.settings, self.settings.max_jobs_per_child
         self._children = Prefork(plan, self._limits, most, self._serving.is_handed_back)
+        self.stream_limit = StreamLimit(settings.streams_per_client)
         self._streams = self._conversations()
         self._addresses(may_have_more=hasattr(self.backend, "front"))  # what cannot be is said here
         self._calls = NestedCalls(settings, self.backend, self.jobs, self._slots)
@@ -150,15 +152,9 @@ class RpcReceiver:
 
     def _conversations(self) -> OpenStreams:
         """The streams of its jobs."""
-        return OpenStreams(
-            self.id,
-            idle=self.settings.stream_idle,
-            detaches=self._detaches,
-            threads=self.concurrency,
-            spawn=self._coroutines.spawn,
-            later=self._flushes,
-            accept=self._accept,
-        )
+        some: dict[str, Any] = {"idle": self.settings.stream_idle, "detaches": self._detaches}
+        some |= {"threads": self.concurrency, "limit": self.stream_limit, "accept": self._accept}
+        return OpenStreams(self.id, spawn=self._coroutines.spawn, later=self._flushes, **some)
 
     def _doing(self, middleware: Sequence[Middleware]) -> Dispatcher:
         """What does its jobs."""

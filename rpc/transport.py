@@ -230,6 +230,9 @@ class Delivery(Protocol):
     """Which of the addresses that are served it came to."""
     cancelled: bool
     """True as soon as nobody listens for the reply any more. May change at any time."""
+    caller: str | None
+    """Who has sent it, as far as the backend can tell, whatever the message says; "" if it cannot. None:
+    where it comes from, somebody counts the streams of callers."""
     on_cancel: Callable[[], object] | None
     """Called, from any thread, when `cancelled` becomes true. Does not block."""
 

@@ -223,6 +223,31 @@ def test_python_calls_it(url: str, tmp_path: Path) -> None:
         assert [(each.fraction, each.text) for each in seen] == [(0.5, "half")]
 
 
+@pytest.mark.parametrize("codec", ["json", "json+types", "msgpack"])
+def test_python_gives_it_arguments_by_name(codec: str, url: str, tmp_path: Path) -> None:
+    kwargs = {"queue": 1, "timeout": None, "constructor": "", "$date": True, "grüß 世界": "x" * 200_000}
+    if codec != "msgpack":  # the package that decodes it refuses that
+        kwargs["__proto__"] = {"b": 2}
+    with (
+        peer("node", url, tmp_path) as node,
+        RpcClient(backend=url, timeout=SECONDS, codec=codec) as client,
+    ):
+        jobs = client.services
+        assert jobs.given(1, [2], **kwargs) == [[1, [2]], kwargs]
+        assert jobs.given(**kwargs) == [[], kwargs]
+        assert jobs.given(1) == [[1], {}]
+        assert jobs.given(1, **{"$date": "plain"}) == [[1], {"$date": "plain"}]
+        assert jobs.add.submit(1, b=2).result() == 3
+        assert list(jobs.count.stream(to=3)) == [0, 1, 2]
+        jobs.wait.call(seconds=0)
+        node.says("waiting")
+        with pytest.raises(RemoteError, match=r"^ValueError: no$"):
+            jobs.fail(text="no")
+        for args, wrong in (((1,), {"a": 2}), ((), {"b": 1}), ((1,), {"c": 2}), ((1, 2, 3), {"b": 1})):
+            with pytest.raises(InvalidParams):
+                jobs.add(*args, **wrong)
+
+
 def eventually(condition: Callable[[], object]) -> None:
     until = time.monotonic() + SECONDS
     while not (found := condition()) and time.monotonic() < until:

@@ -60,7 +60,7 @@ VALUES = {
     "RPC_SERVICE_VERSION": ("1.4.0-rc.1", "1.4"),
     "RPC_SIGNING_KEYS": ({"k": "s" * 32}, 7), "RPC_SIGNING_REQUIRED": (False, "no"),
     "RPC_SIGNING_WINDOW": (60.0, 0), "RPC_TOKENS": ({"pay.*": "t"}, "t"), "RPC_TOKEN": ({"pay.*": "t"}, "t"),
-    "RPC_TIME_LIMIT": (1.5, 0), "RPC_MAX_JOBS_PER_CHILD": (100, 0),
+    "RPC_TIME_LIMIT": (1.5, 0), "RPC_MAX_JOBS_PER_CHILD": (100, 0), "RPC_STREAMS_PER_CLIENT": (None, 0),
 }  # fmt: skip
 
 

@@ -82,6 +82,7 @@ class BaseDelivery:
 
     message: Message
     to: Address
+    caller: str | None = ""
     cancelled = False
     on_cancel: Callable[[], object] | None = None
     error: BaseException | None = None

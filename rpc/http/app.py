@@ -22,7 +22,7 @@ from .calls import Call, message_of, new_id
 from .page import page_of
 from .responses import Response, error_response, json_response, status_of
 from .routes import routes_of
-from .simple import Simple, StreamLimit
+from .simple import Simple
 from .texts import Texts
 
 logger = logging.getLogger(__name__)
@@ -45,8 +45,7 @@ class Front:
         self._most = min(settings.max_message_bytes or MAX_BODY, MAX_BODY)
         self._timeout = settings.timeout
         self._queue = queue(receiver.queues[-1] if "default" not in receiver.queues else "default")
-        self._limit = StreamLimit()
-        self._simple = Simple(server, receiver, self._queue, self._limit)
+        self._simple = Simple(server, receiver, self._queue, receiver.stream_limit)
         self._router = Router(self._rules())
 
     def _rules(self) -> list[Rule]:
@@ -167,7 +166,7 @@ class Front:
         except SerializationError:
             return await send(refusal)
         bounds: dict[str, Any] = {"most": self._most, "timeout": timeout, "headers": forwarded(scope)}
-        texts = Texts(self._server, self._queue, self._respond, self._limit, **bounds)
+        texts = Texts(self._server, self._queue, self._respond, self._receiver.stream_limit, **bounds)
         await texts.serve(scope, receive, send)
 
     async def _respond(

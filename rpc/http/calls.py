@@ -23,7 +23,7 @@ class Call:
         """Raises QueueFull, NoReceivers, BackendUnavailable."""
         self._server, self._way = server, Way()
         try:
-            self.delivery: HttpDelivery = server.take(to, message, self._way)
+            self.delivery: HttpDelivery = server.take(to, message, self._way, caller=None)
         except Refused as refused:
             raise refusal(to, refused.why) from None
 

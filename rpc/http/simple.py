@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import inspect
-from collections import Counter
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, get_type_hints
 from urllib.parse import parse_qsl
 
@@ -19,12 +16,12 @@ from ..core.codecs import JSON
 from ..core.parameters import function_of
 from ..core.protocol import Arguments, call_of, encode_call
 from ..errors import InvalidParams, QueueFull, RpcError, RpcTimeout, SerializationError, WorkerLost
+from ..streams.limit import StreamLimit
 from ..transport import LOST, STREAM, Address
 from .calls import Call, Local, message_of, new_id
 from .responses import Response, error_response, status_of, status_of_code
 
 NDJSON, EVENTS = "application/x-ndjson", "text/event-stream"
-MOST_STREAMS = 100
 WINDOW = 64
 """Items of a stream that are on their way at a time."""
 
@@ -35,26 +32,6 @@ class _Reply(msgspec.Struct):
 
 
 _reply = msgspec.json.Decoder(_Reply).decode
-
-
-class StreamLimit:
-    """How many streams are open, by the addresses of those who have them."""
-
-    def __init__(self) -> None:
-        self._open: Counter[str] = Counter()
-
-    @contextmanager
-    def one_more(self, caller: str) -> Iterator[None]:
-        """A block in which one is. Raises QueueFull."""
-        if self._open[caller] >= MOST_STREAMS:
-            raise QueueFull(f"at most {MOST_STREAMS} streams at a time go to one address")
-        self._open[caller] += 1
-        try:
-            yield
-        finally:
-            self._open[caller] -= 1
-            if not self._open[caller]:
-                del self._open[caller]
 
 
 class Simple:

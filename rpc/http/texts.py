@@ -16,9 +16,9 @@ from ..backends.http.asgi import Receive, Scope, Send, one_by_one, serve_socket
 from ..backends.http.server import HttpServer
 from ..core import jsonrpc
 from ..errors import Cancelled, InvalidParams, QueueFull, RpcError
+from ..streams.limit import StreamLimit
 from ..transport import Address
 from .opened import Opened, Started, Told
-from .simple import StreamLimit
 
 MOST_OPEN = 4096
 """Requests of one connection that are not answered; more are refused."""

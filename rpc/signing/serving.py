@@ -197,6 +197,10 @@ class SignedDelivery:
         return self._delivery.to
 
     @property
+    def caller(self) -> str | None:
+        return self._delivery.caller
+
+    @property
     def cancelled(self) -> bool:
         return self._delivery.cancelled
 

@@ -16,10 +16,11 @@ from ..core.handling import Spawn
 from ..core.jobs import AsyncRequest, Request
 from ..core.streams import ALIVE, CREDIT, IDLE, INBOX, OPEN, PING, SEQ, UPLOAD, number_in
 from ..core.work import Work
-from ..errors import Cancelled, RpcError, SerializationError, shown
+from ..errors import Cancelled, QueueFull, RpcError, SerializationError, shown
 from ..threads import DaemonThreads
 from ..transport import STREAM, Delivery, Message
 from .generators import AsyncProduction, Later, PlainProduction, Production
+from .limit import StreamLimit, client_of
 from .uploads import AsyncUploads, Uploads
 
 logger = logging.getLogger(__name__)
@@ -38,6 +39,7 @@ class OpenStreams:
         idle: float,
         detaches: bool,
         threads: int,
+        limit: StreamLimit,
         spawn: Spawn,
         later: Later,
         accept: Accepted,
@@ -47,7 +49,7 @@ class OpenStreams:
         if it `detaches`. Plain generators are advanced in that many `threads`, but in few, and `spawn` has
         something done in an event loop."""
         self.inbox, self.idle, self.detaches = inbox, idle, detaches
-        self.spawn, self.later, self.accept = spawn, later, accept
+        self.spawn, self.later, self.accept, self.limit = spawn, later, accept, limit
         self._pool = DaemonThreads(min(threads, ADVANCING), "rpc-generators")
         self._open: dict[str, OpenStream] = {}
         self._is_watching = False
@@ -64,10 +66,18 @@ class OpenStreams:
             action()
 
     def open(self, delivery: Delivery, request: Request, codec: Codec) -> OpenStream:
-        """Begin the conversation that a request asks for. Raises SerializationError."""
+        """Begin the conversation that a request asks for. Raises SerializationError, and QueueFull if its
+        client has as many as it may."""
         stream = OpenStream(self, delivery, codec)
         if self._open.setdefault(request.id, stream) is not stream:
             raise SerializationError("there is a stream of this id already")
+        try:
+            if (client := client_of(delivery)) is not None:
+                self.limit.begin(client)
+        except QueueFull:
+            self.ended(request.id)
+            raise
+        stream.client = client
         if UPLOAD in request.headers:
             kind = AsyncUploads if isinstance(request, AsyncRequest) else Uploads
             stream.uploads = request._uploads = kind(self.accept, stream.say)
@@ -81,7 +91,9 @@ class OpenStreams:
 
     def ended(self, id: str) -> None:
         """There is nothing more to be said in this one."""
-        self._open.pop(id, None)
+        stream = self._open.pop(id, None)
+        if stream and stream.client is not None:
+            self.limit.end(stream.client)
 
     def hear(self, delivery: Delivery) -> None:
         """A `Handler`: what came to the inbox."""
@@ -113,6 +125,8 @@ class OpenStream:
         self.streams, self.delivery, self._codec = streams, delivery, codec
         self.accept = streams.accept
         self.heard = time.monotonic()
+        self.client: str | None = None
+        """Whose it is, if it is counted."""
         self.uploads: Uploads | AsyncUploads | None = None
         self._production: Production | None = None
         self._saying = threading.Lock()

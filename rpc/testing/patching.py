@@ -162,6 +162,7 @@ class _Answers(Dispatcher):
 class _Delivery:
     """A message that is answered where it is sent."""
 
+    caller: str | None = ""
     cancelled = False
     on_cancel: Callable[[], object] | None = None
     error: BaseException | None = None

@@ -16,6 +16,10 @@ from tests.signed import SignedSite
 from tests.zeromq import cut, http_places, tcp_url
 
 
+class SignedListening(SignedSite, test_http.Listening):
+    pass
+
+
 class TestSignedMemory(Conformance):
     asynchronous = False
 
@@ -74,5 +78,17 @@ class TestSignedZeromq(OnZeromq):
 class TestSignedHttp(test_http.TestHttp):
     @pytest.fixture
     def site(self) -> Iterator[Site]:
-        with SignedSite(f"{http_places(test_http.MOST)}?lease=1&retry_for=60", disrupt=cut) as site:
+        url = f"{http_places(test_http.MOST, self.scheme)}?lease=1&retry_for=60"
+        with SignedListening(url, disrupt=cut) as site:
+            yield site
+
+
+@pytest.mark.slow
+class TestSignedWebSocket(test_http.OnHttp):
+    scheme = "ws"
+
+    @pytest.fixture
+    def site(self) -> Iterator[Site]:
+        url = f"{http_places(test_http.MOST, self.scheme)}?lease=1&retry_for=60"
+        with SignedListening(url, disrupt=cut) as site:
             yield site

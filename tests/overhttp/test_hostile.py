@@ -17,9 +17,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rpc import RpcClient, SettingsError
+from rpc import RpcClient, RpcReceiver, SettingsError
 from rpc.backends.http import protocol
-from rpc.http import simple
+from rpc.settings import Settings
 from rpc.testing.site import eventually
 
 from .conftest import Serve, Site
@@ -289,8 +289,7 @@ def test_what_is_nested_too_deeply_is_refused(site: Site, deep: str) -> None:
     assert site.rpc(call)["error"]["code"] == -32700
 
 
-def test_one_address_has_so_many_streams_at_a_time(serve: Serve, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(simple, "MOST_STREAMS", 3)
+def test_one_address_has_so_many_streams_at_a_time(serve: Serve) -> None:
     may_end = threading.Event()
 
     async def endless() -> Any:
@@ -299,7 +298,8 @@ def test_one_address_has_so_many_streams_at_a_time(serve: Serve, monkeypatch: py
         yield 1
         await asyncio.to_thread(may_end.wait, 20)
 
-    site = serve(endless=endless)
+    settings = Settings(streams_per_client=3)
+    site = serve(RpcReceiver(jobs={"endless": endless}, backend="http://127.0.0.1:0", settings=settings))
     with ExitStack() as stack:
         for _ in range(3):
             connection = http.client.HTTPConnection(site.host, timeout=20)

@@ -14,7 +14,7 @@ from websockets.sync.client import ClientConnection, connect
 
 from rpc import RpcReceiver
 from rpc.errors import Cancelled, InvalidParams, QueueFull, Unauthorized
-from rpc.http import simple, texts
+from rpc.http import texts
 from rpc.settings import Settings
 from rpc.testing.site import eventually
 
@@ -311,9 +311,9 @@ def test_a_token_is_shown_in_a_header_or_later(serve: Serve) -> None:
         assert Talk(socket).hear()["result"] == 3
 
 
-def test_there_is_an_end_to_what_is_open(talk_to: Talk, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_there_is_an_end_to_what_is_open(site: Site, talk_to: Talk, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(texts, "MOST_OPEN", 10)
-    monkeypatch.setattr(simple, "MOST_STREAMS", 2)
+    monkeypatch.setattr(site.receiver.stream_limit, "most", 2)
     for id in range(3):
         talk_to.call(id, "rpc.stream", {"method": "count", "params": [100]})
     told = [talk_to.hear() for _ in range(3)]

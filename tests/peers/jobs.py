@@ -18,6 +18,10 @@ def echo(value: Any) -> Any:
     return value
 
 
+def given(*args: Any, **kwargs: Any) -> list[Any]:
+    return [list(args), kwargs]
+
+
 def fail(text: str) -> None:
     raise ValueError(text)
 
@@ -69,6 +73,8 @@ def whoami() -> int:
     return os.getpid()
 
 
-MAPPING = {each.__name__: each for each in (add, echo, fail, count, relay, total, half, wait, whoami, secret)}
+MAPPING = {
+    each.__name__: each for each in (add, echo, given, fail, count, relay, total, half, wait, whoami, secret)
+}
 WITH_BROKER = {**MAPPING, "flaky": flaky}
 TOKENS = {"secret": ["open sesame", {"token": "once", "rate": 0.001}]}

@@ -28,6 +28,33 @@ describe("a client", { skip: url ? false : "needs RPC_URL", timeout: 60_000 }, (
     await packed.close();
   });
 
+  it("gives arguments by name beside those by position, in each codec", async () => {
+    const word = "grüß 世界 😀";
+    const kwargs = { queue: 1, timeout: null, self: [{}], constructor: "", $date: true, [word]: "x".repeat(200_000) };
+    for (const codec of ["msgpack", "json", "json+types"]) {
+      const other = connect({ codec });
+      assert.deepEqual(await other.callAndWait("given", [1, word], { kwargs }), [[1, word], kwargs]);
+      assert.deepEqual(await other.callAndWait("given", [], { kwargs }), [[], kwargs]);
+      assert.deepEqual(await other.callAndWait("given", [1], { kwargs: {} }), [[1], {}]);
+      assert.deepEqual(await other.callAndWait("given", [1], { kwargs: { $date: "plain" } }), [[1], { $date: "plain" }]);
+      assert.deepEqual(await other.callAndWait("given", kwargs), [[], kwargs]);
+      const items = [];
+      for await (const item of other.stream("count", [], { kwargs: { to: 3 }, window: 2 })) items.push(item);
+      assert.deepEqual(items, [0, 1, 2]);
+      await other.close();
+      const value = { value: { b: 2 }, enumerable: true, configurable: true };
+      Object.defineProperty(kwargs, "__proto__", value); // which MessagePack refuses
+    }
+  });
+
+  it("tells what does not fit of arguments by name", async () => {
+    await assert.rejects(client.callAndWait("fail", [], { kwargs: { text: "no" } }), { type: "ValueError", message: "no" });
+    for (const [name, params, kwargs] of [["add", [1], { a: 2 }], ["add", [], { b: 1 }], ["add", [1], { c: 2 }], ["echo", [1, 2], { value: 1 }]]) {
+      await assert.rejects(client.callAndWait(name, params, { kwargs }), rpc.InvalidParams);
+    }
+    assert.throws(() => client.submit("add", { a: 1 }, { kwargs: { b: 2 } }), rpc.SerializationError);
+  });
+
   it("gets values as they are, small and large", async () => {
     for (const value of [null, true, -1.5, "grüß 世界 😀", [1, [2]], { a: {} }, "x".repeat(200_000)]) {
       assert.deepEqual(await client.callAndWait("echo", { value }), value);

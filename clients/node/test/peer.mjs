@@ -10,6 +10,7 @@ class ValueError extends Error {
 const jobs = {
   add: named(["a", "b?"], ({ a, b = 0 }) => a + b),
   echo: named(["value"], ({ value }) => value),
+  given: (params, { kwargs }) => (Array.isArray(params) ? [params, kwargs] : [[], params]),
   fail: named(["text"], ({ text }) => {
     throw new ValueError(text);
   }),

@@ -80,7 +80,7 @@ class MessageApp:
         if not message.id:
             raise SerializationError("a request has an id")
         way = Way()
-        delivery = self._server.take(to, message, way)
+        delivery = self._server.take(to, message, way, caller=(scope.get("client") or ("",))[0])
         bounced = header(scope, BOUNCED)
         if bounced is not None and to.kind == "queue":
             hold = min(

@@ -85,8 +85,11 @@ class Serving(Protocol):
 class HttpDelivery(BaseDelivery):
     """A message that was posted."""
 
-    def __init__(self, server: Serving, to: Address, message: Message, way: Way | None) -> None:
+    def __init__(
+        self, server: Serving, to: Address, message: Message, way: Way | None, caller: str | None = ""
+    ) -> None:
         """Without a way nobody waits."""
+        self.caller = caller
         self._server, self.to, self.message, self.way = server, to, message, way
         self._came = time.monotonic()
         self.is_begun = self.is_once = self.is_given_back = False

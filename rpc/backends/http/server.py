@@ -122,10 +122,10 @@ class HttpServer:
     def serves(self, to: Address) -> bool:
         return not self._stopped and (to in self._waiting or to in self._plan.channels)
 
-    def take(self, to: Address, message: Message, way: Way | None) -> HttpDelivery:
-        """What was posted, to be finished. Raises Refused."""
+    def take(self, to: Address, message: Message, way: Way | None, caller: str | None = "") -> HttpDelivery:
+        """What was posted, to be finished, from the address of a `caller`. Raises Refused."""
         if to in self._waiting:
-            return self._queued(to, message, way)
+            return self._queued(to, message, way, caller)
         if to not in self._plan.channels:
             raise Refused(None)
         if self._is_over or (self._stopped and to.kind != "inbox"):
@@ -136,12 +136,12 @@ class HttpServer:
         self._serially.run(to, partial(self._heard, delivery))
         return delivery
 
-    def _queued(self, to: Address, message: Message, way: Way | None) -> HttpDelivery:
+    def _queued(self, to: Address, message: Message, way: Way | None, caller: str | None) -> HttpDelivery:
         id = message.id
         if message.deliveries > 1 and (found := self._in_hand.get(id)) and way and found.may_resume:
             found.go_on(way)
             return found
-        delivery = HttpDelivery(self, to, message, way)
+        delivery = HttpDelivery(self, to, message, way, caller)
         with self._lock:
             if self._stopped:  # with the lock: what waits is given back once
                 raise Refused(STOPPING)

@@ -39,7 +39,7 @@ class ZeromqDelivery(BaseDelivery):
 
     def __init__(self, server: Serving, session: Session, number: int, to: Address, message: Message) -> None:
         self._server, self.session, self.number = server, session, number
-        self.to, self.message = to, message
+        self.to, self.message, self.caller = to, message, session.token.hex()
         self._came = time.monotonic()
         self.is_begun = False
         self._unsaid: Message | None = None
