@@ -122,8 +122,8 @@ class AsyncRpcClient(AsyncOverview):
         return self._submit(value, name, data, **options)
 
     def known(self) -> list[WorkerInfo]:
-        """Nothing: whoever asks cannot wait."""
-        return []
+        """Those that the last `describe` was told of: whoever asks now cannot wait."""
+        return [*self._described]
 
     def _submit(
         self,
@@ -271,7 +271,7 @@ class AsyncRpcClient(AsyncOverview):
         for hearing in hearings:
             await asyncio.to_thread(hearing.close, done=False)
         for watch in [watch for watch in self._watches if watch.loop is loop]:
-            await asyncio.to_thread(watch.close)
+            await asyncio.to_thread(watch.join)
         await self._async.close()
         for peer in self._peers.all():
             await peer.close()

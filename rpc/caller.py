@@ -40,7 +40,7 @@ from .inspection import Results
 from .job_info import Inspector, Store, cannot_keep
 from .loops import started
 from .registry.lookup import Lookup
-from .registry.watching import Watch
+from .registry.watching import AsyncWatch, Watch
 from .settings import Settings, load_settings
 from .signing.backend import signing
 from .transport import (
@@ -125,7 +125,7 @@ class Caller:
         where = (*settings.served, *settings.routes.values(), queue)
         self._inspector = Inspector(self.backend, where, cast("Results | None", keeps), self.accepted)
         self.lookup = Lookup(self.backend)
-        self._watches: WeakSet[Watch] = WeakSet()
+        self._watches: WeakSet[Watch | AsyncWatch] = WeakSet()
         self._reasons: dict[Address, tuple[float, Future[str]]] = {}
         self._begin()
 

@@ -297,7 +297,7 @@ class RpcClient(Overview):
         for hearing in hearings:
             hearing.close(done=False)
         for watch in list(self._watches):
-            watch.close()
+            watch.join()
         self._submits.close()
         for peer in self._peers.all():
             peer.close()

@@ -36,8 +36,9 @@ from .core.log_batches import LOGS, METHOD, Sender, batch_body
 from .core.log_entries import CAME, LONGEST, LogEntry, encoded, entry_of, size_of
 from .durations import Duration, seconds
 from .errors import SerializationError
+from .identity import Identity
 from .loops import started
-from .settings import Settings, load_settings
+from .settings import Settings, load_settings, settings_here
 from .signing.backend import signing
 from .transport import NAME, OWN, TRACE, Backend, Message
 
@@ -78,7 +79,8 @@ class RpcLogHandler(logging.Handler):
     """Publishes log records, for `RpcClient.logs` and `rpc logs`. Who logs never waits, and gets no error.
 
     `backend` is a backend or its URL; without one it is that of clients in the settings (see `rpc.settings`),
-    which `settings` names, or is; the identity of the service is from the settings, too. While the broker is
+    which `settings` names, or is. `identity` is the service that logs; without one it is that of the
+    settings: of the module that the environment names, or `settings`, if there is one. While the broker is
     away, the last `capacity` records are kept, of at most 64 MiB; of what was before, the number is sent with
     the next ones. `close()`, which the end of the process calls, waits `close_timeout` seconds at most for
     what is left. Raises SettingsError, ValueError, and Unsupported by a backend without topics; connects with
@@ -94,13 +96,15 @@ class RpcLogHandler(logging.Handler):
         settings: str | ModuleType | Settings | None = None,
         level: int | str = logging.NOTSET,
         *,
+        identity: Identity | None = None,
         capacity: int = 10_000,
         close_timeout: Duration = 2.0,
     ) -> None:
         if capacity < 1:
             raise ValueError(f"capacity is how many records are kept, at least 1, not {capacity!r:.80}")
         if not isinstance(settings, Settings):
-            settings = load_settings(settings) if backend is None or settings is not None else Settings()
+            given = backend is not None and settings is None
+            settings = settings_here() if given else load_settings(settings)
         chosen = settings.for_clients if backend is None else backend
         self.capacity, self.close_timeout = capacity, seconds(close_timeout, "close_timeout")
         made = backend_from_url(chosen) if isinstance(chosen, str) else chosen
@@ -108,7 +112,8 @@ class RpcLogHandler(logging.Handler):
         self._owns_backend = isinstance(chosen, str)
         if "topics" not in self.backend.features:
             raise unsupported("topics")
-        said = {f"{OWN}{name}": text for name, text in settings.identity.headers.items()}
+        about = (identity or settings.identity).headers
+        said = {f"{OWN}{name}": text for name, text in about.items()}
         self._headers = {NAME: METHOD, **said}
         self._closed = False
         self.begin()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
 from contextlib import closing, suppress
 from typing import Any
@@ -17,7 +17,7 @@ from .inspection import QueueInfo
 from .job_info import JobInfo, ListedState
 from .proxies import OneService, OneServiceAsync, Services
 from .registry.lookup import HEALTHY, is_well, places, queues_of
-from .registry.watching import Watch
+from .registry.watching import AsyncWatch, Watch
 from .transport import AsyncBackend
 
 
@@ -100,7 +100,8 @@ class Overview(Caller):
         wanted = Wanted(domain, type, id, version)
         watch = Watch(self.backend, wanted, callback)
         self._watches.add(watch)
-        return watch.begin(self.allowed(AS_SET))
+        watch.begin(self.allowed(AS_SET))
+        return watch
 
     def service(
         self,
@@ -152,6 +153,8 @@ class Overview(Caller):
 class AsyncOverview(Caller):
     """The base of AsyncRpcClient."""
 
+    _described: Sequence[WorkerInfo] = ()
+    """What the last `describe` was told."""
     submit: Callable[..., asyncio.Future[Any]]
     """That of the client."""
     _async: AsyncBackend
@@ -185,7 +188,8 @@ class AsyncOverview(Caller):
         quiet = await asyncio.to_thread(self._quiet, gathered, settled)
         async for reply in answers_in_loop(self._async, self._describing(wait), wait, quiet):
             gathered.add(reply)
-        return gathered.workers
+        self._described = workers = gathered.workers
+        return workers
 
     async def list_services(
         self,
@@ -213,17 +217,19 @@ class AsyncOverview(Caller):
         type: str | None = None,
         id: str | None = None,
         version: str | None = None,
-    ) -> Watch:
-        """As `RpcClient.watch_services`, but the callback, a plain function, is called in this event loop."""
+    ) -> AsyncWatch:
+        """As `RpcClient.watch_services`, but the callback, a plain function, is called in this event loop;
+        `close()` is awaited, or `async with` ends it."""
         loop = asyncio.get_running_loop()
 
         def tell(change: ServiceChange) -> None:
             loop.call_soon_threadsafe(lambda: callback(change))
 
-        watch = Watch(self.backend, Wanted(domain, type, id, version), tell, loop)
+        watch = AsyncWatch(self.backend, Wanted(domain, type, id, version), tell, loop)
         self._watches.add(watch)
         try:
-            return await asyncio.to_thread(watch.begin, self.allowed(AS_SET))
+            await asyncio.to_thread(watch.begin, self.allowed(AS_SET))
+            return watch
         except BaseException:
             watch.leave()
             raise

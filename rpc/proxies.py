@@ -7,6 +7,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from functools import wraps
 from inspect import Parameter, signature
 from types import MappingProxyType
@@ -14,8 +15,8 @@ from typing import Any, Protocol
 
 from .core.protocol import Arguments
 from .core.registry import ServiceInfo, Wanted, least_loaded
-from .describe import WorkerInfo, names
-from .errors import BackendUnavailable
+from .describe import WorkerInfo, fits, names
+from .errors import BackendUnavailable, NoReceivers, RpcError
 from .registry.announcing import instance_address
 from .registry.lookup import Lookup
 from .transport import VERSION
@@ -137,6 +138,13 @@ class Proxy:
         return f"<proxy of {self._name}>"
 
 
+def _failed(future: Any, error: RpcError) -> Any:
+    """As a submitted call that came to this."""
+    future.set_exception(error)
+    future.progress = None
+    return future
+
+
 def _check(name: str) -> None:
     # What Python, or a debugger, looks for: also in an object that `copy` has not filled yet.
     if name.startswith("_"):
@@ -159,11 +167,11 @@ class OneService:
 
     @property
     def invoke_soon(self) -> Callable[..., Any]:
-        return self._there(self._client.invoke_soon)
+        return self._soon(self._client.invoke_soon)
 
     @property
     def submit(self) -> Callable[..., Any]:
-        return self._there(self._client.submit)
+        return self._soon(self._client.submit)
 
     @property
     def call(self) -> Callable[..., Any]:
@@ -178,13 +186,25 @@ class OneService:
         return self._there(self._client.stream)
 
     def known(self) -> list[WorkerInfo]:
-        ids = {each.instance for each in self._lookup.services(self._wanted)}
-        return [each for each in self._client.known() if each.id in ids]
+        return [each for each in self._client.known() if fits(each, self._wanted)]
 
     def _there(self, way: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(way)
         def there(name: str, data: Any = None, **options: Any) -> Any:
             return way(name, data, **self._routed(self._recent() or self._look(), options))
+
+        return there
+
+    def _soon(self, way: Callable[..., Any]) -> Callable[..., Any]:
+        """For what returns a future, which tells that nobody runs, too."""
+
+        @wraps(way)
+        def there(name: str, data: Any = None, **options: Any) -> Any:
+            try:
+                found = self._recent() or self._look()
+            except RpcError as error:
+                return _failed(Future(), error)
+            return way(name, data, **self._routed(found, options))
 
         return there
 
@@ -236,14 +256,6 @@ class OneServiceAsync(OneService):
     """The same for an AsyncRpcClient."""
 
     @property
-    def invoke_soon(self) -> Callable[..., Any]:
-        return self._at_once(self._client.invoke_soon)
-
-    @property
-    def submit(self) -> Callable[..., Any]:
-        return self._at_once(self._client.submit)
-
-    @property
     def stream(self) -> Callable[..., Any]:
         return self._at_once(self._client.stream)
 
@@ -252,6 +264,18 @@ class OneServiceAsync(OneService):
         async def there(name: str, data: Any = None, **options: Any) -> Any:
             found = self._recent() or await asyncio.to_thread(self._look)
             return await way(name, data, **self._routed(found, options))
+
+        return there
+
+    def _soon(self, way: Callable[..., Any]) -> Callable[..., Any]:
+        at_once = self._at_once(way)
+
+        @wraps(way)
+        def there(name: str, data: Any = None, **options: Any) -> Any:
+            try:
+                return at_once(name, data, **options)
+            except NoReceivers as error:
+                return _failed(asyncio.get_running_loop().create_future(), error)
 
         return there
 

@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
+from importlib.machinery import PathFinder
 from importlib.util import find_spec
 from types import ModuleType
 from typing import Annotated, Any, Literal, get_type_hints
@@ -226,6 +227,15 @@ def load_settings(source: str | ModuleType | None = None) -> Settings:
     if isinstance(dictionary, Mapping) and not keys:
         return settings_in(dictionary, *where)
     return settings_from(keys, *where)
+
+
+def settings_here() -> Settings:
+    """Those of the module that the environment names, or of the one that is called `settings`, if there is
+    one; else the defaults. Raises SettingsError as `load_settings` does."""
+    places = [os.getcwd(), *sys.path]
+    is_named = any(os.environ.get(variable) for variable in VARIABLES)
+    is_there = is_named or PathFinder.find_spec(DEFAULT_MODULE, places) is not None
+    return load_settings() if is_there else Settings()
 
 
 def entries_in(dictionary: Mapping[Any, Any]) -> Iterator[tuple[str, Any]]:

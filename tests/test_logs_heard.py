@@ -6,16 +6,20 @@ import asyncio
 import logging
 import os
 import socket
+import sys
 import threading
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import closing, suppress
 from datetime import timedelta
+from pathlib import Path
+from types import ModuleType
+from typing import Any
 from uuid import uuid4
 
 import pytest
 from in_memory import LONG, until
 
-from rpc import AsyncRpcClient, BackendUnavailable, Cancelled, RpcClient, RpcTimeout, Unsupported
+from rpc import AsyncRpcClient, BackendUnavailable, Cancelled, Identity, RpcClient, RpcTimeout, Unsupported
 from rpc.backends import backend_from_url
 from rpc.backends.memory import MemoryBackend
 from rpc.core.log_batches import LOGS
@@ -269,6 +273,39 @@ def test_a_backend_without_topics(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_level_that_is_none(memory_url: str) -> None:
     with RpcClient(backend=memory_url) as client, pytest.raises(ValueError, match="'loud' is no level"):
         client.logs(level="loud")
+
+
+@pytest.mark.parametrize("variable", ["", "RPC_SETTINGS_MODULE"])
+def test_who_logs_is_from_the_settings_that_there_are(
+    variable: str, memory_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also for a handler that is given its backend, and unless it is told."""
+    name = f"named_{uuid4().hex}" if variable else "settings"
+    (tmp_path / f"{name}.py").write_text("RPC_DOMAIN, RPC_SERVICE_TYPE = 'shop', 'carts'")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(sys.modules, "settings", ModuleType("settings"))  # it is as it was afterwards
+    del sys.modules["settings"]
+    if variable:
+        monkeypatch.setenv(variable, name)
+    told = Identity(domain="bank", type="teller")
+    cases: list[tuple[dict[str, Any], str]]
+    cases = [({}, "shop.carts.default"), ({"identity": told}, "bank.teller.default")]
+    with RpcClient(backend=memory_url) as client, client.logs() as logs:
+        for options, service in cases:
+            with closing(RpcLogHandler(memory_url, **options)) as handler:
+                handler.handle(logging.LogRecord("shop", 20, __file__, 1, "x", (), None))
+                assert logs.get(timeout=LONG).service == service
+
+
+def test_without_settings_nobody_says_who_logs(
+    memory_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with RpcClient(backend=memory_url) as client, client.logs() as logs:
+        with closing(RpcLogHandler(memory_url)) as handler:
+            handler.handle(logging.LogRecord("shop", 20, __file__, 1, "x", (), None))
+        assert logs.get(timeout=LONG).service == ""
 
 
 def test_records_are_signed_where_there_are_keys() -> None:

@@ -341,6 +341,9 @@ def test_the_proxies_of_an_async_client_are_awaited(site: Site, example: Example
             with pytest.raises(RpcTimeout):
                 await services.example.foo.options(timeout=0.05, queue="nobody")()
             assert dir(services) == []
+            await client.describe()
+            assert dir(services) == ["deep", "example"]
+            assert "foo" in dir(services.example)
 
     run(main)
 

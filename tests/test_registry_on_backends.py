@@ -312,10 +312,16 @@ def test_an_async_client_does_the_same(fabric: Fabric) -> None:
             receiver = await asyncio.to_thread(fabric.start, calc())
             assert (await asyncio.wait_for(changes.get(), LONG)).service.instance == receiver.id
             calls = await client.service(type="calc", domain="math", wait_for_receiver=LONG)
+            await client.describe()
+            assert dir(calls) == ["calc", "health_check"]
+            assert "multiply" in dir(calls.calc)
             assert await calls.calc.multiply(5, 7) == 35
             assert await calls.calc.multiply.submit(5, y=7) == 35
             assert [each.id for each in await client.list_services(health_check=True)] == ["eu"]
-            await asyncio.to_thread(watch.close)
+            await watch.close()
+            async with await client.watch_services(changes.put_nowait, type="calc") as another:
+                assert (await asyncio.wait_for(changes.get(), LONG)).kind == "up"
+            assert not any(thread.is_alive() for each in (watch, another) for thread in each._threads)
 
     run(main)
 
@@ -384,9 +390,28 @@ def test_a_service_passes_what_a_job_of_its_own_queue_needs(fabric: Fabric) -> N
 
     fabric.start(calc(), jobs={"headers": headers, "count": count})
     service = fabric.client.service(type="calc", domain="math", wait_for_receiver=LONG)
+    assert dir(service) == ["calc", "count", "headers", "health_check"]
+    assert dir(fabric.client.service(type="other", domain="math")) == []
     assert service.headers.options(headers={"x-user": "ada"})()["x-user"] == "ada"
     assert [*service.count.stream(3)] == [0, 1, 2]
     assert service.calc.multiply.submit(2, 2).result(LONG) == 4
+
+
+def test_that_nobody_runs_is_told_by_the_future_of_what_is_submitted(fabric: Fabric) -> None:
+    future = fabric.client.service(type="none").calc.who.submit()
+    assert future.progress is None
+    with pytest.raises(NoReceivers, match="type 'none'"):
+        future.result(LONG)
+
+    async def main() -> None:
+        async with AsyncRpcClient(backend=fabric.url, timeout=LONG) as client:
+            calls = await client.service(type="calc", domain="math", wait_for_receiver=LONG)
+            client.lookup.forget(client.lookup.services(Wanted()))
+            with pytest.raises(NoReceivers, match="type 'calc'"):
+                await calls.calc.who.submit()
+
+    fabric.start(calc())
+    run(main)
 
 
 def one_sign() -> ServiceInfo:

@@ -21,9 +21,9 @@ from .lookup import ASKED_FOR, Lookup
 logger = logging.getLogger(__name__)
 
 
-class Watch:
-    """What `watch_services` returns. It hears signs of life in a thread of its own, and calls back in another
-    one, where it also sees who is silent."""
+class _Watch:
+    """It hears signs of life in a thread of its own, and calls back in another one, where it also sees who is
+    silent."""
 
     def __init__(
         self,
@@ -51,7 +51,7 @@ class Watch:
             for each in (self._serve, self._watch)
         ]
 
-    def begin(self, timeout: float | None) -> Watch:
+    def begin(self, timeout: float | None) -> None:
         """Returns once it hears. Raises what hinders that, BackendUnavailable after so many seconds."""
         try:
             started(self._threads[0])
@@ -60,7 +60,6 @@ class Watch:
         except BaseException:
             self.leave()
             raise
-        return self
 
     def _wait(self, timeout: float | None) -> None:
         with self._changed:
@@ -76,9 +75,9 @@ class Watch:
         """Those that run now and fit, with what they said last; while the broker is away, those of before."""
         return self._lookup.services(self._wanted, also_silent=self._is_away and not self._closed)
 
-    def close(self) -> None:
-        """Tell nothing more. Idempotent; any thread, also that of the callback. A forked child has nothing to
-        close."""
+    def join(self) -> None:
+        """Close it, and wait until all is given back, unless it is the callback that asks for that. A forked
+        child has nothing to close."""
         self.leave()
         for thread in self._threads if self._pid == process.id else ():
             if thread.ident is not None and thread is not threading.current_thread():
@@ -92,14 +91,6 @@ class Watch:
             self._closed = True
             self._changed.notify_all()
         self._server.stop()
-
-    def __enter__(self) -> Watch:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _serve(self) -> None:
         try:
@@ -167,3 +158,37 @@ class Watch:
                 self._callback(change)
             except BaseException:  # as listeners, it may raise anything, and the next change is told
                 logger.exception("%r failed", self._callback)
+
+
+class Watch(_Watch):
+    """What `RpcClient.watch_services` returns."""
+
+    def close(self) -> None:
+        """Tell nothing more. Returns once its connection is given back, unless it is the callback that asks
+        for that. Idempotent; any thread."""
+        self.join()
+
+    def __enter__(self) -> Watch:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class AsyncWatch(_Watch):
+    """What `AsyncRpcClient.watch_services` returns: as `Watch`, for an event loop."""
+
+    async def close(self) -> None:
+        """As `Watch.close`, awaited."""
+        self.leave()
+        await asyncio.to_thread(self.join)
+
+    async def __aenter__(self) -> AsyncWatch:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
