@@ -9,6 +9,7 @@ import threading
 import time
 import zlib
 from contextlib import suppress
+from functools import partial
 from typing import Any
 from uuid import uuid4
 
@@ -345,7 +346,8 @@ def test_a_script_need_not_be_loaded_before_it_is_run(bench: Bench, serve: Serve
 
 
 @pytest.mark.real_redis
-def test_when_redis_has_no_memory_left_workers_go_on(bench: Bench, serve: Serve) -> None:
+@pytest.mark.parametrize("first", [True, False], ids=["that run", "that start"])
+def test_when_redis_has_no_memory_left_workers_go_on(bench: Bench, serve: Serve, first: bool) -> None:
     """What they finish makes room."""
     begun, go_on, done = threading.Event(), threading.Event(), list[int]()
 
@@ -353,16 +355,21 @@ def test_when_redis_has_no_memory_left_workers_go_on(bench: Bench, serve: Serve)
         begun.set()
         assert go_on.wait(PATIENCE)
 
-    serve({"hold": hold, "note": done.append}, lease=1)
+    begin = partial(serve, {"hold": hold, "note": done.append}, lease=1)
     bench.client.call("hold")
     for number in range(20):
         bench.client.call("note", [number])
-    assert begun.wait(PATIENCE)
+    if first:
+        begin()
+        assert begun.wait(PATIENCE)
     bench.redis.config_set("maxmemory", 1)
     try:
         with pytest.raises(BackendUnavailable, match="maxmemory"):
             bench.client.call_and_wait("add", {"a": 1, "b": 1}, timeout=0.5)
-        time.sleep(2.5)  # it is time itself that is tested: its signs of life do not fit in, either
+        if first:
+            time.sleep(2.5)  # it is time itself that is tested: its signs of life do not fit in, either
+        else:
+            begin()
         go_on.set()
         eventually(lambda: done == list(range(20)))
     finally:
