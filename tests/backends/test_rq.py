@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import subprocess
 import sys
 import threading
@@ -27,6 +28,7 @@ from rpc import (
     PythonRqBackend,
     RemoteError,
     RpcClient,
+    RpcError,
     RpcReceiver,
     RpcTimeout,
     WorkerLost,
@@ -39,6 +41,7 @@ from rpc.core.jobs import JobOptions
 from rpc.events import Subscription
 from rpc.testing import RedisServer
 from rpc.transport import Delivery, Message, queue, topic
+from tests.faults.proxy import Proxy
 
 from .rq_jobs import PATIENCE, Bench, Serve, add, eventually, without_end
 
@@ -327,6 +330,24 @@ def test_password_and_database_are_kept(rpc_redis: RedisServer) -> None:
     by_client.close()
     with pytest.raises(BackendUnavailable):
         PythonRqBackend(by_url.replace("s3cret", "wrong")).send(queue("there"), Message(b"", {"id": "x"}))
+
+
+def test_what_arrives_when_its_caller_has_stopped_waiting_is_not_done(
+    rpc_redis: RedisServer, bench: Bench, serve: Serve
+) -> None:
+    """Something in between had kept it, or Redis itself had stopped for a while."""
+    proxy, done = Proxy(rpc_redis.port, random.Random(0)), list[int]()
+    serve({"note": done.append})
+    with RpcClient(backend=f"rq+redis://127.0.0.1:{proxy.port}", queue=bench.queue) as client:
+        client.call_and_wait("note", [1])
+        proxy.stall()
+        with pytest.raises(RpcError):
+            client.call_and_wait("note", [2], timeout=0.2)
+        proxy.heal()
+        client.call_and_wait("note", [3])
+    proxy.close()
+    bench.client.call_and_wait("note", [4])
+    assert done == [1, 3, 4]
 
 
 # What Redis does to scripts.
