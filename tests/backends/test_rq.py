@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import random
 import subprocess
 import sys
 import threading
 import time
 import zlib
 from contextlib import suppress
+from functools import partial
 from typing import Any
 from uuid import uuid4
 
@@ -26,6 +28,7 @@ from rpc import (
     PythonRqBackend,
     RemoteError,
     RpcClient,
+    RpcError,
     RpcReceiver,
     RpcTimeout,
     WorkerLost,
@@ -38,6 +41,7 @@ from rpc.core.jobs import JobOptions
 from rpc.events import Subscription
 from rpc.testing import RedisServer
 from rpc.transport import Delivery, Message, queue, topic
+from tests.faults.proxy import Proxy
 
 from .rq_jobs import PATIENCE, Bench, Serve, add, eventually, without_end
 
@@ -328,6 +332,24 @@ def test_password_and_database_are_kept(rpc_redis: RedisServer) -> None:
         PythonRqBackend(by_url.replace("s3cret", "wrong")).send(queue("there"), Message(b"", {"id": "x"}))
 
 
+def test_what_arrives_when_its_caller_has_stopped_waiting_is_not_done(
+    rpc_redis: RedisServer, bench: Bench, serve: Serve
+) -> None:
+    """Something in between had kept it, or Redis itself had stopped for a while."""
+    proxy, done = Proxy(rpc_redis.port, random.Random(0)), list[int]()
+    serve({"note": done.append})
+    with RpcClient(backend=f"rq+redis://127.0.0.1:{proxy.port}", queue=bench.queue) as client:
+        client.call_and_wait("note", [1])
+        proxy.stall()
+        with pytest.raises(RpcError):
+            client.call_and_wait("note", [2], timeout=0.2)
+        proxy.heal()
+        client.call_and_wait("note", [3])
+    proxy.close()
+    bench.client.call_and_wait("note", [4])
+    assert done == [1, 3, 4]
+
+
 # What Redis does to scripts.
 
 
@@ -345,7 +367,8 @@ def test_a_script_need_not_be_loaded_before_it_is_run(bench: Bench, serve: Serve
 
 
 @pytest.mark.real_redis
-def test_when_redis_has_no_memory_left_workers_go_on(bench: Bench, serve: Serve) -> None:
+@pytest.mark.parametrize("first", [True, False], ids=["that run", "that start"])
+def test_when_redis_has_no_memory_left_workers_go_on(bench: Bench, serve: Serve, first: bool) -> None:
     """What they finish makes room."""
     begun, go_on, done = threading.Event(), threading.Event(), list[int]()
 
@@ -353,16 +376,21 @@ def test_when_redis_has_no_memory_left_workers_go_on(bench: Bench, serve: Serve)
         begun.set()
         assert go_on.wait(PATIENCE)
 
-    serve({"hold": hold, "note": done.append}, lease=1)
+    begin = partial(serve, {"hold": hold, "note": done.append}, lease=1)
     bench.client.call("hold")
     for number in range(20):
         bench.client.call("note", [number])
-    assert begun.wait(PATIENCE)
+    if first:
+        begin()
+        assert begun.wait(PATIENCE)
     bench.redis.config_set("maxmemory", 1)
     try:
         with pytest.raises(BackendUnavailable, match="maxmemory"):
             bench.client.call_and_wait("add", {"a": 1, "b": 1}, timeout=0.5)
-        time.sleep(2.5)  # it is time itself that is tested: its signs of life do not fit in, either
+        if first:
+            time.sleep(2.5)  # it is time itself that is tested: its signs of life do not fit in, either
+        else:
+            begin()
         go_on.set()
         eventually(lambda: done == list(range(20)))
     finally:

@@ -38,8 +38,6 @@ class Rabbit(Broker):
         node.start()
         broker = cls(node, node.url, partial(node.stop, signal.SIGKILL))
         broker.declare(*QUEUES)
-        node.stop()  # a queue that was just made is forgotten if it is killed
-        node.start()
         return broker
 
     def declare(self, *names: str) -> None:

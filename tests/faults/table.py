@@ -111,8 +111,8 @@ def for_page(rows: list[Row]) -> dict[str, str]:
 
 
 def publish(rows: list[Row], kind: str, title: str, *, whole: bool = True) -> None:
-    """Replace the table of a kind of broker between its two marks on the page, and the line above it; if
-    these rows are not the `whole` of it, those of their scenarios alone."""
+    """Replace the table of a kind of broker between its two marks on the page, and the line above it; if they
+    are not the `whole` of it, its rows of these scenarios alone."""
     begin, end = f"<!-- figures of {kind} -->", f"<!-- end of {kind} -->"
     page = PAGE.read_text()
     marked = re.compile(f"{re.escape(begin)}(.*?){re.escape(end)}", re.DOTALL)

@@ -8,11 +8,12 @@ inboxes and the way back are those of every backend on Redis.
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from functools import partial
-from math import ceil
+from math import ceil, inf
 from typing import Any
 
 import redis
@@ -39,7 +40,7 @@ from .._retry import patience
 from .._serving import DIED, OnChange
 from ..features import FEATURES
 from ..redis.base import RedisBase
-from ..redis.connection import milliseconds, persistent, translated, translated_or_logged
+from ..redis.connection import CLOCK_IS_GOOD, milliseconds, persistent, translated, translated_or_logged
 from ..redis.keys import digest
 from ..redis.servers import servers_of
 from ..redis.topics import KEEP_REPLY, RedisReplies, Topics
@@ -112,6 +113,8 @@ class PythonRqBackend(RedisBase):
         self.topics = Topics(here, self.names)
         self._records = Records(here, self.names)
         self._read: deque[str] = deque()
+        self._clock = 0.0, -inf
+        """What to add to `time.monotonic()` for the clock of Redis, or a bit more, in seconds; when it was heard."""
 
     def __repr__(self) -> str:
         where = self._client.connection_pool.connection_kwargs
@@ -238,6 +241,7 @@ class PythonRqBackend(RedisBase):
             message.id,
             0 if ttl is None else milliseconds(max(ttl, 0) + 5),
             milliseconds((ttl or 0) + KEEP_REPLY),
+            self._latest(message),
         ]
         script = scripts.SEND
         if not _SPECIAL.isdisjoint(message.headers):
@@ -248,9 +252,24 @@ class PythonRqBackend(RedisBase):
                 self._once(to.name, message),
             )
             arguments += (*self._special(message), message.reply_to or "")
-        send = partial(self._records.run, script, keys + way_back, arguments + fields)
+
+        def send() -> None:
+            began = time.monotonic()
+            answered = self._records.run(script, keys + way_back, arguments + fields)
+            self._clock = answered / 1000 - began, time.monotonic()
+
         persistent(send, patience(ttl))
         self._sweep()
+
+    def _latest(self, message: Message) -> int:
+        """When its caller will have stopped waiting, though it be still on its way, in milliseconds of Redis'
+        clock; 0 if that is not known: then its time begins when it arrives."""
+        (ahead, heard), now = self._clock, time.monotonic()
+        if not message.reply_to or message.ttl is None or DELAY in message.headers:
+            return 0
+        if now - heard > CLOCK_IS_GOOD:
+            return 0
+        return milliseconds(ahead + now + message.ttl)
 
     def _special(self, message: Message) -> tuple[int, int]:
         """Milliseconds: that it is delayed (-1: it is not), that its key is remembered (0: it has none)."""

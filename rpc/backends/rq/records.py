@@ -27,7 +27,7 @@ from rq.utils import now, utcparse
 from ...errors import SerializationError
 from ...inspection import DeadLetter, Entry, QueueInfo
 from ...transport import NAME, ORDER_KEY, Message, packed
-from ..redis.connection import is_wrong_type, translated
+from ..redis.connection import translated
 from ..redis.evaluation import Scripts
 from ..redis.inspection import count_of
 from ..redis.keys import digest
@@ -278,18 +278,11 @@ class Records:
         )
         entry.hostname, entry.pid = socket.gethostname(), os.getpid()
         entry.birth_date = entry.last_heartbeat = now()
-        pipe = self.client.pipeline(transaction=True)
-        pipe.delete(entry.key)  # whatever is there
-        pipe.hset(entry.key, mapping={**entry.serialize(), "state": "idle"})
+        fields = {**entry.serialize(), "state": "idle"}
         if held is not None:
-            pipe.hset(entry.key, mapping={"state": "busy", "current_job": raw(held)})
-        worker_registration.register(entry, pipe)
-        pipe.expire(entry.key, lease)
-        failures = [each for each in pipe.execute(raise_on_error=False) if isinstance(each, Exception)]
-        for error in failures:
-            self.mend(error, *map(self.workers, queues))
-            if not is_wrong_type(error):
-                raise error
+            fields |= {"state": "busy", "current_job": held}
+        places = [entry.key, SimpleWorker.redis_workers_keys, *map(self.workers, queues)]
+        self.run(scripts.SIGN_ON, places, [lease, *(part for field in fields.items() for part in field)])
 
     def sign_off(self, worker: str, queues: Sequence[str], bell: str, inbox: str) -> None:
         """Forget a worker, and its bell; `keep_alive` waits at the inbox."""

@@ -7,10 +7,11 @@
 -- include line
 -- With a delay, an idempotency key, an order key, or several of them.
 -- KEYS job queue queues bell scheduled later once [way back]
--- ARGV id ttl_ms way_back_ms delay_ms (-1: none) window_ms (0: no key) reply_to field value ...
+-- ARGV id ttl_ms way_back_ms latest_ms (as SEND) delay_ms (-1: none) window_ms (0: no key) reply_to field value ...   -> as SEND
 local id, way_back, once = ARGV[1], KEYS[8], KEYS[7]
-local ttl, delay, window = tonumber(ARGV[2]), tonumber(ARGV[4]), tonumber(ARGV[5])
-if redis.call('EXISTS', KEYS[1]) == 1 then return 0 end
+local ttl, delay, window = tonumber(ARGV[2]), tonumber(ARGV[5]), tonumber(ARGV[6])
+if ARGV[4] ~= '0' and now > tonumber(ARGV[4]) then return now end
+if redis.call('EXISTS', KEYS[1]) == 1 then return now end
 local function is_wanted(job)
   if not is_ours(job) then return false end
   local status, left = redis.call('HGET', job, 'status'), redis.call('PTTL', job)
@@ -36,22 +37,22 @@ if window > 0 then
       open(way_back, ARGV[3])
       redis.call('XADD', way_back, '1-0', 'm', string.sub(state, 2))
     end
-    return 0
+    return now
   end
   local first = state and string.sub(KEYS[1], 1, -1 - #id) .. string.sub(state, 2)
   if first and is_wanted(first) then
     extend(first)
     if way_back then
       open(way_back, ARGV[3])
-      own('HSET', once .. ':w', id, ARGV[6])
+      own('HSET', once .. ':w', id, ARGV[7])
       redis.call('PEXPIRE', once .. ':w', window)
     end
-    return 0
+    return now
   end
   redis.call('DEL', once .. ':w')
   redis.call('SET', once, 'q' .. id, 'PX', window)
 end
-redis.call('HSET', KEYS[1], unpack(ARGV, 7))
+redis.call('HSET', KEYS[1], unpack(ARGV, 8))
 if window > 0 then redis.call('HSET', KEYS[1], 'rpc_key', once) end
 if ttl > 0 then redis.call('PEXPIRE', KEYS[1], ttl) end
 if way_back then open(way_back, ARGV[3]) end
@@ -61,4 +62,4 @@ else
   redis.pcall('SADD', KEYS[3], KEYS[2])
   schedule(KEYS[5], KEYS[6], KEYS[1], id, delay)
 end
-return 1
+return now
