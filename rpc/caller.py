@@ -283,7 +283,7 @@ class Caller:
 
 class _Ids:
     """Ids of 32 hexadecimal digits: half of them are this process' own, at random, half of them count. Made
-    without pending the kernel, which would let other threads run first."""
+    without asking the kernel, which would let other threads run first."""
 
     def __init__(self) -> None:
         self.begin()

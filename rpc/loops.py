@@ -4,6 +4,7 @@ to wake a thread, and what threads, event loops and forked processes have of the
 from __future__ import annotations
 
 import asyncio
+import codecs
 import concurrent.futures
 import logging
 import os
@@ -286,7 +287,7 @@ def started(thread: Thread) -> Thread:
 
 
 class Process:
-    """The number of this process, without pending the kernel for it."""
+    """The number of this process, without asking the kernel for it."""
 
     id = os.getpid()
 
@@ -297,6 +298,10 @@ def _forked() -> None:
 
 process = Process()
 os.register_at_fork(after_in_child=_forked)
+
+codecs.lookup("idna")
+"""Each connection is made with it. If a thread imported it for the first one while the process forks, the child
+would wait for that thread, which it does not have, for ever."""
 
 
 class PerLoop(Generic[T]):

@@ -26,7 +26,7 @@ try:
     from redis.maint_notifications import MaintNotificationsConfig
 except ModuleNotFoundError:  # an older redis-py
     _NO_MAINTENANCE: dict[str, Any] = {}
-else:  # Redis Enterprise's: pending for it costs each connection a round trip, and it changes our time limits
+else:  # Redis Enterprise's: asking for it costs each connection a round trip, and it changes our time limits
     _NO_MAINTENANCE = {"maint_notifications_config": MaintNotificationsConfig(enabled=False)}
 try:
     from redis.driver_info import DriverInfo
