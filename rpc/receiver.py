@@ -255,13 +255,13 @@ class RpcReceiver:
         if not (self.jobs or self._events.listeners or self._ticker.ticking or may_have_more):
             raise SettingsError(f"{where}: RPC_JOB_MAPPING and RPC_SERVICES have no job: nothing to do")
         self._events.check(features)
-        if "delay" not in features and any(each.options.retries for each in self.jobs.values()):
-            raise Unsupported("retries need delay, which this backend does not have")
+        retried = [name for name, each in self.jobs.items() if each.options.retries]
+        if retried and "delay" not in features:
+            raise Unsupported(f"{', '.join(retried)}: retries need delay, which this backend does not have")
         channels = [ALL_WORKERS] if features & ANSWERS_ALL else []
         if "topics" in features and self.identity.type:
             channels.append(self._instance)
-        if self.jobs:
-            channels.append(inbox(self.id))
+        channels += [inbox(self.id)] * bool(self.jobs)
         return (queues if self.jobs else []) + self._events.addresses + channels
 
     def _set_hooks(self) -> None:
