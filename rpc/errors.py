@@ -197,8 +197,8 @@ def shown(foreign: object, most: int = 500) -> str:
 
 
 def told(error: BaseException) -> str:
-    """An error of what was imported or called: its type, its text, and the file and the line that raised it, as
-    far as that is neither of this library nor of the import itself. A SyntaxError has them in its text."""
+    """An error of what was imported or called: its type, its text, and the file and the line that raised it,
+    if that is neither of this library nor of the import itself. A SyntaxError has them in its text."""
     text = f"{type(error).__name__}: {error}"
     ours = os.path.dirname(__file__) + os.sep, importlib.__file__, "<frozen"
     frames = [each for each in extract_tb(error.__traceback__) if not each.filename.startswith(ours)]

@@ -300,8 +300,8 @@ process = Process()
 os.register_at_fork(after_in_child=_forked)
 
 codecs.lookup("idna")
-"""Each connection is made with it. If a thread imported it for the first one while the process forks, the child
-would wait for that thread, which it does not have, for ever."""
+"""Each connection is made with it. If a thread imported it for the first one while the process forks, the
+child would wait for that thread, which it does not have, for ever."""
 
 
 class PerLoop(Generic[T]):

@@ -54,7 +54,7 @@ def test_headers(client: RpcClient, wrong: Any) -> None:
 @pytest.mark.parametrize("wrong", [None, 5, b"1"], ids=repr)
 @pytest.mark.parametrize("use", [RpcClient.job, RpcClient.cancel, RpcClient.retry])
 def test_the_id_of_a_job(client: RpcClient, use: Wrong, wrong: Any) -> None:
-    with pytest.raises(ValueError, match=r"^a job is found by its id, a text, not "):
+    with pytest.raises(TypeError, match=r"^a job is found by its id, a text, not "):
         use(client, wrong)
 
 

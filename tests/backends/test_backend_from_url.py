@@ -44,7 +44,8 @@ def test_the_rest_of_the_url_is_left_to_the_driver(url, rest):
 
 
 @pytest.mark.parametrize(("url", "options", "reason"), [
-    ("pigeon://h?lease=soon", {}, "lease: Expected `float`"), ("pigeon://h?lease=-1", {}, "the lease is negative"),
+    ("pigeon://h?lease=soon", {}, "lease: Expected `float`"),
+    ("pigeon://h?lease=-1", {}, "the lease is negative"),
     ("pigeon://h?lease=1", {"lease": 2}, "lease"),
     ("pigeon://h", {"speed": 1}, "has no option 'speed'; it has lease, loft, ring"),
     ("memory://h", {"lease": 1}, "has no option 'lease'; it has max_length"),
