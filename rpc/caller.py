@@ -325,10 +325,13 @@ def own_headers(headers: Mapping[str, str] | None) -> Mapping[str, str]:
     inherited = propagated(request.headers) if request else {}
     if not headers:
         return inherited
-    own = {name: text for name, text in headers.items() if name == VERSION} | propagated(headers)
-    if len(own) < len(headers) or not all(isinstance(value, str) for value in own.values()):
+    pairs = headers.items() if isinstance(headers, Mapping) else [(headers, None)]
+    own: dict[str, str] = {}
+    if are_texts := all(isinstance(each, str) for pair in pairs for each in pair):
+        own = {name: text for name, text in headers.items() if name == VERSION} | propagated(headers)
+    if not are_texts or len(own) < len(headers):
         raise ValueError(
-            f"headers are texts, named {OWN}..., {VERSION} or {', '.join(TRACE)}, not {dict(headers)!r:.200}"
+            f"headers are texts, named {OWN}..., {VERSION} or {', '.join(TRACE)}, not {headers!r:.200}"
         )
     check_headers({**inherited, **own})
     return {**inherited, **own}

@@ -142,9 +142,9 @@ def in_domain(topic: str, domain: str) -> str:
 
 def event_address(name: str, domain: str = NAMELESS) -> Address:
     """Where an event is published in a domain; ValueError if that is no event's name."""
-    if not EVENT.fullmatch(name) or name.partition(".")[0] == RESERVED:
+    if not (isinstance(name, str) and EVENT.fullmatch(name)) or name.partition(".")[0] == RESERVED:
         raise ValueError(
-            f"{name!r} is no event: letters, digits, '_' and '-', in parts with dots between them, "
+            f"{name!r:.200} is no event: letters, digits, '_' and '-', in parts with dots between them, "
             f"the first of which is not {RESERVED!r}"
         )
     return topic(in_domain(name.partition(".")[0], domain))

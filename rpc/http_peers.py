@@ -6,6 +6,7 @@ comes back is a value in JSON, or an error. In the style of JSON-RPC 2.0, all go
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any, Generic, Literal, Protocol, TypeVar, get_args
 from urllib.parse import quote, urlencode
@@ -30,6 +31,8 @@ from .errors import (
 
 P = TypeVar("P")
 Style = Literal["simple", "jsonrpc"]
+_TOKEN, _VERB = re.compile("[ -~]*"), re.compile("[A-Za-z-]+")
+"""What goes into the head of a request must not end a line there."""
 WITHOUT_BODY = ("GET", "HEAD", "DELETE")
 LONGEST = 86400.0
 """Seconds that a call without a timeout waits."""
@@ -140,6 +143,8 @@ class _Peer:
         """Raises ValueError."""
         if style not in get_args(Style):
             raise ValueError(f"style is one of {', '.join(get_args(Style))}, not {style!r}")
+        if token is not None and not _TOKEN.fullmatch(token):
+            raise ValueError("a token for HTTP has printable characters of ASCII alone")
         address = url if "://" in url else f"http://{url}"
         self._backend = _http(address)
         self._style, self._most, self._token = style, most, token
@@ -163,7 +168,10 @@ class _Peer:
     def request(self, verb: str, rule: str, /, *args: Any, **kwargs: Any) -> Any:
         """In the simple style, what another method of HTTP returns; those without a body (GET, HEAD, DELETE)
         take named arguments, which go into the URL. Raises SerializationError, BackendUnavailable,
-        RpcTimeout, MethodNotFound, InvalidParams, Unauthorized, RemoteError, as `send` does, too."""
+        RpcTimeout, MethodNotFound, InvalidParams, Unauthorized, RemoteError, as `send` does, too, and
+        ValueError for what is no method."""
+        if not _VERB.fullmatch(verb):
+            raise ValueError(f"a method of HTTP is letters and '-', as GET, not {verb!r:.100}")
         return self._answer(simple(verb.upper(), rule, args, kwargs, self._token), rule)
 
     def _answer(self, asked: Asked, rule: str) -> Any:

@@ -104,7 +104,9 @@ class Inspector:
         return self._store is not None
 
     def job(self, id: str, queue: str | None = None) -> JobInfo:
-        """What is known of the job with this id. Raises BackendUnavailable, Unsupported."""
+        """What is known of the job with this id. Raises TypeError, BackendUnavailable, Unsupported."""
+        if not isinstance(id, str):
+            raise TypeError(f"a job is found by its id, a text, not {id!r:.100}")
         if self._store is None:
             self._need("inspection")
         for _ in range(2):  # from being tried it may go back to being scheduled meanwhile

@@ -4,6 +4,7 @@ to wake a thread, and what threads, event loops and forked processes have of the
 from __future__ import annotations
 
 import asyncio
+import codecs
 import concurrent.futures
 
 # Whoever looks up a name first imports it, in whatever thread: if the process forks just then, that import is
@@ -302,6 +303,10 @@ def _forked() -> None:
 
 process = Process()
 os.register_at_fork(after_in_child=_forked)
+
+codecs.lookup("idna")
+"""Each connection is made with it. If a thread imported it for the first one while the process forks, the
+child would wait for that thread, which it does not have, for ever."""
 
 
 class PerLoop(Generic[T]):

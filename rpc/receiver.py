@@ -256,13 +256,12 @@ class RpcReceiver:
             raise SettingsError(f"{where}: RPC_JOB_MAPPING and RPC_SERVICES have no job: nothing to do")
         self._events.check(features)
         retried = [name for name, each in self.jobs.items() if each.options.retries]
-        if "delay" not in features and retried:
-            raise unsupported("delay", f"{retried[0]} has retries=, but this backend")
+        if retried and "delay" not in features:
+            raise unsupported("delay", f"{', '.join(retried)}: they have retries=, but this backend")
         channels = [ALL_WORKERS] if features & ANSWERS_ALL else []
         if "topics" in features and self.identity.type:
             channels.append(self._instance)
-        if self.jobs:
-            channels.append(inbox(self.id))
+        channels += [inbox(self.id)] * bool(self.jobs)
         return (queues if self.jobs else []) + self._events.addresses + channels
 
     def _set_hooks(self) -> None:

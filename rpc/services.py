@@ -10,7 +10,7 @@ from types import ModuleType
 from typing import Any, TypeVar
 
 from .core.jobs import JOB_NAME, marking
-from .errors import SettingsError
+from .errors import SettingsError, told
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -59,14 +59,14 @@ def service(source: Any, *, name: str | None = None, restricted: Iterable[str] =
         exposed = {key: each for key, each in members.items() if not key.startswith("_")}
     restricted = frozenset(restricted)
     if unknown := restricted - members.keys():
-        raise SettingsError(f"{source!r} has no {', '.join(sorted(unknown))} to be restricted")
+        raise SettingsError(f"{_called(source)} has no {', '.join(sorted(unknown))} to be restricted")
     exposed = {key: each for key, each in exposed.items() if key not in restricted}
     label = _own_name(source) if name is None else name
     if exposed:
         if name != "":
             _check(label, exposed, source)
     elif not any(hasattr(each, mark) for each in members.values() for mark in MARKS):
-        raise SettingsError(f"{source!r} offers nothing: mark methods with expose, on, every or cron")
+        raise SettingsError(f"{_called(source)} offers nothing: mark methods with expose, on, every or cron")
     hidden = {key for key in members if not key.startswith("_")} - exposed.keys() - restricted
     return Service(
         label if exposed else "",
@@ -101,8 +101,7 @@ def _made(kind: type) -> Any:
         return kind()
     except Exception as error:  # the class is the user's
         raise SettingsError(
-            f"service {kind.__name__} cannot be made without arguments ({type(error).__name__}: {error}): "
-            "give an instance"
+            f"service {kind.__name__} cannot be made without arguments ({told(error)}): give an instance"
         ) from error
 
 
@@ -134,6 +133,14 @@ def _own_name(source: Any) -> str:
     return name if isinstance(name, str) else default
 
 
+def _called(source: Any) -> str:
+    """How the user knows it."""
+    if isinstance(source, ModuleType):
+        return source.__name__
+    kind = source if inspect.isroutine(source) else type(source)
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
 def _place(source: Any) -> str:
     """What tells the members of nameless things apart, also those of several programs: the locks of timers
     have their names."""
@@ -144,7 +151,7 @@ def _place(source: Any) -> str:
 
 def _check(name: str, exposed: dict[str, Any], source: Any) -> None:
     if not name:
-        raise SettingsError(f"{source!r} exposes methods, but has no `name`")
+        raise SettingsError(f"{_called(source)} exposes methods, but has no `name`")
     first, *others = name.split(".")
     if first in RESERVED_SERVICES:
         raise SettingsError(f"{name!r} is reserved: name the service otherwise")

@@ -19,7 +19,7 @@ from typing import Annotated, Any, Literal, get_type_hints
 import msgspec
 
 from .durations import seconds
-from .errors import SettingsError
+from .errors import SettingsError, told
 from .identity import NAMELESS, Identity
 
 VARIABLES = ("RPC_SETTINGS_MODULE", "SETTINGS_IMPORT_PATH")
@@ -301,12 +301,12 @@ def _module(name: str | None) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name is not None and (name == error.name or name.startswith(error.name + ".")):
             how = f"set {VARIABLES[0]} or pass --settings, or run where {name.replace('.', '/')}.py is"
+            if name.endswith(".py"):
+                how = f"set {VARIABLES[0]} or pass --settings without the .py: {name.removesuffix('.py')!r}"
             raise SettingsError(f"there is no settings module {name!r}: {how}") from None
-        raise SettingsError(f"settings module {name!r} cannot be imported: {error}") from error
+        raise SettingsError(f"settings module {name!r} cannot be imported: {told(error)}") from error
     except Exception as error:  # the module is the user's: its code may raise anything
-        raise SettingsError(
-            f"settings module {name!r} cannot be imported: {type(error).__name__}: {error}"
-        ) from error
+        raise SettingsError(f"settings module {name!r} cannot be imported: {told(error)}") from error
 
 
 def _imported(path: str, where: str, *, or_module: bool = False) -> Any:
@@ -319,7 +319,7 @@ def _imported(path: str, where: str, *, or_module: bool = False) -> Any:
         if or_module and is_package and not hasattr(imported, attribute) and find_spec(path):
             importlib.import_module(path)
     except Exception as error:  # as above
-        raise SettingsError(f"{where} is {path!r}: {type(error).__name__}: {error}") from error
+        raise SettingsError(f"{where} is {path!r}: {told(error)}") from error
     if not module:
         return imported
     if not hasattr(imported, attribute):

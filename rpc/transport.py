@@ -38,9 +38,9 @@ class Address:
 
     def __post_init__(self) -> None:
         for part in self.name, self.group:
-            if part is not None and not ADDRESS_NAME.fullmatch(part):
+            if part is not None and not (isinstance(part, str) and ADDRESS_NAME.fullmatch(part)):
                 raise ValueError(
-                    f"{part!r} is no {self.kind} name: letters, digits, '_', '.', '-', at most 128"
+                    f"{part!r:.200} is no {self.kind} name: letters, digits, '_', '.', '-', at most 128"
                 )
         if self.durable and (self.kind != "topic" or self.group is None):
             raise ValueError("what is durable is a topic with a group, by which it is remembered")

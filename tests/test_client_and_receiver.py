@@ -514,6 +514,53 @@ def test_a_signal_stops_a_receiver(name, signals, work, grace, killed, prints):
     assert (done.returncode, done.stdout) == (-signal.Signals[name] if killed else 0, prints), done.stderr
 
 
+def test_a_forked_child_has_an_empty_hub_whatever_threads_of_its_parent_did_at_the_fork():
+    done = run("""
+import os, signal, sys, threading
+
+tried, forked = threading.Event(), threading.Event()
+
+def hold():
+    is_held = hub.lock.acquire(blocking=False)
+    tried.set()
+    forked.wait()
+    if is_held:
+        hub.lock.release()
+
+def before():
+    threading.Thread(target=hold).start()
+    tried.wait()
+
+os.register_at_fork(before=before)  # the last thing that is done before a fork, as it is registered first
+
+import rpc
+from rpc.backends.memory.hub import HUBS
+
+client = rpc.RpcClient(backend="memory://", timeout=0.1)
+client.call("add")
+(hub,) = HUBS.values()
+print(client.backend.queue_info("default").waiting, flush=True)
+if os.fork() == 0:
+    signal.alarm(20)
+    print(client.backend.queue_info("default").waiting)
+    try:
+        client.call_and_wait("add")
+    except rpc.RpcTimeout as error:
+        print(error, flush=True)
+    os._exit(0)
+forked.set()
+sys.exit(os.waitstatus_to_exitcode(os.wait()[1]))
+""")
+    told = "'add' was not answered within 0.1 s: no worker serves queue 'default'"
+    assert (done.returncode, done.stdout) == (0, f"1\n0\n{told}\n"), done.stderr
+
+
+def test_no_codec_of_a_connection_is_imported_when_it_is_made():
+    """A forked child would wait for a thread of its parent that imported it, which it does not have."""
+    done = run("import sys, rpc; print('encodings.idna' in sys.modules)")
+    assert done.stdout == "True\n", done.stderr
+
+
 def test_a_client_that_has_submitted_may_submit_after_a_fork():
     done = run("""
 import os, threading

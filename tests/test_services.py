@@ -226,6 +226,31 @@ def test_a_class_that_needs_arguments_is_refused() -> None:
         service(Needy)
 
 
+def test_a_class_that_cannot_be_made_says_where() -> None:
+    class Broken:
+        name = "broken"
+
+        def __init__(self) -> None:
+            raise OSError("no database")
+
+    with pytest.raises(SettingsError, match=r"\(OSError: no database \(test_services\.py, line \d+\)\)"):
+        service(Broken)
+
+
+def test_what_offers_nothing_is_called_as_it_is_called() -> None:
+    class Empty:
+        name = "empty"
+
+    with pytest.raises(SettingsError, match=r"test_services\.test_what_.*\.Empty offers nothing: mark"):
+        service(Empty)
+    with pytest.raises(SettingsError, match=r"test_services\._unmarked offers nothing"):
+        service(_unmarked)
+
+
+def _unmarked() -> None:
+    """It has no mark."""
+
+
 def made_module(**members: Any) -> ModuleType:
     module = ModuleType("shop.prices")
     for name, member in members.items():

@@ -147,7 +147,8 @@ def test_a_missing_module_is_said_to_be_missing(write, name):
 
 @pytest.mark.parametrize(("text", "reason"), [
     ("import nosuch", "No module named 'nosuch'"), ("from os import nosuch", "nosuch"),
-    ("1 / 0", "ZeroDivisionError"), ("def", "SyntaxError"),
+    ("x = 1\n1 / 0", r"ZeroDivisionError: division by zero \(broken\.py, line 2\)$"), ("def", "SyntaxError"),
+    ("import nosuch", r"\(broken\.py, line 1\)$"),
     ("raise KeyError('SECRET_KEY')", "KeyError: 'SECRET_KEY'"),
     ("class Own(Exception): pass\nraise Own('why')", "Own: why"),
 ])  # fmt: skip
@@ -156,6 +157,12 @@ def test_a_module_that_cannot_be_imported_says_why(write, text, reason):
     with pytest.raises(SettingsError, match=rf"'broken' cannot be imported: .*{reason}") as raised:
         load_settings("broken")
     assert raised.value.__cause__ is not None
+
+
+def test_the_name_of_a_file_is_no_name_of_a_module(write):
+    write("shop", "")
+    with pytest.raises(SettingsError, match=r"--settings without the \.py: 'shop'$"):
+        load_settings("shop.py")
 
 
 def test_a_dotted_path_is_imported(write):

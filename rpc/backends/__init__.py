@@ -83,13 +83,21 @@ def backend_from_url(url: str, **options: Any) -> Backend:
     rest = urlencode([(name, value) for name, value in query if name not in known])
     hints = get_type_hints(factory.__init__)
     try:
-        converted = {name: msgspec.convert(value, hints[name], strict=False) for name, value in given.items()}
+        converted = {name: _converted(name, value, hints[name]) for name, value in given.items()}
         stem = url.partition("?")[0] + (f"?{rest}" if rest else "")
         backend: Backend = factory(stem, **options, **converted)
-    except (msgspec.ValidationError, ValueError, TypeError) as error:
+    except (ValueError, TypeError) as error:
         hint = f"; it has {', '.join(known)}" if rest else ""
         raise SettingsError(f"{redacted(url)}: {error}{hint}") from error
     return backend
+
+
+def _converted(name: str, value: str, annotation: Any) -> Any:
+    """The option of a URL; ValueError if it is none of this type."""
+    try:
+        return msgspec.convert(value, annotation, strict=False)
+    except msgspec.ValidationError as error:
+        raise ValueError(f"{name}: {error}") from None
 
 
 def backend_of_receiver(settings: Settings, given: Backend | str | None) -> Backend:

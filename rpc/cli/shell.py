@@ -27,7 +27,7 @@ BANNER = (
 @click.command("shell")
 @settings_option
 @backend_option
-@click.option("-c", "program", metavar="CODE", help="Run this, instead of pending for something to run.")
+@click.option("-c", "program", metavar="CODE", help="Run this, instead of asking for something to run.")
 def command(settings: str | None, backend: str | None, program: str | None) -> None:
     """Start a Python shell, IPython's if that is installed, with a connected `client`, its `services`, and
     what `from rpc import *` gives.

@@ -45,8 +45,8 @@ def call_message(
 
 @lru_cache(1024)
 def _checked(name: str) -> str:
-    if not JOB_NAME.fullmatch(name):
-        raise ValueError(f"{name!r} is no job name: a letter, then letters, digits, '_', '.' or '-'")
+    if not (isinstance(name, str) and JOB_NAME.fullmatch(name)):
+        raise ValueError(f"{name!r:.200} is no job name: a letter, then letters, digits, '_', '.' or '-'")
     return name
 
 

@@ -44,12 +44,13 @@ def test_the_rest_of_the_url_is_left_to_the_driver(url, rest):
 
 
 @pytest.mark.parametrize(("url", "options", "reason"), [
-    ("pigeon://h?lease=soon", {}, "Expected `float`"), ("pigeon://h?lease=-1", {}, "the lease is negative"),
+    ("pigeon://h?lease=soon", {}, "lease: Expected `float`"),
+    ("pigeon://h?lease=-1", {}, "the lease is negative"),
     ("pigeon://h?lease=1", {"lease": 2}, "lease"),
     ("pigeon://h", {"speed": 1}, "has no option 'speed'; it has lease, loft, ring"),
     ("memory://h", {"lease": 1}, "has no option 'lease'; it has max_length"),
     ("memory://h?max_length=-1", {}, "max_length is not negative"),
-    ("memory://h?max_length=some", {}, "Expected `int`"),
+    ("memory://h?max_length=some", {}, "max_length: Expected `int`"),
     ("memory://h?typo=1", {}, "no options of this backend: typo; it has max_length, prefix$"),
     ("memory://h?b&a=1", {}, "no options of this backend: a, b; it has max_length, prefix$"),
     ("carrier://h", {}, r"names no backend; known are .*memory:.*rq\+redis:"), ("", {}, "names no backend"),

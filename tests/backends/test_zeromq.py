@@ -299,7 +299,7 @@ def test_an_endpoint_belongs_to_whoever_has_it(transport: str, tmp_path: Path) -
     with Site(url) as site:
         server, thread = site.serve()
         assert site.ask(b"whoami:").receive(site.patience).body == b"toy"
-        with pytest.raises(BackendRefused, match="cannot listen"):
+        with pytest.raises(BackendRefused, match=r"^cannot listen: (?!cannot)"):
             site.backend().server([site.queue()], lambda delivery: None).run()
         assert site.ask(b"whoami:").receive(site.patience).body == b"toy"
         server.stop()

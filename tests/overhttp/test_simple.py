@@ -83,6 +83,16 @@ def test_arguments_are_an_object_an_array_or_both(serve: Serve, body: Any, expec
     assert serve(helloworld=helloworld).post("/helloworld", body) == (200, expected)
 
 
+@pytest.mark.parametrize("token", ["a\nb", "a\r\nx-forged: 1", "\0", "ä"])
+def test_what_would_end_a_line_of_the_head_is_refused_before_anything_is_sent(
+    client: RpcClient, token: str
+) -> None:
+    with pytest.raises(ValueError, match=r"^a token for HTTP has printable characters of ASCII alone$"):
+        client.at("http://127.0.0.1:1", token=token)
+    with pytest.raises(ValueError, match=r"a method of HTTP is letters and '-', as GET, not 'GET / "):
+        client.at("http://127.0.0.1:1").request(f"GET / HTTP/1.1\r\nx: {token}", "/hello")
+
+
 def test_curl_is_a_client(serve: Serve) -> None:
     if not shutil.which("curl"):
         pytest.skip("needs curl")

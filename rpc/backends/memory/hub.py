@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable
 from copy import copy
 from heapq import heapify, heappop, heappush
 from itertools import count, islice
+from os import register_at_fork
 from threading import Condition, RLock
 from typing import Any
 
@@ -23,6 +25,10 @@ class Hub:
 
     def __init__(self) -> None:
         self.lock = RLock()
+        self.begin()
+
+    def begin(self) -> None:
+        """Nothing waits, and nobody serves. The lock is held, or known to nobody else."""
         self.waiting: defaultdict[Address, deque[MemoryDelivery]] = defaultdict(deque)
         self.delayed: list[tuple[float, int, MemoryDelivery]] = []
         """A heap: when each is due, in seconds of the monotonic clock."""
@@ -222,6 +228,29 @@ class Subscriber:
 HUBS: defaultdict[tuple[str, str], Hub] = defaultdict(Hub)
 """By URL and prefix. They name the same hub everywhere in the process, as they name the same broker
 elsewhere."""
+
+
+class _Fork(threading.local):
+    """A process forks while no other thread is in a hub: no lock stays locked in the child. Who serves and
+    what waits are the parent's."""
+
+    def before(self) -> None:
+        self._hubs = list(HUBS.values())
+        for hub in self._hubs:
+            hub.lock.acquire()
+
+    def after(self) -> None:
+        for hub in reversed(self._hubs):
+            hub.lock.release()
+
+    def after_in_child(self) -> None:
+        for hub in self._hubs:
+            hub.begin()
+        self.after()
+
+
+_fork = _Fork()
+register_at_fork(before=_fork.before, after_in_parent=_fork.after, after_in_child=_fork.after_in_child)
 
 
 class First:

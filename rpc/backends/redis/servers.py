@@ -26,7 +26,7 @@ try:
     from redis.maint_notifications import MaintNotificationsConfig
 except ModuleNotFoundError:  # an older redis-py
     _NO_MAINTENANCE: dict[str, Any] = {}
-else:  # Redis Enterprise's: pending for it costs each connection a round trip, and it changes our time limits
+else:  # Redis Enterprise's: asking for it costs each connection a round trip, and it changes our time limits
     _NO_MAINTENANCE = {"maint_notifications_config": MaintNotificationsConfig(enabled=False)}
 try:
     from redis.driver_info import DriverInfo
@@ -151,7 +151,11 @@ def _passwords_hidden() -> Iterator[None]:
 def _read(url: str) -> dict[str, Any]:
     """How to connect, of what redis-py makes of a URL."""
     with _passwords_hidden():
-        _ = urlsplit(url).port
+        parts = urlsplit(url)
+        _ = parts.port
+    database = unquote(parts.path).removeprefix("/").removesuffix("/")
+    if parts.scheme != "unix" and database and not (database.isascii() and database.isdecimal()):
+        raise ValueError("what is behind the host is a database of Redis, a number: redis://host:6379/0")
     pool: Any = redis.ConnectionPool.from_url(url)
     protocol = str(pool.connection_kwargs.get("protocol", 2))
     if protocol not in ("2", "3"):

@@ -141,12 +141,12 @@ class ZeromqBackend:
     def _bind(self, peers: Peers) -> None:
         try:
             self.bound = bound(self._endpoints.look_up(), self._listens_to_all, peers.bind)
-        except OSError as error:
-            peers.close()
-            raise BackendRefused(f"cannot listen: {error}") from error
         except BackendRefused:
             peers.close()
             raise
+        except OSError as error:
+            peers.close()
+            raise BackendRefused(f"cannot listen: {error}") from error
 
     def _listen(self, peers: Peers, do: Do) -> threading.Event:
         ended = threading.Event()
