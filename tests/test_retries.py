@@ -54,7 +54,7 @@ def test_retries_are_refused_where_the_broker_keeps_nothing_meanwhile(offer: Any
         RpcReceiver(backend=WithoutDelays(memory_url), **offer)
     RpcReceiver(backend=WithoutDelays(memory_url), jobs={"flaky": Flaky(1)})
     jobs = {"a": RETRIED, "b": Flaky(1), "c": RETRIED}
-    with pytest.raises(Unsupported, match="^a, c: retries need delay"):
+    with pytest.raises(Unsupported, match=r"^a, c: retries need delay"):
         RpcReceiver(backend=WithoutDelays(memory_url), jobs=jobs)
 
 
