@@ -55,13 +55,13 @@ def test_retries_are_refused_where_the_broker_keeps_nothing_meanwhile(
     offer: Any, name: str, memory_url: str
 ) -> None:
     lacks = (
-        "with retries= cannot be served: this backend has no feature 'delay'; redis:, .* and memory: have it"
+        "retries=, but this backend has no feature 'delay'; redis:, .* and memory: have it"
     )
-    with pytest.raises(Unsupported, match=f"^{name} {lacks}"):
+    with pytest.raises(Unsupported, match=f"^{name} has {lacks}"):
         RpcReceiver(backend=WithoutDelays(memory_url), **offer)
     RpcReceiver(backend=WithoutDelays(memory_url), jobs={"flaky": Flaky(1)})
     jobs = {"a": RETRIED, "b": Flaky(1), "c": RETRIED}
-    with pytest.raises(Unsupported, match=f"^a, c {lacks}"):
+    with pytest.raises(Unsupported, match=f"^a, c have {lacks}"):
         RpcReceiver(backend=WithoutDelays(memory_url), jobs=jobs)
 
 

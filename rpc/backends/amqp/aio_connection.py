@@ -40,7 +40,8 @@ class AsyncConnection(Dialogue, asyncio.Protocol):
                 await asyncio.wait_for(connection._open(servers, *server), SOCKET_TIMEOUT)
             except (OSError, RuntimeError, asyncio.TimeoutError) as error:
                 # RuntimeError: a loop looks up names in threads, and has none once the main thread has ended
-                failure = Broken(str(error) or "no connection")
+                why = str(error) or f"no answer within {SOCKET_TIMEOUT:g} s"
+                failure = Broken(f"{server[0]}:{server[1]}: {why}")
                 connection.drop(failure)
             except BaseException as error:
                 connection.drop(error)

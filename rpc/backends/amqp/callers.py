@@ -232,5 +232,5 @@ class BlockingReplies:
             return
         if caller:
             caller.connection.drop(Broken("the request was withdrawn"))
-        if not request.is_over:
+        if request.was_sent and not request.is_over:
             self._senders.withdraw(request.to, request.message.id)

@@ -135,7 +135,7 @@ class PendingRequest:
         """Why there will be no reply."""
         self.is_ended = False
         """Whether the last reply came."""
-        self.properties, self._began, self._was_sent = properties_of(message, ""), now, False
+        self.properties, self._began, self.was_sent = properties_of(message, ""), now, False
         self.expires = math.inf if message.ttl is None else now + message.ttl
         """When RabbitMQ drops it if nobody began it, in seconds of the monotonic clock."""
 
@@ -145,9 +145,9 @@ class PendingRequest:
 
     def sent_to(self, way: str) -> Any:
         """Its properties, with this way back; it is about to be published, perhaps again."""
-        if self._was_sent:
+        if self.was_sent:
             resend(self.properties, self._began, self.expires)
-        self.properties.reply_to, self._was_sent = way, True
+        self.properties.reply_to, self.was_sent = way, True
         return self.properties
 
     def hear(self, arrival: Arrival) -> None:

@@ -105,7 +105,7 @@ class Servers:
             try:
                 return self._connected_to(server)
             except OSError as error:
-                failure = error
+                failure = OSError(f"{server[0]}:{server[1]}: {error}")
         raise failure
 
     def _connected_to(self, server: tuple[str, int]) -> Any:
