@@ -26,9 +26,6 @@ RpcError
 
 from __future__ import annotations
 
-import importlib
-import os
-from traceback import extract_tb
 from typing import Any
 
 DISTRIBUTION = "jobrpc"
@@ -194,17 +191,6 @@ def shown(foreign: object, most: int = 500) -> str:
     lines."""
     text = str(foreign)[:most]
     return text if text.isprintable() else text.encode("unicode_escape").decode()
-
-
-def told(error: BaseException) -> str:
-    """An error of what was imported or called: its type, its text, and the file and the line that raised it,
-    if that is neither of this library nor of the import itself. A SyntaxError has them in its text."""
-    text = f"{type(error).__name__}: {error}"
-    ours = os.path.dirname(__file__) + os.sep, importlib.__file__, "<frozen"
-    frames = [each for each in extract_tb(error.__traceback__) if not each.filename.startswith(ours)]
-    if not frames or isinstance(error, SyntaxError):
-        return text
-    return f"{text} ({os.path.basename(frames[-1].filename)}, line {frames[-1].lineno})"
 
 
 def not_installed(what: str, extra: str) -> Unsupported:

@@ -257,7 +257,10 @@ class RpcReceiver:
         self._events.check(features)
         retried = [name for name, each in self.jobs.items() if each.options.retries]
         if retried and "delay" not in features:
-            raise unsupported("delay", f"{', '.join(retried)} {'has' if len(retried) == 1 else 'have'} retries=, but this backend")
+            raise unsupported(
+                "delay",
+                f"{', '.join(retried)} {'has' if len(retried) == 1 else 'have'} retries=, but this backend",
+            )
         channels = [ALL_WORKERS] if features & ANSWERS_ALL else []
         if "topics" in features and self.identity.type:
             channels.append(self._instance)

@@ -10,7 +10,8 @@ from types import ModuleType
 from typing import Any, TypeVar
 
 from .core.jobs import JOB_NAME, marking
-from .errors import SettingsError, told
+from .errors import SettingsError
+from .settings import described
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -101,7 +102,7 @@ def _made(kind: type) -> Any:
         return kind()
     except Exception as error:  # the class is the user's
         raise SettingsError(
-            f"service {kind.__name__} cannot be made without arguments ({told(error)}): give an instance"
+            f"service {kind.__name__} cannot be made without arguments ({described(error)}): give an instance"
         ) from error
 
 

@@ -13,13 +13,14 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from importlib.machinery import PathFinder
 from importlib.util import find_spec
+from traceback import extract_tb
 from types import ModuleType
 from typing import Annotated, Any, Literal, get_type_hints
 
 import msgspec
 
 from .durations import seconds
-from .errors import SettingsError, told
+from .errors import SettingsError
 from .identity import NAMELESS, Identity
 
 VARIABLES = ("RPC_SETTINGS_MODULE", "SETTINGS_IMPORT_PATH")
@@ -304,9 +305,9 @@ def _module(name: str | None) -> ModuleType:
             if name.endswith(".py"):
                 how = f"set {VARIABLES[0]} or pass --settings without the .py: {name.removesuffix('.py')!r}"
             raise SettingsError(f"there is no settings module {name!r}: {how}") from None
-        raise SettingsError(f"settings module {name!r} cannot be imported: {told(error)}") from error
+        raise SettingsError(f"settings module {name!r} cannot be imported: {described(error)}") from error
     except Exception as error:  # the module is the user's: its code may raise anything
-        raise SettingsError(f"settings module {name!r} cannot be imported: {told(error)}") from error
+        raise SettingsError(f"settings module {name!r} cannot be imported: {described(error)}") from error
 
 
 def _imported(path: str, where: str, *, or_module: bool = False) -> Any:
@@ -319,9 +320,20 @@ def _imported(path: str, where: str, *, or_module: bool = False) -> Any:
         if or_module and is_package and not hasattr(imported, attribute) and find_spec(path):
             importlib.import_module(path)
     except Exception as error:  # as above
-        raise SettingsError(f"{where} is {path!r}: {told(error)}") from error
+        raise SettingsError(f"{where} is {path!r}: {described(error)}") from error
     if not module:
         return imported
     if not hasattr(imported, attribute):
         raise SettingsError(f"{where} is {path!r}, but {module} has no {attribute}")
     return getattr(imported, attribute)
+
+
+def described(error: BaseException) -> str:
+    """An error of what was imported or called: its type, its text, and the file and the line that raised it,
+    if that is neither of this library nor of the import itself. A SyntaxError has them in its text."""
+    text = f"{type(error).__name__}: {error}"
+    ours = os.path.dirname(__file__) + os.sep, importlib.__file__, "<frozen"
+    frames = [each for each in extract_tb(error.__traceback__) if not each.filename.startswith(ours)]
+    if not frames or isinstance(error, SyntaxError):
+        return text
+    return f"{text} ({os.path.basename(frames[-1].filename)}, line {frames[-1].lineno})"

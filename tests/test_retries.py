@@ -54,9 +54,7 @@ RETRIED = Flaky(1).with_options(retries=1)
 def test_retries_are_refused_where_the_broker_keeps_nothing_meanwhile(
     offer: Any, name: str, memory_url: str
 ) -> None:
-    lacks = (
-        "retries=, but this backend has no feature 'delay'; redis:, .* and memory: have it"
-    )
+    lacks = "retries=, but this backend has no feature 'delay'; redis:, .* and memory: have it"
     with pytest.raises(Unsupported, match=f"^{name} has {lacks}"):
         RpcReceiver(backend=WithoutDelays(memory_url), **offer)
     RpcReceiver(backend=WithoutDelays(memory_url), jobs={"flaky": Flaky(1)})
