@@ -46,7 +46,15 @@ def once(seconds: float) -> int:
     time.sleep(seconds)
     return os.getpid()
 
-RPC_JOB_MAPPING = {"double": double, "once": once}
+def again(request):
+    if not request.redelivered:
+        with open("begun", "w") as file:
+            file.write(f"{request.id} {os.getpid()}\\n")
+        time.sleep(3600)
+    request.respond([request.redelivered, request.id, os.getpid()])
+
+RPC_JOB_MAPPING = {"double": double, "once": once, "again": again}
+RPC_GRACE = 0.2
 RPC_KEEP_ALIVE = 0.5
 RPC_SERVICE_TYPE = "calc"
 RPC_CONCURRENCY = 2
@@ -179,6 +187,35 @@ def test_what_may_be_done_once_only_fails_at_once_with_its_worker(replicas: Repl
     for each in calls:
         with pytest.raises(WorkerLost):
             each.result(PATIENCE)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+@pytest.mark.parametrize(
+    "broker",
+    [
+        *("zmq", "http", "ws"),
+        pytest.param("redis", marks=pytest.mark.redis),
+        pytest.param("rq", marks=pytest.mark.redis),
+        pytest.param("amqp", marks=pytest.mark.xdist_group("rabbit_node")),
+    ],
+)
+def test_who_gets_what_another_one_had_begun_is_told_so(
+    broker: str, number: signal.Signals, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    """By `request.redelivered`, and the same id."""
+    with closing(Replicas(tmp_path, str(request.getfixturevalue(f"{broker}_url")))) as replicas:
+        workers = {each.pid: each for each in (replicas.start(), replicas.start())}
+        begun, end = tmp_path / "begun", time.monotonic() + PATIENCE
+        while len(replicas.client.describe()) < 2:  # where nothing is listed, too
+            assert time.monotonic() < end
+        future = replicas.client.submit("again", queue="default.calc.default")
+        while not (begun.exists() and (said := begun.read_text()).endswith("\n")):
+            assert time.monotonic() < end
+            time.sleep(0.02)
+        id, first = said.split()
+        workers.pop(int(first)).send_signal(number)
+        response = future.result(PATIENCE)
+        assert response.data == [True, id, *workers]
 
 
 @pytest.mark.real_redis

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from itertools import product
 from queue import SimpleQueue
 from typing import Any
 from uuid import uuid4
@@ -270,6 +271,44 @@ def test_services_are_watched(fabric: Fabric) -> None:
     fabric.until_seen("down", lambda service: service.instance == second.id)
     assert {each.service.domain for each in fabric.seen} == {"math"}
     assert [each.kind for each in fabric.seen if each.service.instance == first.id] == ["up"]
+
+
+PLACES = [
+    ("shop", "orders", "eu"),
+    ("shop", "orders", "us"),
+    ("shop", "stock", "eu"),
+    ("bank", "orders", "eu"),
+]
+
+
+def test_each_of_several_callbacks_is_told_what_fits_all_its_filters(memory_url: str) -> None:
+    """Of who comes, and of who goes."""
+    parts = ("domain", "type", "id")
+    wanted = [
+        dict(zip(parts, each, strict=True))
+        for each in product((None, "shop", "bank"), (None, "orders", "stock"), (None, "eu", "us"))
+    ]
+    with ExitStack() as stack:
+        fabric = Fabric(stack, memory_url)
+        told: list[list[tuple[str, str]]] = [[] for _ in wanted]
+        for heard, filters in zip(told, wanted, strict=True):
+
+            def tell(change: ServiceChange, heard: list[Any] = heard) -> None:
+                heard.append((change.service.name, change.kind))
+
+            stack.enter_context(fabric.client.watch_services(tell, **filters))
+        receivers = [fabric.start(Identity(domain=domain, type=type, id=id)) for domain, type, id in PLACES]
+        until(lambda: len(told[0]) == len(PLACES))  # the one without filters
+        for receiver in receivers:
+            receiver.end()  # type: ignore[attr-defined]
+        for heard, filters in zip(told, wanted, strict=True):
+            fitting = [
+                each
+                for each in PLACES
+                if all(a in (None, b) for a, b in zip(filters.values(), each, strict=True))
+            ]
+            expected = sorted((".".join(each), kind) for each in fitting for kind in ("up", "down"))
+            until(lambda heard=heard, expected=expected: sorted(heard) == expected)
 
 
 @pytest.mark.parametrize("kind", [KeyError, SystemExit, asyncio.CancelledError, KeyboardInterrupt])
