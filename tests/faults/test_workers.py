@@ -39,7 +39,7 @@ def test_kill_unattended(stage: Stage, pick: Pick) -> None:
 
     with meanwhile(kill, every=0.2):
         load(stage, stage.client(), calls=pick(500, 5000), threads=4, work=0.01, unattended=1)
-        stage.until(lambda: not stage.oracle.lost(), within=60)
+        stage.until(lambda: not stage.oracle.lost(), within=600)
     figures = stage.verdict()
     assert figures.executed == figures.sent
     assert stage.oracle.unexplained(fleet.deaths) == {}

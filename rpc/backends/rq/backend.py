@@ -114,8 +114,7 @@ class PythonRqBackend(RedisBase):
         self._records = Records(here, self.names)
         self._read: deque[str] = deque()
         self._clock = 0.0, -inf
-        """What to add to `time.monotonic()` for the clock of Redis, or a bit more, in seconds; when it was
-        heard."""
+        """What to add to `time.monotonic()` for the clock, or a bit more, in seconds; when it was heard."""
 
     def __repr__(self) -> str:
         where = self._client.connection_pool.connection_kwargs

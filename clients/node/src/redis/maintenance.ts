@@ -14,6 +14,8 @@ import type { Answer, Link, RedisOptions } from "./link.js";
 const BEATS_PER_LEASE = 3;
 /** Milliseconds that it is remembered who served a queue. */
 const KEEP_WORKERS = 86_400_000;
+/** Milliseconds of absence after which a worker is forgotten: Redis may go on waiting for a message for it. */
+const FORGET_AFTER = 2000;
 const KEEP_WAKEUP = 60_000;
 const KEEP_REFUSED = 7 * 86_400_000;
 const DIED = "the worker died";
@@ -87,7 +89,7 @@ export class Maintenance {
     const { keys, name, link } = this.server;
     await this.#heart?.terminate();
     for (const each of keys) {
-      await this.#bringBack(each, name, 1, false);
+      await this.#bringBack(each, name, 1, false, true);
       await link.ask(["PEXPIRE", each.wakeup, KEEP_WAKEUP]);
     }
     await Promise.all(this.#signs.map((key) => link.ask(["DEL", key])));
@@ -132,14 +134,16 @@ export class Maintenance {
         const key = `${each.name} ${worker}`;
         const first = this.#absent.get(key) ?? performance.now();
         since.set(key, first);
-        if (performance.now() - first < (2 * options.lease) / BEATS_PER_LEASE) continue;
-        await this.#bringBack(each, worker, Math.min(Number(flat[n + 1]) || 1, 10_000), true);
+        const absent = performance.now() - first;
+        if (absent < (2 * options.lease) / BEATS_PER_LEASE) continue;
+        const pages = Math.min(Number(flat[n + 1]) || 1, 10_000);
+        await this.#bringBack(each, worker, pages, true, absent > FORGET_AFTER);
       }
     }
     this.#absent = since;
   }
 
-  async #bringBack(keys: Keys, worker: string, pages: number, died: boolean): Promise<void> {
+  async #bringBack(keys: Keys, worker: string, pages: number, died: boolean, forget: boolean): Promise<void> {
     const { link, options } = this.server;
     const why = died ? DIED : STOPPED;
     const told = pack({ headers: { id: "", lost: why, error: "WorkerLost" }, body: Buffer.alloc(0) });
@@ -147,7 +151,7 @@ export class Maintenance {
     const values = [1 - flag, flag, options.maxDeliveries, told, `WorkerLost: ${why}`, worker];
     for (let page = pages - 1; page >= 0; page--) {
       const places = [keys.alive(worker), keys.page(worker, page), keys.queue, keys.wakeup, keys.dead];
-      if (page === 0) places.push(keys.workers); // with its last page it is forgotten
+      if (forget && page === 0) places.push(keys.workers);
       if (!(await link.run("recover", places, ...values))) return; // it lives
     }
   }
