@@ -20,7 +20,7 @@ from ..pending import OnProgress
 from ..proxies import OneService
 from ..submits import pipelined
 from ..transport import OWN, TRACE, VERSION
-from .options import backend_option, queue_names, seconds, service_options, settings_option, time
+from .options import backend_option, queue_names, seconds_option, service_options, settings_option, time
 from .output import TAGGED, json_option, json_wanted, print_data, print_line
 
 WHICH = ("domain", "type", "id", "version", "instance")
@@ -57,44 +57,18 @@ def headers_of(
 @click.option("--queue", metavar="NAME", callback=queue_names, help="The queue that the call goes to.")
 @service_options()
 @click.option("--instance", metavar="NAME", help="The one worker that does it, as `rpc services` has it.")
-@click.option(
-    "--wait",
-    metavar="SECONDS",
-    type=float,
-    callback=seconds,
-    help="How long to wait until such a service runs; by default not at all.",
-)
-@click.option(
-    "--timeout",
-    metavar="SECONDS",
-    type=float,
-    callback=seconds,
-    help="How long to wait for the answer; by default RPC_TIMEOUT.",
-)
+@seconds_option("--wait", help="How long to wait until such a service runs; by default not at all.")
+@seconds_option("--timeout", help="How long to wait for the answer; by default RPC_TIMEOUT.")
 @click.option("--no-wait", is_flag=True, help="Do not wait for the answer: print the request's id.")
-@click.option(
-    "--delay", metavar="SECONDS", type=float, callback=seconds, help="Do it so much later; with --no-wait."
-)
+@seconds_option("--delay", help="Do it so much later; with --no-wait.")
 @click.option(
     "--at",
     metavar="TIME",
     callback=time,
     help="Do it at this time, as 2030-01-31T18:30+01:00; without a zone it is local; with --no-wait.",
 )
-@click.option(
-    "--ttl",
-    metavar="SECONDS",
-    type=float,
-    callback=seconds,
-    help="Do not do it any more after so long; with --no-wait.",
-)
-@click.option(
-    "--keep",
-    metavar="SECONDS",
-    type=float,
-    callback=seconds,
-    help="Keep what becomes of it so long, for `rpc jobs show`; with --no-wait.",
-)
+@seconds_option("--ttl", help="Do not do it any more after so long; with --no-wait.")
+@seconds_option("--keep", help="Keep what becomes of it so long, for `rpc jobs show`; with --no-wait.")
 @click.option(
     "--idempotency-key",
     metavar="KEY",

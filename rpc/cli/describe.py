@@ -15,7 +15,7 @@ from ..errors import NoReceivers
 from ..receiver import RpcReceiver
 from .options import (
     backend_option,
-    seconds,
+    seconds_option,
     service_options,
     settings_of,
     settings_option,
@@ -29,14 +29,8 @@ WAIT = 0.5
 offline_option = click.option(
     "--offline", is_flag=True, help="Ask nobody: what a worker with these settings would offer."
 )
-wait_option = click.option(
-    "--wait",
-    metavar="SECONDS",
-    type=float,
-    default=WAIT,
-    show_default=True,
-    callback=seconds,
-    help="How long to wait for the answers of workers.",
+wait_option = seconds_option(
+    "--wait", default=WAIT, show_default=True, help="How long to wait for the answers of workers."
 )
 
 

@@ -24,7 +24,7 @@ from ..inspection import Counts
 from ..settings import Settings, load_settings
 from ..transport import Address, Backend, Subscriptions
 from .call import data_of
-from .options import backend_option, seconds, settings_option
+from .options import backend_option, seconds_option, settings_option
 from .output import json_option, json_wanted, one_line, print_line
 
 F = TypeVar("F", bound=Callable[..., Any])
@@ -138,11 +138,8 @@ def publish_command(
 @backend_option
 @filter_options
 @click.option("--count", metavar="N", type=click.IntRange(min=1), help="End after so many.")
-@click.option(
+@seconds_option(
     "--since",
-    metavar="SECONDS",
-    type=float,
-    callback=seconds,
     help="Begin with what was published in the last so many seconds, where the backend remembers it.",
 )
 @json_option
@@ -191,15 +188,7 @@ def _print_event(event: Event) -> None:
 @command.command("list")
 @settings_option
 @backend_option
-@click.option(
-    "--wait",
-    metavar="SECONDS",
-    type=float,
-    callback=seconds,
-    default=0.5,
-    show_default=True,
-    help="How long workers have to answer.",
-)
+@seconds_option("--wait", default=0.5, show_default=True, help="How long workers have to answer.")
 @json_option
 def list_command(settings: str | None, backend: str | None, wait: float) -> None:
     """List who listens now, in all workers: pattern, listener, group, worker; and the durable groups that

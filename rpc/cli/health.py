@@ -18,7 +18,7 @@ import click
 from ..errors import RpcError, SettingsError, shown
 from ..loops import started
 from ..settings import load_settings
-from .options import seconds, settings_option
+from .options import seconds_option, settings_option
 
 logger = logging.getLogger(__name__)
 
@@ -77,14 +77,8 @@ class SignsOfLife:
 
 @click.command("health")
 @health_file_option
-@click.option(
-    "--max-age",
-    metavar="SECONDS",
-    type=float,
-    default=MAX_AGE,
-    show_default=True,
-    callback=seconds,
-    help="How old the last sign of life of a process may be.",
+@seconds_option(
+    "--max-age", default=MAX_AGE, show_default=True, help="How old the last sign of life of a process may be."
 )
 @settings_option
 def command(health_file: str | None, max_age: float, settings: str | None) -> None:

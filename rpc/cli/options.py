@@ -93,12 +93,16 @@ domain_option = click.option(
 )
 
 
-def seconds(ctx: click.Context, parameter: click.Parameter, value: float | None) -> float | None:
-    """Callback of an option: a time that is more than nothing and less than for ever."""
+def _seconds(ctx: click.Context, parameter: click.Parameter, value: float | None) -> float | None:
     try:
         return durations.seconds_or_none(value, "it", above=True)
     except ValueError as error:
         raise click.BadParameter(f"{error}.") from None
+
+
+def seconds_option(name: str, **more: Any) -> Callable[[Command], Command]:
+    """An option that is a time: more than nothing, and less than for ever."""
+    return click.option(name, metavar="SECONDS", type=float, callback=_seconds, **more)
 
 
 def time(ctx: click.Context, parameter: click.Parameter, value: str | None) -> datetime | None:

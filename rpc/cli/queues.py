@@ -10,7 +10,7 @@ import click
 
 from ..client import RpcClient
 from ..inspection import QueueInfo
-from .options import backend_option, domain_option, seconds, settings_option
+from .options import backend_option, domain_option, seconds_option, settings_option
 from .output import aligned, json_option, json_wanted, print_line
 
 COLUMNS = ("queue", "waiting", "running", "scheduled", "dead", "workers", "oldest")
@@ -18,14 +18,8 @@ COLUMNS = ("queue", "waiting", "running", "scheduled", "dead", "workers", "oldes
 
 @click.command("queues")
 @click.option("--watch", is_flag=True, help="Show them again and again, until interrupted.")
-@click.option(
-    "--every",
-    metavar="SECONDS",
-    type=float,
-    default=2.0,
-    show_default=True,
-    callback=seconds,
-    help="How long to wait between two looks, with --watch.",
+@seconds_option(
+    "--every", default=2.0, show_default=True, help="How long to wait between two looks, with --watch."
 )
 @domain_option
 @settings_option

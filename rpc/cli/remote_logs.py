@@ -12,7 +12,7 @@ import click
 from ..client import RpcClient
 from ..core.log_batches import level_number
 from ..core.log_entries import LogEntry
-from .options import backend_option, seconds, settings_option
+from .options import backend_option, seconds_option, settings_option
 from .output import json_option, json_wanted, print_line, printable
 
 COLOURS = (
@@ -43,12 +43,8 @@ def level(ctx: click.Context, parameter: click.Parameter, value: str | None) -> 
     "--service", metavar="PATTERN", help="Of services like this one, which is DOMAIN.TYPE.ID: 'shop.*'."
 )
 @click.option("--logger", metavar="NAME", help="Of this logger, and of those below it.")
-@click.option(
-    "--since",
-    metavar="SECONDS",
-    type=float,
-    callback=seconds,
-    help="Begin with what was sent in the last so many seconds, where the backend remembers it.",
+@seconds_option(
+    "--since", help="Begin with what was sent in the last so many seconds, where the backend remembers it."
 )
 @click.option("--follow", is_flag=True, help="Go on until Ctrl-C, as it does without --count.")
 @click.option("--count", metavar="N", type=click.IntRange(min=1), help="End after so many.")

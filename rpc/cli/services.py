@@ -18,7 +18,7 @@ from ..core.registry import ServiceChange, Wanted
 from ..describe import ListenerInfo, WorkerInfo, fits, none_of
 from ..errors import not_installed
 from ..registry.lookup import SETTLED
-from .options import backend_option, seconds, service_options, settings_option, which_services
+from .options import backend_option, seconds_option, service_options, settings_option, which_services
 from .output import Row, aligned, json_option, json_wanted, one_line, print_line
 
 WAIT = 0.5
@@ -30,11 +30,8 @@ NOBODY = 1
 @click.command("services")
 @settings_option
 @backend_option
-@click.option(
+@seconds_option(
     "--wait",
-    metavar="SECONDS",
-    type=float,
-    callback=seconds,
     help=f"How long to wait for the answers of workers. By default {WAIT:g}, or until there are no more.",
 )
 @click.option("--watch", is_flag=True, help="Show who comes, goes and changes, until interrupted.")

@@ -20,7 +20,7 @@ from ..receiver import RpcReceiver
 from ..settings import Settings
 from .health import SignsOfLife, health_file_option
 from .logs import FORMATS, LEVELS, log_to_stderr
-from .options import backend_option, queue_names, seconds, settings_of, settings_option
+from .options import backend_option, queue_names, seconds_option, settings_of, settings_option
 from .processes import Supervisor, Worker
 from .reload import RELOAD, run_and_reload
 
@@ -58,13 +58,7 @@ logger = logging.getLogger(__name__)
     default=1,
     help="How many such workers, each a process; those that die are replaced. By default 1, this one.",
 )
-@click.option(
-    "--grace",
-    metavar="SECONDS",
-    type=float,
-    callback=seconds,
-    help="How long what runs may go on after a signal to stop.",
-)
+@seconds_option("--grace", help="How long what runs may go on after a signal to stop.")
 @click.option(
     "--wait",
     is_flag=True,

@@ -271,10 +271,13 @@ class Peers:
         session.info = info
         self._side.met(session)
         if kind == WELCOME:
-            for link in self.links.values():
-                if link.socket is socket:
-                    link.answered()
-            self._tell_lookers()
+            self._welcomed(socket)
+
+    def _welcomed(self, socket: zmq.Socket[bytes]) -> None:
+        for link in self.links.values():
+            if link.socket is socket:
+                link.answered()
+        self._tell_lookers()
 
     def _tell_lookers(self) -> None:
         for look in self._looks:
