@@ -7,7 +7,7 @@ PYTEST := $(BIN)/python -m pytest -n 4 --dist loadgroup
 # The suite starts hundreds of processes, each of which would compile all that it imports.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-all lint bench bench-peers faults clean
+.PHONY: demo test test-all lint bench bench-peers faults fuzz clean
 .DEFAULT_GOAL := test
 
 $(VENV)/.run: pyproject.toml
@@ -44,5 +44,10 @@ bench-peers: $(VENV)/.dev
 faults: $(VENV)/.dev
 	$(BIN)/python -m tests.faults $(ARGS)
 
+# Where atheris can be installed: https://pypi.org/project/atheris has wheels for Linux.
+fuzz: $(VENV)/.dev
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check atheris
+	$(BIN)/python -m tests.fuzzing $(ARGS)
+
 clean:
-	rm -rf $(VENV) .peers .mypy_cache .ruff_cache .pytest_cache .hypothesis dist clients/node/dist clients/node/node_modules
+	rm -rf $(VENV) .peers .fuzzing .mypy_cache .ruff_cache .pytest_cache .hypothesis dist clients/node/dist clients/node/node_modules

@@ -159,7 +159,12 @@ def encode_items(id: str, items: list[bytes], codec: Codec) -> bytes:
 
 def decode_items(body: bytes, codec: Codec) -> list[Any]:
     """The items in the body of a message; SerializationError if there are none."""
-    items = decode_reply(body, codec)
+    try:
+        items = decode_reply(body, codec)
+    except SerializationError:
+        raise
+    except RpcError as error:
+        raise SerializationError(f"not items, but an error: {type(error).__name__}") from error
     if not isinstance(items, list):
         raise SerializationError("not items: the `result` is no array")
     return items

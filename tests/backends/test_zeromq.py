@@ -495,6 +495,35 @@ def test_what_strangers_send_costs_that_message_alone(site: Site) -> None:
     assert held.receive(site.patience).body == b"x"
 
 
+def test_what_a_caller_says_in_its_turn_costs_that_message_alone(
+    site: Site, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of one who is known, and counts as he should: what he says is read, and stops no thread for a while."""
+    import random
+
+    from rpc.backends.zeromq.peers import INTRODUCTION
+    from rpc.backends.zeromq.session import HEAD
+    from rpc.backends.zeromq.wire import message_data
+
+    dice = random.Random(7)
+    site.serve(threads=2)
+    assert site.ask(b"echo:x").receive(site.patience).body == b"x"
+    [endpoint] = [link.endpoint for link in _links(site) if link.greeted]
+    good = message_data(1, site.queue(), request(b"echo:z"))
+    with zmq.Context() as context, context.socket(zmq.DEALER) as socket:
+        socket.linger = 1000
+        socket.connect(endpoint)
+        socket.send(HEAD.pack(b"H", 0, 0) + INTRODUCTION.pack(dice.randbytes(16), bytes(16), 0, False))
+        for number in range(1, 500):
+            odd = dice.choice([bytes(dice.randrange(60)), dice.randbytes(dice.randrange(60)), good])
+            odd = odd[: dice.randrange(len(odd) + 1)] + dice.randbytes(dice.randrange(2))
+            socket.send(HEAD.pack(dice.choice([b"M", b"M", b"C", b"G"]), number, 0) + odd)
+        socket.send(HEAD.pack(b"M", 500, 0) + message_data(9, site.queue(), request(b"log:heard")))
+        eventually(site.log.lines)
+    assert site.ask(b"echo:y").receive(site.patience).body == b"y"
+    assert not [each.getMessage() for each in caplog.records if each.name == "rpc.backends._retry"]
+
+
 def test_what_a_worker_says_that_makes_no_sense_costs_that_message_alone(site: Site) -> None:
     """A stranger listens where a worker is looked for."""
     import random

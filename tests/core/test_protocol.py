@@ -20,6 +20,7 @@ from rpc.core.protocol import (
     PARSE_ERROR,
     Call,
     decode_call,
+    decode_items,
     decode_reply,
     encode_call,
     encode_error,
@@ -107,6 +108,13 @@ def test_a_result_arrives_as_it_was_returned(codec, result):
 def test_what_has_neither_result_nor_error_is_no_reply(body):
     with pytest.raises(SerializationError, match="not a reply"):
         decode_reply(body, JSON)
+
+
+@with_both_codecs
+def test_an_error_is_no_items(codec):
+    """Who takes items is told so: a handler must not wait for more of an upload."""
+    with pytest.raises(SerializationError, match="not items, but an error: InvalidParams"):
+        decode_items(encode_error("7", errors.InvalidParams("why"), codec), codec)
 
 
 @with_both_codecs

@@ -42,7 +42,7 @@ def address_of(text: str) -> Address:
     name, _, group = text[1:].partition("\n")
     if text[:1] == "t":
         return topic(name, group or None)
-    if text[:1] not in "qi" or group:
+    if text[:1] not in ("q", "i") or group:
         raise ValueError("no address")
     return queue(name) if text[0] == "q" else inbox(name)
 
