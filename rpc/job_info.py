@@ -29,6 +29,8 @@ ListedState = Literal["scheduled", "waiting", "running", "dead", "expired"]
 """What jobs can be listed by: those that are over are found by their id alone."""
 PROGRESS_OF = ".progress"
 """What is added to a job's id for how far it is."""
+A_STORE = "RPC_STORE may name one of them, for what is over"
+"""Of a backend that cannot tell what became of a job."""
 KEEP_PROGRESS = 3600.0
 """Seconds for which it is kept."""
 NOTE_AFTER = 0.2
@@ -107,8 +109,8 @@ class Inspector:
         """What is known of the job with this id. Raises TypeError, BackendUnavailable, Unsupported."""
         if not isinstance(id, str):
             raise TypeError(f"a job is found by its id, a text, not {id!r:.100}")
-        if self._store is None:
-            self._need("inspection")
+        if self._store is None and "inspection" not in self._backend.features:
+            raise Unsupported(f"{unsupported('inspection')}; {A_STORE}")
         for _ in range(2):  # from being tried it may go back to being scheduled meanwhile
             for name in self._queues if queue is None else (queue,):
                 if found := self._look(name, id):
@@ -295,7 +297,7 @@ class Store:
 
 def cannot_keep() -> Unsupported:
     """The error of a backend that keeps no outcomes."""
-    return Unsupported(f"{unsupported('results')}; RPC_STORE may name one of them")
+    return Unsupported(f"{unsupported('results')}; {A_STORE}")
 
 
 def keeping(
