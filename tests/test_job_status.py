@@ -318,7 +318,9 @@ def test_outcomes_are_kept_in_a_store_elsewhere(any_url, redis_url, serve):
 def test_where_nothing_can_be_looked_at_a_store_is_named() -> None:
     pytest.importorskip("httptools", reason="needs the extra http")
     with RpcClient(backend="http://127.0.0.1:1") as client:
-        with pytest.raises(Unsupported, match="'inspection'; .*; RPC_STORE may name one of them, for what is"):
+        with pytest.raises(
+            Unsupported, match="'inspection'; .*; RPC_STORE may name one of them, for what is"
+        ):
             client.job("0")
         with pytest.raises(Unsupported, match="'inspection'.* have it$"):
             client.jobs()
