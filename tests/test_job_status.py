@@ -319,10 +319,10 @@ def test_where_nothing_can_be_looked_at_a_store_is_named() -> None:
     pytest.importorskip("httptools", reason="needs the extra http")
     with RpcClient(backend="http://127.0.0.1:1") as client:
         with pytest.raises(
-            Unsupported, match="'inspection'; .*; RPC_STORE may name one of them, for what is"
+            Unsupported, match=r"'inspection'; .*; RPC_STORE may name one of them, for what is"
         ):
             client.job("0")
-        with pytest.raises(Unsupported, match="'inspection'.* have it$"):
+        with pytest.raises(Unsupported, match=r"'inspection'.* have it$"):
             client.jobs()
 
 
