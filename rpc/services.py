@@ -85,7 +85,9 @@ def health_check() -> bool:
 def gathered(
     services: Iterable[Service], jobs: dict[str, Callable[..., Any]]
 ) -> dict[str, Callable[..., Any]]:
-    """The jobs of services, with others; SettingsError if a name is used twice."""
+    """The jobs of services, with others; SettingsError if a name is used twice, or ours."""
+    if ours := [name for name in jobs if name.partition(".")[0] in RESERVED_SERVICES and "." in name]:
+        raise SettingsError(f"{', '.join(ours)}: what begins with 'rpc.' is reserved: name it otherwise")
     together, names = dict(jobs), set[str]()
     for each in services:
         if each.name and each.name in names:

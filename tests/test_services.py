@@ -509,6 +509,17 @@ def test_what_is_ours_is_reserved(name: str) -> None:
         service(exposing(name=name))
 
 
+def test_names_of_jobs_that_are_ours_are_reserved(memory_url: str) -> None:
+    jobs = {"rpc.discover": len, "add": len, "rpc.mine": len}
+    with pytest.raises(
+        SettingsError, match=r"^rpc\.discover, rpc\.mine: what begins with 'rpc\.' is reserved"
+    ):
+        RpcReceiver(jobs=jobs, backend=memory_url)
+    assert {"rpc", "rpcs.mine"} <= {
+        *RpcReceiver(jobs={"rpc": len, "rpcs.mine": len}, backend=memory_url).jobs
+    }
+
+
 @pytest.mark.parametrize("names", [
     {"name": "example", "method": "_foo"}, {"name": "_example"}, {"name": "a._b"},
 ])  # fmt: skip

@@ -59,6 +59,8 @@ def read(path: str | Path) -> Document:
     """The document in a file. ValueError, which names it, if there is none."""
     try:
         return checked(json.loads(Path(path).read_bytes()))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: it is no OpenRPC document: not JSON: {error}") from error
     except (OSError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from error
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -12,7 +13,7 @@ import pydantic
 import pytest
 
 from rpc import RpcReceiver, ServiceNotFound, errors
-from rpc.contract.documents import checked
+from rpc.contract.documents import checked, read
 from rpc.contract.openrpc import EVENTS, KIND, STREAM, STYLE, merged, openrpc, schema_hash, selected
 from rpc.core.jobs import jobs_from
 from rpc.settings import Settings
@@ -264,6 +265,14 @@ def test_what_listeners_hear_is_told() -> None:
 def test_what_is_read_must_be_a_document(bad: Any) -> None:
     with pytest.raises(ValueError, match="it is no OpenRPC document: "):
         checked(bad)
+
+
+@pytest.mark.parametrize("text", [b"", b"RPC_BACKEND = 1", b"\xff\xff"])
+def test_a_file_that_is_no_json_is_no_document(tmp_path: Path, text: bytes) -> None:
+    file = tmp_path / "openrpc.json"
+    file.write_bytes(text)
+    with pytest.raises(ValueError, match=r"openrpc\.json: it is no OpenRPC document: not JSON: "):
+        read(file)
 
 
 def test_what_is_read_may_refer_to_its_parts() -> None:
