@@ -304,8 +304,9 @@ async def answer(backend: AsyncBackend, to: Address, pending: PendingCall) -> Re
             finally:
                 replies.close()
         except RpcTimeout as late:
+            ended = time.monotonic()
             hint = str(late) or await heard(pending.caller.reason(to))
-            raise pending.timed_out(hint, current_request.get(), to.name) from None
+            raise pending.timed_out(ended, hint, current_request.get(), to.name) from None
         except QueueFull as full:
             await asyncio.sleep(pending.pause(attempt, full))
         else:

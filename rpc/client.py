@@ -362,8 +362,9 @@ class RpcClient(Overview):
                 while STREAM in (reply := replies.receive(pending.remaining(time.monotonic()))).headers:
                     pending.told(reply)
         except RpcTimeout as late:
+            ended = time.monotonic()
             hint = str(late) or _heard(self.reason(to))
-            raise pending.timed_out(hint, current_request.get(), to.name) from None
+            raise pending.timed_out(ended, hint, current_request.get(), to.name) from None
         finally:
             replies.close()
         return pending.feed(reply)

@@ -59,6 +59,11 @@ def decode_progress(reply: Message, accepted: Accepted = ACCEPTED) -> Progress:
         raise SerializationError(f"it does not say how far the job is: {error}") from error
 
 
+EARLY = 0.1
+"""What ends with so much of its time left, as a share of it, did not end because that was up: the only reply
+that can come has come, and was refused."""
+
+
 class Conversation:
     """A request and the wait for its reply. Times are seconds on a monotonic clock, given as arguments."""
 
@@ -87,11 +92,17 @@ class Conversation:
             raise RpcTimeout
         return self._deadline - now
 
-    def timed_out(self, hint: str = "", during: Request | None = None, queue: str = "") -> RpcTimeout:
-        """The error that says so; `hint` is what the backend knows of the reason, `during` the request that
-        is being handled here, `queue` where this one went."""
+    def timed_out(
+        self, now: float, hint: str = "", during: Request | None = None, queue: str = ""
+    ) -> RpcTimeout:
+        """The error that says so, or that it was over before, `now`; `hint` is what the backend knows of the
+        reason, `during` the request that is being handled here, `queue` where this one went."""
         hint = "; ".join(filter(None, (hint, during.why_late(self.name, queue) if during else "")))
-        return RpcTimeout(f"{self.name!r} was not answered within {self._timeout:g} s{hint and ': ' + hint}")
+        within = ""
+        if self._timeout is not None and self._deadline is not None:
+            is_late = now >= self._deadline - EARLY * self._timeout
+            within = f" within {self._timeout:g} s" if is_late else ""
+        return RpcTimeout(f"{self.name!r} was not answered{within}{hint and ': ' + hint}")
 
     def feed(self, reply: Message) -> Response:
         """The response in a reply; raises the error that it carries."""

@@ -231,8 +231,9 @@ class Consumer:
                 raise late
             await asyncio.sleep(SOON)  # some fail at once
         elif not self._inbox:
+            ended = time.monotonic()
             hint = str(late) or await heard(self._pending.caller.reason(self._to))
-            raise self._pending.timed_out(hint, queue=self._to.name) from None
+            raise self._pending.timed_out(ended, hint, queue=self._to.name) from None
         elif is_over:
             raise WorkerLost(f"{self._pending.name!r}: nothing was heard of its worker for {self._idle:g} s")
 

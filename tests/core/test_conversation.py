@@ -63,8 +63,14 @@ def test_time_runs_out_from_the_moment_of_asking(timeout, now, left):
 def test_a_wait_ends_at_its_timeout(now):
     with pytest.raises(RpcTimeout):
         waiting().remaining(now)
-    assert str(waiting().timed_out()) == "'add' was not answered within 2 s"
-    assert str(waiting(0.25).timed_out("nobody is there")).endswith("within 0.25 s: nobody is there")
+    assert str(waiting().timed_out(now)) == "'add' was not answered within 2 s"
+    assert str(waiting(0.25).timed_out(now, "nobody is there")).endswith("within 0.25 s: nobody is there")
+
+
+@pytest.mark.parametrize("timeout", [2.0, None])
+def test_a_wait_that_ends_before_its_time_does_not_say_that_this_was_up(timeout):
+    assert str(waiting(timeout).timed_out(100.5)) == "'add' was not answered"
+    assert str(waiting(timeout).timed_out(100.5, "why")) == "'add' was not answered: why"
 
 
 @with_both_codecs
