@@ -495,6 +495,29 @@ def test_what_strangers_send_costs_that_message_alone(site: Site) -> None:
     assert held.receive(site.patience).body == b"x"
 
 
+def test_who_is_greeted_again_before_he_has_answered_keeps_his_session(site: Site) -> None:
+    """Else what was sent after his first answer would be lost, or done twice: he may have been stopped."""
+    from rpc.backends.zeromq.peers import INTRODUCTION
+    from rpc.backends.zeromq.session import HEAD
+
+    site.serve(None, site.queue())
+    site.ask(b"echo:x").receive(site.patience)
+    [endpoint] = [link.endpoint for link in _links(site) if link.greeted]
+    token = uuid4().bytes
+    with zmq.Context() as context, context.socket(zmq.DEALER) as socket:
+        socket.linger = 0
+        socket.connect(endpoint)
+        for _ in range(2):
+            socket.send(HEAD.pack(b"H", 0, 0) + INTRODUCTION.pack(token, bytes(16), 0, False))
+        known = []
+        while len(known) < 2:
+            assert socket.poll(PATIENCE * 1000)
+            frame = socket.recv()
+            if frame[:1] == b"W":
+                known.append(INTRODUCTION.unpack_from(frame, HEAD.size)[1])
+    assert known == [bytes(16), token]
+
+
 def test_what_a_caller_says_in_its_turn_costs_that_message_alone(
     site: Site, caplog: pytest.LogCaptureFixture
 ) -> None:

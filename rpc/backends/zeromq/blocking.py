@@ -218,20 +218,40 @@ class Caller:
                 outcome.append(error)
 
         self.until_greeted()
-        self._look(waiter)
-        self.do(begin)
+        self._after_look(begin, waiter)
         end = time.monotonic() + patience(message.ttl)
         self.wait(lambda: outcome or (missing and missing[0] <= 0), waiter, end)
         if outcome:
             raise outcome[0]
         return sent
 
-    def _look(self, waiter: Waiter) -> None:
-        """Until it is known whether somebody has come where nobody was."""
-        found: list[Look] = []
-        self.do(lambda: found.append(self.workers.peers.look(GREETING, waiter.wake)))
-        self.wait(lambda: found and found[0].is_over(), waiter, time.monotonic() + GREETING)
-        self.do(lambda: self.workers.peers.end_look(found[0]))
+    def _after_look(self, begin: Callable[[], None], waiter: Waiter) -> None:
+        """Have it begun once it is known whether somebody has come where nobody was: at once, if somebody is
+        everywhere."""
+        looks: list[Look | None] = []
+        """None: there was nothing to find out, and it has begun."""
+
+        def look() -> None:
+            found = self.workers.peers.look(GREETING, waiter.wake)
+            if found.is_over():
+                begin()
+                looks.append(None)
+                waiter.wake()
+            else:
+                looks.append(found)
+
+        def end() -> None:
+            if looks[0] is not None:
+                self.workers.peers.end_look(looks[0])
+                begin()
+
+        def is_over() -> bool:
+            return bool(looks) and (looks[0] is None or looks[0].is_over())
+
+        self.do(look)
+        self.wait(is_over, waiter, time.monotonic() + GREETING)
+        if looks != [None]:
+            self.do(end)
 
     def until_greeted(self) -> None:
         """Until it is known who serves what."""

@@ -109,7 +109,7 @@ class Peers:
             if not link.is_slow and not (link.route.is_open() and (link.socket, None) in self._by_route)
         ]
         look = Look(empty, patience, changed)
-        if empty:
+        if not look.is_over():
             self._looks.append(look)
             self._items = None
         return look
