@@ -63,11 +63,11 @@ class RpcReceiver:
     `every`), `hooks` maps names to callables and `middleware` wraps handlers from the outside in (see
     `rpc.core.middleware`); `context` makes what all of these run in. `backend` is a backend or its URL,
     `queues` are served in this order of priority, after those of the service that this is by its `identity`;
-    `concurrency` is how many plain functions run at a time and
-    `coroutines` how many coroutines, `grace` the seconds that a stop gives to those that run, and
-    `max_jobs_per_child` after how many jobs a process of those with `fork=True` is replaced. `run()` serves
-    until a signal; `async with` serves in the application's own event loop, in which coroutines then run.
-    Raises SettingsError, and Unsupported if something needs what the backend cannot do.
+    `concurrency` is how many plain functions run at a time and `coroutines` how many coroutines, `grace` the
+    seconds that a stop gives to those that run, and `max_jobs_per_child` after how many jobs a process of
+    those with `fork=True` is replaced. `run()` serves until a signal; `async with` serves in the
+    application's own event loop, in which coroutines then run. Raises SettingsError, and Unsupported if
+    something needs what the backend cannot do.
     """
 
     def __init__(
@@ -257,10 +257,8 @@ class RpcReceiver:
         self._events.check(features)
         retried = [name for name, each in self.jobs.items() if each.options.retries]
         if retried and "delay" not in features:
-            raise unsupported(
-                "delay",
-                f"{', '.join(retried)} {'has' if len(retried) == 1 else 'have'} retries=, but this backend",
-            )
+            have = f"{', '.join(retried)} {'has' if len(retried) == 1 else 'have'}"
+            raise unsupported("delay", f"{have} retries=, but this backend")
         channels = [ALL_WORKERS] if features & ANSWERS_ALL else []
         if "topics" in features and self.identity.type:
             channels.append(self._instance)

@@ -16,7 +16,8 @@ from .._prefix import PREFIX, checked_prefix
 from .._serving import OnChange, Plan
 from ..features import FEATURES
 from .aio import AsyncMemoryReplies
-from .hub import HUBS, MemoryReplies
+from .hub import MemoryReplies
+from .hubs import HUBS
 from .server import MemoryServer
 
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable
 from copy import copy
 from heapq import heapify, heappop, heappush
 from itertools import count, islice
-from os import register_at_fork
 from threading import Condition, RLock
 from typing import Any
 
@@ -223,34 +221,6 @@ class Subscriber:
         self.address = address
         self.waiting: deque[MemoryDelivery] = deque()
         self.members = 0
-
-
-HUBS: defaultdict[tuple[str, str], Hub] = defaultdict(Hub)
-"""By URL and prefix. They name the same hub everywhere in the process, as they name the same broker
-elsewhere."""
-
-
-class _Fork(threading.local):
-    """A process forks while no other thread is in a hub: no lock stays locked in the child. Who serves and
-    what waits are the parent's."""
-
-    def before(self) -> None:
-        self._hubs = list(HUBS.values())
-        for hub in self._hubs:
-            hub.lock.acquire()
-
-    def after(self) -> None:
-        for hub in reversed(self._hubs):
-            hub.lock.release()
-
-    def after_in_child(self) -> None:
-        for hub in self._hubs:
-            hub.begin()
-        self.after()
-
-
-_fork = _Fork()
-register_at_fork(before=_fork.before, after_in_parent=_fork.after, after_in_child=_fork.after_in_child)
 
 
 class First:

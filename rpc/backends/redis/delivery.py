@@ -60,7 +60,7 @@ class RedisDelivery(BaseDelivery):
         self.is_apart = False
         """Whether its replies have left on the connection of acknowledgements: the last one must follow."""
         self._number = 1
-        self._is_final = self._answered = False
+        self._is_final = False
 
     def reply(self, message: Message) -> bool:
         """Send a reply at once; the last one while handlers are fast with the acknowledgement, unless the
@@ -71,7 +71,7 @@ class RedisDelivery(BaseDelivery):
             self._send(packed(message), milliseconds(KEEP_STREAM))
             self._number += 1
             return True
-        self._answered, self.unsaid = True, message
+        self.unsaid = message
         packed(message)  # raises SerializationError here
         if self._is_final or not self._server.is_riding(self):
             self.say()
