@@ -15,9 +15,11 @@ from __future__ import annotations
 
 import hmac
 import re
-from base64 import urlsafe_b64decode, urlsafe_b64encode
+from base64 import urlsafe_b64decode
 from binascii import Error as NoBase64
+from binascii import b2a_base64
 from collections.abc import Iterable, Mapping
+from hashlib import sha256
 from typing import Any, Protocol
 
 from ..errors import SettingsError, Unauthorized, not_installed, shown
@@ -52,6 +54,12 @@ MOST_SIGNATURES = 4
 LONGEST = 1024
 """Characters of a header with signatures."""
 
+_BLOCK = 64
+"""Bytes that SHA-256 takes at a time."""
+_INNER, _OUTER = (bytes(byte ^ pad for byte in range(256)) for pad in (0x36, 0x5C))
+"""What makes the two keys of HMAC of one."""
+_URL_SAFE = bytes.maketrans(b"+/", b"-_")
+
 Binding = tuple[str, str, str]
 """What a message is bound to: of what kind that is, and two names of it."""
 
@@ -64,9 +72,9 @@ def encoded(kind: bytes, body: bytes) -> bytes:
 def fields(binding: Binding, message: Message, unsigned: frozenset[str] = UNSIGNED) -> bytes:
     """What is signed of a message: each field behind its length, in bytes of UTF-8, with spaces between."""
     kind, one, other = binding
-    signed = [each for each in sorted(message.headers.items()) if each[0] not in unsigned]
-    pairs = [f"{len(name)} {name} {len(value)} {value} " for name, value in signed]
-    text = f"{len(kind)} {kind} {len(one)} {one} {len(other)} {other} {''.join(pairs)}"
+    signed = sorted([each for each in message.headers.items() if each[0] not in unsigned])
+    pairs = "".join([f"{len(name)} {name} {len(value)} {value} " for name, value in signed])
+    text = f"{len(kind)} {kind} {len(one)} {one} {len(other)} {other} {pairs}"
     if text.isascii():
         return b"%s%d %s" % (text.encode(), len(message.body), message.body)
     texts = [*binding, *(text for header in signed for text in header)]
@@ -86,7 +94,8 @@ class Key(Protocol):
 
 
 class SecretKey:
-    """HMAC-SHA-256 (RFC 2104): whoever can verify can sign, too."""
+    """HMAC-SHA-256 (RFC 2104): whoever can verify can sign, too. What is hashed first is the same each time, and
+    is hashed once: that takes half the time of `hmac`, which looks the hash up besides."""
 
     can_sign = True
 
@@ -96,10 +105,14 @@ class SecretKey:
             raise SettingsError(
                 f"a secret has at least {SHORTEST_SECRET} bytes, not {len(secret)}: `rpc keygen` makes one"
             )
-        self._secret = secret
+        block = (secret if len(secret) <= _BLOCK else sha256(secret).digest()).ljust(_BLOCK, b"\0")
+        self._inner, self._outer = sha256(block.translate(_INNER)), sha256(block.translate(_OUTER))
 
     def sign(self, data: bytes) -> bytes:
-        return hmac.digest(self._secret, data, "sha256")
+        inner, outer = self._inner.copy(), self._outer.copy()
+        inner.update(data)
+        outer.update(inner.digest())
+        return outer.digest()
 
     def verifies(self, data: bytes, signature: str) -> bool:
         return signature.isascii() and hmac.compare_digest(_text(self.sign(data)), signature)
@@ -213,7 +226,7 @@ class Keys:
 
 
 def _text(signature: bytes) -> str:
-    return urlsafe_b64encode(signature).rstrip(b"=").decode()
+    return b2a_base64(signature, newline=False).translate(_URL_SAFE, b"=").decode()
 
 
 def _bytes(text: str) -> bytes | None:

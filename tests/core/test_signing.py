@@ -298,3 +298,10 @@ def test_hmac_is_that_of_the_standard_library() -> None:
     data = b"DSSEv1 30 application/vnd.jobrpc.message %d %s" % (len(payload), payload)
     mac = hmac.new(VECTORS["keys"]["2026-11"].encode(), data, "sha256").digest()
     assert VECTORS["messages"][0]["added"]["signature"] == "2026-11=" + signing._text(mac)
+
+
+@given(st.binary(min_size=32, max_size=200), st.binary(max_size=300))
+def test_any_secret_signs_as_the_standard_library_does(secret: bytes, data: bytes) -> None:
+    key = SecretKey(secret)
+    for _ in range(2):  # what it keeps is not used up
+        assert key.sign(data) == hmac.digest(secret, data, "sha256")
