@@ -94,8 +94,8 @@ class Key(Protocol):
 
 
 class SecretKey:
-    """HMAC-SHA-256 (RFC 2104): whoever can verify can sign, too. What is hashed first is the same each time, and
-    is hashed once: that takes half the time of `hmac`, which looks the hash up besides."""
+    """HMAC-SHA-256 (RFC 2104): whoever can verify can sign, too. What is hashed first is the same each time,
+    and is hashed once: that takes half the time of `hmac`, which looks the hash up besides."""
 
     can_sign = True
 
