@@ -24,7 +24,7 @@ from async_calls import (
 
 from rpc import AsyncRpcClient, BackendUnavailable, RpcClient, RpcTimeout, SettingsError
 from rpc.backends.memory import MemoryBackend
-from rpc.backends.memory.hub import HUBS
+from rpc.backends.memory.hubs import HUBS
 from rpc.transport import queue
 
 

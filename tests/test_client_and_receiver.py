@@ -534,7 +534,7 @@ def before():
 os.register_at_fork(before=before)  # the last thing that is done before a fork, as it is registered first
 
 import rpc
-from rpc.backends.memory.hub import HUBS
+from rpc.backends.memory.hubs import HUBS
 
 client = rpc.RpcClient(backend="memory://", timeout=0.1)
 client.call("add")

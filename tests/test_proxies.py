@@ -30,7 +30,7 @@ from rpc import (
     expose,
     service,
 )
-from rpc.backends.memory.hub import HUBS
+from rpc.backends.memory.hubs import HUBS
 from rpc.transport import queue
 
 
