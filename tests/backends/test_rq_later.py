@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator
 from datetime import timedelta
@@ -16,7 +17,7 @@ from rq.scheduler import RQScheduler
 from rq.serializers import JSONSerializer
 
 from rpc.testing import RedisServer
-from rpc.testing.site import ONCE, Site, eventually
+from rpc.testing.site import ONCE, Site, eventually, request
 from rpc.transport import Delivery, Message
 
 pytestmark = pytest.mark.redis
@@ -103,6 +104,28 @@ def test_what_has_expired_while_it_was_scheduled_is_not_queued(site: Site, admin
     eventually(lambda: scheduled(site, admin) == [])
     site.tell(b"log:x")
     eventually(lambda: site.log.lines() == ["toy x"])
+
+
+def test_what_is_withdrawn_in_the_middle_of_an_attempt_is_not_tried_again(
+    site: Site, admin: redis.Redis
+) -> None:
+    """Even if its worker postpones it before it hears of that."""
+    withdrawn = threading.Event()
+
+    def handler(delivery: Delivery) -> None:
+        site.log.write(f"attempt {delivery.message.attempt}")
+        withdrawn.wait(site.patience)
+        delivery.postpone(0.01, delivery.message.replace(attempt=2))
+
+    site.serve(handler)
+    message = request(b"x")
+    replies = site.client.request(site.queue(), message)
+    eventually(site.log.lines)
+    assert admin.exists(f"rq:job:{message.id}")
+    replies.close()
+    withdrawn.set()
+    eventually(lambda: not admin.exists(f"rq:job:{message.id}"))
+    assert site.log.lines() == ["attempt 1"]
 
 
 def test_a_deleted_queue_takes_along_what_is_scheduled_for_it(site: Site, admin: redis.Redis) -> None:

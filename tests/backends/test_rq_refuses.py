@@ -241,7 +241,8 @@ values = st.one_of(
 )
 FIELDS = (
     "data status timeout created_at enqueued_at origin dependency_ids ttl result_ttl worker_name meta "
-    "rpc_expires rpc_deliveries rpc_lost rpc_once rpc_reply_to rpc_owner rpc_key rpc_postponed retries_left"
+    "rpc_expires rpc_deliveries rpc_lost rpc_once rpc_reply_to rpc_owner rpc_key rpc_postponed "
+    "rpc_withdrawn retries_left"
 )
 names = st.sampled_from(re.findall(r"\w+", FIELDS))
 

@@ -10,6 +10,7 @@ if was_next or leave(KEYS[4], ARGV[1]) == 1 then
   return 1
 end
 if is_ours(KEYS[2]) and redis.call('HGET', KEYS[2], 'status') == 'started' then
+  redis.call('HSET', KEYS[2], 'rpc_withdrawn', 1) -- it may be postponed before its worker hears of it
   local inbox = ARGV[2] .. (redis.call('HGET', KEYS[2], 'worker_name') or '')
   redis.pcall('RPUSH', inbox, ARGV[1])
   redis.call('PEXPIRE', inbox, 60000)
