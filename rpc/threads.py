@@ -33,9 +33,11 @@ class DaemonThreads(concurrent.futures.ThreadPoolExecutor):
     def __init__(self, most: int, name: str) -> None:
         super().__init__(most, name)
         self._most, self._name, self._submitting = most, name, threading.Lock()
-        self._free, self._todo = threading.Semaphore(0), SimpleQueue[_Todo]()
+        self._free, self._todo = list[None](), SimpleQueue[_Todo]()
+        """One for each thread that waits for something to do; for whoever has the lock. It is no semaphore:
+        those are written in Python, and stay locked for good if a signal handler raises at the wrong time."""
         self._started: list[threading.Thread] = []
-        self._end = weakref.finalize(self, _end_all, self._todo, self._started)
+        self._end = weakref.finalize(self, self._todo.put, None)
         self._end.atexit = False
 
     def submit(
@@ -55,7 +57,9 @@ class DaemonThreads(concurrent.futures.ThreadPoolExecutor):
         with self._submitting:
             if not self._end.alive:
                 raise RuntimeError(f"the threads {self._name} were shut down")
-            if not self._free.acquire(blocking=False) and len(self._started) < self._most:
+            if self._free:
+                self._free.pop()
+            elif len(self._started) < self._most:
                 self._start()
             self._todo.put(work)
 
@@ -63,8 +67,12 @@ class DaemonThreads(concurrent.futures.ThreadPoolExecutor):
         work = self._todo, self._free, self._submitting, weakref.ref(self)
         name = f"{self._name}_{len(self._started)}"
         thread = threading.Thread(target=_work_off, args=work, name=name, daemon=True)
-        thread.start()
-        self._started.append(thread)
+        self._started.append(thread)  # first: whoever is interrupted once it runs could not say so any more
+        try:
+            thread.start()
+        except RuntimeError:
+            self._started.remove(thread)
+            raise
 
     def one_more(self) -> None:
         """One of its threads waits for others: another one may take its place."""
@@ -85,18 +93,16 @@ class DaemonThreads(concurrent.futures.ThreadPoolExecutor):
                 with suppress(Empty):
                     if (work := self._todo.get_nowait()) and work[0]:
                         work[0].cancel()
-            self._end()
+            self._end.detach()
+            self._todo.put(None)
         for thread in self._started if wait else ():
-            thread.join()
+            if thread.ident is not None:  # else whoever started it was interrupted before that
+                thread.join()
 
 
 _Work = tuple["concurrent.futures.Future[Any] | None", Callable[[], Any]]
 _Todo = _Work | None
-
-
-def _end_all(todo: SimpleQueue[_Todo], threads: list[threading.Thread]) -> None:
-    for _ in threads:
-        todo.put(None)
+"""None: it is the end, for whoever gets it and all others."""
 
 
 _here = threading.local()
@@ -122,7 +128,7 @@ def blocked() -> AbstractContextManager[None]:
 
 def _work_off(
     todo: SimpleQueue[_Todo],
-    free: threading.Semaphore,
+    free: list[None],
     submitting: threading.Lock,
     pool: weakref.ref[DaemonThreads],
 ) -> None:
@@ -140,13 +146,14 @@ def _work_off(
             except BaseException as error:  # it is raised where somebody waits
                 future.set_exception(error)
         del work, future, action  # which are not to live until there is more to do
+    todo.put(None)
 
 
-def _next(todo: SimpleQueue[_Todo], free: threading.Semaphore, submitting: threading.Lock) -> _Todo:
+def _next(todo: SimpleQueue[_Todo], free: list[None], submitting: threading.Lock) -> _Todo:
     """What is to be done; the thread counts as free while it waits for that, and not a moment longer."""
     with submitting:
         try:
             return todo.get_nowait()
         except Empty:
-            free.release()
+            free.append(None)
     return todo.get()

@@ -75,8 +75,9 @@ class LoopConnection:
         """Why there is no connection."""
         self._loop = asyncio.get_running_loop()
         self._connection: AsyncConnection | None = None
-        self._connecting, self._ordered = asyncio.Lock(), asyncio.Lock()
-        """The second is held to send what has an order key, so that nothing overtakes it on its way."""
+        self._connecting: asyncio.Task[AsyncConnection] | None = None
+        self._ordered = asyncio.Lock()
+        """Held to send what has an order key, so that nothing overtakes it on its way."""
         self._recovery: asyncio.Task[None] | None = None
         self._replies: ReplyQueue | None = None
         """Where the replies to new requests come."""
@@ -89,21 +90,38 @@ class LoopConnection:
         return self._connection.blocked if self._connection else ""
 
     async def connection(self) -> AsyncConnection:
-        """Connected. Raises Broken."""
-        async with self._connecting:
-            if self._connection is None or not self._connection.is_open:
-                if self.is_over:
-                    raise Cancelled("the client was closed")
-                try:
-                    self._connection = await AsyncConnection.connect(self._servers, self._lost)
-                except Broken as error:
-                    self.failure = error
-                    raise
-                self.failure, self._replies = None, None
-                self._used_by.clear()
-                self._connection.listeners[REQUESTS] = self._hear
-                self._connection.tell(SEND, self._servers.names.own_exchange)
+        """Connected, by a task that all wait for: whoever is cancelled meanwhile leaves it to the others. A
+        lock would stay locked, if it was left by an exception of a signal handler. Raises Broken, Cancelled.
+        """
+        if self._connection and self._connection.is_open:
             return self._connection
+        connecting = self._connecting
+        if connecting is None or connecting.done():
+            connecting = self._connecting = self._loop.create_task(self._connected())
+            connecting.add_done_callback(_looked_at)
+        await asyncio.wait([connecting])
+        if connecting.cancelled():
+            raise Cancelled("the client was closed")
+        return connecting.result()
+
+    async def _connected(self) -> AsyncConnection:
+        if self.is_over:
+            raise Cancelled("the client was closed")
+        try:
+            connection = await AsyncConnection.connect(self._servers, self._lost)
+        except Broken as error:
+            self.failure = error
+            raise
+        try:
+            connection.listeners[REQUESTS] = self._hear
+            connection.tell(SEND, self._servers.names.own_exchange)
+            self.failure, self._replies = None, None
+            self._used_by.clear()
+        except BaseException as error:
+            connection.drop(error)
+            raise
+        self._connection = connection
+        return connection
 
     def forget_queue(self, name: str) -> None:
         """A queue of this name is not there."""
@@ -227,8 +245,9 @@ class LoopConnection:
 
     async def close(self) -> None:
         self.forget()
-        if self._recovery:
-            self._recovery.cancel()
+        for task in self._recovery, self._connecting:
+            if task:
+                task.cancel()
         if self._connection:
             await self._connection.close()
 
@@ -285,3 +304,9 @@ class AsyncReplies:
         if not self.request.arrived:
             self.request.fail(Cancelled("the client was closed"))
         self._wake()
+
+
+def _looked_at(connecting: asyncio.Task[AsyncConnection]) -> None:
+    """asyncio complains of what failed if nobody comes for it."""
+    if not connecting.cancelled():
+        connecting.exception()

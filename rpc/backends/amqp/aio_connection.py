@@ -76,15 +76,21 @@ class AsyncConnection(Dialogue, asyncio.Protocol):
     # What is said.
 
     def put(self, data: bytes) -> None:
-        """Let it leave with all that is put until the loop gets to it."""
-        if not self._unsent:
-            self._loop.call_soon(self._flush)
+        """Let it leave with all that is put until the loop gets to it; each time, as the loop may have been
+        interrupted before it was at the one before."""
         self._unsent.append(data)
+        self._loop.call_soon(self._flush)
 
     def _flush(self) -> None:
-        unsent, self._unsent = self._unsent, []
-        if self._transport and not self._transport.is_closing():
-            self._transport.write(b"".join(unsent))
+        if not self._unsent:
+            return
+        try:
+            unsent, self._unsent = self._unsent, []
+            if self._transport and not self._transport.is_closing():
+                self._transport.write(b"".join(unsent))
+        except BaseException as error:  # what follows would be out of step
+            self.drop(error)
+            raise
 
     async def ask(self, channel: int, method: base.Frame, *expected: type[Any]) -> Arrival:
         """The answer to a method. If that is refused, its channel alone is closed, and opened again by its

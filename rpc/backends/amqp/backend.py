@@ -14,12 +14,13 @@ from ...inspection import DeadLetter, QueueInfo
 from ...loops import Alarm
 from ...transport import IDEMPOTENCY_KEY, Address, Handler, Message
 from ...transport import queue as queue_address
+from .._idle import Idle
 from .._prefix import PREFIX
 from .._retry import RETRY_FOR
 from .._serving import OnChange, Plan
 from ..features import FEATURES, unsupported
 from .aio import AsyncAmqp
-from .callers import BlockingReplies, CallerConnection, Idle, Senders, perform
+from .callers import BlockingReplies, CallerConnection, Senders, perform
 from .connection import Connection, Heartbeats
 from .dead_letters import DeadLetterStore
 from .locks import Locks

@@ -6,11 +6,11 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Generator
-from typing import Any, Generic, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 from ...errors import BackendUnavailable, RpcError, RpcTimeout, shown
-from ...loops import pop_or_none
 from ...transport import Address, Message
+from .._idle import Idle
 from .._retry import backoff, patience
 from .connection import BLOCK, Connection, persistently
 from .messages import cancel_of, control_key
@@ -48,29 +48,6 @@ def perform(steps: Generator[Callable[[Any], Any], Any, T], connection: Connecti
             outcome = step(connection)
         except Broken as error:
             outcome = error
-
-
-class Idle(Generic[T]):
-    """What nobody uses now. Any thread. Once this is closed, whoever gives something back closes it: a thread
-    may be at it still."""
-
-    def __init__(self, close: Callable[[T], object]) -> None:
-        self._idle: list[T] = []
-        self._close, self._is_closed = close, False
-
-    def take(self) -> T | None:
-        return pop_or_none(self._idle)
-
-    def give_back(self, it: T) -> None:
-        self._idle.append(it)
-        if self._is_closed:
-            self.close()
-
-    def close(self) -> None:
-        """Idempotent. What is taken after this is used, and not kept."""
-        self._is_closed = True
-        while it := self.take():
-            self._close(it)
 
 
 class Senders:

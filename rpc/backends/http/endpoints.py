@@ -8,8 +8,8 @@ from typing import Any, Generic, TypeVar
 from urllib.parse import urlsplit
 
 from ...errors import BackendRefused
-from ...loops import pop_or_none
 from ...transport import Address
+from .._idle import Idle
 from .wire import Answers
 
 CONNECT = 5.0
@@ -87,7 +87,7 @@ class Peer(Generic[C]):
         standard = PORTS["https" if is_secure else "http"]
         self.name = _named(host, port)
         self.host_header = self.name if port != standard else self.name.rpartition(":")[0]
-        self.idle: list[C] = []
+        self.idle: Idle[C] = Idle(lambda connection: connection.close())
         self.outstanding = 0
         """Requests that wait for their answer."""
         self.down_until = 0.0
@@ -97,7 +97,7 @@ class Peer(Generic[C]):
 
     def take(self, now: float) -> C | None:
         """A connection that was used before, if there is one that is usable. Any thread."""
-        while connection := pop_or_none(self.idle):
+        while connection := self.idle.take():
             if connection.is_usable(now):
                 self.outstanding += 1
                 return connection
@@ -111,7 +111,7 @@ class Peer(Generic[C]):
         answers = connection.answers
         if answers.is_complete and answers.may_stay and len(self.idle) < most:
             connection.since = now
-            self.idle.append(connection)
+            self.idle.give_back(connection)
         else:
             connection.close()
 
@@ -156,5 +156,4 @@ class Peers(Generic[C]):
 
     def close(self) -> None:
         for peer in self.all:
-            while connection := pop_or_none(peer.idle):
-                connection.close()
+            peer.idle.close()

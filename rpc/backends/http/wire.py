@@ -111,6 +111,10 @@ class Answers:
             httptools.HttpParserUpgrade,
             httptools.HttpParserCallbackError,
         ) as e:
+            if e.__context__ and not isinstance(
+                e.__context__, Exception
+            ):  # of a signal handler, in a callback
+                raise e.__context__ from None
             raise SerializationError(f"no HTTP: {e}") from e
 
     def frames(self) -> list[Message]:

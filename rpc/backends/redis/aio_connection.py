@@ -94,10 +94,12 @@ class AioConnection:
         """Write them; they may be asked for only now. If that fails, what has been asked would get answers
         to other questions: the connection is given up."""
         try:
-            data = b"".join(parts)
+            self._write(b"".join(parts))
         except BaseException as error:
-            self.fail(redis.ConnectionError(f"interrupted: {error!r}"))
+            self._interrupted(error)
             raise
+
+    def _write(self, data: bytes) -> None:
         if self._unsent or not data:
             self._unsent += data
             return
@@ -111,6 +113,11 @@ class AioConnection:
         if sent < len(data):
             self._unsent += memoryview(data)[sent:]
             self._loop.add_writer(self._socket, self._writable)
+
+    def _interrupted(self, error: BaseException) -> None:
+        """Nobody knows what was written, or which answer is the next one; nor whether it is dropped."""
+        self.drop()
+        self._lost(redis.ConnectionError(f"interrupted: {error!r}"))
 
     async def flushed(self, seconds: float) -> None:
         """Once all is written; after so many seconds at the latest."""
@@ -136,6 +143,13 @@ class AioConnection:
 
     def _readable(self) -> None:
         try:
+            self._read()
+        except BaseException as error:
+            self._interrupted(error)
+            raise
+
+    def _read(self) -> None:
+        try:
             data = self._received()
         except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
             return
@@ -152,9 +166,6 @@ class AioConnection:
                 self._expected.popleft()(answer)
         except (hiredis.ProtocolError, *FAILURES) as error:
             self.fail(redis.ConnectionError(f"what came is no answer: {error}"))
-        except BaseException as error:  # the answer that came was not taken
-            self.fail(redis.ConnectionError(f"interrupted: {error!r}"))
-            raise
 
     def _received(self) -> bytes:
         data: bytes = self._socket.recv(CHUNK)
@@ -164,6 +175,13 @@ class AioConnection:
         return data
 
     def _writable(self) -> None:
+        try:
+            self._write_more()
+        except BaseException as error:
+            self._interrupted(error)
+            raise
+
+    def _write_more(self) -> None:
         try:
             sent = self._socket.send(self._unsent)
         except (BlockingIOError, ssl.SSLWantReadError, ssl.SSLWantWriteError):
@@ -204,7 +222,17 @@ def connect(
             failure = error if isinstance(error, redis.RedisError) else redis.ConnectionError(str(error))
             tell(partial(opened, failure))
         else:
-            tell(lambda: opened(AioConnection(connection, known, offset, lost)), connection.disconnect)
+            tell(partial(made, connection, known, offset), connection.disconnect)
+
+    def made(connection: Any, known: dict[str, tuple[str, str]], offset: float) -> None:
+        descriptor = connection._sock.fileno()
+        try:
+            opened(AioConnection(connection, known, offset, lost))
+        except BaseException as error:
+            loop.remove_reader(descriptor)
+            connection.disconnect()
+            opened(redis.ConnectionError(f"interrupted: {error!r}"))
+            raise
 
     def tell(news: Callable[[], None], otherwise: Callable[[], object] = lambda: None) -> None:
         try:

@@ -17,7 +17,7 @@ import redis
 
 from ...durations import seconds
 from ...errors import SerializationError, Unsupported
-from ...loops import pop_or_none, process
+from ...loops import process
 from ...transport import (
     Address,
     AsyncBackend,
@@ -26,6 +26,7 @@ from ...transport import (
     Replies,
     Server,
 )
+from .._idle import Idle
 from .._in_threads import InThreads
 from .._prefix import PREFIX
 from .._retry import patience, run_together
@@ -81,7 +82,7 @@ class RedisBackend(RedisInspection, RedisBase):
         connection."""
         self._callers: defaultdict[str, CallerConnections] = defaultdict(CallerConnections)
         """Those to the queues of one hash tag."""
-        self._idle: defaultdict[str, list[Connection]] = defaultdict(list)
+        self._idle: defaultdict[str, Idle[Connection]] = defaultdict(lambda: Idle(Connection.drop))
         """Connections for what nobody waits for."""
 
     def send(self, to: Address, message: Message) -> None:
@@ -95,7 +96,7 @@ class RedisBackend(RedisInspection, RedisBase):
     def _send(self, queue: str, message: Message, max_length: int | None) -> None:
         keys = self.names.queue(queue)
         idle = self._idle[keys.tag]
-        connection = pop_or_none(idle) or Connection(self.servers, keys.queue, SCRIPTS)
+        connection = idle.take() or Connection(self.servers, keys.queue, SCRIPTS)
 
         def send() -> int:
             id, sent = plain(message.id), connection.server_ms()
@@ -103,7 +104,7 @@ class RedisBackend(RedisInspection, RedisBase):
             return int(connection.ask(*commands))
 
         outcome = persistent(send, patience(message.ttl))
-        idle.append(connection)
+        idle.give_back(connection)
         if outcome < 0:
             raise full(keys)
 
@@ -180,8 +181,7 @@ class RedisBackend(RedisInspection, RedisBase):
 
     def close(self) -> None:
         for idle in self._idle.values():
-            while connection := pop_or_none(idle):
-                connection.drop()
+            idle.close()
         for callers in self._callers.values():
             callers.close()
         self.servers.close()

@@ -10,8 +10,9 @@ from typing import Any
 from uuid import uuid4
 
 from ...errors import QueueFull, RpcTimeout, SerializationError, shown
-from ...loops import pop_or_none, process
+from ...loops import process
 from ...transport import FAILED, IDEMPOTENCY_KEY, ORDER_KEY, STREAM, Message, unpacked
+from .._idle import Idle
 from .._retry import patience
 from .connection import (
     BLOCK,
@@ -69,28 +70,29 @@ class CallerConnections:
     """Those to the queues of one hash tag: as many as calls ever waited at a time."""
 
     def __init__(self) -> None:
-        self._idle: list[CallerConnection] = []
+        self._idle = Idle(self._drop)
         self._made = 0
 
     def take(self, servers: Servers, keys: Keys) -> CallerConnection:
         """One that is idle, or a new one."""
-        while connection := pop_or_none(self._idle):
+        while connection := self._idle.take():
             if connection.pid == process.id and not connection.link.due:  # a parent's inbox is not a child's
                 return connection
-            connection.link.drop()
-            self._made -= 1
+            self._drop(connection)
         self._made += 1
         return CallerConnection(servers, keys)
 
     def give_back(self, connection: CallerConnection) -> None:
         """It is idle again."""
-        self._idle.append(connection)
+        self._idle.give_back(connection)
 
     def close(self) -> None:
-        """Give up those that are idle."""
-        while connection := pop_or_none(self._idle):
-            self._made -= 1
-            connection.link.drop()
+        """Give up those that are idle, and from now on what is given back."""
+        self._idle.close()
+
+    def _drop(self, connection: CallerConnection) -> None:
+        self._made -= 1
+        connection.link.drop()
 
     def one_call_waits(self) -> bool:
         """Whether there is no other."""

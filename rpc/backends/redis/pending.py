@@ -28,7 +28,7 @@ class PendingSend:
     """A message on its way to Redis."""
 
     __slots__ = (
-        *("before", "id", "is_asked", "is_ordered", "keys", "lifetime", "record", "special"),
+        *("_record", "_sent", "before", "id", "is_asked", "is_ordered", "keys", "lifetime", "special"),
         *("until", "written"),
     )
 
@@ -50,11 +50,16 @@ class PendingSend:
             *self.before, self.special = sender.sending(keys, message, self.id, inbox, 0, shared=True)
         else:
             self.before, record, self.lifetime = sender.encode(keys, message, self.id, inbox, 0)
-            self.record = record.unsent()
+            self._record, self._sent = record.unsent(), 0
 
     def stamp(self, sent: int) -> None:
-        """It is written, at this time in milliseconds of the server's clock, for the first time."""
-        self.record = b"%d %s" % (sent, self.record)
+        """It is written, at this time in milliseconds of the server's clock. The first time counts."""
+        self._sent = self._sent or sent
+
+    @property
+    def record(self) -> bytes:
+        """As it is sent."""
+        return b"%d %s" % (self._sent, self._record)
 
     def succeed(self) -> None:
         """It was sent."""
@@ -100,6 +105,13 @@ class Putting(_Done):
         self.is_ordered, self.is_asked, self.written = False, True, None
         self.until = session.loop.time() + patience(None)
         self.done = session.loop.create_future()
+
+    def answered(self, answer: Any) -> None:
+        """It was put there, or this is the error."""
+        if isinstance(answer, redis.RedisError):
+            self.fail(unavailable(answer))
+        else:
+            self.succeed()
 
 
 class InOneLine:

@@ -73,7 +73,8 @@ class Session:
         self._head: Any = None
         self._read, self._last = 0, b""
         """How many entries of the inbox were read and are still there, and how the last of them begins."""
-        self._ticked = self._attended = self.loop.time()
+        self._attended = self._ticks = self._opens_until = self.loop.time()
+        """When the next look is due, and a connection that is opened: past that, nobody may see to it."""
 
     def post(self, each: PendingSend) -> None:
         self._underway[each.id] = each
@@ -250,10 +251,7 @@ class Session:
 
     def _on_put(self, each: Putting, answer: Any) -> None:
         self._underway.pop(each.id, None)
-        if isinstance(answer, redis.RedisError):
-            each.fail(unavailable(answer))
-        else:
-            each.succeed()
+        each.answered(answer)
 
     def _on_refusal(self, sends: list[PendingSend], error: redis.RedisError) -> None:
         if self._is_refused(error, only_if_elsewhere=True):
@@ -279,19 +277,27 @@ class Session:
 
     def _open_soon(self) -> None:
         """Have a connection opened: the first one again and again while somebody wants it."""
-        if self._opening is None and not self._abandoned:
+        is_opening = self._opening is not None and self.loop.time() < self._opens_until
+        if not is_opening and not self._abandoned:
+            pause = backoff(self._failures - 1, BLOCK) if self._failures else 0
+            self._opens_until = self.loop.time() + pause + UNCONFIRMED
             self._opening = self.loop.create_future()
-            self.loop.call_later(backoff(self._failures - 1, BLOCK) if self._failures else 0, self._open)
+            self.loop.call_later(pause, self._open)
 
     def _open(self) -> None:
-        servers, key = self._sender.servers, self._keys.queue
-        by_text, self._by_text = self._by_text, False
-        connect(servers, key, SCRIPTS, by_text=by_text, opened=self._on_opened, lost=self._on_loss)
+        try:
+            self._opens_until = self.loop.time() + 2 * SOCKET_TIMEOUT
+            servers, key = self._sender.servers, self._keys.queue
+            by_text, self._by_text = self._by_text, False
+            connect(servers, key, SCRIPTS, by_text=by_text, opened=self._on_opened, lost=self._on_loss)
+        except BaseException as error:
+            self._on_opened(redis.ConnectionError(f"interrupted: {error!r}"))
+            raise
 
     def _on_opened(self, made: AioConnection | redis.RedisError) -> None:
-        if self._opening:
-            self._opening.set_result(None)
+        if opening := self._opening:
             self._opening = None
+            opening.set_result(None)
         if isinstance(made, redis.RedisError):
             self._on_loss(made)
             self._give_up_late(made)
@@ -350,20 +356,19 @@ class Session:
     # Time.
 
     def _tick_soon(self) -> None:
-        if self._ticking is None and self._is_wanted():
-            self._ticked = self.loop.time()
-            self._ticking = self.loop.call_later(UNCONFIRMED, self._tick)
+        if self._ticks <= self.loop.time() and self._is_wanted():
+            self._ticks = self.loop.time() + UNCONFIRMED
+            self._ticking = self.loop.call_at(self._ticks, self._tick, self._ticks)
 
-    def _tick(self) -> None:
-        """See to what takes long."""
-        self._ticking = None
+    def _tick(self, due: float) -> None:
+        """See to what takes long, and to what was interrupted. If this is, the next message does so."""
         now = self.loop.time()
-        if self._flushing:  # it was interrupted before it began
+        if self._flushing or self._outbox or (self.pending and not self._armed):
             self._flush()
         for wire in filter(None, (self._main, self._side)):
             if now - wire.clock_read > CLOCK_IS_GOOD:
                 wire.read_clock()
-        if now - self._ticked < BLOCK:  # else it is this loop that was late, and not the others
+        if now - due < BLOCK:  # else it is this loop that was late, and not the others
             for wire in filter(None, (self._main, self._side)):
                 if wire.is_waiting and now - wire.heard > SOCKET_TIMEOUT:
                     wire.fail(redis.TimeoutError(f"no answer within {SOCKET_TIMEOUT:g} s"))
@@ -373,7 +378,8 @@ class Session:
                 self.wake_in_time(replies, replies.deadline - now)
         if now - self._attended > UNATTENDED / 60:
             self._attended = now
-            self._attend()
+            for replies in [each for each in self.pending.values() if each.ttl is None]:
+                self._say(self._sender.attend(replies.keys, replies.id))  # that somebody waits still
         self._tick_soon()
 
     def _repeat(self, now: float) -> None:
@@ -392,9 +398,3 @@ class Session:
             self._underway[each.id] = self._outbox[each.id] = self._underway.pop(each.id)
         if late:
             self._flush_soon()
-
-    def _attend(self) -> None:
-        """A caller without a time limit says that it still waits."""
-        for replies in self.pending.values():
-            if replies.ttl is None:
-                self._say(self._sender.attend(replies.keys, replies.id))

@@ -50,7 +50,11 @@ class AsyncZeromq:
             replies.pendings = await caller.publish(to, message, replies.put)
         else:
             replies.pendings = [pending := Pending(to, message, replies.put)]
-            caller.submit(pending)
+            try:
+                caller.submit(pending)
+            except BaseException:
+                replies.close()
+                raise
         caller.open.add(replies)
         return replies
 
@@ -83,7 +87,9 @@ class LoopCaller:
 
         watch(found, self._ended)
         self._connect([*workers.peers.links])
-        self._ticking = self.loop.call_later(TICK, self._tick)
+        self._ticks = self.loop.time() + TICK
+        """When there is to be work at the latest: once that is past, nobody may see to it any more."""
+        self._ticking = self.loop.call_at(self._ticks, self._work)
 
     def _connect(self, endpoints: list[str]) -> None:
         if self.is_over:
@@ -106,11 +112,6 @@ class LoopCaller:
             self.loop.remove_reader(descriptor)
         self._readers = []
 
-    def _tick(self) -> None:
-        self._work()
-        if not self.is_over:
-            self._ticking = self.loop.call_later(TICK, self._tick)
-
     def work_soon(self) -> None:
         """What was sent may have made something come."""
         if not self._will_work:
@@ -121,8 +122,17 @@ class LoopCaller:
         self._will_work = False
         if self.is_over:
             return
-        self.workers.work()
-        self.workers.peers.write()
+        if self._ticks <= self.loop.time():
+            self._ticks = self.loop.time() + TICK
+            self._ticking = self.loop.call_at(self._ticks, self._work)
+        try:
+            self.workers.work()
+            self.workers.peers.write()
+        except Exception:
+            raise
+        except BaseException:
+            self._start_over()
+            raise
         if self.workers.peers.has_more:
             self.work_soon()
         elif self.workers.peers.is_blocked():
@@ -131,6 +141,10 @@ class LoopCaller:
         for watcher in watchers:
             if not watcher.done():
                 watcher.set_result(None)
+
+    def _start_over(self) -> None:
+        self.workers.peers.start_over()
+        self.work_soon()
 
     async def until(self, happened: Callable[[], T], seconds: float) -> T:
         """What `happened` returns, as soon as it is true, or the time is up. Raises Cancelled if this was
@@ -145,7 +159,13 @@ class LoopCaller:
         return result
 
     def submit(self, pending: Pending) -> None:
-        self.workers.submit(pending)
+        try:
+            self.workers.submit(pending)
+        except Exception:
+            raise
+        except BaseException:
+            self._start_over()
+            raise
         self.work_soon()
 
     async def send(self, to: Address, message: Message) -> None:
@@ -198,7 +218,13 @@ class LoopCaller:
 
     def withdraw(self, pendings: list[Pending]) -> None:
         if not self.is_over:
-            self.workers.withdraw([each for each in pendings if not each.is_over])
+            try:
+                self.workers.withdraw([each for each in pendings if not each.is_over])
+            except Exception:
+                raise
+            except BaseException:
+                self._start_over()
+                raise
             self.work_soon()
 
     async def close(self) -> None:

@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 
 from ...errors import BackendUnavailable, RpcTimeout
 from ...loops import Alarm, started
@@ -50,7 +51,11 @@ class Caller:
     def __init__(self, workers: Workers, watch: Watch) -> None:
         """`watch` tells which endpoints there are, from any thread, until the event is set."""
         self.workers = workers
-        self._turn = threading.Lock()
+        self._turn: dict[str, object] = {}
+        """Who has the sockets, if anybody has: a lock that tells whose it is. Whoever is interrupted
+        by a signal handler, wherever that is, can find out whether he has it."""
+        self._in_doubt = False
+        """Whether somebody was interrupted who had them."""
         self._alarm = Alarm()
         self._todo: deque[Callable[[], object]] = deque()
         self._followers: deque[Waiter] = deque()
@@ -62,21 +67,50 @@ class Caller:
     def do(self, action: Callable[[], object]) -> None:
         """Have it done by whoever has the turn: soon, or here and now."""
         self._todo.append(action)
-        if self._turn.acquire(blocking=False):
-            self._give_up_the_turn()
-        else:
-            self._alarm.ring()
+        self._in_turn(bool, self._alarm.ring)
 
     def submit(self, pending: Pending) -> None:
         """Have it given to a worker; why it cannot be, it is told."""
-        if not self._turn.acquire(blocking=False):
-            self.do(lambda: self._submit(pending))
-            return
+        self._in_turn(
+            lambda: None if self._is_over else self._submit(pending),
+            lambda: self.do(lambda: self._submit(pending)),
+        )
+
+    def _in_turn(self, action: Callable[[], object], otherwise: Callable[[], object] = bool) -> bool:
+        """Do this with the sockets, and what else is to be done, or the other thing if somebody has them;
+        which of both it was. Whoever adds something later gets the turn itself."""
+        if not self._tried(action):
+            otherwise()
+            return False
+        while self._todo and not self._in_doubt and self._tried(bool):
+            pass
+        if self._followers:
+            self._wake_a_follower()
+        return True
+
+    def _tried(self, action: Callable[[], object]) -> bool:
+        me = object()
         try:
-            if not self._is_over:
-                self._submit(pending)
-        finally:
-            self._give_up_the_turn()
+            try:
+                if self._turn.setdefault("of", me) is not me:
+                    return False
+                if self._in_doubt and not self._is_over:
+                    self.workers.peers.start_over()
+                self._in_doubt = False
+                action()
+                self._work_off()
+            except Exception:
+                raise
+            except BaseException:
+                self._in_doubt = self._in_doubt or self._turn.get("of") is me
+                raise
+            finally:
+                if self._turn.get("of") is me:
+                    self._turn.clear()
+        finally:  # again, for whoever was interrupted there
+            if self._turn.get("of") is me:
+                self._turn.clear()
+        return True
 
     def _submit(self, pending: Pending) -> None:
         try:
@@ -93,12 +127,9 @@ class Caller:
                 left = TICK if end is None else end - time.monotonic()
                 if left <= 0 or self._closed.is_set():
                     return False
-                if self._turn.acquire(blocking=False):
-                    try:
-                        self._lead(happened, left)
-                    finally:
-                        self._give_up_the_turn()
-                elif is_following:
+                if self._in_turn(partial(self._lead, happened, left)):
+                    continue
+                if is_following:
                     waiter.wait(left)
                 else:  # and then look again: the turn may be free by now
                     is_following = True
@@ -106,7 +137,8 @@ class Caller:
             return True
         finally:
             if is_following:
-                self._followers.remove(waiter)
+                with suppress(ValueError):  # it was interrupted before it was one
+                    self._followers.remove(waiter)
                 self._wake_a_follower()
 
     def _lead(self, happened: Callable[[], object], seconds: float, is_alone: bool = True) -> None:
@@ -120,20 +152,9 @@ class Caller:
             self.workers.peers.wait(end - now, self._alarm, look=is_alone and not self._followers)
             self.workers.work(happened)
 
-    def _give_up_the_turn(self) -> None:
-        """What is to be done is done first; whoever adds something later gets the turn itself."""
-        if self._todo:
-            self._work_off()
-        self._turn.release()
-        while self._todo and self._turn.acquire(blocking=False):
-            self._work_off()
-            self._turn.release()
-        if self._followers:
-            self._wake_a_follower()
-
     def _wake_a_follower(self) -> None:
         with suppress(IndexError):
-            if self._followers and not self._turn.locked():
+            if self._followers and not self._turn:
                 self._followers[0].wake()
 
     def _work_off(self) -> None:
@@ -144,29 +165,29 @@ class Caller:
 
     def _look_after(self) -> None:
         while not self._closed.wait(max(0.01, IDLE - (time.monotonic() - self._led))):
-            if time.monotonic() - self._led >= IDLE and self._turn.acquire(blocking=False):
-                try:
-                    self._lead(lambda: self._followers, 3600, is_alone=False)
-                finally:
-                    self._give_up_the_turn()
+            if time.monotonic() - self._led >= IDLE:
+                self._in_turn(lambda: self._lead(lambda: self._followers, 3600, is_alone=False))
 
     def close(self) -> None:
         """Idempotent. What nobody waits for any more is not done, and workers are told."""
         if self._closed.is_set():
             return
         self._closed.set()
-        self._alarm.ring()
-        with self._turn:
-            self._work_off()
-            peers = self.workers.peers
-            for session in peers.sessions.values():
-                session.send(END)
-            peers.flush(FAREWELL, self._alarm)
-            self._is_over = True
-            peers.close()
-            self._alarm.close()
+        self._followers.append(waiter := Waiter())
+        while not self._in_turn(self._end, self._alarm.ring):
+            waiter.wait(TICK)
         for waiter in [*self._followers]:
             waiter.wake()
+
+    def _end(self) -> None:
+        self._work_off()
+        peers = self.workers.peers
+        for session in peers.sessions.values():
+            session.send(END)
+        peers.flush(FAREWELL, self._alarm)
+        self._is_over = True
+        peers.close()
+        self._alarm.close()
 
     @property
     def is_closed(self) -> bool:
@@ -276,7 +297,11 @@ class BlockingReplies:
             self._pendings = caller.publish(to, message, self._put)
             return
         self._pendings = [pending := Pending(to, message, self._put)]
-        caller.submit(pending)
+        try:
+            caller.submit(pending)
+        except BaseException:
+            self.close()
+            raise
 
     def _put(self, reply: Message | Exception) -> None:
         self._come.append(reply)

@@ -305,6 +305,15 @@ class Peers:
             elif now - session.seen > self._lease:
                 self._forget(session)
 
+    def start_over(self) -> None:
+        """Who had the sockets was interrupted: nobody knows what was read, nor what was written. All sessions
+        are given up, and the processes at the other ends met anew."""
+        self._items = self._ready = None
+        for link in self.links.values():
+            link.greeted = 0.0
+        for session in [*self.sessions.values()]:
+            self._forget(session)
+
     def _forget(self, session: Session) -> None:
         self.drop(session)
         self._side.lost(session)
