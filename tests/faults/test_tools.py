@@ -116,6 +116,14 @@ def test_the_oracle_knows_what_was_lost_repeated_wrong_and_late(stage: Stage) ->
     assert set(oracle.unexplained({os.getpid(): 2.5})) == {"repeated"}
 
 
+def test_the_oracle_knows_of_copies(tmp_path: Path) -> None:
+    oracle, ledger = Oracle(tmp_path / "ledger"), Ledger(tmp_path / "ledger")
+    for _ in range(2):
+        ledger.note("copied", 2, "begin")
+    assert set(oracle.unexplained({})) == {"copied"}
+    assert oracle.unexplained({}, copies=True) == {}
+
+
 def test_the_oracle_sees_the_loss_of_a_backend_that_gives_up(stage: Stage) -> None:
     url = stage.url(max_deliveries=1)
     worker, client = stage.worker(url=url), stage.client(url=url)
