@@ -21,7 +21,7 @@ from . import proxy as proxies
 from . import table
 from .broker import Redis
 from .load import ask, tell
-from .oracle import ACCEPTED, ANSWERED, TIMED_OUT, WRONG, Call, Figures, Ledger
+from .oracle import ACCEPTED, ANSWERED, TIMED_OUT, WRONG, Call, Figures, Ledger, Oracle
 from .proxy import Proxy
 from .stage import Stage
 from .wire import Frames, of_redis
