@@ -41,6 +41,9 @@ class Broker(ABC):
     """Whether who listens for himself hears, too, what was published while his connection was broken."""
     outlasts_pauses: bool
     """Whether workers keep what they have while it gives no sign of life for longer than their lease."""
+    counts_in_copies: bool
+    """Whether what is delivered again is replaced by a copy, which says so: there are two of them if a worker
+    dies between the two."""
     frame_end: FrameEnd
     """Of what is said to it, and what it says."""
 
@@ -107,7 +110,7 @@ class Redis(Broker):
     """`scheme` is that of its URLs. `fsync` says how the append-only file is written; None: nothing is kept
     on disk."""
 
-    name, lease, remembers_calls = "Redis", LEASE, True
+    name, lease, remembers_calls, counts_in_copies = "Redis", LEASE, True, False
     keeps_topics, outlasts_pauses, frame_end = True, True, staticmethod(of_redis)
 
     def __init__(self, directory: Path, fsync: Fsync | None = "everysec", scheme: str = "redis://") -> None:

@@ -153,9 +153,10 @@ class Oracle:
         now = time.monotonic()
         return any(call.outcome == WAITING and now - call.sent > seconds for call in self.calls)
 
-    def unexplained(self, deaths: Mapping[int, float]) -> dict[str, list[Run]]:
+    def unexplained(self, deaths: Mapping[int, float], *, copies: bool = False) -> dict[str, list[Run]]:
         """Jobs that were executed more often than they lost a worker before their caller was answered.
-        `deaths` has the time at which a process was killed, or first stopped."""
+        `deaths` has the time at which a process was killed, or first stopped. `copies`: what was delivered as
+        often may be there twice."""
         answered = {call.job: call.done for call in self.calls if call.outcome == ANSWERED}
 
         def interrupted(run: Run) -> bool:
@@ -165,7 +166,8 @@ class Oracle:
         return {
             job: runs
             for job, runs in self.executions().items()
-            if sum(interrupted(run) for run in runs) < len(runs) - 1
+            if sum(map(interrupted, runs))
+            < (len({run.delivery for run in runs}) if copies else len(runs)) - 1
         }
 
     def figures(self) -> Figures:

@@ -24,7 +24,7 @@ QUEUES = "default", "high", "low"
 class Rabbit(Broker):
     """A vhost of a node; `close` is called at its end. With a vhost of its own it is nobody else's."""
 
-    name, lease, remembers_calls = "RabbitMQ", 2.0, False
+    name, lease, remembers_calls, counts_in_copies = "RabbitMQ", 2.0, False, True
     keeps_topics, outlasts_pauses, frame_end = False, False, staticmethod(of_amqp)
 
     def __init__(self, node: Node, url: str, close: Callable[[], object] = lambda: None) -> None:

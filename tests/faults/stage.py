@@ -17,7 +17,7 @@ from rpc.loops import locked_cached_property
 from .broker import Broker, Fsync, Redis
 from .fleet import Fleet
 from .nursery import PATIENCE, Child, Nursery
-from .oracle import WAITING, WRONG, Figures, Oracle
+from .oracle import WAITING, WRONG, Figures, Oracle, Run
 from .proxy import Proxy
 
 GIVEN_UP = re.compile("worker .* (was given up|died with job)")
@@ -164,6 +164,10 @@ class Stage:
         broke. On a machine so busy that a worker gave no sign of life for a second, it was given up."""
         was_given_up = GIVEN_UP.search(self.log()) is not None
         return figures.duplicated == 0 or was_given_up or not self.broker.remembers_calls
+
+    def unexplained(self, fleet: Fleet) -> dict[str, list[Run]]:
+        """Jobs that were executed again although their worker had not died, nor one that counted them."""
+        return self.oracle.unexplained(fleet.deaths, copies=self.broker.counts_in_copies)
 
     def log(self) -> str:
         path = self.directory / "log"

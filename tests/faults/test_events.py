@@ -142,7 +142,7 @@ def test_events_workers_killed(stage: Stage, pick: Pick) -> None:
         while stage.oracle.faults["SIGKILL"] < pick(4, 40):
             publish(stage, client, 40, seconds=0.002)
     stage.verdict()
-    assert stage.oracle.unexplained(fleet.deaths) == {}
+    assert stage.unexplained(fleet) == {}
 
 
 @pytest.mark.parametrize("what", ["reset", "connections ended"])

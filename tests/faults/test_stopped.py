@@ -27,7 +27,7 @@ def test_all_killed(stage: Stage, pick: Pick) -> None:
     stage.fleet(3)
     ask(stage, client)
     stage.verdict(errors=["RpcTimeout"])
-    assert stage.oracle.unexplained(fleet.deaths) == {}
+    assert stage.unexplained(fleet) == {}
     assert stage.oracle.done_too_late() == []
 
 
@@ -109,7 +109,7 @@ def test_stopped_again_and_again(stage: Stage, pick: Pick) -> None:
         load(stage, stage.client(), seconds=pick(4.0, 30.0), threads=16)
     fleet.wake(everyone=True)
     stage.verdict()
-    assert stage.oracle.unexplained(fleet.deaths) == {}
+    assert stage.unexplained(fleet) == {}
 
 
 @pytest.mark.faults

@@ -21,7 +21,7 @@ from . import proxy as proxies
 from . import table
 from .broker import Redis
 from .load import ask, tell
-from .oracle import ACCEPTED, ANSWERED, TIMED_OUT, WRONG, Call, Figures, Ledger
+from .oracle import ACCEPTED, ANSWERED, TIMED_OUT, WRONG, Call, Figures, Ledger, Oracle
 from .proxy import Proxy
 from .stage import Stage
 from .wire import Frames, of_redis
@@ -114,6 +114,14 @@ def test_the_oracle_knows_what_was_lost_repeated_wrong_and_late(stage: Stage) ->
     assert set(oracle.unexplained({})) == {"repeated"}
     assert oracle.unexplained({os.getpid(): 1.5}) == {}  # when its worker died it was not answered
     assert set(oracle.unexplained({os.getpid(): 2.5})) == {"repeated"}
+
+
+def test_the_oracle_knows_of_copies(tmp_path: Path) -> None:
+    oracle, ledger = Oracle(tmp_path / "ledger"), Ledger(tmp_path / "ledger")
+    for _ in range(2):
+        ledger.note("copied", 2, "begin")
+    assert set(oracle.unexplained({})) == {"copied"}
+    assert oracle.unexplained({}, copies=True) == {}
 
 
 def test_the_oracle_sees_the_loss_of_a_backend_that_gives_up(stage: Stage) -> None:

@@ -25,7 +25,7 @@ def test_kill(stage: Stage, pick: Pick) -> None:
         load(stage, stage.client(), calls=pick(1000, 10_000), threads=32, work=0.01)
     figures = stage.verdict()
     assert figures.answered == figures.sent
-    assert stage.oracle.unexplained(fleet.deaths) == {}
+    assert stage.unexplained(fleet) == {}
 
 
 @pytest.mark.faults
@@ -42,7 +42,7 @@ def test_kill_unattended(stage: Stage, pick: Pick) -> None:
         stage.until(lambda: not stage.oracle.lost(), within=600)
     figures = stage.verdict()
     assert figures.executed == figures.sent
-    assert stage.oracle.unexplained(fleet.deaths) == {}
+    assert stage.unexplained(fleet) == {}
 
 
 def idle(stage: Stage, worker: Child) -> int:
