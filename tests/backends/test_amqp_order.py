@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
 from rpc import NoReceivers, QueueFull
+from rpc.backends.amqp import partitions
 from rpc.backends.amqp.messages import RESENT
 from rpc.backends.amqp.names import PARTITIONS
 from rpc.backends.amqp.order import MOST_DONE, all_of
@@ -21,7 +24,7 @@ from rpc.errors import BackendUnavailable
 from rpc.testing._features import letters_of
 from rpc.testing._order import inversions
 from rpc.testing.site import Site, eventually
-from rpc.transport import HANDED_BACK, ORDER_KEY, UNKNOWN, Delivery, Message
+from rpc.transport import HANDED_BACK, ORDER_KEY, UNKNOWN, Delivery, Message, queue
 from tests.rabbit import Node, Rabbit
 
 A: Any = {ORDER_KEY: "user-7"}
@@ -147,6 +150,30 @@ def test_a_busy_worker_leaves_them_to_an_idle_one(site: Site) -> None:
     assert "behind" not in "".join(site.log.lines())
     busy.released.set()
     eventually(lambda: len(site.log.lines()) == 23)
+
+
+def test_a_handler_that_is_slow_once_lets_no_partition_go_that_is_in_use(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Else a busy machine has them change hands all the time, which takes longer than the work."""
+    monkeypatch.setattr(partitions, "PAUSE", 1000.0)
+    closed: list[int] = []
+    connection: Any = SimpleNamespace(
+        listeners={},
+        say=lambda channel, *_: closed.append(channel),
+        wait_for=lambda answer: None,
+        closed=lambda channel: None,
+    )
+    mine = partitions.Partitions(connection, cast("Any", SimpleNamespace(names=None)), [])
+    mine._looked = -math.inf
+    for channel, came in ((1, time.monotonic()), (2, -math.inf)):
+        mine._on[channel] = each = partitions.Partition(queue("default"), f"{channel}", channel)
+        each.is_open, each.came = True, came
+    mine.release()
+    assert closed == [2]
+    mine._on[2].is_open = True
+    mine.release()
+    assert closed == [2]  # it was let go just now
 
 
 def test_all_workers_get_some_though_they_are_fast(site: Site) -> None:

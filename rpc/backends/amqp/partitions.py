@@ -171,17 +171,21 @@ class Partitions:
     # Others.
 
     def release(self) -> None:
-        """There is no room here for a while: let others have what was not begun."""
-        idle = [each for each in self._on.values() if each.is_open and not each.head]
-        self._close(idle)
+        """There is no room here for a while: let others have what was not begun. Not more often than now and
+        then: a handler that is slow once, as its machine is busy, is no reason to let everything go."""
         now = time.monotonic()
-        if not self.ready or now - self._looked < PAUSE:
+        if now - self._looked < PAUSE:
             return
         self._looked = now
-        for to in self._ordered:
+        self._close([each for each in self._on.values() if each.is_open and self._is_idle(each, now)])
+        for to in self._ordered if self.ready else ():
             others = self._connection.size_of(PROBES, Probe(self._names.queue(to)))[1]
             if others:  # those that have room
                 self._close([each for each in self._on.values() if each.to == to and self._is_unbegun(each)])
+
+    def _is_idle(self, each: Partition, now: float) -> bool:
+        """Whether nothing comes from it: not only between two messages."""
+        return not each.head and now - each.came > PAUSE
 
     def _is_unbegun(self, each: Partition) -> bool:
         return each.is_open and not (each.head and each.is_begun)
