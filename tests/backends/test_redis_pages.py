@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
@@ -17,6 +17,7 @@ import redis
 from rpc import RpcClient, RpcReceiver
 from rpc.backends.redis import RedisBackend, fetch, scripts
 from rpc.backends.redis.acks import AckBuffer, Page
+from rpc.backends.redis.connection import Command
 from rpc.backends.redis.delivery import RedisDelivery
 from rpc.backends.redis.fetch import PAGE, Fetcher, Pages, Taken
 from rpc.backends.redis.keys import QueueNames, Record
@@ -236,7 +237,7 @@ def test_what_ends_while_it_is_written_anew_is_acknowledged_as_it_is_then() -> N
     delivery = RedisDelivery(holder, page, record.packed(), record, Message(headers={"id": "id"}))
     written: list[bytes] = []
 
-    def change(page: Page, before: bytes, after: bytes) -> bool:
+    def change(page: Page, before: bytes, after: bytes, said: Sequence[Command]) -> bool:
         delivery.finish(None)
         written.append(after)
         return True

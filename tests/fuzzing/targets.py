@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import random
 import time
 from collections.abc import Callable, Iterator
@@ -52,7 +51,6 @@ VECTORS = Path(__file__).parents[1] / "vectors"
 KEYS = Keys({"k": SecretKey(b"a secret of thirty-two characters")})
 NOW = 1_900_000_000.0
 TO = queue("default")
-logging.getLogger("rpc").setLevel(logging.CRITICAL)
 
 
 def frame(data: bytes) -> None:
