@@ -68,7 +68,7 @@ class Settings:
     """How many plain functions a worker runs at a time."""
     coroutines: Annotated[int, msgspec.Meta(ge=1)] = 100
     """How many coroutines a worker runs at a time, beside them: they hold no thread."""
-    streams_per_client: Annotated[int, msgspec.Meta(ge=1)] | None = 100
+    streams_per_client: Annotated[int, msgspec.Meta(ge=1)] | None = 1000
     """How many streams of one client a worker has open at a time; None: any number."""
     queues: tuple[str, ...] | None = None
     """What a worker serves, in order of priority. None: the queues of its service; or, if it is none,
