@@ -6,6 +6,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from urllib.parse import urlsplit
 
 import pytest
 from in_memory import until
@@ -41,7 +42,7 @@ def calls():
         print(error)
 
 """
-NO_THREADS = "RabbitMQ: cannot schedule new futures after interpreter shutdown"
+NO_THREADS = "RabbitMQ: {}: cannot schedule new futures after interpreter shutdown"
 WAYS = {
     "thread": "threading.Thread(target=calls).start()",
     "atexit": "atexit.register(calls)",
@@ -70,7 +71,9 @@ def test_calls_are_made_when_the_main_thread_has_ended(served: str, way: str, ho
     url = served.replace("127.0.0.1", host)
     command = [sys.executable, "-c", BEGIN + WAYS[way], url]
     done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
-    awaited = NO_THREADS if url.startswith("amqp://localhost") else "[7, 8]"
+    parts = urlsplit(url)
+    has_none = parts.scheme == "amqp" and host == "localhost"
+    awaited = NO_THREADS.format(f"{parts.hostname}:{parts.port}") if has_none else "[7, 8]"
     assert (done.returncode, done.stdout.splitlines()[-2:]) == (0, ["2 3 [4, 5]", awaited]), done.stderr
 
 

@@ -368,8 +368,8 @@ def test_an_async_client_does_the_same(fabric: Fabric) -> None:
 def test_signs_that_are_none_cost_no_more_than_a_line(fabric: Fabric, caplog: Any) -> None:
     fabric.watch()
     bodies = b"", b"\xff", b"{}", b'{"jsonrpc":"2.0","method":"rpc.sign","params":{"instance":1}}'
-    for body in bodies:
-        headers = {"id": "forged", "content-type": "application/json"}
+    for number, body in enumerate(bodies):
+        headers = {"id": f"forged-{number}", "content-type": "application/json"}
         fabric.client.backend.send(SIGNS, Message(body, headers))
     fabric.start(calc())
     fabric.until_seen("up")

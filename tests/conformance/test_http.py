@@ -75,7 +75,8 @@ class TestHttp(OnHttp):
             with posted(site, message.replace(deliveries=2)) as line:
                 while not answers.is_complete:
                     answers.feed(line.recv(1_000_000))
-            assert [len(reply.body) for reply in answers.frames()] == [int(size)]
+            (reply,) = answers.frames()
+            assert len(reply.body) >= int(size)  # more if it is signed
             assert handled.count(size) == times
 
 
