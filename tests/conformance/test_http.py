@@ -8,9 +8,10 @@ from urllib.parse import urlsplit
 import pytest
 
 from rpc.backends.http.wire import CONTENT_TYPE, Answers, Request, path_of
-from rpc.testing.conformance import Conformance, Site, eventually
+from rpc.testing.conformance import Site
 from rpc.testing.site import request
 from rpc.transport import Delivery, Message, packed
+from tests.conformance.brokerless import Brokerless
 from tests.zeromq import cut, http_places
 
 MOST = 6
@@ -32,7 +33,7 @@ class Listening(Site):
         return served
 
 
-class OnHttp(Conformance):
+class OnHttp(Brokerless):
     scheme = "http"
     asynchronous = False
 
@@ -41,19 +42,6 @@ class OnHttp(Conformance):
         url = f"{http_places(MOST, self.scheme)}?lease=1&retry_for=60"
         with Listening(url, disrupt=cut, asynchronous=self.asynchronous) as site:
             yield site
-
-    def test_it_tells_whether_it_is_connected(self, site: Site) -> None:
-        """A worker that listens has nothing to be connected to."""
-        told: list[bool] = []
-        server, thread = site.serve(on_change=told.append)
-        eventually(lambda: told == [True])
-        assert site.ask(b"echo:x").receive(site.patience).body == b"x"
-        cut()
-        assert site.ask(b"echo:x").receive(site.patience).body == b"x"
-        assert told == [True]
-        server.stop()
-        thread.join(site.patience)
-        assert told == [True, False]
 
 
 class TestHttp(OnHttp):
