@@ -8,7 +8,6 @@ with others, but is never the reason why one is sent.
 
 from __future__ import annotations
 
-import encodings.idna  # noqa: F401  (see `LogSender`)
 import logging
 import multiprocessing
 import multiprocessing.util
@@ -186,7 +185,7 @@ class LogSender:
     for it, and for signal handlers that interrupt them.
 
     A process may be forked at any time, whatever the thread is at, and the lock of a module that it imports
-    then is held in the child for ever: `encodings.idna`, which looking up a host imports, is there before.
+    then is held in the child for ever: what looking up a host imports is there before, by `rpc.loops`.
     """
 
     def __init__(self, backend: Backend, headers: dict[str, str], capacity: int) -> None:

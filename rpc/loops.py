@@ -6,10 +6,6 @@ from __future__ import annotations
 import asyncio
 import codecs
 import concurrent.futures
-
-# Whoever looks up a name first imports it, in whatever thread: if the process forks just then, that import is
-# locked for ever in its child.
-import encodings.idna  # noqa: F401
 import logging
 import os
 import select
