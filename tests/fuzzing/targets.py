@@ -228,7 +228,7 @@ def resp(data: bytes) -> None:
         asyncio.get_running_loop = running
     connection._expected.extend([answers.append] * 8)
     while not lost:
-        connection._readable()
+        connection._in_step(connection._read)
     assert len(lost) == 1
     assert isinstance(lost[0], redis.ConnectionError)
 

@@ -55,7 +55,7 @@ class AioConnection:
         self.heard = self._loop.time()
         """When it last gave a sign of life, or was asked something while nothing else was awaited."""
         self._socket.setblocking(False)
-        self._loop.add_reader(self._socket, self._readable)
+        self._loop.add_reader(self._socket, self._in_step, self._read)
 
     @property
     def is_waiting(self) -> bool:
@@ -93,13 +93,10 @@ class AioConnection:
     def write(self, parts: Iterable[bytes]) -> None:
         """Write them; they may be asked for only now. If that fails, what has been asked would get answers
         to other questions: the connection is given up."""
-        try:
-            self._write(b"".join(parts))
-        except BaseException as error:
-            self._interrupted(error)
-            raise
+        self._in_step(self._write, parts)
 
-    def _write(self, data: bytes) -> None:
+    def _write(self, parts: Iterable[bytes]) -> None:
+        data = b"".join(parts)
         if self._unsent or not data:
             self._unsent += data
             return
@@ -112,12 +109,17 @@ class AioConnection:
             return
         if sent < len(data):
             self._unsent += memoryview(data)[sent:]
-            self._loop.add_writer(self._socket, self._writable)
+            self._loop.add_writer(self._socket, self._in_step, self._write_more)
 
-    def _interrupted(self, error: BaseException) -> None:
-        """Nobody knows what was written, or which answer is the next one; nor whether it is dropped."""
-        self.drop()
-        self._lost(redis.ConnectionError(f"interrupted: {error!r}"))
+    def _in_step(self, action: Callable[..., None], *arguments: Any) -> None:
+        """Do this. If it is interrupted, nobody knows what was written, or which answer is the next one; nor
+        whether the connection is dropped."""
+        try:
+            action(*arguments)
+        except BaseException as error:
+            self.drop()
+            self._lost(redis.ConnectionError(f"interrupted: {error!r}"))
+            raise
 
     async def flushed(self, seconds: float) -> None:
         """Once all is written; after so many seconds at the latest."""
@@ -140,13 +142,6 @@ class AioConnection:
         if self._socket is not None:
             self.drop()
             self._lost(error)
-
-    def _readable(self) -> None:
-        try:
-            self._read()
-        except BaseException as error:
-            self._interrupted(error)
-            raise
 
     def _read(self) -> None:
         try:
@@ -173,13 +168,6 @@ class AioConnection:
             while left := self._socket.pending():
                 data += self._socket.recv(left)
         return data
-
-    def _writable(self) -> None:
-        try:
-            self._write_more()
-        except BaseException as error:
-            self._interrupted(error)
-            raise
 
     def _write_more(self) -> None:
         try:

@@ -11,7 +11,7 @@ import threading
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from ...errors import Cancelled, RpcTimeout
 from ...loops import PerLoop
@@ -125,14 +125,7 @@ class LoopCaller:
         if self._ticks <= self.loop.time():
             self._ticks = self.loop.time() + TICK
             self._ticking = self.loop.call_at(self._ticks, self._work)
-        try:
-            self.workers.work()
-            self.workers.peers.write()
-        except Exception:
-            raise
-        except BaseException:
-            self._start_over()
-            raise
+        self._in_step(self._work_off)
         if self.workers.peers.has_more:
             self.work_soon()
         elif self.workers.peers.is_blocked():
@@ -142,9 +135,20 @@ class LoopCaller:
             if not watcher.done():
                 watcher.set_result(None)
 
-    def _start_over(self) -> None:
-        self.workers.peers.start_over()
-        self.work_soon()
+    def _work_off(self) -> None:
+        self.workers.work()
+        self.workers.peers.write()
+
+    def _in_step(self, action: Callable[..., object], *arguments: Any) -> None:
+        """Do this with the sockets. If it is interrupted, all sessions start over."""
+        try:
+            action(*arguments)
+        except Exception:
+            raise
+        except BaseException:
+            self.workers.peers.start_over()
+            self.work_soon()
+            raise
 
     async def until(self, happened: Callable[[], T], seconds: float) -> T:
         """What `happened` returns, as soon as it is true, or the time is up. Raises Cancelled if this was
@@ -159,13 +163,7 @@ class LoopCaller:
         return result
 
     def submit(self, pending: Pending) -> None:
-        try:
-            self.workers.submit(pending)
-        except Exception:
-            raise
-        except BaseException:
-            self._start_over()
-            raise
+        self._in_step(self.workers.submit, pending)
         self.work_soon()
 
     async def send(self, to: Address, message: Message) -> None:
@@ -218,13 +216,7 @@ class LoopCaller:
 
     def withdraw(self, pendings: list[Pending]) -> None:
         if not self.is_over:
-            try:
-                self.workers.withdraw([each for each in pendings if not each.is_over])
-            except Exception:
-                raise
-            except BaseException:
-                self._start_over()
-                raise
+            self._in_step(self.workers.withdraw, [each for each in pendings if not each.is_over])
             self.work_soon()
 
     async def close(self) -> None:
