@@ -31,7 +31,7 @@ from .core.filters import Scalar
 from .core.jobs import current_request
 from .core.patterns import matcher
 from .core.registry import Wanted, quiet
-from .core.tokens import sent, token_for
+from .core.tokens import are_texts, sent, token_for
 from .describe import ALL_WORKERS, ANSWERS_ALL, DESCRIBE, DISCOVER, ONLY, Gathering, Quiet
 from .durations import Duration, seconds, seconds_or_none
 from .errors import QueueFull, RpcError, SettingsError
@@ -325,11 +325,10 @@ def own_headers(headers: Mapping[str, str] | None) -> Mapping[str, str]:
     inherited = propagated(request.headers) if request else {}
     if not headers:
         return inherited
-    pairs = headers.items() if isinstance(headers, Mapping) else [(headers, None)]
     own: dict[str, str] = {}
-    if are_texts := all(isinstance(each, str) for pair in pairs for each in pair):
+    if is_well := are_texts(headers):
         own = {name: text for name, text in headers.items() if name == VERSION} | propagated(headers)
-    if not are_texts or len(own) < len(headers):
+    if not is_well or len(own) < len(headers):
         raise ValueError(
             f"headers are texts, named {OWN}..., {VERSION} or {', '.join(TRACE)}, not {headers!r:.200}"
         )

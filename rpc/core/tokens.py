@@ -117,10 +117,16 @@ def token_for(tokens: list[tuple[Callable[[str], object], str]], name: str) -> s
     return next((token for fits, token in tokens if fits(name)), None)
 
 
+def are_texts(given: object) -> bool:
+    """Whether it is texts by texts."""
+    return isinstance(given, Mapping) and all(
+        isinstance(each, str) for pair in given.items() for each in pair
+    )
+
+
 def sent(given: Mapping[str, str], where: str = "RPC_TOKEN") -> list[tuple[Callable[[str], object], str]]:
     """What a client sends, in the form that `token_for` takes. A token goes with the name of a job, or a
     pattern, so that no other service sees it; SettingsError for one that does not."""
-    pairs = given.items() if isinstance(given, Mapping) else [(given, None)]
-    if not all(isinstance(each, str) for pair in pairs for each in pair):
+    if not are_texts(given):
         raise SettingsError(f"{where} says for which jobs a token is: {{'pay.*': 'the token'}}")
     return [(matcher(pattern), token) for pattern, token in given.items()]
