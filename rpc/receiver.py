@@ -262,7 +262,8 @@ class RpcReceiver:
         channels = [ALL_WORKERS] if features & ANSWERS_ALL else []
         if "topics" in features and self.identity.type:
             channels.append(self._instance)
-        channels += [inbox(self.id)] * bool(self.jobs)
+        if self.jobs:
+            channels.append(inbox(self.id))
         return (queues if self.jobs else []) + self._events.addresses + channels
 
     def _set_hooks(self) -> None:

@@ -111,10 +111,9 @@ class Answers:
             httptools.HttpParserUpgrade,
             httptools.HttpParserCallbackError,
         ) as e:
-            if e.__context__ and not isinstance(
-                e.__context__, Exception
-            ):  # of a signal handler, in a callback
-                raise e.__context__ from None
+            cause = e.__context__
+            if cause and not isinstance(cause, Exception):  # of a signal handler, in a callback
+                raise cause from None
             raise SerializationError(f"no HTTP: {e}") from e
 
     def frames(self) -> list[Message]:
