@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import gc
 import threading
 
 import pytest
 
 from rpc.backends.amqp import AmqpBackend
 from rpc.backends.amqp.connection import Connection
-from rpc.testing.site import PATIENCE
+from rpc.testing.site import PATIENCE, eventually
 from tests.rabbit import Rabbit
 
 
@@ -26,3 +27,14 @@ def test_the_thread_ends_with_the_last_connection(broker: Rabbit, monkeypatch: p
     for thread in begun:
         thread.join(PATIENCE)
         assert not thread.is_alive()
+
+
+def test_the_thread_keeps_no_connection_that_is_nobody_s_any_more(broker: Rabbit) -> None:
+    """Whoever made it was interrupted before it could be kept."""
+    backend = AmqpBackend(broker.admin_url, heartbeat=2)
+    before = {*threading.enumerate()}
+    connection = backend.connect()
+    (thread,) = {*threading.enumerate()} - before
+    eventually(lambda: connection._spoke > connection._heard, within=PATIENCE)  # it has been sent a heartbeat for
+    del connection
+    eventually(lambda: gc.collect() >= 0 and not thread.is_alive(), within=PATIENCE)

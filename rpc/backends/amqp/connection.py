@@ -80,7 +80,7 @@ class Heartbeats:
                     logger.exception("a heartbeat could not be sent")
                     each.drop(error)
             pause = min((each.interval for each in connections if each.interval), default=60) / 4
-            del connections
+            del connections, each  # nobody else may know them any more
             with self._lock:
                 self._changed.wait(pause)
 
