@@ -19,7 +19,7 @@ class Coroutines:
     was cancelled whether its message is somebody else's by now."""
 
     def __init__(self, context: ContextFactory, handed_back: Callable[[Delivery], bool]) -> None:
-        self._context, self._handed_back = context, handed_back
+        self._context, self.handed_back = context, handed_back
         self.loop = LoopThread("rpc-coroutines")
 
     def enter_running_loop(self) -> None:
@@ -49,7 +49,7 @@ class Coroutines:
         try:
             return future.result()
         except (asyncio.CancelledError, concurrent.futures.CancelledError):
-            if self._handed_back(delivery):
+            if self.handed_back(delivery):
                 raise HandedBack from None
             raise Cancelled("the call was cancelled") from None
 

@@ -1,11 +1,9 @@
-"""The receiver's shell: it serves a backend, and runs the loop of coroutine handlers."""
+"""The receiver: it serves a backend until it is stopped, and has its application do what comes."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-import random
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from contextvars import copy_context
@@ -13,41 +11,22 @@ from types import ModuleType
 from typing import Any, TypeVar
 from uuid import uuid4
 
-from .backends import backend_of_receiver, queue_addresses
-from .backends.features import unsupported
-from .codecs import accepted, reply_limits
-from .contract.compare import must_keep
-from .contract.offered import Offered
-from .core.codecs import ACCEPTED, Accepted
-from .core.dispatch import Dispatcher
-from .core.jobs import Jobs, jobs_from
-from .core.middleware import ContextFactory, Hooks, Middleware, checked
-from .core.registry import SIGN
-from .core.tokens import Tokens
+from .application import Application
+from .backends import backend_of_receiver
+from .core.jobs import jobs_from
+from .core.middleware import ContextFactory, Middleware
 from .coroutines import Coroutines
-from .describe import ALL_WORKERS, ANSWERS_ALL, DESCRIBE, DISCOVER, ONLY, WorkerInfo, offered, worker_info
+from .describe import WorkerInfo, offered
 from .durations import Duration, seconds_or_none
 from .embedding import Embedding
-from .errors import SettingsError
-from .events import Events, listeners_in
 from .http import offer, route
 from .identity import Identity
-from .job_info import Store, keeping
-from .limits import Limits
-from .loops import DelayQueue, in_contexts, to_its_end
-from .nested import NestedCalls
-from .prefork import Plan, Prefork, plan_of
-from .registry.announcing import Announcer, instance_address
-from .services import gathered, health_check, service
+from .loops import in_contexts
 from .serving import Serving
 from .settings import Settings, load_settings, slots
 from .signals import stopped_by_signals
 from .signing.backend import signing
-from .streams.limit import StreamLimit
-from .streams.producing import OpenStreams
-from .ticker import Ticker
-from .timers import timers_in
-from .transport import Address, Backend, Delivery, Handler, inbox
+from .transport import Backend, Delivery, Handler
 
 logger = logging.getLogger(__name__)
 
@@ -93,125 +72,40 @@ class RpcReceiver:
         own = {"grace": seconds_or_none(grace, "grace"), "max_jobs_per_child": max_jobs_per_child}
         slotted = {"concurrency": concurrency, "coroutines": coroutines}
         self.settings = settings = settings.of(identity, queues=queues, **slotted, **own)
-        self._store, self._context = Store(settings), context
         self.backend: Backend = signing(settings, backend_of_receiver(settings, backend))
-        self._detaches = "detached" in self.backend.features
         self.concurrency = slots("RPC_CONCURRENCY", settings.concurrency)
         self.coroutines = slots("RPC_COROUTINES", settings.coroutines)
         self.identity, self.queues, self.grace = settings.identity, settings.served, settings.grace
-        self.id = uuid4().hex
-        self._instance = instance_address(self.id)
+        self.id, self._context = uuid4().hex, context
         self._serving = Serving(self.backend, self.concurrency, self.coroutines)
         self._embedding = Embedding(self._serve, self._abandon)
         self._begun = self._is_connected = False
         self._on_arrival: Callable[[], object] = lambda: None
         """Called when there is a connection, the first time."""
         self._coroutines = Coroutines(context, self._handed_back)
-        self._later, self._flushes = DelayQueue("rpc-retries"), DelayQueue("rpc-streams")
-        self._limits, self._accept = Limits(), accepted(settings.accept, settings.max_message_bytes)
-        self.hooks = Hooks(self._coroutines.run)
-        self.hooks.add_all(settings.loaded_hooks() if hooks is None else hooks)
-        given = self._gather(jobs, services)
-        self._equip(plan_of(self.jobs, settings, given, backend, context), middleware)
-
-    def _equip(self, plan: Plan | None, middleware: Sequence[Middleware] | None) -> None:
-        """Make what serves its jobs, and what tells of them."""
-        settings, most = self.settings, self.settings.max_jobs_per_child
-        self._children = Prefork(plan, self._limits, most, self._serving.is_handed_back)
-        self.stream_limit = StreamLimit(settings.streams_per_client)
-        self._streams = self._conversations()
-        self._addresses(may_have_more=hasattr(self.backend, "front"))  # what cannot be is said here
-        self._calls = NestedCalls(settings, self.backend, self.jobs, self._slots)
-        self.tokens = Tokens(settings.tokens, f"{settings.module}: RPC_TOKENS")
-        self._dispatcher = self._doing(settings.loaded_middleware() if middleware is None else middleware)
-        self._set_hooks()
-        offer(self.backend, self)
-        self._offered = Offered(self.jobs, self._events.listeners, self.identity)
-        if settings.contract is not None:
-            must_keep(settings.contract, self.discover())
-        self._announcer, self._asked = self._telling()
-
-    def _gather(
-        self, jobs: Mapping[str, Callable[..., Any]] | None, services: Sequence[Any] | None
-    ) -> set[str]:
-        """Find what there is to do: jobs, what listens, and what ticks. The names of the jobs that are not
-        from the settings."""
-        settings = self.settings
-        found = [service(each) for each in (settings.loaded_services() if services is None else services)]
-        together = gathered(found, dict(settings.jobs() if jobs is None else jobs))
-        if self.identity.type:
-            together.setdefault(health_check.__name__, health_check)
-        self.jobs = jobs_from(together, [name for each in found for name in each.hidden])
-        members = [member for each in found for member in each.members]
-        common: dict[str, Any] = {"run": self._coroutines.run, "context": self._context}
-        listeners, timers = listeners_in(members, settings.domain), timers_in(members)
-        self._events = Events(listeners, accept=self._accept, later=self._later, **common)
-        common |= {"lease": settings.lease, "stopped": lambda: self._serving.is_stopping}
-        self._ticker = Ticker(timers, self.backend, **common)
-        return {*(jobs or ()), *(name for each in found for name in each.jobs if services is not None)}
-
-    def _conversations(self) -> OpenStreams:
-        """The streams of its jobs."""
-        some: dict[str, Any] = {"idle": self.settings.stream_idle, "detaches": self._detaches}
-        some |= {"threads": self.concurrency, "limit": self.stream_limit, "accept": self._accept}
-        return OpenStreams(self.id, spawn=self._coroutines.spawn, later=self._flushes, **some)
-
-    def _doing(self, middleware: Sequence[Middleware]) -> Dispatcher:
-        """What does its jobs."""
-        settings = self.settings
-        return self._dispatching(
-            self.jobs,
-            self._accept,
-            delivery=settings.delivery,
-            version=self.identity.version,
-            send_tracebacks=settings.send_tracebacks,
-            spawn=self._coroutines.spawn if self._detaches else None,
-            aside=to_its_end,
-            handed_back=self._handed_back,
-            calls=self._calls,
-            tokens=self.tokens,
-            **keeping(settings, self._store.backend, self.backend, self.jobs, self.id, self._later),
-            limits=self._limits,
-            time_limit=settings.time_limit,
-            fork=self._children.run,
-            streams=self._streams,
-            context=self._context,
-            middleware=checked(middleware),
-        )
-
-    def _telling(self) -> tuple[Announcer, Dispatcher]:
-        """What tells of itself: unasked, and asked."""
-        announcer = Announcer(
+        self._application = application = Application(
+            settings,
             self.backend,
-            self.identity,
             self.id,
-            self.settings.keep_alive,
-            schema=lambda: self._offered.schema_hash,
-            slots=self._slots,
-            stopped=lambda: self._serving.is_stopping,
+            self._serving,
+            self._coroutines,
+            jobs=jobs,
+            services=services,
+            hooks=hooks,
+            middleware=middleware,
+            context=context,
+            forked_with=backend,
         )
-        asked = {DESCRIBE: self.describe, DISCOVER: self.discover}
-        if self.identity.type:
-            asked[SIGN] = announcer.sign
-        return announcer, self._dispatching(jobs_from(asked), ACCEPTED)
-
-    def _dispatching(self, jobs: Jobs, accept: Accepted, **options: Any) -> Dispatcher:
-        return Dispatcher(
-            jobs,
-            accept=accept,
-            **reply_limits(self.settings, self.backend),
-            await_=self._coroutines.await_,
-            clock=time.monotonic,
-            dice=random.random,
-            **options,
-        )
+        self.jobs, self.hooks = application.jobs, application.hooks
+        self.tokens, self.stream_limit = application.tokens, application.stream_limit
+        offer(self.backend, self)
 
     def hook(self, name: str) -> Callable[[F], F]:
         """A decorator that adds a hook. Raises SettingsError for a name that is none."""
 
         def add(function: F) -> F:
             self.hooks.add(name, function)
-            self._set_hooks()
+            self._application.set_hooks()
             return function
 
         return add
@@ -236,52 +130,11 @@ class RpcReceiver:
 
     def describe(self) -> WorkerInfo:
         """What this worker offers."""
-        about = (self._events.listeners, self._ticker.ticking)
-        most = self.concurrency, self.coroutines
-        running = sum(used for used, _ in self._slots().values())
-        schema = self._offered.schema_hash
-        return worker_info(self.id, self.jobs, self.queues, *most, *about, self.identity, running, schema)
+        return self._application.describe()
 
     def discover(self) -> dict[str, Any]:
         """The OpenRPC document of what this worker offers, with what its listeners hear."""
-        document: dict[str, Any] = self._offered.document
-        return document
-
-    def _addresses(self, *, may_have_more: bool = False) -> list[Address]:
-        """Where messages come to; it `may_have_more` to do later. Raises SettingsError if there is nothing to
-        do, or to serve, and Unsupported."""
-        where, features = self.settings.module, self.backend.features
-        queues = queue_addresses(where, self.queues)
-        if not (self.jobs or self._events.listeners or self._ticker.ticking or may_have_more):
-            raise SettingsError(f"{where}: RPC_JOB_MAPPING and RPC_SERVICES have no job: nothing to do")
-        self._events.check(features)
-        retried = [name for name, each in self.jobs.items() if each.options.retries]
-        if retried and "delay" not in features:
-            have = f"{', '.join(retried)} {'has' if len(retried) == 1 else 'have'}"
-            raise unsupported("delay", f"{have} retries=, but this backend")
-        channels = [ALL_WORKERS] if features & ANSWERS_ALL else []
-        if "topics" in features and self.identity.type:
-            channels.append(self._instance)
-        if self.jobs:
-            channels.append(inbox(self.id))
-        return (queues if self.jobs else []) + self._events.addresses + channels
-
-    def _set_hooks(self) -> None:
-        self._dispatcher.hooks = self.hooks if self.hooks.are_for_calls else None
-
-    def _handle(self, delivery: Delivery) -> None:
-        if delivery.to.kind == "queue" or delivery.to == self._instance:
-            self._announcer.took = time.monotonic()
-            self._dispatcher(delivery)
-        elif delivery.to == ALL_WORKERS:
-            if delivery.message.headers.get(ONLY, self.id) == self.id:
-                self._asked(delivery)
-            else:
-                delivery.finish(None)
-        elif delivery.to.kind == "inbox":
-            self._streams.hear(delivery)
-        else:
-            self._events(delivery)
+        return self._application.discover()
 
     def run(self, *, wait: bool = False, arrived: Callable[[], object] = lambda: None) -> None:
         """Serve until stopped; blocks. In the main thread, SIGTERM and SIGINT stop it: no new job is taken,
@@ -324,38 +177,26 @@ class RpcReceiver:
     async def __aexit__(self, *_: object) -> None:
         self.stop()
         await self._embedding.end(self.grace)
-        await self._calls.aclose()
+        await self._application.calls.aclose()
         await asyncio.to_thread(self._close)
         self._embedding.thread, self._serving.is_stopping = None, False
 
     def _serve(self, wait: bool = False) -> None:
         self._begun = False
-        handler: Handler = in_contexts(self._handle)
-        addresses = self._addresses()
-        self._children.start()
-        self._announcer.start()
+        handler: Handler = in_contexts(self._application)
+        addresses = self._application.addresses()
         try:
-            self._ticker.start()
+            self._application.start()
             self._serving.run(addresses, handler, self._changed, wait=wait)
         finally:
             self._serving.is_stopping = True
-            self._announcer.end(is_heard=self._is_connected)
-            for each in (self._ticker, self._later, self._flushes, self._limits, self._children):
-                each.end()
+            self._application.end(is_heard=self._is_connected)
 
     def _close(self) -> None:
-        self._calls.close(None if self._embedding.thread else self._coroutines.loop)
+        self._application.calls.close(None if self._embedding.thread else self._coroutines.loop)
         self._coroutines.close()
-        self._store.close()
+        self._application.close()
         self.backend.close()
-
-    def _slots(self) -> dict[str, tuple[int, int]]:
-        """How many are used, of how many."""
-        running = self._dispatcher.running
-        return {
-            "concurrency": (running(threads=True), self.concurrency),
-            "coroutines": (running(threads=False), self.coroutines),
-        }
 
     def stop(self) -> None:
         """Make `run` return as soon as what runs is finished. Any thread, signal-safe."""
@@ -370,11 +211,13 @@ class RpcReceiver:
         if connected or not self._serving.is_stopping:  # else it is given back, and was not lost
             self._is_connected = connected
         if connected:
-            self._announcer.begin()
+            self._application.announcer.begin()
         if connected and not self._begun:
             self._begun = True
             logger.info("serving %s", offered(self.describe()))
-            if not self._detaches and any(job.is_coroutine for job in self.jobs.values()):
+            if "detached" not in self.backend.features and any(
+                job.is_coroutine for job in self.jobs.values()
+            ):
                 logger.info("on this backend a coroutine holds a thread: %d run at a time", self.concurrency)
             self._on_arrival()
         name = "on_connect" if connected else "on_disconnect"
@@ -385,7 +228,7 @@ class RpcReceiver:
             logger.exception("hooks %s failed", name)
 
     def _hand_back(self) -> None:
-        self._serving.hand_back(self._children.kill)
+        self._serving.hand_back(self._application.children.kill)
 
     def _abandon(self) -> None:
         self._hand_back()

@@ -21,7 +21,7 @@ class Serving:
 
     def __init__(self, backend: Backend, threads: int, coroutines: int) -> None:
         """So many plain functions and so many coroutines run at a time."""
-        self._backend, self._threads, self._coroutines = backend, threads, coroutines
+        self._backend, self.threads, self.coroutines = backend, threads, coroutines
         self._server: Server | None = None
         self._handing_back = threading.Lock()
         self.has_handed_back = False
@@ -33,7 +33,7 @@ class Serving:
         """Serve until stopped; blocks. Raises BackendRefused if the first connection is refused, unless the
         next one is to be waited for."""
         self.has_handed_back, pauses = False, Backoff()
-        most = {"threads": self._threads, "coroutines": self._coroutines}
+        most = {"threads": self.threads, "coroutines": self.coroutines}
         try:
             while True:
                 self._server = server = self._backend.server(addresses, handler, on_change=on_change, **most)

@@ -161,5 +161,5 @@ def test_handlers_that_call_for_the_first_time_at_once_share_a_client(
     monkeypatch.setattr(nested, "RpcClient", made)
     receiver = RpcReceiver(jobs={"inner": what_arrives}, backend=site.url)
     with ThreadPoolExecutor(4) as pool:
-        clients = list(pool.map(lambda _: getattr(receiver._calls, colour), range(4)))
+        clients = list(pool.map(lambda _: getattr(receiver._application.calls, colour), range(4)))
     assert len(set(map(id, clients))) == 1

@@ -103,7 +103,7 @@ def test_without_such_jobs_there_is_no_process_and_nothing_is_imported_for_it() 
     program = (
         "import sys, rpc\n"
         "receiver = rpc.RpcReceiver(jobs={'x': lambda: 1}, backend='memory://')\n"
-        "receiver._children.start()\n"
+        "receiver._application.children.start()\n"
         "assert 'multiprocessing.connection' not in sys.modules and 'rpc.prefork_child' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", program], check=True)

@@ -524,10 +524,10 @@ def test_who_knows_nobody_expects_those_that_the_broker_remembers(fabric: Fabric
 
 def test_a_restart_is_later_also_if_the_clock_was_set_back(monkeypatch: pytest.MonkeyPatch) -> None:
     receiver = RpcReceiver(backend=f"memory://{uuid4().hex}", services=[Calc()], identity=calc())
-    before = receiver._announcer.sign().epoch
+    before = receiver._application.announcer.sign().epoch
     monkeypatch.setattr(time, "time", lambda: before - 100)
-    receiver._announcer.start()
-    assert before < receiver._announcer.sign().epoch < before + 1
+    receiver._application.announcer.start()
+    assert before < receiver._application.announcer.sign().epoch < before + 1
 
 
 def test_who_stops_while_all_are_asked_is_up_and_then_down() -> None:

@@ -530,7 +530,7 @@ def test_a_stream_hears_nobody_but_its_caller(scene: Scene) -> None:
     receiver, client = scene.serve(), scene.client()
     stream = client.stream("desk.echo")
     assert next(stream) == 0
-    to, id = inbox(receiver.id), next(iter(receiver._streams._open))
+    to, id = inbox(receiver.id), next(iter(receiver._application._streams._open))
     for body, headers in (
         (JSON.encode("forged"), {STREAM: SEND}),
         (JSON.encode({"type": "ValueError", "message": "forged"}), {STREAM: THROW}),

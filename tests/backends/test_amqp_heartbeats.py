@@ -29,12 +29,16 @@ def test_the_thread_ends_with_the_last_connection(broker: Rabbit, monkeypatch: p
         assert not thread.is_alive()
 
 
+def await_heartbeat(connection: Connection) -> None:
+    eventually(lambda: connection._spoke > connection._heard, within=PATIENCE)
+
+
 def test_the_thread_keeps_no_connection_that_is_nobody_s_any_more(broker: Rabbit) -> None:
     """Whoever made it was interrupted before it could be kept."""
     backend = AmqpBackend(broker.admin_url, heartbeat=2)
     before = {*threading.enumerate()}
     connection = backend.connect()
     (thread,) = {*threading.enumerate()} - before
-    eventually(lambda: connection._spoke > connection._heard, within=PATIENCE)  # it has been sent a heartbeat for
+    await_heartbeat(connection)
     del connection
     eventually(lambda: gc.collect() >= 0 and not thread.is_alive(), within=PATIENCE)

@@ -182,7 +182,7 @@ class Site:
     @property
     def open(self) -> int:
         """How many streams the receivers here have."""
-        return sum(len(each._streams) for each in self.receivers)
+        return sum(len(each._application._streams) for each in self.receivers)
 
     def lines(self, *begin: str) -> list[str]:
         """What was noted, or those lines of it that begin so."""

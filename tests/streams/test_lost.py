@@ -105,7 +105,7 @@ def test_what_a_consumer_that_is_killed_had_open_is_closed(abroad: Site, a: str,
         assert abroad.open == 1
         consumer.kill()
         until(lambda: abroad.lines(f"{name} ends in {name}"))
-        until(lambda: not len(receiver._streams))
+        until(lambda: not len(receiver._application._streams))
     finally:
         ended(consumer)
         consumer.communicate()
