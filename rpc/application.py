@@ -195,9 +195,9 @@ class Application:
         if not (self.jobs or self._events.listeners or self._ticker.ticking or may_have_more):
             raise SettingsError(f"{where}: RPC_JOB_MAPPING and RPC_SERVICES have no job: nothing to do")
         self._events.check(features)
-        retried = [name for name, each in self.jobs.items() if each.options.retries]
+        retried = next((name for name, each in self.jobs.items() if each.options.retries), None)
         if retried and "delay" not in features:
-            raise unsupported("delay", f"{retried[0]} has retries=, but this backend")
+            raise unsupported("delay", f"{retried} has retries=, but this backend")
         channels = [ALL_WORKERS] if features & ANSWERS_ALL else []
         if "topics" in features and self._settings.identity.type:
             channels.append(self._instance)

@@ -27,7 +27,8 @@ class Limits:
 
     def __init__(self) -> None:
         self._running: set[_Running] = set()
-        self._changed = threading.Condition()
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
         self._thread: threading.Thread | None = None
         self._next = math.inf
         """When that thread looks, in seconds of the monotonic clock."""
@@ -42,14 +43,14 @@ class Limits:
         """What `call` returns. After so many seconds `late` is called, in another thread; whatever `call`
         does then, Overran is raised here as soon as both have returned."""
         running = _Running(seconds, late)
-        with self._changed:
+        with self._lock:
             self._running.add(running)
             if running.due < self._next:
                 self._look(running.due)
         try:
             return call()
         finally:
-            with self._changed:
+            with self._lock:
                 self._running.discard(running)
             if running.teller:
                 running.teller.join()
@@ -57,7 +58,7 @@ class Limits:
 
     def end(self) -> None:
         """End the thread, when nothing runs any more. Then it may begin anew."""
-        with self._changed:
+        with self._lock:
             thread, self._ending = self._thread, True
             self._changed.notify()
         if thread:
@@ -72,7 +73,7 @@ class Limits:
         self._changed.notify()
 
     def _watch(self) -> None:
-        with self._changed:
+        with self._lock:
             while not self._ending:
                 now = time.monotonic()
                 for each in [each for each in self._running if each.due <= now]:

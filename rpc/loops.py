@@ -163,14 +163,15 @@ class DelayQueue:
         self._due: list[tuple[float, int, Callable[[], None]]] = []
         """A heap: when, in seconds of the monotonic clock."""
         self._count = count()
-        self._changed = threading.Condition()
+        self._lock = threading.RLock()  # entered by itself: Condition.__enter__ may be interrupted in it
+        self._changed = threading.Condition(self._lock)
         self._thread: threading.Thread | None = None
         self._ending = False
 
     def __call__(self, seconds: float, action: Callable[[], None]) -> bool:
         """Do it after so many seconds. False if too much is to be done already, this is the end, or there can
         be no thread for it."""
-        with self._changed:
+        with self._lock:
             if self._ending or len(self._due) >= MOST_LATER:
                 return False
             if self._thread is None:
@@ -184,7 +185,7 @@ class DelayQueue:
 
     def end(self) -> None:
         """Forget what is not begun, and wait for what is; then it may begin anew."""
-        with self._changed:
+        with self._lock:
             thread, self._ending = self._thread, True
             self._due.clear()
             self._changed.notify()
@@ -200,7 +201,7 @@ class DelayQueue:
                 logger.exception("what was to be done later failed")
 
     def _next(self) -> Callable[[], None] | None:
-        with self._changed:
+        with self._lock:
             while not self._ending:
                 left = self._due[0][0] - time.monotonic() if self._due else None
                 if left is not None and left <= 0:

@@ -39,7 +39,8 @@ class _Watch:
         self._news: deque[ServiceChange] = deque()
         self._wanted, self._callback, self.loop = wanted, callback, loop
         self._lookup = Lookup(backend, self._news.extend)
-        self._changed, self._pid = threading.Condition(), process.id
+        self._lock, self._pid = threading.RLock(), process.id
+        self._changed = threading.Condition(self._lock)
         self._closed = self._asks = self._is_new = False
         self._is_away = True
         """Whether nothing can be heard now."""
@@ -61,7 +62,7 @@ class _Watch:
             raise
 
     def _wait(self, timeout: float | None) -> None:
-        with self._changed:
+        with self._lock:
             self._changed.wait_for(lambda: not self._is_away or self._failure or self._closed, timeout)
         if self._failure:
             raise self._failure
@@ -86,7 +87,7 @@ class _Watch:
         """Close it, and do not wait for that."""
         if self._pid != process.id:
             return
-        with self._changed:
+        with self._lock:
             self._closed = True
             self._changed.notify_all()
         self._server.stop()
@@ -98,13 +99,13 @@ class _Watch:
             self._failure = error
             logger.error("services are not watched: %s", shown(error))
         finally:
-            with self._changed:
+            with self._lock:
                 self._changed.notify_all()
 
     def _reached(self, connected: bool) -> None:
         if connected and self._is_away:
             self._lookup.forgive()
-        with self._changed:
+        with self._lock:
             if connected and self._is_away:
                 self._asks = self._is_new = True
             self._is_away = not connected
@@ -114,7 +115,7 @@ class _Watch:
         self._lookup.told(delivery.message)
         delivery.finish(None)
         if self._news:
-            with self._changed:
+            with self._lock:
                 self._changed.notify_all()
 
     def _watch(self) -> None:
@@ -129,7 +130,7 @@ class _Watch:
             if not self._is_away:
                 self._lookup.expire()
             self._tell()
-            with self._changed:
+            with self._lock:
                 if not self._news and not self._closed and not self._is_new:
                     self._rest(None if self._is_away else self._pause())
                 self._is_new = False

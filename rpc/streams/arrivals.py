@@ -7,7 +7,7 @@ import sys
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterable
 from concurrent.futures import wait
-from threading import Condition
+from threading import Condition, RLock
 from typing import Any
 
 from ..core.events import Event
@@ -36,7 +36,8 @@ class Arrivals:
         self, most: int, changed: Callable[[], object] = lambda: None, *, has_past: bool = False
     ) -> None:
         """`has_past`: `begin_with` will be called."""
-        self._most, self._changed, self._come = most, changed, Condition()
+        self._most, self._changed, self._lock = most, changed, RLock()
+        self._come = Condition(self._lock)
         self._waiting: deque[Event | _Held] = deque()
         self._past: deque[Event] = deque()
         self._seen: set[str] = set()
@@ -52,7 +53,7 @@ class Arrivals:
 
     def put(self, event: Event) -> None:
         """It has come. Does not wait."""
-        with self._come:
+        with self._lock:
             if event.id in self._seen:
                 self._seen.discard(event.id)
                 return
@@ -71,18 +72,18 @@ class Arrivals:
     def hold(self, event: Event) -> None:
         """It has come: wait until it was taken, and done. Raises HandedBack if it is not to be."""
         held = _Held(event)
-        with self._come:
+        with self._lock:
             if self._end is None:
                 self._waiting.append(held)
         self._tell()
-        with self._come:
+        with self._lock:
             self._come.wait_for(lambda: held.is_done is not None or self._end is not None)
             if not held.is_done:
                 raise HandedBack
 
     def begin_with(self, past: Iterable[Event]) -> None:
         """Events that come first, some of which may have come already."""
-        with self._come:
+        with self._lock:
             self._past.extend(past)
             self._seen = {each.id for each in self._past}
             already = {each.id for each in self._waiting if isinstance(each, Event)} & self._seen
@@ -95,13 +96,13 @@ class Arrivals:
 
     def lose(self) -> None:
         """Nobody knows how many were missed."""
-        with self._come:
+        with self._lock:
             self._missed = None
         self._tell()
 
     def end(self, reason: BaseException | None = None, *, done: bool = False) -> None:
         """Nothing is taken any more: whoever tries gets this error. What is in hand is done, or goes back."""
-        with self._come:
+        with self._lock:
             self._done(done)
             self._end = self._end or reason or Cancelled("the subscription is closed")
             self._waiting.clear()
@@ -110,7 +111,7 @@ class Arrivals:
 
     def wait(self, timeout: float | None) -> Event | None:
         """As `take`, but waits for so many seconds (None: without end)."""
-        with self._come:
+        with self._lock:
             self._done(True)
             self._come.wait_for(self._has_some, timeout)
             return self.take()
@@ -118,7 +119,7 @@ class Arrivals:
     def take(self) -> Event | None:
         """The next one, if there is one: what was taken before is done then. Raises SubscriberLagged if some
         were missed before it; and after the end, what that was."""
-        with self._come:
+        with self._lock:
             self._done(True)
             if self._end is not None:
                 raise self._end
@@ -145,7 +146,7 @@ class Arrivals:
             self._come.notify_all()
 
     def _tell(self) -> None:
-        with self._come:
+        with self._lock:
             self._come.notify_all()
         self._changed()
 

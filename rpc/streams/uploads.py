@@ -100,13 +100,14 @@ class Uploads(_Uploads):
 
     def __init__(self, accept: Accepted, say: Callable[[dict[str, str]], bool]) -> None:
         super().__init__(accept, say)
-        self._changed = threading.Condition()
+        self._lock = threading.RLock()
+        self._changed = threading.Condition(self._lock)
 
     def __iter__(self) -> Iterator[Any]:
         return self
 
     def __next__(self) -> Any:
-        with blocked(), self._changed:
+        with blocked(), self._lock:
             self._changed.wait_for(self._is_ready)
         taken = self._take()
         if taken is None:
@@ -114,7 +115,7 @@ class Uploads(_Uploads):
         return taken[0]
 
     def _wake(self) -> None:
-        with self._changed:
+        with self._lock:
             self._changed.notify_all()
 
 
