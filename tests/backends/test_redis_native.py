@@ -75,7 +75,8 @@ def test_nothing_is_left_but_what_ends(server: RedisServer) -> None:
 
 @pytest.mark.slow
 def test_what_the_dead_leave_in_the_queue_is_not_forgotten(server: RedisServer, tmp_path: Path) -> None:
-    url = f"{server.url}?lease=1&max_deliveries=50"
+    # A living worker that gets no processor for a lease is taken for dead, and would count as killed.
+    url = f"{server.url}?lease=5&max_deliveries=50"
     command = [sys.executable, "-c", WORKER, url, str(tmp_path / "log")]
     workers = [subprocess.Popen(command) for _ in range(3)]
     ended, log = threading.Event(), tmp_path / "log"
@@ -98,7 +99,7 @@ def test_what_the_dead_leave_in_the_queue_is_not_forgotten(server: RedisServer, 
     killer = threading.Thread(target=kill_now_and_then)
     killer.start()
     try:
-        with RpcClient(backend=url, timeout=40) as client, ThreadPoolExecutor(8) as pool:
+        with RpcClient(backend=url, timeout=120) as client, ThreadPoolExecutor(8) as pool:
             answers = list(pool.map(lambda n: client.call_and_wait("work", [n]).data, range(2000)))
     finally:
         ended.set()
