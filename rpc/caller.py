@@ -122,7 +122,7 @@ class Caller:
         self._store = Store(settings)
         store = self._store.backend
         keeps = self.backend if store is None and "results" in self.backend.features else store
-        where = (*settings.served, *settings.routes.values(), queue)
+        where = (*settings.named_queues, queue)
         self._inspector = Inspector(self.backend, where, cast("Results | None", keeps), self.accepted)
         self.lookup = Lookup(self.backend)
         self._watches: WeakSet[Watch | AsyncWatch] = WeakSet()

@@ -85,9 +85,18 @@ def health_check() -> bool:
 def gathered(
     services: Iterable[Service], jobs: dict[str, Callable[..., Any]]
 ) -> dict[str, Callable[..., Any]]:
-    """The jobs of services, with others; SettingsError if a name is used twice, or ours."""
+    """The jobs of services, with others; SettingsError if a name is used twice, or ours, and if one of the
+    others would tick or listen, as members of services do."""
+    services = [*services]
     if ours := [name for name in jobs if name.partition(".")[0] in RESERVED_SERVICES and "." in name]:
         raise SettingsError(f"{', '.join(ours)}: what begins with 'rpc.' is reserved: name it otherwise")
+    members = [member for each in services for _, member in each.members]
+    for name, handler in jobs.items():
+        if handler not in members and any(hasattr(handler, mark) for mark in MARKS):
+            raise SettingsError(
+                f"job {name!r} is marked with on, every or cron, but only what services have "
+                f"listens and ticks: name {handler.__module__!r} in RPC_SERVICES"
+            )
     together, names = dict(jobs), set[str]()
     for each in services:
         if each.name and each.name in names:

@@ -149,10 +149,13 @@ class Settings:
         return found
 
     def of(self, identity: Identity | None, **given: Any) -> Settings:
-        """The same, of a worker that is this service, and with what else is given; None: as they are."""
+        """The same, of a worker that is this service, and with what else is given; None: as they are. Raises
+        SettingsError."""
         if identity:
             given |= {"domain": identity.domain, "service_type": identity.type}
             given |= {"service_id": identity.id, "service_version": identity.version}
+        if isinstance(queues := given.get("queues"), str):
+            raise SettingsError(f"queues is {queues!r}: it is a list of names, as in [{queues!r}]")
         return replace(self, **{name: value for name, value in given.items() if value is not None})
 
     @property
@@ -160,6 +163,11 @@ class Settings:
         """The queues of a worker: those of its service, and then these, if they are given."""
         own = self.identity.queues
         return (*own, *(self.queues if self.queues is not None else () if own else DEFAULT_QUEUES))
+
+    @property
+    def named_queues(self) -> tuple[str, ...]:
+        """Those queues, and the ones that routes lead to."""
+        return (*self.served, *self.routes.values())
 
     @property
     def for_receivers(self) -> Any:
@@ -336,4 +344,6 @@ def described(error: BaseException) -> str:
     frames = [each for each in extract_tb(error.__traceback__) if not each.filename.startswith(ours)]
     if not frames or isinstance(error, SyntaxError):
         return text
-    return f"{text} ({os.path.basename(frames[-1].filename)}, line {frames[-1].lineno})"
+    file = frames[-1].filename
+    here = os.path.relpath(file) if file.startswith(os.getcwd() + os.sep) else file
+    return f"{text} ({here}, line {frames[-1].lineno})"

@@ -55,6 +55,18 @@ def test_a_coroutine_function_is_refused() -> None:
         RpcReceiver(jobs={"x": inner}, backend="memory://")
 
 
+@pytest.mark.parametrize("options", [{"retries": 1}, {"time_limit": 1}])
+def test_a_generator_with_what_is_not_for_it_is_refused(options: Any) -> None:
+    @job(**options)
+    def inner() -> Iterator[int]:
+        yield 1
+
+    with pytest.raises(
+        SettingsError, match="job 'x' is a generator: retries and time_limit are not for these"
+    ):
+        RpcReceiver(jobs={"x": inner}, backend="memory://")
+
+
 def write(path: Path, text: str) -> None:
     path.with_suffix(".py").write_text(text)
 

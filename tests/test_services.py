@@ -24,6 +24,7 @@ from rpc import (
     SerializationError,
     ServiceNotFound,
     SettingsError,
+    cron,
     every,
     expose,
     job,
@@ -233,7 +234,7 @@ def test_a_class_that_cannot_be_made_says_where() -> None:
         def __init__(self) -> None:
             raise OSError("no database")
 
-    with pytest.raises(SettingsError, match=r"\(OSError: no database \(test_services\.py, line \d+\)\)"):
+    with pytest.raises(SettingsError, match=r"\(OSError: no database \(.*test_services\.py, line \d+\)\)"):
         service(Broken)
 
 
@@ -547,6 +548,24 @@ def receiver(*services: Any, **options: Any) -> RpcReceiver:
 def test_two_services_of_one_name_are_refused() -> None:
     with pytest.raises(SettingsError, match="two services are named 'example'"):
         receiver(Example, Example("again"))
+
+
+def nothing() -> None: ...
+
+
+def heard(event: Any) -> None: ...
+
+
+@pytest.mark.parametrize(
+    "marked", [every(seconds=1)(nothing), cron("* * * * *")(nothing), on("order.created")(heard)]
+)
+def test_what_would_tick_or_listen_as_a_job_alone_is_refused(marked: Any) -> None:
+    refusal = r"job 'it' is marked with .*: name '[a-z.]*test_services' in RPC_SERVICES"
+    with pytest.raises(SettingsError, match=refusal):
+        receiver(jobs={"it": marked})
+    module = ModuleType(marked.__module__)
+    module.it = marked  # type: ignore[attr-defined]
+    receiver(module, jobs={"it": marked})
 
 
 def test_a_job_and_a_method_of_one_name_are_refused() -> None:

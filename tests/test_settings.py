@@ -159,6 +159,19 @@ def test_a_module_that_cannot_be_imported_says_why(write, text, reason):
     assert raised.value.__cause__ is not None
 
 
+def test_an_error_names_the_file_as_it_is_seen_from_here(write):
+    write("shop.prices", "1 / 0")
+    with pytest.raises(SettingsError, match=r" \(shop/prices\.py, line 1\)$"):
+        load_settings("shop.prices")
+
+
+def test_a_name_is_no_list_of_queues():
+    with pytest.raises(
+        SettingsError, match=r"queues is 'default': it is a list of names, as in \['default'\]$"
+    ):
+        RpcReceiver(jobs={"f": print}, backend="memory://", queues="default")
+
+
 def test_the_name_of_a_file_is_no_name_of_a_module(write):
     write("shop", "")
     with pytest.raises(SettingsError, match=r"--settings without the \.py: 'shop'$"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import re
@@ -13,7 +14,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from http.client import HTTPConnection
@@ -96,7 +97,7 @@ class Shop:
         self.url, self._home = url, home
         self._directory = ROOT / "example" / name
         self._programs: list[Program] = []
-        self._port = 0
+        self.port = 0
 
     def worker(self) -> Program:
         return self._start("rpc worker")
@@ -104,7 +105,7 @@ class Shop:
     def web(self, *, backend: str = "", timeout: str = LONG, workers: str = "") -> Program:
         """The web server, once it listens. `workers`: other words than the README's for gunicorn."""
         server = self._start("uvicorn|gunicorn", backend, timeout, workers)
-        self._port = int(server.says(r"(?:running on|Listening at:) http://127\.0\.0\.1:(\d+)")[1])
+        self.port = int(server.says(r"(?:running on|Listening at:) http://127\.0\.0\.1:(\d+)")[1])
         return server
 
     def _start(self, program: str, backend: str = "", timeout: str = LONG, workers: str = "") -> Program:
@@ -130,7 +131,7 @@ class Shop:
         return self._programs[-1]
 
     def asks(self, method: str, path: str, data: Any = None) -> tuple[int, Any]:
-        connection = HTTPConnection("127.0.0.1", self._port, timeout=SECONDS)
+        connection = HTTPConnection("127.0.0.1", self.port, timeout=SECONDS)
         try:
             body = None if data is None else json.dumps(data)
             connection.request(method, path, body, {"Content-Type": "application/json"})
@@ -243,6 +244,40 @@ def test_a_handler_that_fails_is_502_and_its_text_is_not_told(shop: Shop, rpc_wo
     assert shop.orders() == (502, {"error": "RemoteError"})
     server.says("RemoteError: OSError: /etc/secret is missing")
     assert shop.asks("GET", "/prices?item=tea") == (502, {"error": "MethodNotFound"})
+
+
+only_fastapi = pytest.mark.parametrize("shop", ["fastapi_app"], indirect=True)
+
+
+@only_fastapi
+def test_what_happens_to_an_order_is_told_as_it_happens(shop: Shop) -> None:
+    shop.worker()
+    shop.web()
+    steps = "".join(f"data: tea: {step}\n\n" for step in ("ordered", "made", "served"))
+    assert shop.asks("GET", "/preparation?item=tea") == (200, steps)
+
+
+@only_fastapi
+def test_a_browser_that_leaves_ends_the_generator_in_the_worker(shop: Shop, rpc_worker: Worker) -> None:
+    ended, waits = threading.Semaphore(0), threading.Event()
+
+    async def preparation(item: str) -> AsyncIterator[str]:
+        try:
+            yield item
+            waits.set()
+            await asyncio.Event().wait()
+        finally:
+            ended.release()
+
+    rpc_worker({"preparation": preparation}, backend=shop.url)
+    shop.web()
+    for _ in range(6):
+        with socket.create_connection(("127.0.0.1", shop.port), SECONDS) as browser:
+            browser.sendall(b"GET /preparation?item=tea HTTP/1.1\r\nHost: shop\r\n\r\n")
+            with browser.makefile("rb") as lines:
+                assert next(line for line in lines if b"tea" in line) == b"data: tea\n"
+            assert waits.wait(SECONDS)
+        assert ended.acquire(timeout=SECONDS)
 
 
 def test_no_worker_is_504(shop: Shop) -> None:

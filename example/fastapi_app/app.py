@@ -7,7 +7,7 @@ from contextlib import asynccontextmanager
 from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Query, Request
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, StreamingResponse
 
 from rpc import (
     AsyncRpcClient,
@@ -80,3 +80,10 @@ async def prices(item: Annotated[list[str], Query(max_length=100)], client: Clie
 async def send_receipt(receipt: dict[str, Any], client: Client) -> dict[str, str]:
     """Nobody waits: the worker checks it later, and logs what is wrong with it."""
     return {"id": await client.call("send_receipt", receipt)}
+
+
+@app.get("/preparation")
+async def preparation(item: str, client: Client) -> StreamingResponse:
+    """Server-sent events. When the browser leaves, the stream is closed, and the generator in the worker."""
+    steps = client.stream("preparation", [item])
+    return StreamingResponse((f"data: {step}\n\n" async for step in steps), media_type="text/event-stream")

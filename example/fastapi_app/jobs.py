@@ -1,6 +1,8 @@
 """What the shop does. Only the worker imports it; the web app knows the names in the settings."""
 
+import asyncio
 import logging
+from collections.abc import AsyncIterator
 from typing import Annotated, Any
 
 from msgspec import Meta
@@ -26,3 +28,10 @@ def place_order(item: str, quantity: Annotated[int, Meta(ge=1)]) -> dict[str, An
 
 def send_receipt(email: str, cents: int) -> None:
     logger.info("a receipt for %d cents goes to %s", cents, email)
+
+
+async def preparation(item: str) -> AsyncIterator[str]:
+    """What becomes of an order, as it happens."""
+    for step in "ordered", "made", "served":
+        yield f"{item}: {step}"
+        await asyncio.sleep(1)

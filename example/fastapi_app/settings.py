@@ -8,4 +8,5 @@ RPC_JOB_MAPPING = {
     "place_order": "jobs.place_order",
     "price": "jobs.price",
     "send_receipt": "jobs.send_receipt",
+    "preparation": "jobs.preparation",
 }

@@ -33,7 +33,7 @@ where_options = together(
         metavar="NAME",
         multiple=True,
         callback=queue_names,
-        help="Look in this queue; may be repeated. By default RPC_QUEUES.",
+        help="Look in this queue; may be repeated. By default those of RPC_QUEUES and RPC_ROUTES.",
     ),
     domain_option,
 )
@@ -177,7 +177,7 @@ def _shelf(
             raise unsupported("dead-letters", shown)
         shelf = cast("DeadLetters", client.backend)
         services = () if domain is None else client.list_services(domain=domain)
-        names = dict.fromkeys((*(queues or loaded.served), *queues_of(services)))
+        names = dict.fromkeys((*(queues or loaded.named_queues), *queues_of(services)))
         yield shelf, [letter for name in names for letter in shelf.dead_letters(name)]
 
 

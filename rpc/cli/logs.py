@@ -62,6 +62,14 @@ def log_to_stderr(level: int | None = None, *, as_json: bool = False) -> None:
         ctx.meta[_JSON] = True
 
 
+def enable_our_loggers() -> None:
+    """What the user's code has disabled by `dictConfig` without `disable_existing_loggers`, which is hardly
+    ever meant: a worker would fail in silence."""
+    for name, logger in logging.root.manager.loggerDict.items():
+        if name.startswith(_OURS) and isinstance(logger, logging.Logger):
+            logger.disabled = False
+
+
 def is_json_log(ctx: click.Context) -> bool:
     """Whether what this command says to stderr are JSON objects."""
     return bool(ctx.meta.get(_JSON))

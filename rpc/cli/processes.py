@@ -57,8 +57,8 @@ class Worker:
 
 
 class Supervisor:
-    """Runs so many workers, until a signal, wrong settings or a broker that refuses them end them all. If it
-    `replaces` none, it ends with the first that does, and like it."""
+    """Runs so many workers, until a signal ends them all; or, before one has served, wrong settings or a
+    broker that refuses them. If it `replaces` none, it ends with the first that does, and like it."""
 
     def __init__(self, count: int, *, replaces: bool = True) -> None:
         self._replaces = replaces
@@ -154,7 +154,7 @@ class Supervisor:
                 self._code = self._code or (code if code >= 0 else 128 - code)
             if code:
                 logger.warning(what)
-        elif code == WRONG_USE or (code == NO_BROKER and not self._settled) or not self._replaces:
+        elif (code in (WRONG_USE, NO_BROKER) and not self._settled) or not self._replaces:
             # it has said why, and another one would say the same
             self._code = code if code >= 0 else 128 - code
             if self._pids():

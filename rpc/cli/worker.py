@@ -19,7 +19,7 @@ from ..logs import RpcLogHandler
 from ..receiver import RpcReceiver
 from ..settings import Settings
 from .health import SignsOfLife, health_file_option
-from .logs import FORMATS, LEVELS, log_to_stderr
+from .logs import FORMATS, LEVELS, enable_our_loggers, log_to_stderr
 from .options import backend_option, queue_names, seconds_option, settings_of, settings_option
 from .processes import Supervisor, Worker
 from .reload import RELOAD, run_and_reload
@@ -187,6 +187,7 @@ def serve(
             "a worker needs a backend that reaches beyond one process, like redis: nobody else could call it "
             "here; in a program, serve beside your own code with `async with RpcReceiver(...)`"
         )
+    enable_our_loggers()
     if loaded.send_logs:
         logging.getLogger().addHandler(RpcLogHandler(backend or loaded.for_receivers, loaded))
     logger.info("worker %d on %s", os.getpid(), _shown(backend, loaded))

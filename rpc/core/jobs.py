@@ -314,7 +314,12 @@ class Job:
         self.request_type = AsyncRequest if self.is_coroutine or is_async else Request
         self.is_generator = (is_async and not decorated) or any(map(inspect.isgeneratorfunction, functions))
         if self.options.fork and (self.is_coroutine or self.is_generator):
-            raise SettingsError(f"job {name!r}: fork=True is for plain functions, not for coroutines")
+            raise SettingsError(
+                f"job {name!r}: fork=True is for plain functions, not for coroutines or generators"
+            )
+        limited = self.options.time_limit not in (None, math.inf)
+        if self.is_generator and (self.options.retries or limited):
+            raise SettingsError(f"job {name!r} is a generator: retries and time_limit are not for these")
         try:
             self._parameters = None if wants_request(handler, Request) else Parameters(handler)
         except ValueError as error:

@@ -3,9 +3,20 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterable, Callable, Coroutine, Generator, Iterable, Mapping
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterable,
+    Callable,
+    Coroutine,
+    Generator,
+    Iterable,
+    Iterator,
+    Mapping,
+)
 from concurrent.futures import Future
+from contextlib import contextmanager
 from queue import SimpleQueue
 from types import TracebackType
 from typing import Any
@@ -84,6 +95,8 @@ class _Stream:
         self._is_over = False
         self._put: Put = put
         self._pid = process.id
+        self._taking = threading.Lock()
+        """Held by whoever waits for an item."""
 
     value: Any = None
     """What the generator returned, at its end."""
@@ -114,6 +127,16 @@ class _Stream:
         consumer = self._consumer = Consumer(self._backend, self._to, pending, receiving, self._put)
         self._start(consumer.run())
         return consumer
+
+    @contextmanager
+    def _taken_by_one(self) -> Iterator[None]:
+        """A block that waits for an item."""
+        if not self._taking.acquire(blocking=False):
+            raise RuntimeError("another thread or task waits for the next item of this stream already")
+        try:
+            yield
+        finally:
+            self._taking.release()
 
     def _sent(self, value: Any) -> tuple[str, Message]:
         if value is None:
@@ -236,6 +259,13 @@ class Stream(_Stream, Generator[Any, Any, Any]):
 
     def _next(self, kind: str, beside: Message) -> Any:
         consumer = self._ask(kind, beside)
+        if not self._items:
+            with self._taken_by_one():
+                consumer = self._wait(consumer)
+        return self._take(consumer)
+
+    def _wait(self, consumer: Consumer) -> Consumer:
+        """Until there is an item; what brings it."""
         while not self._items:
             if self._uploads is not None and consumer.uploading.has_room and self._arrivals.empty():
                 self._upload(consumer)
@@ -249,7 +279,7 @@ class Stream(_Stream, Generator[Any, Any, Any]):
                 if another is None:
                     raise StopIteration(self.value)
                 consumer = another
-        return self._take(consumer)
+        return consumer
 
     def _start(self, run: Coroutine[Any, Any, None]) -> None:
         self._run(run)
@@ -305,6 +335,17 @@ class AsyncStream(_Stream, AsyncGenerator[Any, Any]):
 
     async def _next(self, kind: str, beside: Message) -> Any:
         consumer = self._ask(kind, beside)
+        if not self._items:
+            with self._taken_by_one():
+                try:
+                    consumer = await self._wait(consumer)
+                except BaseException:  # an async generator that is cancelled has ended, too
+                    self._leave()
+                    raise
+        return self._take(consumer)
+
+    async def _wait(self, consumer: Consumer) -> Consumer:
+        """As that of `Stream`."""
         while not self._items:
             arrival = await self._arrivals.get()
             if isinstance(arrival, Items):
@@ -317,7 +358,7 @@ class AsyncStream(_Stream, AsyncGenerator[Any, Any]):
             elif self._uploads and (self._uploading is None or self._uploading.done()):
                 uploading = _uploaded(self._uploads, consumer, self._pending, self._put)
                 self._uploading = asyncio.get_running_loop().create_task(uploading)
-        return self._take(consumer)
+        return consumer
 
     def _start(self, run: Coroutine[Any, Any, None]) -> None:
         self._task = asyncio.get_running_loop().create_task(run)

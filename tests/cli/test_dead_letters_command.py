@@ -103,6 +103,16 @@ def test_only_the_queues_that_are_named_are_looked_at(letters: Invoke, office: O
     assert [each["id"] for each in json.loads(named.stdout)["dead_letters"]] == ["other", "low"]
 
 
+def test_the_queues_that_routes_lead_to_are_looked_at(
+    invoke: Invoke, office: Office, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    routed = f"RPC_BACKEND = {office.url!r}\nRPC_ROUTES = {{'bill': 'billing'}}\n"
+    (tmp_path / "routed.py").write_text(routed)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    office.bury(CALL, "billing")
+    assert ID in invoke("dead-letters", "list", "--settings", "routed").stdout
+
+
 def test_one_is_shown_with_its_headers_and_its_body(letters: Invoke, office: Office) -> None:
     office.bury(CALL, traceparent="00-1")
     shown = letters("show", ID).stdout

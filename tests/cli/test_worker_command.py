@@ -85,6 +85,14 @@ def test_quiet_says_nothing_as_long_as_all_is_well(project: Path, url: str, spaw
     assert worker.said == ""
 
 
+def test_logging_that_is_set_up_without_us_does_not_silence_it(project: Path, url: str, spawn: Spawn) -> None:
+    with (project / "settings.py").open("a") as settings:
+        settings.write("\nimport logging.config\nlogging.config.dictConfig({'version': 1})\n")
+    worker = spawn("worker")
+    worker.says("rpc.receiver: serving")
+    assert worker.ends(signal.SIGTERM) == 0
+
+
 def test_the_backend_on_the_command_line_counts(tmp_path: Path, url: str, spawn: Spawn, rpc: Run) -> None:
     from .conftest import JOBS
 

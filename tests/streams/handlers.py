@@ -102,6 +102,13 @@ async def acount(most: int = 2**62, name: str = "count", log: bool = False) -> A
             yield number
 
 
+async def never(name: str) -> AsyncGenerator[int, Any]:
+    """Its first item does not come."""
+    with told(name):
+        await asyncio.Event().wait()
+        yield 0
+
+
 def items(what: list[Any]) -> Generator[Any, Any, None]:
     yield from what
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import os
 import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from typing import Any
 from uuid import uuid4
 
@@ -18,7 +20,7 @@ from rpc.errors import Cancelled, RpcError, RpcTimeout, StreamBroken, WorkerLost
 from rpc.transport import STREAM, Message, inbox, queue
 
 from .conftest import Site, ended
-from .handlers import PATIENCE, until
+from .handlers import PATIENCE, never, until
 
 IDLE = 1.5
 """Seconds of the idle limit."""
@@ -232,6 +234,38 @@ def test_a_client_that_is_closed_ends_its_streams(site: Site, name: str) -> None
     unused.close()
     until(lambda: site.lines(f"{name} ends"))
     until(lambda: not site.open)
+
+
+def test_who_is_cancelled_as_it_waits_for_an_item_has_left_the_stream(site: Site, name: str) -> None:
+    """As it is of async generators. Somebody may go on to hold the stream, such as the traceback."""
+    site.serve(jobs={"never": never})
+    client = site.client("async")
+
+    async def read() -> None:
+        stream = client.client.stream("never", {"name": name})
+        waiting = asyncio.create_task(anext(stream))
+        await asyncio.to_thread(until, lambda: site.lines(f"{name} begins"))
+        waiting.cancel()
+        await asyncio.to_thread(until, lambda: site.lines(f"{name} ends"))
+        assert [item async for item in stream] == []
+
+    client.run(read())
+
+
+@pytest.mark.parametrize("how", ["sync", "async"])
+def test_one_at_a_time_waits_for_an_item(site: Site, name: str, how: str) -> None:
+    site.serve(jobs={"never": never})
+    stream = site.client(how).stream("never", {"name": name})
+    with ThreadPoolExecutor(2) as pool:
+        waiting = [pool.submit(next, stream, None) for _ in range(2)]
+        (refused,) = wait(waiting, PATIENCE, FIRST_COMPLETED).done
+        with pytest.raises(RuntimeError, match="another thread or task waits for the next item"):
+            refused.result()
+        until(lambda: site.lines(f"{name} begins"))
+        site.client(how).close()
+        waiting.remove(refused)
+        with pytest.raises(Cancelled):
+            waiting[0].result(PATIENCE)
 
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs a fork")
