@@ -8,7 +8,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 pytest.importorskip("pamqp", reason="needs RabbitMQ's driver: pip install jobrpc[amqp]")
@@ -190,7 +190,14 @@ FIELDS_FOLLOW = b"\0<" + b"\0" * 10 + b"\x20\0"
 @example(content=FIELDS_FOLLOW + b"\0\0\0\x0b\1xT" + b"\xff" * 8)
 @example(content=FIELDS_FOLLOW + b"\xff\xff\xff\xff")
 def test_properties_are_read_as_pamqp_reads_them(content: bytes) -> None:
+    assume(not content[13:14] or content[13] & 1 == 0)  # else there are more flags
     assert outcome(lambda: read_by_us(2, content)) == outcome(lambda: read_by_pamqp(2, content))
+
+
+@pytest.mark.parametrize("more", [b"\0\0", b"\0\1\0\0", b"\0\1", b""])
+def test_more_flags_than_there_are_properties_are_refused(more: bytes) -> None:
+    with pytest.raises(ValueError, match="flags"):
+        read_by_us(2, b"\0<" + b"\0" * 10 + b"\0\1" + more)
 
 
 # Whole messages.

@@ -35,6 +35,9 @@ _CONTENT, _CONTENT_FRAME = Struct(">HHQH"), Struct(">BHIHHQH")
 _TABLE, _MODE = 0x2000, 0x1000
 _FLAGS = (0x8000, _TABLE, _MODE, 0x400, 0x200, 0x100, 0x20)
 _OTHERS = 0xFFFF & ~sum(_FLAGS)
+_MORE = 1
+"""Another word of flags follows, which nobody sends: one is enough for all properties. pamqp 3 would read the
+first word again and again."""
 _USUAL = (
     *("content_type", "headers", "delivery_mode", "correlation_id"),
     *("reply_to", "expiration", "message_type"),
@@ -49,7 +52,8 @@ _UNUSUAL = (error, IndexError, ValueError, TypeError, AttributeError, OverflowEr
 _new = object.__new__
 
 
-# From bytes: data[at:end] is what is in a frame. Each raises what pamqp raises.
+# From bytes: data[at:end] is what is in a frame. Each raises what pamqp raises, and ValueError for a second
+# word of flags.
 
 
 def method_of(data: bytes, at: int, end: int) -> Any:
@@ -107,6 +111,8 @@ def content_of(data: bytes, at: int, end: int) -> tuple[int, Any]:
         _, _, size, flags = _CONTENT.unpack_from(data, at)
         return size, _properties(data, at + _CONTENT.size, end, flags)
     except _UNUSUAL:
+        if end - at >= _CONTENT.size and data[at + _CONTENT.size - 1] & _MORE:
+            raise ValueError("flags of properties that there are not") from None
         content: Any = frame.unmarshal(data[at - START.size : end + 1])[2]
         return content.body_size, content.properties
 
