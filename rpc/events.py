@@ -163,17 +163,11 @@ class Listener:
             raise SettingsError(f"listener {name}: {error}") from error
         self.handler = handler
         self._matches = matcher(subscription.pattern)
-        parameters = [
-            each
-            for each in inspect.signature(handler).parameters.values()
-            if each.default is each.empty and each.kind is not each.VAR_KEYWORD
-        ]
-        if len(parameters) != 1 or parameters[0].kind is parameters[0].KEYWORD_ONLY:
-            raise SettingsError(f"listener {name}: it gets one argument, the data or the `event`")
-        self._parameter = parameters[0].name
+        self._parameter = _only_parameter(name, handler)
         self._wants_event = self._parameter == "event" or is_annotated(handler, self._parameter, Event)
+        takes_any = self._wants_event or not self._parameter
         try:
-            self._convert = None if self._wants_event else conversions(handler).get(self._parameter)
+            self._convert = None if takes_any else conversions(handler).get(self._parameter)
         except TypeError as error:
             raise SettingsError(f"listener {name}: {error}") from error
         self.failures = 0
@@ -196,6 +190,20 @@ class Listener:
 
     def call(self, event: Event) -> Any:
         return self.handler(self.argument(event))
+
+
+def _only_parameter(name: str, handler: Callable[..., Any]) -> str:
+    """The name of the parameter that a listener has; "" if it cannot be known."""
+    try:
+        found = inspect.signature(handler).parameters.values()
+    except (
+        ValueError
+    ):  # functions written in C need not have a signature: `print` has one from Python 3.11 on
+        return ""
+    required = [each for each in found if each.default is each.empty and each.kind is not each.VAR_KEYWORD]
+    if len(required) != 1 or required[0].kind is required[0].KEYWORD_ONLY:
+        raise SettingsError(f"listener {name}: it gets one argument, the data or the `event`")
+    return required[0].name
 
 
 def listeners_in(members: Sequence[tuple[str, Callable[..., Any]]], domain: str = NAMELESS) -> list[Listener]:

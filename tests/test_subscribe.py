@@ -9,6 +9,7 @@ import re
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from datetime import datetime, timedelta, timezone
@@ -38,6 +39,7 @@ from rpc.events import subscribed
 from rpc.inspection import DeadLetters
 from rpc.loops import process
 from rpc.streams.arrivals import Arrivals
+from rpc.testing.site import eventually
 from rpc.transport import Subscriptions
 
 LONG = 20.0
@@ -515,6 +517,13 @@ def test_members_of_a_group_want_the_same_headers(here: Place) -> None:
 def test_a_callback_gets_one_argument(here: Place) -> None:
     with pytest.raises(SettingsError, match="one argument"):
         here.client.subscribe("boom", callback=lambda: None)
+
+
+def test_a_callback_may_be_what_tells_nothing_of_its_arguments(here: Place) -> None:
+    heard: deque[Any] = deque()
+    here.subscribe(callback=heard.append)  # it does from Python 3.13 on
+    here.publish(1)
+    eventually(lambda: [*heard] == [1])
 
 
 def test_no_broker_is_an_error_in_time() -> None:
