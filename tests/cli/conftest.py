@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -185,12 +186,18 @@ def memory(tmp_path: Path) -> Iterator[str]:
     serving.join(SECONDS)
 
 
+def runner() -> CliRunner:
+    """One that has stdout and stderr apart, for which click 8.1 has to be asked."""
+    asked = {"mix_stderr": False} if "mix_stderr" in signature(CliRunner).parameters else {}
+    return CliRunner(**asked)
+
+
 @pytest.fixture
 def invoke() -> Callable[..., Result]:
     """Run a command in this process."""
 
     def run(*words: str, input: str | bytes | None = None) -> Result:
-        result = CliRunner().invoke(main, words, input=input)
+        result = runner().invoke(main, words, input=input)
         if result.exception is not None and not isinstance(result.exception, SystemExit):
             raise result.exception
         return result

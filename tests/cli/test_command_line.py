@@ -10,7 +10,7 @@ from importlib.metadata import version
 
 import click
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
 
 from rpc import (
     BackendUnavailable,
@@ -34,7 +34,7 @@ from rpc.cli import COMMANDS, main
 from rpc.cli.exits import Commands
 from rpc.cli.output import json_option, one_line
 
-from .conftest import error_in
+from .conftest import error_in, runner
 
 Invoke = Callable[..., Result]
 
@@ -70,7 +70,7 @@ def failing(error: BaseException) -> click.Group:
 
 @pytest.mark.parametrize("error", EXPECTED, ids=lambda error: type(error).__name__)
 def test_each_error_has_its_exit_code_and_one_line_on_stderr(error: BaseException) -> None:
-    result = CliRunner().invoke(failing(error), ["fail"])
+    result = runner().invoke(failing(error), ["fail"])
     assert result.exit_code == EXPECTED[error]
     assert result.stdout == ""
     if isinstance(error, RpcError):
@@ -81,7 +81,7 @@ def test_each_error_has_its_exit_code_and_one_line_on_stderr(error: BaseExceptio
     "error", [e for e in EXPECTED if isinstance(e, RpcError)], ids=lambda e: type(e).__name__
 )
 def test_with_json_an_error_is_one_object_on_stdout(error: RpcError) -> None:
-    result = CliRunner().invoke(failing(error), ["fail", "--json"])
+    result = runner().invoke(failing(error), ["fail", "--json"])
     kind = "ValueError" if isinstance(error, RemoteError) else type(error).__name__
     assert result.exit_code == EXPECTED[error]
     assert error_in(result.stdout) == {"type": kind, "message": "no", "code": error.code}
@@ -89,7 +89,7 @@ def test_with_json_an_error_is_one_object_on_stdout(error: RpcError) -> None:
 
 
 def test_an_error_that_nobody_expected_is_not_hidden() -> None:
-    result = CliRunner().invoke(failing(ZeroDivisionError()), ["fail"])
+    result = runner().invoke(failing(ZeroDivisionError()), ["fail"])
     assert isinstance(result.exception, ZeroDivisionError)
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
 
 from rpc import RemoteError, RpcClient
 from rpc.cli import main
@@ -22,7 +22,7 @@ from rpc.logs import RpcLogHandler
 from rpc.settings import Settings
 from rpc.testing.servers import RedisServer
 
-from .conftest import SECONDS, Process, error_in
+from .conftest import SECONDS, Process, error_in, runner
 
 Invoke = Callable[..., Result]
 LINE = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} ([A-Z]+) (\S+) \d+@\S+ (\S+): (.*)")
@@ -91,7 +91,7 @@ def test_a_terminal_has_colours(
     if not is_coloured:
         monkeypatch.setenv("NO_COLOR", "1")
     words = ["logs", "--count", "1", "--level", "error", "--backend", f"memory://{tmp_path.name}"]
-    said = CliRunner().invoke(main, words, color=True).stdout
+    said = runner().invoke(main, words, color=True).stdout
     assert (" \x1b[31mERROR\x1b[0m " in said, " ERROR " in said) == (is_coloured, not is_coloured)
 
 
