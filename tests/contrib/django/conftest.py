@@ -110,20 +110,24 @@ def database(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
 
     host, port = os.environ.get("PGHOST", "127.0.0.1"), os.environ.get("PGPORT", "5432")
     user, name = os.environ.get("PGUSER", "postgres"), f"rpc_test_{uuid4().hex}"
-    try:
-        server = psycopg.connect(
+
+    def do(command: str) -> None:
+        # Each on a connection of its own: until the last one, other tests cut all those of this process.
+        with psycopg.connect(
             host=host, port=port, user=user, dbname="postgres", autocommit=True, connect_timeout=5
-        )
+        ) as server:
+            server.execute(command)
+
+    try:
+        do(f"CREATE DATABASE {name}")
     except psycopg.OperationalError as error:
         pytest.skip(f"needs PostgreSQL: {error}")
-    with server:
-        server.execute(f"CREATE DATABASE {name}")
-        try:
-            url = f"postgres://{user}@{host}:{port}/{name}"
-            migrate(url)
-            yield url
-        finally:
-            server.execute(f"DROP DATABASE {name} WITH (FORCE)")
+    try:
+        url = f"postgres://{user}@{host}:{port}/{name}"
+        migrate(url)
+        yield url
+    finally:
+        do(f"DROP DATABASE {name} WITH (FORCE)")
 
 
 def migrate(url: str) -> None:
