@@ -340,7 +340,7 @@ UNSERIALISABLE = {
     "exception": type("Mistake", (Exception,), {})("text"), "text buffer": io.StringIO("text"),
     "standard output": sys.__stdout__, "fraction": Fraction(1, 2), "lone surrogate": "\ud800",
     "5001 digits": 10**5000, "unreadable": Unreadable(), "list in itself": LOOP,
-    "object in itself": containing_itself(SimpleNamespace()), "too deep": nested(100_000),
+    "object in itself": containing_itself(SimpleNamespace()), "too deep": nested(1_000_000),
     "plain object": Service(1), "slots": Slotted(), "private slots": Private(),
     "lazy text": gettext_lazy("Paid"), "lazy object": SimpleLazyObject(lambda: Service(1)),
     "lazy object of a builtin": SimpleLazyObject(lambda: 5),
