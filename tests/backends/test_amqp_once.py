@@ -135,8 +135,8 @@ def test_of_two_that_get_copies_at_the_same_time_one_begins(
 def test_what_was_done_is_not_begun_again(site: Site, first: bool) -> None:
     counting = Counting()
     counting.may_end.set()
-    with workers(site.url, site.name(), work=counting.job, ping=lambda: None):
-        eventually(lambda: cast("Any", site.client).is_served(site.name()))
+    with workers(site.url, site.name(), 2, work=counting.job, ping=lambda: None):
+        eventually(lambda: cast("Any", site.client).queue_info(site.name()).workers == 2)
         time.sleep(0.01)  # what is sent now is younger than the workers, by their clock of milliseconds
         sent = sent_again()
         publish(site, "x", **(sent if first else {}))
