@@ -185,6 +185,8 @@ class Socket(asyncio.Protocol):
 
     def connection_lost(self, error: Exception | None) -> None:
         self.is_gone.set()
+        if self._transport:
+            self._transport.close()  # before Python 3.11, TLS warns of one that was lost and not closed
         if self._timer:
             self._timer.cancel()
         if not self.is_ready.done():
