@@ -106,7 +106,7 @@ DECLARED: list[Callable[[Any], Any]] = [
     lambda bad: every(seconds=bad),
     lambda bad: job(backoff=bad),
     lambda bad: on("order", backoff=bad),
-    lambda bad: RpcReceiver(jobs={"work": print}, backend="memory://durations", grace=bad),
+    lambda bad: RpcReceiver(jobs={"work": len}, backend="memory://durations", grace=bad),
     lambda bad: RpcClient(backend="memory://durations", timeout=bad),
     lambda bad: RedisBackend(NOWHERE, lease=bad),
     lambda bad: RedisBackend(NOWHERE, idempotency_window=bad),
