@@ -12,15 +12,15 @@ from typing import Any, TypeVar
 from weakref import WeakSet
 
 from .backends import asynchronous
-from .backends._retry import sent_within_async
 from .caller import AS_SET, Key
 from .core.events import NOTHING
 from .core.filters import Match, Scalar
 from .core.jobs import Response, current_request
 from .core.log_batches import wanted_entries
+from .deadlines import within_async
 from .describe import WorkerInfo
 from .durations import Duration
-from .errors import QueueFull, RpcTimeout
+from .errors import BackendUnavailable, QueueFull, RpcTimeout
 from .http_peers import AsyncHttpPeer, HttpPeers, Style
 from .overview import AsyncOverview
 from .pending import OnProgress, PendingCall, Told
@@ -29,7 +29,7 @@ from .streams.consuming import heard
 from .streams.iterators import AsyncStream, Uploadable
 from .streams.records import AsyncLogStream, of_logs
 from .streams.subscribing import BUFFER, AsyncEventStream, Callback, Hearings, RetryOn, Since, wanted
-from .transport import STREAM, Address, AsyncBackend
+from .transport import STREAM, Address, AsyncBackend, Message
 
 T = TypeVar("T")
 
@@ -67,7 +67,7 @@ class AsyncRpcClient(AsyncOverview):
         while True:
             message = self._job(name, data, ttl, delay, at, idempotency_key, order_key, keep, headers)
             try:
-                await sent_within_async(allowed, partial(self._async.send, self.to(name, queue), message))
+                await self._sent(allowed, self.to(name, queue), message)
                 return message.id
             except QueueFull as full:
                 await asyncio.sleep(pause(attempt, full))
@@ -196,8 +196,14 @@ class AsyncRpcClient(AsyncOverview):
     ) -> str:
         """As `RpcClient.publish`."""
         to, message = self._event(event, data, headers)
-        await sent_within_async(self.allowed(AS_SET), partial(self._async.send, to, message))
+        await self._sent(self.allowed(AS_SET), to, message)
         return message.id
+
+    async def _sent(self, seconds: float | None, to: Address, message: Message) -> None:
+        try:
+            await within_async(seconds, partial(self._async.send, to, message))
+        except RpcTimeout:
+            raise BackendUnavailable(f"the broker did not take it within {seconds:g} s") from None
 
     async def subscribe(
         self,
@@ -297,7 +303,8 @@ async def answer(backend: AsyncBackend, to: Address, pending: PendingCall) -> Re
     attempt = 0
     while True:
         try:
-            replies = await backend.request(to, pending.request)
+            ask = partial(backend.request, to, pending.request)
+            replies = await within_async(pending.remaining(time.monotonic()), ask)
             try:
                 while STREAM in (reply := await replies.receive(pending.remaining(time.monotonic()))).headers:
                     pending.told(reply)

@@ -9,12 +9,12 @@ from datetime import datetime, timedelta
 from typing import Any, TypeVar
 
 from .aio import answer, value
-from .backends._retry import sent_within
-from .caller import AS_SET, REASON, Key, Pause
+from .caller import AS_SET, GRACE, SLACK, Key, Pause
 from .core.events import NOTHING
 from .core.filters import Match, Scalar
 from .core.jobs import Response, current_request
 from .core.log_batches import wanted_entries
+from .deadlines import left, within
 from .describe import WorkerInfo
 from .durations import Duration
 from .errors import QueueFull, RpcTimeout
@@ -108,7 +108,8 @@ class RpcClient(Overview):
         allowed = self.allowed(timeout)
         about = name, data, allowed, idempotency_key, headers, on_progress, returns, order_key
         pending = PendingCall(self, *about)
-        return self._with_room(lambda: self._answer(pending, queue), pending.pause)
+        with within(None if allowed is None else allowed + SLACK):
+            return self._with_room(lambda: self._answer(pending, queue), pending.pause)
 
     def submit(
         self,
@@ -201,7 +202,8 @@ class RpcClient(Overview):
         backend.
         """
         to, message = self._event(event, data, headers)
-        sent_within(self.allowed(AS_SET), lambda: self.backend.send(to, message))
+        with within(self.allowed(AS_SET)):
+            self.backend.send(to, message)
         return message.id
 
     def subscribe(
@@ -335,13 +337,15 @@ class RpcClient(Overview):
     def _send(self, make: Callable[[], Message], to: Address) -> str:
         """Send the message that is made when there may be room for it; its id."""
 
+        allowed = self.allowed(AS_SET)
+
         def send() -> str:
             message = make()
-            self.backend.send(to, message)
+            with within(allowed):
+                self.backend.send(to, message)
             return message.id
 
-        allowed = self.allowed(AS_SET)
-        return self._with_room(lambda: sent_within(allowed, send), self._pausing(allowed))
+        return self._with_room(send, self._pausing(allowed))
 
     def _with_room(self, action: Callable[[], T], pause: Pause) -> T:
         """What the action returns. While there is no room in the queue it is tried again, if this client
@@ -362,14 +366,18 @@ class RpcClient(Overview):
                 while STREAM in (reply := replies.receive(pending.remaining(time.monotonic()))).headers:
                     pending.told(reply)
         except RpcTimeout as late:
-            ended = time.monotonic()
-            hint = str(late) or _heard(self.reason(to))
+            ended, hint = time.monotonic(), str(late)
+            with within(GRACE):
+                reason = self.reason(to)
+                replies.close()
+                hint = hint or _heard(reason)
             raise pending.timed_out(ended, hint, current_request.get(), to.name) from None
         finally:
-            replies.close()
+            with within(GRACE):
+                replies.close()
         return pending.feed(reply)
 
 
 def _heard(reason: Future[str]) -> str:
-    wait([reason], REASON)
+    wait([reason], left(GRACE))
     return reason.result() if reason.done() else ""

@@ -25,7 +25,7 @@ from uuid import uuid4
 from weakref import WeakSet
 
 from .backends import backend_from_url
-from .backends._retry import Backoff, sent_within
+from .backends._retry import Backoff
 from .backends.features import unsupported
 from .core.bodies import Writing
 from .core.codecs import JSON
@@ -33,6 +33,7 @@ from .core.compression import Compression
 from .core.jobs import current_request
 from .core.log_batches import LOGS, METHOD, Sender, batch_body
 from .core.log_entries import CAME, LONGEST, LogEntry, encoded, entry_of, size_of
+from .deadlines import within
 from .durations import Duration, seconds
 from .errors import SerializationError
 from .identity import Identity
@@ -321,7 +322,8 @@ class LogSender:
         pauses = Backoff(LONGEST_PAUSE)
         while True:
             try:
-                sent_within(ATTEMPT, lambda: self._backend.send(LOGS, message))
+                with within(ATTEMPT):
+                    self._backend.send(LOGS, message)
                 return True
             except Exception as error:  # of a backend that may be anybody's: there is nobody else to catch it
                 if self._closing.is_set() and time.monotonic() > self._end:

@@ -32,6 +32,8 @@ T = TypeVar("T")
 
 MOST = 32
 """Threads for what blocks, of an event loop, as asyncio has it."""
+ENDING = 1.0
+"""Seconds that what still runs has to end, at the end of an event loop."""
 MOST_LATER = 10_000
 """Things that wait in a DelayQueue."""
 
@@ -84,8 +86,9 @@ class LoopThread:
                     loop = new_event_loop()
                 except OSError as error:
                     raise RpcError(f"no event loop can be made: {error}") from error
-                loop.set_default_executor(DaemonThreads(MOST, self._name))
-                thread = threading.Thread(target=_serve, args=[loop], name=self._name, daemon=True)
+                pool = DaemonThreads(MOST, self._name)
+                loop.set_default_executor(pool)
+                thread = threading.Thread(target=_serve, args=[loop, pool], name=self._name, daemon=True)
                 try:
                     self._thread = started(thread)
                 except RpcError:
@@ -215,16 +218,17 @@ def _cancel(loop: asyncio.AbstractEventLoop, task: asyncio.Task[None]) -> None:
         loop.call_soon_threadsafe(task.cancel)
 
 
-def _serve(loop: asyncio.AbstractEventLoop) -> None:
+def _serve(loop: asyncio.AbstractEventLoop, pool: DaemonThreads) -> None:
     with own_running_loop():
         loop.run_forever()
         loop.run_until_complete(asyncio.sleep(0))  # what was to be run, but has not begun
         if left := asyncio.all_tasks(loop):
             for task in left:
                 task.cancel()
-            loop.run_until_complete(asyncio.wait(left, timeout=1))  # one may refuse to be cancelled
+            loop.run_until_complete(asyncio.wait(left, timeout=ENDING))  # one may refuse to be cancelled
         loop.run_until_complete(loop.shutdown_asyncgens())
-        loop.run_until_complete(loop.shutdown_default_executor())
+        pool.shutdown(wait=False)
+        pool.join(ENDING)  # one may look up a host, whose name server is away
         loop.close()
 
 

@@ -6,6 +6,7 @@ import concurrent.futures
 import logging
 import select
 import threading
+import time
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
@@ -86,6 +87,13 @@ class DaemonThreads(concurrent.futures.ThreadPoolExecutor):
         with self._submitting:
             self._most -= 1
 
+    def join(self, seconds: float | None = None) -> None:
+        """Wait until the threads have ended, after `shutdown`; for so many seconds at most."""
+        until = None if seconds is None else time.monotonic() + seconds
+        for thread in self._started:
+            if thread.ident is not None:  # else whoever started it was interrupted before that
+                thread.join(None if until is None else max(0.0, until - time.monotonic()))
+
     def shutdown(self, wait: bool = True, *, cancel_futures: bool = False) -> None:
         """Let the threads end as soon as there is nothing to do."""
         with self._submitting:
@@ -95,9 +103,8 @@ class DaemonThreads(concurrent.futures.ThreadPoolExecutor):
                         work[0].cancel()
             self._end.detach()
             self._todo.put(None)
-        for thread in self._started if wait else ():
-            if thread.ident is not None:  # else whoever started it was interrupted before that
-                thread.join()
+        if wait:
+            self.join()
 
 
 _Work = tuple["concurrent.futures.Future[Any] | None", Callable[[], Any]]

@@ -21,6 +21,9 @@ MOST = 1024
 SLICE = 0.5
 """Seconds after which a thread looks whether anybody waits for what it waits for."""
 
+LATE = 0.1
+"""Seconds that a thread may take longer than it was told: it may wait for a broker that says nothing."""
+
 
 class InThreads:
     """An AsyncBackend, of a Backend that blocks."""
@@ -36,7 +39,7 @@ class InThreads:
 
     async def request(self, to: Address, message: Message) -> AsyncReplies:
         threads = self._threads.here()
-        request = partial(self._backend.request, to, message)
+        request = partial(copy_context().run, self._backend.request, to, message)
         asked = threads.start(request, in_order=ORDER_KEY in message.headers)
         try:
             return RepliesInThreads(threads, await asyncio.wrap_future(asked))
@@ -113,9 +116,11 @@ class RepliesInThreads:
             self._receiving = asyncio.wrap_future(received)
             self._receiving.add_done_callback(_looked_at)  # else the loop complains if nobody comes for it
         either: list[asyncio.Future[Any]] = [self._receiving, self._threads.over]
-        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-        if not self._receiving.done():
+        await asyncio.wait(either, timeout=seconds + LATE, return_when=asyncio.FIRST_COMPLETED)
+        if self._threads.over.done() and not self._receiving.done():
             raise Cancelled("the client was closed")
+        if not self._receiving.done():
+            raise RpcTimeout
         receiving, self._receiving = self._receiving, None
         return receiving.result()
 

@@ -3,18 +3,17 @@ whatever happens to them."""
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import random
 import socket
 import struct
 import time
-from collections.abc import Awaitable, Callable, Sequence
-from contextvars import ContextVar
+from collections.abc import Callable, Sequence
 from threading import Thread
 from typing import TypeVar
 
-from ..errors import BackendRefused, BackendUnavailable, RpcError, SettingsError, Unsupported, shown
+from ..deadlines import left
+from ..errors import BackendRefused, RpcError, SettingsError, Unsupported, shown
 from ..loops import started
 
 logger = logging.getLogger(__name__)
@@ -23,8 +22,6 @@ T = TypeVar("T")
 
 RETRY_FOR = 5.0
 """Seconds that sending goes on trying while the broker cannot be had."""
-_most: ContextVar[float | None] = ContextVar("rpc.sending_for", default=None)
-"""The same for what is sent here, if it is less."""
 
 
 def backoff(attempt: int, cap: float = 1.0) -> float:
@@ -60,32 +57,7 @@ class Backoff:
 
 def patience(ttl: float | None) -> float:
     """Seconds that the sending of a message which lives so long may be tried."""
-    most = _most.get() or RETRY_FOR
-    return most if ttl is None else min(most, ttl)
-
-
-def sent_within(seconds: float | None, send: Callable[[], T]) -> T:
-    """What `send` returns, whose attempts go on for so many seconds at most (None: for as long as usual)."""
-    if seconds is None or seconds >= RETRY_FOR:
-        return send()
-    token = _most.set(max(seconds, 1e-6))
-    try:
-        return send()
-    finally:
-        _most.reset(token)
-
-
-async def sent_within_async(seconds: float | None, send: Callable[[], Awaitable[T]]) -> T:
-    """The same, awaited; BackendUnavailable after that time."""
-    if seconds is None or seconds >= RETRY_FOR:
-        return await send()
-    token = _most.set(max(seconds, 1e-6))
-    try:
-        return await asyncio.wait_for(send(), seconds)
-    except asyncio.TimeoutError:
-        raise BackendUnavailable(f"the broker did not take it within {seconds:g} s") from None
-    finally:
-        _most.reset(token)
+    return left(RETRY_FOR if ttl is None else min(RETRY_FOR, ttl))
 
 
 def retried(
@@ -96,7 +68,7 @@ def retried(
 ) -> T:
     """What the action returns; while it raises `lost` it is tried again for so many seconds, so it must do no
     harm when it is carried out twice. Then raises what is `told` of the last failure."""
-    end, attempt = time.monotonic() + seconds, 0
+    end, attempt = time.monotonic() + left(seconds), 0
     while True:
         try:
             return action()

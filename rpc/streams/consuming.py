@@ -16,7 +16,7 @@ from contextlib import suppress
 from functools import partial
 from typing import Any, NamedTuple
 
-from ..caller import REASON
+from ..caller import GRACE
 from ..core.protocol import decode_items
 from ..core.streams import (
     ALIVE,
@@ -35,6 +35,7 @@ from ..core.streams import (
     credit_in,
     number_in,
 )
+from ..deadlines import within_async
 from ..durations import seconds
 from ..errors import (
     BackendUnavailable,
@@ -199,7 +200,10 @@ class Consumer:
         attempt = 0
         while True:
             try:
-                return await self._backend.request(self._to, self._pending.request)
+                ask = partial(self._backend.request, self._to, self._pending.request)
+                return await within_async(self._pending.remaining(time.monotonic()), ask)
+            except RpcTimeout as late:
+                await self._nothing_came(late)
             except QueueFull as full:
                 await asyncio.sleep(self._pending.pause(attempt, full))
             attempt += 1
@@ -312,5 +316,5 @@ def _left() -> Ended:
 
 async def heard(reason: Future[str]) -> str:
     """Why nobody answers; "" if that is not known soon."""
-    await asyncio.wait([asyncio.wrap_future(reason)], timeout=REASON)
+    await asyncio.wait([asyncio.wrap_future(reason)], timeout=GRACE)
     return reason.result() if reason.done() else ""

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Literal
 
+from ...deadlines import in_time
 from ...durations import seconds, seconds_or_none
 from ...inspection import DeadLetter, QueueInfo
 from ...loops import Alarm
@@ -30,7 +31,7 @@ from .order import all_of, waiting_in_partitions
 from .requests import PROBE, SEND
 from .server import AmqpServer
 from .servers import Servers
-from .wire import Queue
+from .wire import Broken, Queue
 
 
 class AmqpBackend:
@@ -75,7 +76,13 @@ class AmqpBackend:
 
     def connect(self, wakeup: Alarm | None = None) -> Connection:
         """A connection, which `wakeup` wakes up. Raises Broken."""
-        return Connection(self.servers, self._heartbeats, wakeup)
+        try:
+            return in_time(
+                lambda: Connection(self.servers, self._heartbeats, wakeup),
+                undo=lambda made: made.drop(Broken("nobody waits for it any more")),
+            )
+        except TimeoutError as error:
+            raise Broken("no connection before the time was up") from error
 
     def send(self, to: Address, message: Message) -> None:
         _check(message)

@@ -18,6 +18,7 @@ from weakref import WeakSet
 
 from pamqp import base
 
+from ...deadlines import left, limited
 from ...loops import Alarm, process, started
 from .._retry import RETRY_FOR, retried, time_in_the_kernel
 from .dialogue import Dialogue
@@ -157,7 +158,8 @@ class Connection(Dialogue):
                 while self._unsent:
                     parts.append(self._unsent.popleft())
                 if parts:
-                    self._socket.sendall(parts[0] if len(parts) == 1 else b"".join(parts))
+                    with limited(self._socket, SOCKET_TIMEOUT):
+                        self._socket.sendall(parts[0] if len(parts) == 1 else b"".join(parts))
                     self._spoke = time.monotonic()
         except BaseException as error:  # a part of it may have left
             raise self.drop(error) from error
@@ -225,14 +227,15 @@ class Connection(Dialogue):
             raise self.drop(error) from error
 
     def _result(self, answer: concurrent.futures.Future[T]) -> T:
-        end, has_read = time.monotonic() + SOCKET_TIMEOUT, False
+        seconds, has_read = left(SOCKET_TIMEOUT), False
+        end = time.monotonic() + seconds
         while not answer.done():
             self.flush()
-            if time.monotonic() > end:
-                raise self.drop(Broken(self.blocked or f"no answer within {SOCKET_TIMEOUT:g} s"))
+            if (rest := end - time.monotonic()) < 0:
+                raise self.drop(Broken(self.blocked or f"no answer within {seconds:.3g} s"))
             if self._reading.acquire(blocking=False):
                 try:
-                    has_read = self._fill(0 if answer.done() else BLOCK) or has_read
+                    has_read = self._fill(0 if answer.done() else min(BLOCK, rest)) or has_read
                 finally:
                     self._reading.release()
             else:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from contextlib import closing, suppress
 from typing import Any
 
+from ...deadlines import left
 from ...errors import Cancelled, NoReceivers, RpcError, RpcTimeout, SerializationError
 from ...loops import PerLoop
 from ...transport import Address, AsyncReplies, Message, packed
@@ -29,9 +30,8 @@ class AsyncHttp:
         self._lines = PerLoop(lines, Lines.abandon)
 
     async def send(self, to: Address, message: Message) -> None:
-        seconds = min(patience(message.ttl), self._most.seconds)
         with closing(await self._asked(to, message)) as sending:
-            await sending.until_taken(seconds)
+            await sending.until_taken(min(patience(message.ttl), self._most.seconds))
 
     async def request(self, to: Address, message: Message) -> AsyncReplies:
         if to.kind == "topic":
@@ -41,7 +41,7 @@ class AsyncHttp:
     async def _asked(self, to: Address, message: Message) -> AsyncHttpReplies:
         replies = AsyncHttpReplies(self._lines.here(), to, message, self._most)
         try:
-            await replies.begin(CONNECT if message.ttl is None else max(0.001, message.ttl))
+            await replies.begin(left(CONNECT if message.ttl is None else message.ttl))
         except BaseException:
             replies.close()
             raise

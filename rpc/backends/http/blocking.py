@@ -10,7 +10,9 @@ import time
 from collections import deque
 from collections.abc import Mapping
 from contextlib import closing, suppress
+from functools import partial
 
+from ...deadlines import in_time, left, within
 from ...errors import NoReceivers, RpcError, RpcTimeout, SerializationError
 from ...loops import DelayQueue
 from ...transport import Address, Message, packed
@@ -83,16 +85,21 @@ class Wires:
         """One that was used before, or a new one. Raises OSError."""
         if wire := peer.take(time.monotonic()):
             return wire
-        connection = socket.create_connection((peer.host, peer.port), min(seconds, CONNECT))
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if self._context:
-            try:
-                connection = self._context.wrap_socket(connection, server_hostname=peer.host)
-            except BaseException:
-                connection.close()
-                raise
+        with within(seconds):
+            connection = in_time(partial(self._connect, peer), undo=lambda made: made.close())
         peer.outstanding += 1
         return Wire(peer, connection)
+
+    def _connect(self, peer: Peer[Wire]) -> socket.socket:
+        connection = socket.create_connection((peer.host, peer.port), CONNECT)
+        try:
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if self._context:
+                return self._context.wrap_socket(connection, server_hostname=peer.host)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
 
     def put_back(self, wire: Wire) -> None:
         """It is not used any more."""
@@ -108,6 +115,7 @@ class Wires:
         seconds: float = FAREWELL,
     ) -> Answers:
         """The answer to one request. Raises OSError, SerializationError."""
+        seconds = left(seconds)
         end = time.monotonic() + seconds
         wire = self.get(peer, seconds)
         try:
@@ -150,7 +158,7 @@ class BlockingReplies:
         self._exchange = Exchange(wires.peers, to, message, most, time.monotonic())
         self._wire: Wire | None = None
         self._is_closed, self._receiving = False, threading.Lock()
-        self._try_all(CONNECT if message.ttl is None else message.ttl)
+        self._try_all(left(CONNECT if message.ttl is None else message.ttl))
         wires.mind(self)
 
     def receive(self, timeout: float | None) -> Message:
@@ -223,7 +231,7 @@ class BlockingReplies:
             return
         self._wire = wire
         try:
-            wire.send(exchange.request(peer, time.monotonic()), CONNECT)
+            wire.send(exchange.request(peer, time.monotonic()), left(CONNECT))
         except OSError as error:
             self._give_up_wire()
             exchange.unreachable(peer, error, time.monotonic())
@@ -285,6 +293,5 @@ class Gathered:
 
 def send(wires: Wires, to: Address, message: Message, most: Patience) -> None:
     """Returns once a worker has it. Raises what `Exchange` says, and BackendUnavailable."""
-    seconds = min(patience(message.ttl), most.seconds)
     with closing(BlockingReplies(wires, to, message, most)) as sending:
-        sending.until_taken(seconds)
+        sending.until_taken(min(patience(message.ttl), most.seconds))

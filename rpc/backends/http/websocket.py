@@ -161,6 +161,11 @@ class Socket(asyncio.Protocol):
         except asyncio.TimeoutError:
             self._transport.abort()
 
+    def abort(self) -> None:
+        """End it at once."""
+        if self._transport:
+            self._transport.abort()
+
     # What the event loop calls.
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -277,7 +282,7 @@ class Sockets(Lines):
         try:
             await asyncio.wait_for(socket.is_ready, CONNECT)
         except BaseException:
-            await socket.end(0.0)
+            socket.abort()
             raise
         self._sockets[peer] = socket
 

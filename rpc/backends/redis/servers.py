@@ -13,6 +13,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import lru_cache
 from typing import Any, Protocol
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 
@@ -21,6 +22,8 @@ from redis import cluster, exceptions, sentinel
 from redis.backoff import NoBackoff
 from redis.crc import key_slot
 from redis.retry import Retry
+
+from ...deadlines import in_time, left, limited
 
 try:
     from redis.maint_notifications import MaintNotificationsConfig
@@ -189,7 +192,38 @@ def _tuned(how: dict[str, Any]) -> dict[str, Any]:
         **_NO_MAINTENANCE,
         **_DRIVER,
         **how,
+        "connection_class": _in_time(how["connection_class"]),
     }
+
+
+class _InTime:
+    """What a connection of redis-py does within a deadline. Without one, its own time limits are for each
+    step alone, and there is none for looking up a host."""
+
+    _sock: Any
+
+    def _connect(self) -> Any:
+        there: Any = super()
+        return in_time(there._connect, undo=lambda made: made.close())
+
+    def send_packed_command(self, *arguments: Any, **options: Any) -> Any:
+        there: Any = super()
+        if self._sock is None or left(SOCKET_TIMEOUT) == SOCKET_TIMEOUT:
+            return there.send_packed_command(*arguments, **options)
+        with limited(self._sock, SOCKET_TIMEOUT):
+            return there.send_packed_command(*arguments, **options)
+
+    def read_response(self, *arguments: Any, **options: Any) -> Any:
+        there: Any = super()
+        if self._sock is None or left(SOCKET_TIMEOUT) == SOCKET_TIMEOUT:
+            return there.read_response(*arguments, **options)
+        with limited(self._sock, SOCKET_TIMEOUT):
+            return there.read_response(*arguments, **options)
+
+
+@lru_cache
+def _in_time(kind: type) -> type:
+    return type(kind.__name__, (_InTime, kind), {})
 
 
 def _introduced(connection: Any) -> None:

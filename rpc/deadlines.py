@@ -1,0 +1,109 @@
+"""Until when what is done here may take: the deadline of a call, for all that connects, writes and waits on
+its behalf, however deep below it."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from concurrent.futures import Future, InvalidStateError, wait
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
+from threading import Thread
+from typing import TypeVar
+
+from .errors import RpcTimeout
+
+T = TypeVar("T")
+
+LONG = 15.0
+"""Seconds that no backend takes to send something, or to give up, in an event loop: who has more to wait need
+not be watched."""
+LEAST = 0.001
+"""Seconds: 0 would be no limit to some, and to others that nothing is waited for."""
+_until: ContextVar[float | None] = ContextVar("rpc.deadline", default=None)
+
+
+class within:
+    """What is done in this `with` may take so many seconds (None: any number). It stands for what was said
+    around it."""
+
+    def __init__(self, seconds: float | None) -> None:
+        self._until = None if seconds is None else time.monotonic() + seconds
+
+    def __enter__(self) -> None:
+        self._before = _until.set(self._until)
+
+    def __exit__(self, *_: object) -> None:
+        _until.reset(self._before)
+
+
+def left(most: float) -> float:
+    """Seconds that something may take here, which usually takes so many at most."""
+    until = _until.get()
+    return most if until is None else max(LEAST, min(most, until - time.monotonic()))
+
+
+def in_time(action: Callable[[], T], undo: Callable[[T], object]) -> T:
+    """What the action returns, which has no time limit that could be set, as looking up a host. If there is a
+    deadline here, it is done in a thread: TimeoutError if it is late, and what it comes to is undone."""
+    if _until.get() is None:
+        return action()
+    outcome: Future[T] = Future()
+
+    def run() -> None:
+        try:
+            result = action()
+        except BaseException as error:  # raised where somebody waits
+            with suppress(InvalidStateError):
+                outcome.set_exception(error)
+            return
+        try:
+            outcome.set_result(result)
+        except InvalidStateError:  # nobody does any more
+            undo(result)
+
+    try:
+        Thread(target=run, name="rpc-in-time", daemon=True).start()
+    except RuntimeError:  # there can be no more threads, or the process ends
+        return action()
+    try:
+        wait([outcome], left(3600))
+    except BaseException:
+        if not outcome.cancel() and outcome.exception() is None:
+            undo(outcome.result())
+        raise
+    if outcome.cancel():
+        raise TimeoutError("the time was up")
+    return outcome.result()
+
+
+@contextmanager
+def limited(wire: socket.socket, usual: float) -> Iterator[None]:
+    """What is read and written here on a socket, whose own limit is `usual` seconds, is in time."""
+    if (seconds := left(usual)) == usual:
+        yield
+        return
+    before = wire.gettimeout()
+    wire.settimeout(seconds)
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # it was closed
+            wire.settimeout(before)
+
+
+async def within_async(seconds: float | None, action: Callable[[], Awaitable[T]]) -> T:
+    """What the action returns, awaited. Raises RpcTimeout if it is late, also where it waits for what knows
+    nothing of that."""
+    if seconds is None or seconds > LONG:
+        with within(seconds):
+            return await action()
+    with within(seconds):
+        try:
+            return await asyncio.wait_for(action(), seconds)
+        except RpcTimeout:
+            raise
+        except asyncio.TimeoutError:
+            raise RpcTimeout from None
