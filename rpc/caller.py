@@ -68,11 +68,9 @@ NESTED_MARGIN = 0.95
 caller what went wrong."""
 LEAST = 0.05
 """Seconds that must be left for another look whether there is room in a queue."""
-GRACE = 0.3
+GRACE = 0.25
 """Seconds that a call may take longer than its timeout: to withdraw what it asked for, and to learn why
 nobody answered."""
-SLACK = 0.2
-"""Seconds that a broker may be late to say that nothing has come, before it counts as away."""
 
 _FEATURES = {DELAY: "delay", IDEMPOTENCY_KEY: "idempotency", ORDER_KEY: "order"}
 

@@ -9,12 +9,12 @@ from datetime import datetime, timedelta
 from typing import Any, TypeVar
 
 from .aio import answer, value
-from .caller import AS_SET, GRACE, SLACK, Key, Pause
+from .caller import AS_SET, GRACE, Key, Pause
 from .core.events import NOTHING
 from .core.filters import Match, Scalar
 from .core.jobs import Response, current_request
 from .core.log_batches import wanted_entries
-from .deadlines import left, within
+from .deadlines import SLACK, left, within
 from .describe import WorkerInfo
 from .durations import Duration
 from .errors import QueueFull, RpcTimeout

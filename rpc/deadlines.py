@@ -20,6 +20,10 @@ T = TypeVar("T")
 LONG = 15.0
 """Seconds that no backend takes to send something, or to give up, in an event loop: who has more to wait need
 not be watched."""
+SLACK = 0.2
+"""Seconds that a broker may be late to say that nothing has come, before it counts as away."""
+AFTER = 0.1
+"""Seconds that what knows its deadline has to say so, in an event loop."""
 LEAST = 0.001
 """Seconds: 0 would be no limit to some, and to others that nothing is waited for."""
 _until: ContextVar[float | None] = ContextVar("rpc.deadline", default=None)
@@ -43,6 +47,13 @@ def left(most: float) -> float:
     """Seconds that something may take here, which usually takes so many at most."""
     until = _until.get()
     return most if until is None else max(LEAST, min(most, until - time.monotonic()))
+
+
+def with_slack() -> within:
+    """The deadline that is here, for what is done in another thread on behalf of this one: a little later, so
+    that whoever waits for that is not told that the broker is away, if he was only late."""
+    until = _until.get()
+    return within(None if until is None else until - time.monotonic() + SLACK)
 
 
 def in_time(action: Callable[[], T], undo: Callable[[T], object]) -> T:
@@ -102,7 +113,7 @@ async def within_async(seconds: float | None, action: Callable[[], Awaitable[T]]
             return await action()
     with within(seconds):
         try:
-            return await asyncio.wait_for(action(), seconds)
+            return await asyncio.wait_for(action(), seconds + AFTER)
         except RpcTimeout:
             raise
         except asyncio.TimeoutError:

@@ -10,6 +10,7 @@ from functools import partial
 from threading import Thread
 from typing import Any, TypeVar
 
+from ..deadlines import with_slack, within
 from ..errors import BackendUnavailable, Cancelled, RpcTimeout
 from ..loops import PerLoop
 from ..threads import DaemonThreads
@@ -39,13 +40,17 @@ class InThreads:
 
     async def request(self, to: Address, message: Message) -> AsyncReplies:
         threads = self._threads.here()
-        request = partial(copy_context().run, self._backend.request, to, message)
+        request = partial(self._request, to, message, with_slack())
         asked = threads.start(request, in_order=ORDER_KEY in message.headers)
         try:
             return RepliesInThreads(threads, await asyncio.wrap_future(asked))
         except asyncio.CancelledError:
             asked.add_done_callback(_withdrawn)
             raise
+
+    def _request(self, to: Address, message: Message, limit: within) -> Replies:
+        with limit:
+            return self._backend.request(to, message)
 
     async def close(self) -> None:
         if threads := self._threads.pop():

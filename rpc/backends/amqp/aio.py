@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any, TypeVar
 
+from ...deadlines import left
 from ...errors import Cancelled, RpcError
 from ...loops import PerLoop
 from ...transport import Address, Message
@@ -32,6 +33,8 @@ from .wire import Arrival, Broken
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+PATIENT = 3600.0
+"""Seconds: attempts to connect have limits of their own."""
 
 
 class AsyncAmqp:
@@ -99,7 +102,9 @@ class LoopConnection:
         if connecting is None or connecting.done():
             connecting = self._connecting = self._loop.create_task(self._connected())
             connecting.add_done_callback(_looked_at)
-        await asyncio.wait([connecting])
+        await asyncio.wait([connecting], timeout=(seconds := left(PATIENT)))
+        if not connecting.done():
+            raise Broken(f"{self._servers.places}: no answer within {seconds:.3g} s")
         if connecting.cancelled():
             raise Cancelled("the client was closed")
         return connecting.result()

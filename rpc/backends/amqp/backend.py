@@ -82,7 +82,7 @@ class AmqpBackend:
                 undo=lambda made: made.drop(Broken("nobody waits for it any more")),
             )
         except TimeoutError as error:
-            raise Broken("no connection before the time was up") from error
+            raise Broken(f"{self.servers.places}: no answer in time") from error
 
     def send(self, to: Address, message: Message) -> None:
         _check(message)

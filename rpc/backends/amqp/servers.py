@@ -83,6 +83,10 @@ class Servers:
         self.expiring.discard(queue)
         self.ordered.discard(queue)
 
+    @property
+    def places(self) -> str:
+        return ", ".join(f"{host}:{port}" for host, port in self.addresses)
+
     def in_any_order(self) -> list[tuple[str, int]]:
         return random.sample(self.addresses, len(self.addresses))
 
