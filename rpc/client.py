@@ -25,7 +25,7 @@ from .proxies import Services
 from .streams.iterators import Stream, Uploadable
 from .streams.records import LogStream, of_logs
 from .streams.subscribing import BUFFER, Callback, EventStream, Hearing, Hearings, RetryOn, Since, wanted
-from .submits import Submits, pipelined
+from .submits import Submits, Waits, pipelined
 from .threads import blocked
 from .transport import STREAM, Address, Message
 
@@ -47,7 +47,7 @@ class RpcClient(Overview):
 
     def _begin(self) -> None:
         self._submits = Submits(self.backend)
-        self._hearings = Hearings()
+        self._hearings, self._waits = Hearings(), Waits()
         self._peers = HttpPeers[HttpPeer]()
 
     def call(
@@ -101,9 +101,9 @@ class RpcClient(Overview):
         they were sent. Called by a handler, it is a part of that request: within its time, and with those
         headers of it. Raises ValueError for wrong arguments, RemoteError if the handler raised,
         MethodNotFound, InvalidParams, WorkerLost, SerializationError, RpcTimeout when the time is up,
-        BackendUnavailable, QueueFull, Unsupported by this backend. A caller that stops waiting, for whatever
-        reason, withdraws a job that has no idempotency key. `on_progress` is called with each `Progress` that
-        the handler tells.
+        Cancelled if the client is closed meanwhile, BackendUnavailable, QueueFull, Unsupported by this
+        backend. A caller that stops waiting, for whatever reason, withdraws a job that has no idempotency
+        key. `on_progress` is called with each `Progress` that the handler tells.
         """
         allowed = self.allowed(timeout)
         about = name, data, allowed, idempotency_key, headers, on_progress, returns, order_key
@@ -292,7 +292,8 @@ class RpcClient(Overview):
 
     def close(self) -> None:
         """Cancel the submitted calls that are not answered, end subscriptions and watches, and give back
-        connections. Idempotent."""
+        connections; threads that wait in `call_and_wait` get Cancelled. Idempotent."""
+        self._waits.end(GRACE)
         hearings = list(self._hearings)
         for each in hearings:  # all at once: each may take long while the broker hangs
             each.leave()
@@ -360,9 +361,10 @@ class RpcClient(Overview):
 
     def _answer(self, pending: PendingCall, queue: str | None) -> Response:
         to = self.to(pending.name, queue)
+        ends = self._waits.ends
         replies = self.backend.request(to, pending.request)
         try:
-            with blocked():
+            with blocked(), self._waits.on(replies, ends):
                 while STREAM in (reply := replies.receive(pending.remaining(time.monotonic()))).headers:
                     pending.told(reply)
         except RpcTimeout as late:

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterable, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 from weakref import WeakSet
 
 from .backends import asynchronous
-from .loops import LoopThread
-from .transport import Backend
+from .deadlines import within
+from .errors import BackendUnavailable, Cancelled, RpcTimeout
+from .loops import LoopThread, process
+from .transport import Backend, Replies
 
 T = TypeVar("T")
 
@@ -29,6 +32,41 @@ def pipelined(submit: Callable[[Any], Future[T]], items: Iterable[Any], window: 
     finally:
         for future in under_way:
             future.cancel()
+
+
+class Waits:
+    """The replies that threads of a client wait for. Another thread may end that."""
+
+    def __init__(self) -> None:
+        self._open: set[Replies] = set()
+        self._pid = process.id
+        self.ends = 0
+        """How often that was so."""
+
+    @contextmanager
+    def on(self, replies: Replies, ends: int) -> Iterator[None]:
+        """Wait for these, which were asked for when there had been so many ends. Raises Cancelled, in place
+        of what comes of that, if there is another one."""
+        if self._pid != process.id:  # what a parent waits for is not for its child
+            self._open, self._pid = set(), process.id
+        self._open.add(replies)
+        try:
+            if ends != self.ends:
+                raise Cancelled("the client was closed")
+            yield
+        except (RpcTimeout, BackendUnavailable):
+            if replies not in self._open:
+                raise Cancelled("the client was closed") from None
+            raise
+        finally:
+            self._open.discard(replies)
+
+    def end(self, seconds: float) -> None:
+        """Close them all, each within so many seconds."""
+        self.ends += 1
+        while self._open and self._pid == process.id:
+            with within(seconds), suppress(KeyError):  # the last one may just have come
+                self._open.pop().close()
 
 
 class Submits:

@@ -100,6 +100,7 @@ class RepliesInThreads:
         self._threads, self._replies = threads, replies
         self._receiving: asyncio.Future[Message] | None = None
         """Goes on when the task that waits for it is cancelled: the next one gets what it got."""
+        self._is_closed = False
         threads.open.add(self)
 
     async def receive(self, timeout: float | None) -> Message:
@@ -110,7 +111,7 @@ class RepliesInThreads:
             try:
                 return await self._receive(left)
             except (RpcTimeout, BackendUnavailable) as error:
-                if end is not None and loop.time() >= end:
+                if self._is_closed or (end is not None and loop.time() >= end):
                     raise
                 if isinstance(error, BackendUnavailable):
                     await asyncio.sleep(min(left, 0.1))  # some fail at once
@@ -130,6 +131,7 @@ class RepliesInThreads:
         return receiving.result()
 
     def close(self) -> None:
+        self._is_closed = True
         if self in self._threads.open:
             self._threads.open.discard(self)
             if self._threads.over.done():  # it was on its way at the end

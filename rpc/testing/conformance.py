@@ -271,6 +271,7 @@ class Conformance(Features, Delays, Inspections, Order, Channels, Detached, Deat
             waiting.start()
             replies.close()
             waiting.join(site.patience)
+            assert not waiting.is_alive()
         site.hang_up()
         site.serve()
         site.tell(b"log:kept")
@@ -340,7 +341,7 @@ class Conformance(Features, Delays, Inspections, Order, Channels, Detached, Deat
 
 def _receive_in_vain(replies: Replies) -> None:
     with suppress(RpcTimeout, BackendUnavailable):
-        assert LOST in replies.receive(0.5).headers
+        assert LOST in replies.receive(None).headers
 
 
 def _ask_often(site: Site, number: int) -> None:

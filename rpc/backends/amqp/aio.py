@@ -10,7 +10,7 @@ from contextlib import suppress
 from typing import Any, TypeVar
 
 from ...deadlines import left
-from ...errors import Cancelled, RpcError
+from ...errors import Cancelled, RpcError, RpcTimeout
 from ...loops import PerLoop
 from ...transport import Address, Message
 from .._retry import backoff, patience
@@ -286,6 +286,8 @@ class AsyncReplies:
         loop = asyncio.get_running_loop()
         end = None if timeout is None else loop.time() + timeout
         while not (reply := self.request.next()):
+            if self._is_closed:
+                raise RpcTimeout("the request was withdrawn")
             if end is not None and loop.time() >= end:
                 raise too_late(self._here.failure, self._here.blocked)
             self._waiter = loop.create_future()
@@ -302,6 +304,7 @@ class AsyncReplies:
             self._is_closed = True
             self._here.open.pop(self, None)
             self._here.leave(self.request, self.queue)
+            self._wake()
 
     def end(self) -> None:
         """Nothing will come any more."""

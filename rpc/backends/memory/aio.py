@@ -17,7 +17,7 @@ class AsyncMemoryReplies:
         self._loop = asyncio.get_running_loop()
         self._come = asyncio.Event()
         self.replies = MemoryReplies(hub, self._wake)
-        self._is_over = False
+        self._is_over = self._is_closed = False
 
     async def receive(self, timeout: float | None) -> Message:
         end = None if timeout is None else self._loop.time() + timeout
@@ -27,6 +27,8 @@ class AsyncMemoryReplies:
                 return self.replies.receive(0)
             if self._is_over:
                 raise Cancelled("the client was closed")
+            if self._is_closed:
+                raise RpcTimeout
             left = None if end is None else end - self._loop.time()
             try:
                 await asyncio.wait_for(self._come.wait(), left)
@@ -34,7 +36,9 @@ class AsyncMemoryReplies:
                 raise RpcTimeout from None
 
     def close(self) -> None:
+        self._is_closed = True
         self.replies.close()
+        self._wake()
 
     def end(self) -> None:
         """Nothing will come any more."""

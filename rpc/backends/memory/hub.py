@@ -270,7 +270,7 @@ class MemoryReplies:
 
     def receive(self, timeout: float | None) -> Message:
         with self.hub.lock:
-            if not self._come.wait_for(lambda: self._arrived, timeout):
+            if not self._come.wait_for(lambda: self._arrived or self._closed, timeout) or not self._arrived:
                 raise RpcTimeout
             reply = self._arrived.popleft()
             self._ended = STREAM not in reply.headers
@@ -279,6 +279,7 @@ class MemoryReplies:
     def close(self) -> None:
         with self.hub.lock:
             self._closed = True
+            self._come.notify_all()
             left = [] if self._ended else [each for each in self.deliveries if not each.first]
             for delivery in left:
                 self.hub.take_out(delivery)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import re
+import socket
 import threading
 import time
+from contextlib import suppress
 from typing import Any
 from uuid import uuid4
 
@@ -109,7 +111,9 @@ class CallReplies:
         self._number = 0
         self._before: list[Command] = []
         """What is to be said before the next wait."""
-        self._tried = self._sent = self._failed = self._ended = self._closed = self._body_again = False
+        self._tried = self._sent = self._failed = self._ended = self._closed = self._body_again = (
+            self._interrupted
+        ) = False
         self._receiving = threading.Lock()
         """Held to use the connection, and for good to give it back: another may close what this thread waits
         for."""
@@ -152,8 +156,14 @@ class CallReplies:
         """Give the connection back; withdraw the request if it was not answered."""
         if self._closed:
             return
-        self._closed = True
-        if not self._ended and not self._failed and IDEMPOTENCY_KEY not in self._message.headers:
+        is_wanted = IDEMPOTENCY_KEY in self._message.headers
+        is_withdrawn = not (self._ended or self._failed or is_wanted)
+        wire, self._interrupted = self._mine.link.wire, self._receiving.locked()
+        self._closed = True  # from now on the connection may be another one's, but not this socket
+        if wire and self._interrupted:
+            with suppress(OSError):
+                wire.shutdown(socket.SHUT_RDWR)
+        if is_withdrawn:
             mine = self._mine.inbox
             self._sender.withdraw(self._keys, self._message, self._id, mine, self._sent_at)
         self._give_back()
@@ -161,7 +171,7 @@ class CallReplies:
     def _give_back(self) -> None:
         if not self._receiving.acquire(blocking=False):
             return  # who holds it gives it back, or has
-        if self._mine.link.due:  # its answer would be taken for the next one's
+        if self._mine.link.due or self._interrupted:  # its answer would be taken for the next one's
             self._mine.link.drop()
         elif self._ended and self._body_again:  # whoever had it, has forgotten the first one
             with translated_or_logged():

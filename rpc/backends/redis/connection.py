@@ -118,6 +118,8 @@ def poll_until(read: Callable[[float], T | None], timeout: float | None) -> T:
             if (found := read(left)) is not None:
                 return found
             attempt = 0
+        except RpcTimeout:  # an OSError, too: nobody waits any more
+            raise
         except FAILURES as error:
             failure = error
             time.sleep(min(backoff(attempt, cap=BLOCK), max(0.0, left)))
@@ -200,6 +202,11 @@ class Connection:
     @property
     def connected(self) -> bool:
         return self._connection is not None and self._pid == process.id
+
+    @property
+    def wire(self) -> Any:
+        """The socket; None if it is not connected."""
+        return getattr(self._connection, "_sock", None)
 
     def packed(self, *commands: Command, quiet: bool = False) -> bytes:
         """These commands, as they are written on this connection; the text of a script stands for its digest.

@@ -16,7 +16,7 @@ from typing import Any
 
 import redis
 
-from ...errors import BackendUnavailable, SerializationError, shown
+from ...errors import BackendUnavailable, RpcTimeout, SerializationError, shown
 from ...transport import KEEP_SUBSCRIPTION, LOST, STREAM, Address, Message, packed, topic, unpacked
 from .._retry import RETRY_FOR, patience
 from .connection import (
@@ -81,14 +81,17 @@ class RedisReplies:
         self._unread: deque[tuple[bytes, dict[bytes, bytes]]] = deque()
         self._id = id
         self._lost, self._withdraw, self._finished = lost, withdraw, finished
-        self._ended = self._closed = self._unreachable = False
+        self._ended = self._closed = self._unreachable = self._is_waited_for = False
 
     def receive(self, timeout: float | None) -> Message:
+        self._is_waited_for = True
         try:
             reply = poll_until(self._next, timeout)
         except BackendUnavailable:
             self._unreachable = True
             raise
+        finally:
+            self._is_waited_for = False
         self._ended = STREAM not in reply.headers
         return reply
 
@@ -102,6 +105,8 @@ class RedisReplies:
         if self._unreachable:
             return  # it would take as long again; everything expires
         with translated_or_logged():
+            if self._is_waited_for:
+                self._client.xadd(self._key, {"": ""})  # for whoever waits to wake up
             self._client.unlink(self._key)  # first, so that a handler that is told finds nobody listening
             self._withdraw()
 
@@ -120,6 +125,8 @@ class RedisReplies:
             block = milliseconds(seconds) if seconds > 0 else None
             read = self._client.xread({self._key: self._last}, count=ANSWERS, block=block)
             self._unread.extend((id, fields) for _, id, fields in entries(read))
+        if self._closed:
+            raise RpcTimeout
         while self._unread:
             self._last, fields = self._unread.popleft()
             try:
