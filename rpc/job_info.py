@@ -82,7 +82,8 @@ class JobInfo:
 
     def cancel(self) -> bool:
         """Take it out of its queue, if it waits there; if it runs, its handler is told: a coroutine is
-        cancelled, a function sees `request.cancelled`. False if it is over. Raises BackendUnavailable."""
+        cancelled, a function sees `request.cancelled`. False if it is over. Raises BackendUnavailable, and
+        Unsupported if nothing is known of it on a backend that cannot tell what waits."""
         return self._inspector is not None and self._inspector.cancel(self)
 
     def retry(self) -> bool:
@@ -115,7 +116,7 @@ class Inspector:
             for name in self._queues if queue is None else (queue,):
                 if found := self._look(name, id):
                     return found
-        return JobInfo(id, "unknown")
+        return JobInfo(id, "unknown", _inspector=self)
 
     def _look(self, queue: str, id: str) -> JobInfo | None:
         kept = self._kept(queue, id)
@@ -152,6 +153,8 @@ class Inspector:
 
     def cancel(self, job: JobInfo) -> bool:
         """As `JobInfo.cancel`."""
+        if job.state != "unknown" and "inspection" not in self._backend.features:
+            return False  # what is known there is over
         self._need("inspection")
         inspection = cast("Inspection", self._backend)
         for _ in range(10):  # it may begin, or be tried again, just then

@@ -307,12 +307,20 @@ def test_outcomes_are_kept_in_a_store_elsewhere(any_url, redis_url, serve):
         good, bad = client.call("add", [1, 2], keep=60), client.call("fail", keep=60)
         assert in_state(client, good, "succeeded").result == 3
         eventually(lambda: client.job(bad).state == "dead")
+        assert not client.cancel(good)
         if "inspection" in client.backend.features:
             slept = client.call("sleep", keep=60)
             in_state(client, slept, "running").cancel()
             in_state(client, slept, "cancelled")
     with RpcClient(backend=redis_url) as other:
         assert other.job(good).result == 3
+
+
+def test_what_cannot_be_taken_out_of_its_queue_is_not_said_to_be_over(amqp_url, memory_url):
+    with RpcClient(backend=amqp_url, settings=Settings(store=memory_url)) as client:
+        waiting = client.call("add", [1, 2])
+        with pytest.raises(Unsupported, match="'inspection'"):
+            client.cancel(waiting)
 
 
 def test_where_nothing_can_be_looked_at_a_store_is_named() -> None:
