@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from typing import Any, TypeVar
 
-from ...deadlines import left
+from ...deadlines import left, within
 from ...errors import Cancelled, RpcError, RpcTimeout
 from ...loops import PerLoop
 from ...transport import Address, Message
@@ -100,7 +100,8 @@ class LoopConnection:
             return self._connection
         connecting = self._connecting
         if connecting is None or connecting.done():
-            connecting = self._connecting = self._loop.create_task(self._connected())
+            with within(None):  # it is for others, too, and what it begins goes on for longer
+                connecting = self._connecting = self._loop.create_task(self._connected())
             connecting.add_done_callback(_looked_at)
         await asyncio.wait([connecting], timeout=(seconds := left(PATIENT)))
         if not connecting.done():

@@ -14,6 +14,7 @@ from websockets.http11 import Response
 from websockets.protocol import State
 from websockets.uri import parse_uri
 
+from ...deadlines import within
 from ...errors import SerializationError, shown
 from ...loops import locked_cached_property
 from ...transport import Address, Message, Replies
@@ -264,7 +265,8 @@ class Sockets(Lines):
         if socket is None or not socket.is_usable:
             making = self._making.get(peer)
             if making is None:
-                making = self._making[peer] = self.loop.create_task(self._make(peer))
+                with within(None):  # it is for others, too, and what it begins goes on for longer
+                    making = self._making[peer] = self.loop.create_task(self._make(peer))
                 making.add_done_callback(lambda done: self._made(peer, done))
             try:
                 await asyncio.wait_for(asyncio.shield(making), max(0.001, min(seconds, CONNECT)))
