@@ -48,6 +48,18 @@ def test_nothing_public_is_left_out():
     assert names - {"TYPE_CHECKING", "Any"} <= set(rpc.__all__)
 
 
+def test_all_names_are_told_before_they_are_imported():
+    program = "import rpc; print({*rpc.__all__} <= {*dir(rpc)}); from rpc import *; print(RpcClient, cron)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("True\n<class 'rpc.client.RpcClient'> <function cron at ")
+
+
+def test_codecs_are_there_as_soon_as_rpc_is():
+    program = "import rpc; print(rpc.codecs.register.__name__)"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout == "register\n"
+
+
 def test_a_name_that_is_not_there_is_an_attribute_error():
     with pytest.raises(AttributeError, match="'rpc' has no attribute 'nosuch'"):
         _ = rpc.nosuch

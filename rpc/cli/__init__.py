@@ -13,25 +13,25 @@ import click
 from ..errors import DISTRIBUTION
 from .exits import Commands
 
-COMMANDS = (
-    "worker",
-    "call",
-    "services",
-    "describe",
-    "stubs",
-    "diff",
-    "events",
-    "logs",
-    "shell",
-    "jobs",
-    "queues",
-    "health",
-    "dead-letters",
-    "redis",
-    "keygen",
-    "demo",
-)
-_MODULES = {"logs": "remote_logs", "dead-letters": "dead_letters"}
+COMMANDS = {
+    "call": "Call a job, and print the data of its response.",
+    "dead-letters": "Look at jobs that were given up, try them again, drop them.",
+    "demo": "Start a Redis server and a worker, and call some jobs.",
+    "describe": "Print what workers offer, as an OpenRPC document.",
+    "diff": "Compare two OpenRPC documents: what changed, what breaks.",
+    "events": "Publish an event, hear events, see who listens.",
+    "health": "Tell by the exit code whether the workers here are alive.",
+    "jobs": "List jobs, see what became of one, cancel it, try it again.",
+    "keygen": "Print a new key for RPC_SIGNING_KEYS.",
+    "logs": "Print what other processes log, until Ctrl-C.",
+    "queues": "Show how many jobs wait, run, are scheduled and dead.",
+    "redis": "Run a Redis server on 127.0.0.1 until Ctrl-C.",
+    "services": "List what the workers that run now offer.",
+    "shell": "Start a Python shell with a client.",
+    "stubs": "Print a Python module with a client of what workers offer.",
+    "worker": "Serve the jobs of the settings.",
+}
+MODULES = {"logs": "remote_logs", "dead-letters": "dead_letters"}
 """Of those whose module has another name than the command."""
 
 
@@ -41,8 +41,13 @@ class Program(Commands):
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
         if name not in COMMANDS:
             return None
-        command: click.Command = import_module(f".{_MODULES.get(name, name)}", __name__).command
+        command: click.Command = import_module(f".{MODULES.get(name, name)}", __name__).command
         return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Without the modules of all of them."""
+        with formatter.section("Commands"):
+            formatter.write_dl([*COMMANDS.items()])
 
 
 @click.group(

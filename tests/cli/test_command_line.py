@@ -30,7 +30,7 @@ from rpc import (
     Unsupported,
     WorkerLost,
 )
-from rpc.cli import COMMANDS, main
+from rpc.cli import COMMANDS, MODULES, main
 from rpc.cli.exits import Commands
 from rpc.cli.output import json_option, one_line
 
@@ -141,16 +141,48 @@ def test_without_a_driver_in_use_none_is_imported() -> None:
     assert said.stdout == "set()\n"
 
 
-@pytest.mark.parametrize("code", ["import rpc", "from rpc.cli import main; main(['services', '--help'])"])
-def test_what_is_short_imports_nothing_of_workers_and_of_other_commands(code: str) -> None:
+def imported_by(code: str) -> set[str]:
+    """The modules that a program has imported at its end."""
     code = f"import atexit, sys; atexit.register(lambda: print(*sys.modules, file=sys.stderr)); {code}"
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    modules = set(said.stderr.split())
-    assert {"rpc", "rpc.client"} <= modules
-    workers = {"rpc.receiver", "rpc.prefork", "rpc.ticker", "rpc.contract.stubs", "rpc.streams.producing"}
-    others = {f"rpc.cli.{name}" for name in ("worker", "processes", "call", "events", "stubs", "demo")}
-    heavy = {"multiprocessing", "importlib.metadata", "redis", "rq", "rich", "email", "http.client"}
-    assert not modules & (workers | others | heavy)
+    return set(said.stderr.split())
+
+
+WORKERS = {"rpc.receiver", "rpc.prefork", "rpc.ticker", "rpc.contract.stubs", "rpc.streams.producing"}
+COMMANDS_MODULES = {f"rpc.cli.{MODULES.get(name, name)}" for name in COMMANDS} | {"rpc.cli.processes"}
+HEAVY = {"multiprocessing", "importlib.metadata", "redis", "rq", "rich", "email", "http.client"}
+
+
+def test_rpc_alone_imports_hardly_anything() -> None:
+    modules = imported_by("import rpc")
+    assert {each for each in modules if each.startswith("rpc")} == {"rpc", "rpc.errors"}
+    assert not modules & (HEAVY | {"asyncio", "logging", "msgspec", "click", "ssl", "inspect"})
+
+
+def test_what_marks_jobs_and_services_imports_no_client() -> None:
+    modules = imported_by("from rpc import Identity, every, expose, job, on")
+    assert not modules & {"rpc.aio", "rpc.client", "rpc.registry.lookup", "asyncio", "ssl"}
+
+
+def test_the_list_of_commands_imports_none_of_them() -> None:
+    modules = imported_by("from rpc.cli import main; main(['--help'])")
+    assert not modules & (WORKERS | COMMANDS_MODULES | HEAVY | {"rpc.client", "asyncio", "ssl", "socket"})
+
+
+def test_the_help_of_a_command_imports_nothing_of_workers_and_of_other_commands() -> None:
+    modules = imported_by("from rpc.cli import main; main(['services', '--help'])")
+    assert {"rpc.cli.services", "rpc.client"} <= modules
+    assert not modules & (WORKERS | HEAVY | COMMANDS_MODULES - {"rpc.cli.services"})
+
+
+def test_a_command_imports_nothing_of_workers_of_other_commands_and_of_other_backends(
+    redis_url: str,
+) -> None:
+    modules = imported_by(f"from rpc.cli import main; main(['services', '--backend', {redis_url!r}])")
+    assert "rpc.backends.redis" in modules
+    assert not modules & (WORKERS | COMMANDS_MODULES - {"rpc.cli.services"})
+    others = {f"rpc.backends.{name}" for name in ("amqp", "http", "memory", "rq", "zeromq")}
+    assert not modules & (others | {"rq", "rich", "multiprocessing", "pamqp", "zmq", "httptools", "uvicorn"})
 
 
 INTERRUPTED_WHILE_FINALIZING = """
