@@ -6,7 +6,10 @@ One module for each command. Messages are for people, `--json` is for programs; 
 is decided in `exits` alone. Nothing imports this package but `rpc.contrib`.
 """
 
+import atexit
+import gc
 from importlib import import_module
+from typing import Any
 
 import click
 
@@ -48,6 +51,12 @@ class Program(Commands):
         """Without the modules of all of them."""
         with formatter.section("Commands"):
             formatter.write_dl([*COMMANDS.items()])
+
+    def main(self, *args: Any, **options: Any) -> Any:
+        """A fifth of the time of a short command went into Python's last look for what nobody refers to any
+        more, which the operating system takes back anyway: there is none."""
+        atexit.register(gc.freeze)
+        return super().main(*args, **options)
 
 
 @click.group(

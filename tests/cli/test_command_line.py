@@ -185,6 +185,13 @@ def test_a_command_imports_nothing_of_workers_of_other_commands_and_of_other_bac
     assert not modules & (others | {"rq", "rich", "multiprocessing", "pamqp", "zmq", "httptools", "uvicorn"})
 
 
+def test_python_does_not_look_for_garbage_as_a_command_ends() -> None:
+    code = "import atexit, gc; atexit.register(lambda: print(gc.get_freeze_count() > 0)); "
+    code += "from rpc.cli import main; main(['services', '--help'])"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert said.stdout.endswith("\nTrue\n")
+
+
 INTERRUPTED_WHILE_FINALIZING = """
 import signal, threading
 from rpc.cli.exits import Commands
