@@ -222,6 +222,7 @@ class Application:
 
     def start(self) -> None:
         """Before the first message: raises SettingsError if there can be no children."""
+        self.tokens.warn_of_unused(self.jobs)
         self.children.start()
         self.announcer.start()
         self._ticker.start()

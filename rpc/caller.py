@@ -83,6 +83,17 @@ Pause = Callable[[int, QueueFull], float]
 """Seconds to wait after so many attempts, the last of which was refused; raises that, if it is to be."""
 
 
+def routed(settings: Settings) -> list[tuple[Callable[[str], object], Address]]:
+    """What fits the names of jobs, and where those go: the first that fits counts. Raises SettingsError."""
+    found = []
+    for pattern, name in settings.routes.items():
+        try:
+            found.append((matcher(pattern), queue_address(name)))
+        except ValueError as error:
+            raise SettingsError(f"{settings.module}: RPC_ROUTES[{pattern!r}]: {error}") from None
+    return found
+
+
 class Caller:
     """The base of RpcClient and AsyncRpcClient."""
 
@@ -118,7 +129,7 @@ class Caller:
         self.writing = Writing(chosen_codec, limit, self.backend.max_message, squeezing)
         self.accepted = accepted([*SAFE, chosen_codec], limit, "RPC_CODEC of this client")
         """What can be read of replies: never what may run code, unless the client itself writes so."""
-        self._routes = [(matcher(pattern), each) for pattern, each in settings.routes.items()]
+        self._routes = routed(settings)
         self._tokens = sent(settings.token if token is None else token)
         self._store = Store(settings)
         store = self._store.backend
@@ -231,8 +242,8 @@ class Caller:
         fits."""
         if isinstance(queue, Address):
             return queue
-        if queue is None and self._routes:
-            queue = next((each for fits, each in self._routes if fits(name)), None)
+        if queue is None and (route := next((each for fits, each in self._routes if fits(name)), None)):
+            return route
         return queue_address(queue or self._queue)
 
     def looking_for(

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from .aio import AsyncRpcClient
+from .caller import routed
 from .client import RpcClient
+from .codecs import codec_named
 from .core.jobs import Jobs
+from .core.tokens import sent
 from .loops import LoopThread, locked_cached_property
 from .settings import Settings
 from .transport import Backend
@@ -22,7 +25,11 @@ class NestedCalls:
         jobs: Jobs,
         slots: Callable[[], dict[str, tuple[int, int]]],
     ) -> None:
-        """All of it is the receiver's; `slots` says how many of each kind are used, of how many."""
+        """All of it is the receiver's; `slots` says how many of each kind are used, of how many. Raises
+        SettingsError for what no client can use, also if no handler calls: the mistake is in all workers."""
+        codec_named(settings.codec)
+        routed(settings)
+        sent(settings.token)
         self._settings, self._backend, self._jobs, self._slots = settings, backend, jobs, slots
 
     @locked_cached_property

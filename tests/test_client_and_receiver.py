@@ -30,6 +30,7 @@ from rpc import (
 )
 from rpc.backends.memory import MemoryBackend
 from rpc.backends.memory.hub import MemoryDelivery, MemoryReplies
+from rpc.settings import Settings
 from rpc.testing.site import eventually
 from rpc.transport import Message, queue
 
@@ -553,6 +554,18 @@ sys.exit(os.waitstatus_to_exitcode(os.wait()[1]))
 """)
     told = "'add' was not answered within 0.1 s: no worker serves queue 'default'"
     assert (done.returncode, done.stdout) == (0, f"1\n0\n{told}\n"), done.stderr
+
+
+async def serve_with_tokens_for(*patterns):
+    settings = Settings(module="shop", tokens=dict.fromkeys(patterns, "secret"))
+    async with RpcReceiver(jobs={"add": lambda a: a}, backend="memory://", settings=settings):
+        pass
+
+
+def test_a_token_for_no_job_is_told_at_the_start_and_one_for_some_is_not(caplog):
+    asyncio.run(serve_with_tokens_for("add", "a*", "pay.*"))
+    (told,) = (each.getMessage() for each in caplog.records if each.levelname == "WARNING")
+    assert told == "shop: RPC_TOKENS['pay.*'] fits no job of this worker: there is add"
 
 
 def test_no_codec_of_a_connection_is_imported_when_it_is_made():

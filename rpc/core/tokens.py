@@ -7,7 +7,8 @@ comes from who it says, a signature shows (see `signing`).
 from __future__ import annotations
 
 import hmac
-from collections.abc import Callable, Mapping
+import logging
+from collections.abc import Callable, Collection, Mapping
 from hashlib import sha256
 from typing import Annotated, Any
 
@@ -16,8 +17,13 @@ import msgspec
 from ..errors import RateLimited, SettingsError, Unauthorized
 from .patterns import matcher
 
+logger = logging.getLogger(__name__)
+
 UNAUTHORIZED = "this job wants a token, and none came that opens it"
 """What a caller is told, whether it has no token, a wrong one, or one for other methods."""
+
+SHOWN = 20
+"""Jobs that a warning names, at most."""
 
 
 class Token(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -66,6 +72,7 @@ class Tokens:
         """A token is a text, or has the fields of `Token`; there may be several for a pattern. SettingsError,
         without the token, if it is neither."""
         self._rules: list[tuple[Callable[[str], object], list[_Allowed]]] = []
+        self._patterns, self._where = [*given], where
         for pattern, tokens in given.items():
             self._rules.append((matcher(pattern), _allowed(tokens, f"{where}[{pattern!r}]")))
 
@@ -73,6 +80,16 @@ class Tokens:
         """The job of just this name wants one of these, whatever else was said of it. Raises SettingsError,
         as the constructor does."""
         self._rules.insert(0, (name.__eq__, _allowed(tokens, where)))
+
+    def warn_of_unused(self, names: Collection[str]) -> None:
+        """Log each pattern that none of these jobs fits: what it was meant for may be open to everybody, or
+        the job of another worker."""
+        known = ", ".join(sorted(names)[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
+        for pattern in self._patterns:
+            if not any(map(matcher(pattern), names)):
+                logger.warning(
+                    "%s[%r] fits no job of this worker: there is %s", self._where, pattern, known or "none"
+                )
 
     def check(self, name: str, token: str | None, now: float) -> None:
         """Raises Unauthorized unless this token, if one is wanted, allows the job of this name; RateLimited

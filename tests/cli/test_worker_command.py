@@ -109,6 +109,9 @@ def test_a_password_is_not_logged(project: Path, spawn: Spawn, url: str) -> None
     assert ":***@" in worker.said
 
 
+ON_REDIS = "RPC_JOB_MAPPING = {'f': print}\nRPC_BACKEND = 'redis://127.0.0.1:1'\n"
+
+
 @pytest.mark.parametrize(
     ("settings", "complaint"),
     [
@@ -123,6 +126,9 @@ def test_a_password_is_not_logged(project: Path, spawn: Spawn, url: str) -> None
         ),
         ("RPC_JOB_MAPPING = {'f': lambda: 1}\nRPC_BACKEND = 'memory://'", "nobody else could call it"),
         ("RPC_JOB_MAPPING = {'f': 'no.such.thing'}\nRPC_BACKEND = 'memory://'", "RPC_JOB_MAPPING['f']"),
+        (f"{ON_REDIS}RPC_CODEC = 'nosuch'", "there is no codec 'nosuch' (see RPC_CODEC, RPC_ACCEPT)"),
+        (f"{ON_REDIS}RPC_ROUTES = {{'x.*': 'no name'}}", "RPC_ROUTES['x.*']: 'no name' is no queue name"),
+        (f"{ON_REDIS}RPC_TOKEN = {{'x': 1}}", "RPC_TOKEN: Expected `str`"),
     ],
 )
 def test_settings_that_are_of_no_use_are_one_line_and_2(

@@ -44,6 +44,24 @@ def test_a_missing_token_is_refused_as_a_wrong_one(name: str, token: str | None)
     assert str(refused.value) == UNAUTHORIZED
 
 
+def test_a_pattern_that_fits_no_job_is_told_with_the_jobs_that_there_are(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    tokens = Tokens({"pay.*": "secret", "pya.*": "secret", "report": "secret"}, "shop: RPC_TOKENS")
+    tokens.warn_of_unused({"pay.refund": 1, "add": 2})
+    assert caplog.messages == [
+        f"shop: RPC_TOKENS[{pattern!r}] fits no job of this worker: there is add, pay.refund"
+        for pattern in ("pya.*", "report")
+    ]
+    caplog.clear()
+    Tokens({"x": "secret"}).warn_of_unused([])
+    Tokens({"x": "secret"}).warn_of_unused([f"job{number}" for number in range(30)])
+    none, many = caplog.messages
+    assert none == "RPC_TOKENS['x'] fits no job of this worker: there is none"
+    assert many.count("job") == 21
+    assert many.endswith(", ...")
+
+
 def test_a_token_allows_so_many_calls_in_a_second() -> None:
     tokens = Tokens({"*": [{"token": "often", "rate": 2}, "always"], "slow": "x"})
     for now, allowed in ((0.0, 2), (0.1, 0), (0.6, 1), (0.61, 0), (100.0, 2), (99.0, 0)):
