@@ -139,8 +139,11 @@ class Bench:
     def close(self) -> None:
         self._stack.close()
 
-    def make_client(self, **options: Any) -> RpcClient:
-        client = RpcClient(backend=f"rq+{self.url}", queue=self.queue, timeout=PATIENCE, **options)
+    def backend(self, scheme: str) -> str:
+        return f"{scheme}:{self.url.partition(':')[2]}"
+
+    def make_client(self, scheme: str = "rq+redis", **options: Any) -> RpcClient:
+        client = RpcClient(backend=self.backend(scheme), queue=self.queue, timeout=PATIENCE, **options)
         return self._stack.enter_context(client)
 
     def lines(self) -> list[str]:
@@ -150,11 +153,17 @@ class Bench:
         self.log.with_suffix(".release").touch()
 
     def worker(
-        self, query: str = "lease=2", *, ready: bool = True, stdout: Any = None, **options: Any
+        self,
+        query: str = "lease=2",
+        *,
+        scheme: str = "rq+redis",
+        ready: bool = True,
+        stdout: Any = None,
+        **options: Any,
     ) -> subprocess.Popen[bytes]:
         """A worker process; `query` are the options of its backend, the others those of RpcReceiver."""
         options = {"queues": [self.queue], **options}
-        url = f"rq+{self.url}?{query}"
+        url = f"{self.backend(scheme)}?{query}"
         before = self.workers()
         command = [sys.executable, __file__, url, str(self.log), json.dumps(options)]
         environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}

@@ -16,7 +16,7 @@ from . import scripts
 from .connection import Command, milliseconds, translated
 from .delivery import NEW_LINE
 from .keys import Keys, QueueNames, Record, plain
-from .maintenance import workers_of
+from .recovery import workers_of
 from .sending import CONTROL_LENGTH, Sender
 from .servers import Servers
 from .topics import run_on_client

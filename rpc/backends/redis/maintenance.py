@@ -6,18 +6,16 @@ from __future__ import annotations
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
 import redis
 
-from ...errors import BackendUnavailable, shown
+from ...errors import BackendUnavailable
 from ...loops import Alarm
-from ...transport import Message, packed
 from .._lease import LeaseKeeper
 from .._retry import Backoff
-from .._serving import DIED, STOPPED, lost
 from . import scripts
 from .acks import AckBuffer
 from .connection import (
@@ -32,6 +30,7 @@ from .connection import (
 )
 from .fetch import Fetcher, Pages, Taken
 from .keys import Keys
+from .recovery import Held, bring_back, recover_dead, workers_of
 from .sending import KEEP_WAKEUP
 from .servers import Servers
 from .topics import mend
@@ -47,8 +46,6 @@ KEEP_WORKERS = 86_400_000
 FORGET_AFTER = 2 * BLOCK
 """Seconds of absence after which it is forgotten who served a queue: for who was stopped, or died just now,
 Redis may go on waiting for a message, and give him one."""
-MOST_PAGES = 10_000
-"""Of one worker: what says that it has more is not true."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +60,7 @@ class Served(Protocol):
     """What is needed of the server."""
 
     name: str
+    prefix: str
     options: Options
     servers: Servers
     keys: list[Keys]
@@ -106,25 +104,6 @@ class Absences(Generic[T]):
         self._since = since
 
 
-Ask = Callable[..., list[Any]]
-"""The answers to commands."""
-
-
-def workers_of(ask: Ask, keys: Keys) -> dict[bytes, tuple[int, bool]]:
-    """Those that serve a queue: how many pages each has, and whether it gives signs of life."""
-    flat = ask(("HGETALL", keys.workers))[0]
-    pairs = flat.items() if isinstance(flat, dict) else zip(flat[::2], flat[1::2], strict=True)
-    pages = {name: int(text) if text.isdigit() and int(text) <= MOST_PAGES else 1 for name, text in pairs}
-    if not pages:
-        return {}
-    left = ask(*(("PTTL", keys.alive(_text(name))) for name in pages))
-    return {name: (pages[name], alive > 0) for name, alive in zip(pages, left, strict=True)}
-
-
-def _text(name: bytes) -> str:
-    return name.decode(errors="replace")  # which nobody's name has: whoever put it there is absent
-
-
 class Maintenance:
     """For one server, in a thread of its own."""
 
@@ -137,7 +116,14 @@ class Maintenance:
         """When the next delayed message is due, in seconds of the monotonic clock."""
         self.clock_offset = 0.0
         """What to add to `time.monotonic()` for the clock of the server, in seconds."""
-        self._keeper = LeaseKeeper(self._lease)
+        self._keeper = LeaseKeeper(
+            self._lease,
+            recover_dead,
+            prefix=server.prefix,
+            queues=[keys.name for keys in server.keys],
+            worker=server.name,
+            max_deliveries=server.options.max_deliveries,
+        )
 
     def begin(self) -> None:
         """Sign on, through whatever happens to Redis meanwhile, unless it is stopped. In the thread that runs
@@ -348,21 +334,7 @@ class Maintenance:
     def _bring_back(
         self, keys: Keys, name: bytes, pages: int, *, force: bool, died: bool, forget: bool = True
     ) -> None:
-        ask, options = self._server.acks.ask, self._server.options
-        why, worker = DIED if died else STOPPED, _text(name)
-        arguments = (
-            *(int(force), int(died), options.max_deliveries),
-            *(packed(lost(Message(), why)), f"WorkerLost: {why}"),
+        dead, most = Held(keys, name, pages), self._server.options.max_deliveries
+        bring_back(
+            self._server.acks.ask, dead, most, force=force, died=died, forget=forget, before=self._sign_if_due
         )
-        back = given_up = 0
-        for number in reversed(range(max(1, pages))):
-            self._sign_if_due()
-            places = [keys.alive(worker), keys.page(worker, number), keys.queue, keys.wakeup, keys.dead]
-            places += [keys.workers] * (forget and number == 0)
-            outcome = ask((scripts.RECOVER, len(places), *places, *arguments, name))[0]
-            if not outcome:
-                return
-            back, given_up = back + outcome[0], given_up + outcome[1]
-        if back or given_up:
-            text = "of what worker %s held in %s, %d are delivered again, %d were given up"
-            logger.warning(text, shown(worker), keys.queue, back, given_up)

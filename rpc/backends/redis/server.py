@@ -54,7 +54,7 @@ class RedisServer:
     ) -> None:
         """`discard` deletes a queue, with what is in it."""
         plan = self._plan = Plan(addresses)
-        self.name, self.options = uuid4().hex, options
+        self.name, self.prefix, self.options = uuid4().hex, names.prefix, options
         self.handler, self._threads = guarded(handler), threads
         self.queues = [names.queue(each.name) for each in plan.queues]
         self.slots, self._room = Slots(coroutines), threading.Event()

@@ -6,13 +6,16 @@ import logging
 import time
 import zlib
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from ...errors import shown
 from ...transport import Message, packed
 from .._serving import DIED, STOPPED, lost
 from ..redis.connection import persistent
 from ..redis.maintenance import Absences
+from ..redis.servers import servers_of
 from . import scripts
+from .names import RqNames
 from .records import (
     EXECUTIONS,
     KEEP_DEAD,
@@ -103,3 +106,24 @@ class Recovery:
             for member in members:
                 id, _, worker = text(member).rpartition(":")
                 yield queue, id, worker
+
+
+def recover_dead(
+    client: Any,
+    prefix: str,
+    queue_prefix: str,
+    queues: Sequence[str],
+    workers: Sequence[str],
+    lease: float,
+    max_deliveries: int,
+) -> None:
+    """The process of these workers is known to be dead: bring back what they had, and sign them off. Raises
+    BackendUnavailable and redis.RedisError."""
+    names = RqNames(prefix, queue_prefix)
+    records = Records(servers_of(client), names)
+    recovery = Recovery(records, queues, RqOptions(lease, max_deliveries, None, 0, 0))
+    for queue, id, worker in recovery.started():
+        if worker in workers:
+            recovery.recover(queue, id, worker, force=True, died=True)
+    for worker in workers:
+        records.sign_off(worker, queues, names.bell(worker), names.cancel(worker))

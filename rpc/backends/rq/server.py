@@ -19,6 +19,7 @@ from ..redis.subscriber import Subscriber
 from ..redis.topics import run_on_client
 from .delivery import RqDelivery
 from .records import Records, RqOptions
+from .recovery import recover_dead
 from .worker import RqWorker
 
 logger = logging.getLogger(__name__)
@@ -65,7 +66,16 @@ class RqServer:
         self._workers = [*self._of_queues, *of_each]
         self._here, self._backoff = threading.local(), Backoff()
         self._turns = Turns(self._claim, self._perform, self.is_stopped)
-        self._lease = LeaseKeeper(options.lease)
+        self._lease = LeaseKeeper(
+            options.lease,
+            recover_dead,
+            prefix=records.names.prefix,
+            queue_prefix=records.names.queues,
+            queues=[*queues, *(to.subscription_queue.name for to in plan.durable)],
+            workers=[each.name for each in self._workers],
+            lease=options.lease,
+            max_deliveries=options.max_deliveries,
+        )
         self._subscriber = Subscriber(
             servers,
             records.names,
@@ -94,6 +104,7 @@ class RqServer:
             started(waker)
             if self._workers:
                 self._lease.start()
+                self._beaten()
             self._subscriber.begin()
             for thread in threads:
                 started(thread)
@@ -165,7 +176,7 @@ class RqServer:
         return self._turns.stalled(len(self._of_queues), self._connections)
 
     def _beaten(self) -> None:
-        """The workers have given signs of life."""
+        """The workers have given signs of life, or are about to."""
         how = self._client.connection_pool.connection_kwargs
         self._lease.beat([worker.key for worker in self._workers], how)
 
