@@ -252,7 +252,7 @@ class Delivery(Protocol):
 
     def postpone(self, seconds: float, message: Message) -> None:
         """Instead of finishing it: somebody gets this message, in place of the one that was delivered, after
-        so many seconds. Feature `delay`."""
+        so many seconds. Feature `delay`. Raises Cancelled if it was withdrawn: then it is not over."""
 
     def bury(self, why: str, last: Message | None) -> None:
         """Instead of finishing it: send the last reply, and keep the message as a dead letter, which nobody

@@ -30,6 +30,7 @@ DIED = "its worker died; it is not delivered again"
 BEGUN = "it was begun, and may not be done twice"
 STOPPED = "its worker was stopped"
 UNREADABLE = "it could not be read"
+WITHDRAWN = "it was withdrawn as it was to be postponed"
 """Why a message is given up, in the words that callers and dead letters have on every backend."""
 
 OnChange = Callable[[bool], object]

@@ -165,11 +165,19 @@ class Handling:
             elif fate == "bury":
                 delivery.bury(why(), failure)
             else:
-                delivery.postpone(fate, later())
+                self._postpone(delivery, fate, later(), failure, why)
         except RpcError as trouble:
             what = delivery.message.headers.get(NAME, "")[:128], shown(delivery.message.id)
             logger.warning("job %r (%s) could be neither postponed nor buried: %s", *what, trouble)
             delivery.finish(failure)
+
+    def _postpone(
+        self, delivery: Delivery, seconds: float, later: Message, failure: Message, why: Callable[[], str]
+    ) -> None:
+        try:
+            delivery.postpone(seconds, later)
+        except Cancelled:  # it was, just then: nobody wants another attempt
+            delivery.bury(why(), failure)
 
     def progress(self, message: Message, progress: Progress, codec: Codec) -> Message:
         """The reply that tells how far a job is. Raises SerializationError."""

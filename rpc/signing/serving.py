@@ -15,7 +15,7 @@ from ..core.signing import (
     job,
     message_id,
 )
-from ..errors import RpcError, Unauthorized, shown
+from ..errors import Cancelled, RpcError, Unauthorized, shown
 from ..transport import (
     FAILED,
     KEEP,
@@ -149,6 +149,8 @@ class Verified:
         if not is_done and delivery.to.kind == "queue" and "delay" in self._features:
             try:
                 delivery.postpone(LATER, delivery.message)
+            except Cancelled:
+                delivery.finish(None)
             except RpcError as trouble:  # it is delivered again
                 logger.warning("%s could not be postponed: %s", shown(delivery.message.id), trouble)
             return

@@ -3,12 +3,14 @@ the last replies that are kept."""
 
 from __future__ import annotations
 
+import threading
 from functools import partial
 from typing import cast
 
+from ..errors import Cancelled
 from ..inspection import Counts, DeadLetters, Inspection, Results
 from ..transport import KEEP, Delivery, Message, queue, unpacked
-from .site import Site, eventually
+from .site import Site, eventually, request
 
 
 class Inspections:
@@ -94,6 +96,47 @@ class Inspections:
         [entry] = eventually(lambda: [*inspection.entries(site.name(), id)])
         assert (entry.state, inspection.withdraw(entry)) == ("running", True)
         eventually(lambda: any(line.startswith("cancelled") for line in site.log.lines()))
+
+    def test_what_is_withdrawn_in_the_middle_of_an_attempt_is_not_tried_again(self, site: Site) -> None:
+        """Even if its worker does not know of that when it postpones it; whoever waits for it is told."""
+        site.needs("inspection", "delay")
+        inspection, withdrawn = cast("Inspection", site.client), threading.Event()
+
+        def handler(delivery: Delivery) -> Message | None:
+            site.log.write(f"attempt {delivery.message.attempt}")
+            withdrawn.wait(site.patience)
+            try:
+                delivery.postpone(0.01, delivery.message.replace(attempt=2))
+            except Cancelled:
+                return Message(b"told", {"id": delivery.message.id})
+            return None
+
+        site.serve(handler)
+        message = request(b"x")
+        replies = site.client.request(site.queue(), message)
+        eventually(site.log.lines)
+        [entry] = inspection.entries(site.name(), message.id)
+        assert inspection.withdraw(entry)
+        withdrawn.set()
+        assert replies.receive(site.patience).body == b"told"
+        assert site.log.lines() == ["attempt 1"]
+        eventually(lambda: [*inspection.entries(site.name())] == [])
+
+    def test_what_is_no_longer_where_it_was_seen_is_not_withdrawn_there(self, site: Site) -> None:
+        site.needs("inspection", "delay")
+        inspection, seen = cast("Inspection", site.client), threading.Event()
+
+        def handler(delivery: Delivery) -> None:
+            seen.wait(site.patience)
+            delivery.postpone(60, delivery.message.replace(attempt=2))
+
+        site.serve(handler)
+        id = site.tell(b"x")
+        [entry] = eventually(lambda: [each for each in inspection.entries(site.name(), id) if each.worker])
+        seen.set()
+        [later] = eventually(lambda: [each for each in inspection.entries(site.name()) if not each.worker])
+        assert inspection.withdraw(entry) or inspection.withdraw(later)
+        eventually(lambda: [*inspection.entries(site.name())] == [])
 
     def test_a_last_reply_is_kept(self, site: Site) -> None:
         site.needs("results")

@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from datetime import timedelta
-from typing import Any
+from typing import Any, cast
 
 import pytest
 import redis
@@ -16,8 +16,10 @@ from rq.registry import ScheduledJobRegistry, clean_registries
 from rq.scheduler import RQScheduler
 from rq.serializers import JSONSerializer
 
+from rpc.errors import Cancelled
+from rpc.inspection import Inspection
 from rpc.testing import RedisServer
-from rpc.testing.site import ONCE, Site, eventually, request
+from rpc.testing.site import ONCE, Site, eventually
 from rpc.transport import Delivery, Message
 
 pytestmark = pytest.mark.redis
@@ -106,26 +108,24 @@ def test_what_has_expired_while_it_was_scheduled_is_not_queued(site: Site, admin
     eventually(lambda: site.log.lines() == ["toy x"])
 
 
-def test_what_is_withdrawn_in_the_middle_of_an_attempt_is_not_tried_again(
-    site: Site, admin: redis.Redis
-) -> None:
+def test_what_its_caller_leaves_in_the_middle_of_an_attempt_is_not_tried_again(site: Site) -> None:
     """Even if its worker postpones it before it hears of that."""
-    withdrawn = threading.Event()
+    left = threading.Event()
 
     def handler(delivery: Delivery) -> None:
-        site.log.write(f"attempt {delivery.message.attempt}")
-        withdrawn.wait(site.patience)
-        delivery.postpone(0.01, delivery.message.replace(attempt=2))
+        left.wait(site.patience)
+        with pytest.raises(Cancelled):
+            delivery.postpone(0.01, delivery.message.replace(attempt=2))
+        site.log.write("refused")
 
     site.serve(handler)
-    message = request(b"x")
-    replies = site.client.request(site.queue(), message)
-    eventually(site.log.lines)
-    assert admin.exists(f"rq:job:{message.id}")
+    replies = site.ask(b"x")
+    entries = cast("Inspection", site.client).entries
+    eventually(lambda: [each.state for each in entries(site.name())] == ["running"])
     replies.close()
-    withdrawn.set()
-    eventually(lambda: not admin.exists(f"rq:job:{message.id}"))
-    assert site.log.lines() == ["attempt 1"]
+    left.set()
+    eventually(lambda: site.log.lines() == ["refused"])
+    eventually(lambda: [*entries(site.name())] == [])
 
 
 def test_a_deleted_queue_takes_along_what_is_scheduled_for_it(site: Site, admin: redis.Redis) -> None:

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
-from rpc.errors import BackendUnavailable, QueueFull, RpcTimeout
+from rpc.errors import BackendUnavailable, Cancelled, QueueFull, RpcTimeout
 from rpc.inspection import DeadLetter
 from rpc.testing.site import Site
 from rpc.transport import (
@@ -96,8 +97,8 @@ class GivenDelivery:
         self.inner.forbid_redelivery()
 
     def postpone(self, seconds: float, message: Message) -> None:
-        self.end()
         self.inner.postpone(seconds, message)
+        self.end()
 
     def bury(self, why: str, last: Message | None) -> None:
         self.end()
@@ -660,6 +661,14 @@ class PostponesNothing(Mutant):
         class delivery(GivenDelivery):
             def postpone(self, seconds: float, message: Message) -> None:
                 super().postpone(0.001, message)
+
+
+class ForgetsThatItWasWithdrawn(Mutant):
+    class served(GivenServer):
+        class delivery(GivenDelivery):
+            def postpone(self, seconds: float, message: Message) -> None:
+                with suppress(Cancelled):
+                    super().postpone(seconds, message)
 
 
 # Dead letters.

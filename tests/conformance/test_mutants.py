@@ -69,6 +69,11 @@ MUTANTS: list[tuple[type[Mutant], Callable[..., None], tuple[Any, ...]]] = [
     (m.DeliversAgainWhatItWas, C.test_a_postponed_message_comes_again_as_it_was_changed, ()),
     (m.FinishesTheNextAttempt, C.test_who_postponed_a_message_cannot_finish_the_next_attempt, ()),
     (m.PostponesNothing, C.test_a_postponed_message_comes_again_as_it_was_changed, ()),
+    (
+        m.ForgetsThatItWasWithdrawn,
+        C.test_what_is_withdrawn_in_the_middle_of_an_attempt_is_not_tried_again,
+        (),
+    ),
     (m.BuriesWithoutAnAnswer, C.test_a_buried_message_is_answered_and_kept, ()),
     (m.AcknowledgesWhatItCouldNotBury, C.test_what_could_not_be_buried_is_delivered_again, ()),
     (

@@ -531,3 +531,17 @@ def test_secrets_stay_out_of_the_log(caplog):
     assert "why" in caplog.text
     assert "hunter2" not in caplog.text
     assert "t0ken" not in caplog.text
+
+
+def test_a_job_that_was_withdrawn_as_it_is_to_be_tried_again_is_given_up_and_its_caller_told():
+    def fail():
+        raise ConnectionError("not now")
+
+    def withdrawn(seconds, message):
+        raise Cancelled("it was withdrawn")
+
+    handed = Delivery(pending())
+    handed.postpone = withdrawn
+    dispatcher_of(job(retries=1)(fail))(handed)
+    assert handed.last.headers[FAILED] == "ConnectionError"
+    assert handed.why.startswith("ConnectionError: not now\n")

@@ -221,6 +221,7 @@ async function settled(delivery: Delivery, { fate, why, last, later }: Settling)
     else if (fate === "bury") await delivery.bury(why, last);
     else await delivery.postpone(fate, later());
   } catch (error) {
+    if (error instanceof Cancelled) return delivery.bury(why, last); // just then: nobody wants another attempt
     if (!(error instanceof Unsupported)) throw error;
     await delivery.finish(last);
   }

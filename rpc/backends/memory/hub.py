@@ -11,10 +11,10 @@ from itertools import count, islice
 from threading import Condition, RLock
 from typing import Any
 
-from ...errors import QueueFull, RpcTimeout
+from ...errors import Cancelled, QueueFull, RpcTimeout
 from ...inspection import DeadLetter, Entry
 from ...transport import DELAY, IDEMPOTENCY_KEY, ORDER_KEY, STREAM, Address, Message, packed
-from .._serving import BaseDelivery
+from .._serving import WITHDRAWN, BaseDelivery
 
 
 class Hub:
@@ -189,6 +189,7 @@ class Hub:
             self.delayed[:] = kept
             heapify(self.delayed)
             is_running = delivery in self.running
+            delivery.cancelled = delivery.cancelled or is_running
         if is_running:
             delivery.cancel()
         return is_waiting or is_running
@@ -283,6 +284,7 @@ class MemoryReplies:
             left = [] if self._ended else [each for each in self.deliveries if not each.first]
             for delivery in left:
                 self.hub.take_out(delivery)
+                delivery.cancelled = True
         for delivery in left:
             delivery.cancel()
 
@@ -349,9 +351,11 @@ class MemoryDelivery(BaseDelivery):
         self.hub.leave_line(self)
 
     def postpone(self, seconds: float, message: Message) -> None:
-        again = copy(self)  # who finishes this one later does nothing to the next attempt
-        again.message, again.on_cancel = message, None
         with self.hub.lock:
+            if self.cancelled:
+                raise Cancelled(WITHDRAWN)
+            again = copy(self)  # who finishes this one later does nothing to the next attempt
+            again.message, again.on_cancel = message, None
             if self.first:
                 self.first.delivery = again
             line = self.hub.lines.get(self.place) if self.place else None
@@ -361,8 +365,9 @@ class MemoryDelivery(BaseDelivery):
                 self.replies.deliveries = [
                     again if each is self else each for each in self.replies.deliveries
                 ]
+            self.hub.running.pop(self, None)
+            self.hub.put_later(seconds, again)
         self._end()
-        self.hub.put_later(seconds, again)
 
     def bury(self, why: str, last: Message | None) -> None:
         self.finish(last)

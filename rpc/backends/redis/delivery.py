@@ -9,9 +9,9 @@ from typing import Any, Protocol
 
 from msgspec.structs import replace
 
-from ...errors import BackendUnavailable, SerializationError, WorkerLost, shown
+from ...errors import BackendUnavailable, Cancelled, SerializationError, WorkerLost, shown
 from ...transport import STREAM, Message, packed
-from .._serving import BaseDelivery, lost
+from .._serving import WITHDRAWN, BaseDelivery, lost
 from . import scripts
 from .acks import KEEP_REPLY, Ack, Page
 from .connection import Command, milliseconds
@@ -21,6 +21,8 @@ logger = logging.getLogger(__name__)
 
 NEW_LINE = "\x1e"
 """In the reason of a dead letter, which lies in one line."""
+CANCELLED = 2
+"""What is returned of a message that was to be postponed."""
 KEEP_STREAM = 600.0
 """Seconds that an inbox outlives a reply after which more will come, if its owner gives no sign."""
 
@@ -155,9 +157,10 @@ class RedisDelivery(BaseDelivery):
         with self._settling():
             if record.is_large:
                 self._server.carry_out("SET", keys.body(record.id), frame, "XX", "KEEPTTL")
-            places = (self.page.key, keys.delayed, keys.control)
+            places = (self.page.key, keys.delayed, keys.control, keys.cancelled(record.id))
             arguments = (self.raw, later.unsent(), milliseconds(seconds))
-            self._server.carry_out(scripts.POSTPONE, 3, *places, *arguments)
+            if self._server.carry_out(scripts.POSTPONE, len(places), *places, *arguments) == CANCELLED:
+                raise Cancelled(WITHDRAWN)
 
     def bury(self, why: str, last: Message | None) -> None:
         """Instead of finishing it: send the last reply, and put it among the dead letters."""

@@ -106,9 +106,10 @@ class RedisInspection:
         with translated():
             if entry.state != "running":
                 return bool(self._ask(keys, (scripts.WITHDRAW, 2, keys.queue, keys.delayed, entry.raw))[0])
-            told = ("XADD", keys.control, "MAXLEN", "~", CONTROL_LENGTH, "*", "cancelled", entry.id)
-            self._ask(keys, told)
-            return True
+            held, _ = self._workers(keys).get(entry.worker.encode(), (0, False))
+            pages = [keys.page(entry.worker, number) for number in range(held)]
+            places = (keys.cancelled(entry.id), keys.control, *pages)
+            return bool(self._ask(keys, (scripts.CANCEL, len(places), *places, entry.id, CONTROL_LENGTH))[0])
 
     def keep(self, queue: str, id: str, last: Message, seconds: float) -> None:
         keys = self.names.queue(queue)

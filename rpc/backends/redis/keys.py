@@ -103,6 +103,10 @@ class Keys:
         """The last reply to a message, if it is kept."""
         return f"{self.queue}:r:{id}"
 
+    def cancelled(self, id: str) -> str:
+        """Its presence says that a message was cancelled while somebody held it, who may not know yet."""
+        return f"{self.queue}:c:{id}"
+
     def page(self, worker: str, number: int) -> str:
         """A part of what this worker has taken and not acknowledged: its processing list."""
         return f"{self.queue}:taken:{worker}:{number}"

@@ -48,6 +48,7 @@ BURY = _script("bury")
 MEND = _script("mend")
 REVIVE = _script("revive")
 WITHDRAW = _script("withdraw")
+CANCEL = _script("cancel")
 
 BROADCAST = _script("broadcast")
 KEEP = _script("keep")

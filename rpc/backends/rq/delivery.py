@@ -34,10 +34,13 @@ class Holder(Protocol):
     def settle(self, delivery: RqDelivery) -> None:
         """Write down what it came to."""
 
+    def postpone(self, claimed: Claimed, seconds: float, message: Message) -> None:
+        """Have it delivered again, as this message. Raises Cancelled."""
+
 
 class RqDelivery(BaseDelivery):
     """A job in the hands of a handler. What it came to is written down when that returns; at once, if it was
-    finished by another thread."""
+    finished by another thread, or postponed."""
 
     def __init__(self, worker: Holder, claimed: Claimed, message: Message) -> None:
         self._worker, self.claimed, self.message = worker, claimed, message
@@ -49,13 +52,11 @@ class RqDelivery(BaseDelivery):
         self.last: Message | None = None
         self.is_settled = False
         """Whether what it came to was written down."""
-        self.again: tuple[float, Message] | None = None
-        """In how many seconds it is delivered again, and as what, if it was postponed."""
         self._thread = get_ident()
 
     def _finish(self, last: Message | None) -> None:
         self.last = last
-        if get_ident() != self._thread:
+        if get_ident() != self._thread and not self.is_settled:
             self._worker.settle(self)
 
     def reply(self, message: Message) -> bool:
@@ -69,8 +70,9 @@ class RqDelivery(BaseDelivery):
         self._worker.forbid_redelivery(self.claimed)
 
     def postpone(self, seconds: float, message: Message) -> None:
-        """It will be one of rq's scheduled jobs."""
-        self.again = seconds, message
+        """It is one of rq's scheduled jobs then."""
+        self._worker.postpone(self.claimed, seconds, message)
+        self.is_settled = True
         self.finish(None)
 
     def bury(self, why: str, last: Message | None) -> None:

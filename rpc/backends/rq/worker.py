@@ -18,9 +18,9 @@ from uuid import uuid4
 from rq.job import JobStatus
 from rq.utils import now, utcformat
 
-from ...errors import Interrupted, SerializationError, WorkerLost, shown
+from ...errors import Cancelled, Interrupted, SerializationError, WorkerLost, shown
 from ...transport import FAILED, STREAM, Handler, Message, packed
-from .._serving import Connections, lost
+from .._serving import WITHDRAWN, Connections, lost
 from ..redis.connection import (
     BLOCK,
     milliseconds,
@@ -28,6 +28,7 @@ from ..redis.connection import (
     run_with_reconnect,
     translated_or_logged,
 )
+from ..redis.delivery import CANCELLED
 from . import scripts
 from .alarm import interrupted_after
 from .delivery import Claimed, RqDelivery
@@ -175,9 +176,6 @@ class RqWorker:
     def settle(self, delivery: RqDelivery) -> None:
         """Write down what it came to."""
         delivery.is_settled, last = True, delivery.last
-        if delivery.again:
-            self._postpone(delivery.claimed, *delivery.again)
-            return
         failed = delivery.buried or ("" if last is None else last.headers.get(FAILED, ""))
         self._finish(delivery.claimed, last, failed, delivery)
 
@@ -219,7 +217,7 @@ class RqWorker:
             arguments.append(exc_string(failed, error))
         self._end(claimed, scripts.FINISH, keys, arguments)
 
-    def _postpone(self, claimed: Claimed, seconds: float, message: Message) -> None:
+    def postpone(self, claimed: Claimed, seconds: float, message: Message) -> None:
         records, queue = self._records, claimed.queue
         keys = [records.started(queue), self._keys[0], job_key(claimed.id)]
         keys += (records.scheduled(queue), records.names.later(queue))
@@ -231,6 +229,8 @@ class RqWorker:
 
     def _end(self, claimed: Claimed, script: str, keys: Sequence[str], arguments: Sequence[Any]) -> None:
         done = persistent(lambda: self._records.run(script, keys, arguments), math.inf)
+        if done == CANCELLED:
+            raise Cancelled(WITHDRAWN)
         self._claimed = self._delivery = None
         if not done:
             logger.warning("%r was given to another worker before it was finished", claimed.id)

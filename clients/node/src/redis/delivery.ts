@@ -1,6 +1,6 @@
 /** A message of a queue in the hands of a handler. */
 
-import { WorkerLost } from "../errors.js";
+import { Cancelled, WorkerLost } from "../errors.js";
 import { type Message, pack } from "../message.js";
 import type { Address, Delivery } from "../transport.js";
 import { entry, type Keys, milliseconds, packRecord, packUnsent, type Record_ } from "./keys.js";
@@ -9,6 +9,8 @@ import type { Argument, Link } from "./link.js";
 /** Milliseconds that an inbox outlives the last reply, and one after which more will come. */
 const KEEP_REPLY = 60_000;
 const KEEP_STREAM = 600_000;
+/** What is returned of a message that was to be postponed. */
+const CANCELLED = 2;
 /** So many deaths are written down of what nobody may get again. */
 const FORBIDDEN = 1_000_000;
 /** Stands for a new line in the reason of a dead letter. */
@@ -93,8 +95,10 @@ export class RedisDelivery implements Delivery {
       frame: isLarge ? Buffer.alloc(0) : frame,
     });
     if (isLarge) await this.server.link.ask(["SET", this.keys.body(this.record.id), frame, "XX", "KEEPTTL"]);
-    const places = [this.keys.page(this.server.name, 0), this.keys.delayed, this.keys.control];
-    await this.#insist("postpone", places, this.raw, later, milliseconds(seconds));
+    const { keys, record: { id } } = this;
+    const places = [keys.page(this.server.name, 0), keys.delayed, keys.control, keys.cancelled(id)];
+    const outcome = await this.#insist("postpone", places, this.raw, later, milliseconds(seconds));
+    if (outcome === CANCELLED) throw new Cancelled("it was withdrawn as it was to be postponed");
   }
 
   async bury(why: string, last?: Message): Promise<void> {

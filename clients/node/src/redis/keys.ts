@@ -40,6 +40,10 @@ export class Keys {
   token(id: string): string {
     return `${this.queue}:t:${id}`;
   }
+  /** Its presence says that a message was cancelled while somebody held it, who may not know yet. */
+  cancelled(id: string): string {
+    return `${this.queue}:c:${id}`;
+  }
   body(id: string): string {
     return `${this.queue}:b:${id}`;
   }
