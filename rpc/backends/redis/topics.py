@@ -138,7 +138,7 @@ class RedisReplies:
     def _check(self) -> str | None:
         if not self._client.pexpire(self._key, milliseconds(KEEP_REPLY)):
             return "its way back is gone"
-        return self._lost()
+        return None if self._ended else self._lost()  # whoever refused the last reply waits for another one
 
 
 Run = Callable[..., list[Any]]
