@@ -19,6 +19,7 @@ from rpc import PythonRqBackend, RpcError, RpcTimeout
 from rpc.backends import backend_from_url
 from rpc.backends.redis.servers import servers_of
 from rpc.backends.redis.topics import RedisReplies
+from rpc.loops import Alarm
 from rpc.testing import RedisServer
 from rpc.transport import LOST, Address, Delivery, Handler, Message, inbox, packed, queue, topic
 from tests.faults.proxy import Proxy
@@ -247,3 +248,25 @@ def test_what_is_sent_to_an_inbox_while_redis_cannot_be_had_comes_once_it_can(
     assert bench.redis.xlen("rpc:in:mine") == 2
     backend.close()
     proxy.close()
+
+
+@pytest.mark.parametrize("scheme", ["redis", "rq+redis"])
+def test_whoever_hears_topics_alone_is_woken_to_stop(
+    bench: Bench, scheme: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waits = threading.Event()
+
+    class UntilRung(Alarm):
+        def wait(self, seconds: float) -> None:
+            waits.set()
+            super().wait(3600)
+
+    monkeypatch.setattr("rpc.backends.redis.subscriber.Alarm", UntilRung)
+    with contextlib.closing(backend_from_url(bench.backend(scheme))) as backend:
+        server = backend.server([topic("t")], lambda delivery: None)
+        thread = threading.Thread(target=server.run, daemon=True)
+        thread.start()
+        assert waits.wait(PATIENCE)
+        server.stop()
+        thread.join(PATIENCE)
+        assert not thread.is_alive()

@@ -164,6 +164,7 @@ class RqServer:
         self._stopped = True
         if alarm := self._alarm:
             alarm.ring()
+        self._subscriber.stop_waiting()
 
     def hand_back(self) -> None:
         try:
