@@ -73,7 +73,7 @@ class QueueInfo:
     scheduled: int | None
     dead: int
     workers: int
-    """How many serve it."""
+    """How many serve it, each with as many threads and coroutines as it has."""
     oldest: float | None
     """Seconds that the first of those that wait has waited; None also if there is none."""
 

@@ -25,7 +25,7 @@ class Inspections:
         eventually(lambda: count(site.name()).waiting == 3)
         assert (count(site.name()).oldest or 0) >= 0
         site.serve(threads=2)
-        eventually(lambda: count(site.name()).running in (2, None) and count(site.name()).workers >= 1)
+        eventually(lambda: count(site.name()).running in (2, None) and count(site.name()).workers == 1)
         site.release()
         eventually(lambda: (count(site.name()).waiting, count(site.name()).running or 0) == (0, 0))
 

@@ -7,6 +7,8 @@ import re
 from .._prefix import PREFIX
 from ..redis.keys import Names, digest
 
+OF_ONE = re.compile(rb"_[0-9]{1,6}$")
+"""What the names of the workers of one server differ in."""
 _QUEUE_PREFIX = re.compile(r"[A-Za-z0-9_.\-]{0,64}")
 
 
@@ -22,6 +24,10 @@ class RqNames(Names):
         self.workers = f"{prefix}-"
         """What the names of our workers begin with."""
         self.bells, self.laters, self.cancels = f"{prefix}:bell:", f"{prefix}:later:", f"{prefix}:cancel:"
+
+    def worker(self, server: str, number: int) -> str:
+        """What rq knows one of the workers of a server by."""
+        return f"{self.workers}{server}_{number}"
 
     def bell(self, queue: str) -> str:
         """Where a sender rings, and idle workers wait: a list whose loss, or whose surplus, does no

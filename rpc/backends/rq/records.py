@@ -34,7 +34,7 @@ from ..redis.keys import digest
 from ..redis.servers import Servers
 from ..redis.topics import mend
 from . import scripts
-from .names import RqNames
+from .names import OF_ONE, RqNames
 
 logger = logging.getLogger(__name__)
 
@@ -245,7 +245,8 @@ class Records:
         waiting, running, first, scheduled = pipe.zcard(self.scheduled(queue)).execute()
         waiting += count_of(self.client.hget(self.names.order(queue), ""))
         at = self.client.hget(raw(job_key(text(first))), "enqueued_at") if first else None
-        workers = sum(map(self.client.exists, worker_registration.get_keys(self.queue(queue))))
+        alive = filter(self.client.exists, self.client.smembers(self.workers(queue)))
+        workers = len({OF_ONE.sub(b"", key) for key in alive})
         sent = _time(at.decode("ascii", "replace")) if at else None
         age = None if sent is None else max(0.0, time.time() - sent)
         return QueueInfo(queue, waiting, running, scheduled, len(self.dead_letters(queue)), workers, age)

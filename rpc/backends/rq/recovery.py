@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import time
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any
 
 from ...errors import shown
 from ...transport import Message, packed
+from .._lease import LeaseKeeper
 from .._serving import DIED, STOPPED, lost
 from ..redis.connection import persistent
 from ..redis.maintenance import Absences
@@ -108,12 +110,24 @@ class Recovery:
                 yield queue, id, worker
 
 
+def lease_keeper(records: Records, options: RqOptions, workers: Mapping[str, Sequence[str]]) -> LeaseKeeper:
+    """Of a server that has these workers, each of which serves these queues."""
+    return LeaseKeeper(
+        options.lease,
+        recover_dead,
+        prefix=records.names.prefix,
+        queue_prefix=records.names.queues,
+        workers=workers,
+        lease=options.lease,
+        max_deliveries=options.max_deliveries,
+    )
+
+
 def recover_dead(
     client: Any,
     prefix: str,
     queue_prefix: str,
-    queues: Sequence[str],
-    workers: Sequence[str],
+    workers: Mapping[str, Sequence[str]],
     lease: float,
     max_deliveries: int,
 ) -> None:
@@ -121,9 +135,10 @@ def recover_dead(
     BackendUnavailable and redis.RedisError."""
     names = RqNames(prefix, queue_prefix)
     records = Records(servers_of(client), names)
+    queues = [*dict.fromkeys(chain.from_iterable(workers.values()))]
     recovery = Recovery(records, queues, RqOptions(lease, max_deliveries, None, 0, 0))
     for queue, id, worker in recovery.started():
         if worker in workers:
             recovery.recover(queue, id, worker, force=True, died=True)
-    for worker in workers:
-        records.sign_off(worker, queues, names.bell(worker), names.cancel(worker))
+    for worker, served in workers.items():
+        records.sign_off(worker, served, names.bell(worker), names.cancel(worker))

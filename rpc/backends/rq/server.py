@@ -6,11 +6,12 @@ import logging
 import threading
 from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import count
+from uuid import uuid4
 
 from ...errors import BackendUnavailable
 from ...loops import Alarm, started
 from ...transport import Address, Handler
-from .._lease import LeaseKeeper
 from .._retry import Backoff, beside, lasting, run_together
 from .._serving import Connections, OnChange, Plan, Turns, arriving, guarded
 from ..redis.connection import translated, translated_or_logged
@@ -19,7 +20,7 @@ from ..redis.subscriber import Subscriber
 from ..redis.topics import run_on_client
 from .delivery import RqDelivery
 from .records import Records, RqOptions
-from .recovery import recover_dead
+from .recovery import lease_keeper
 from .worker import RqWorker
 
 logger = logging.getLogger(__name__)
@@ -60,22 +61,15 @@ class RqServer:
         """Rung by a signal handler, too."""
         self._client = records.client
         worker = partial(RqWorker, records, options=options, stopped=self.is_stopped, connections=connections)
+        names = map(partial(records.names.worker, uuid4().hex), count())
         queues = [each.name for each in plan.queues]
-        self._of_queues = [worker(queues, handler) for _ in range(threads if queues else 0)]
-        of_each = [worker([to.subscription_queue.name], arriving(to, handler)) for to in plan.durable]
+        self._of_queues = [worker(queues, handler, name=next(names)) for _ in range(threads if queues else 0)]
+        heard = [([to.subscription_queue.name], arriving(to, handler)) for to in plan.durable]
+        of_each = [worker(*each, name=next(names)) for each in heard]
         self._workers = [*self._of_queues, *of_each]
         self._here, self._backoff = threading.local(), Backoff()
         self._turns = Turns(self._claim, self._perform, self.is_stopped)
-        self._lease = LeaseKeeper(
-            options.lease,
-            recover_dead,
-            prefix=records.names.prefix,
-            queue_prefix=records.names.queues,
-            queues=[*queues, *(to.subscription_queue.name for to in plan.durable)],
-            workers=[each.name for each in self._workers],
-            lease=options.lease,
-            max_deliveries=options.max_deliveries,
-        )
+        self._lease = lease_keeper(records, options, {each.name: each.queues for each in self._workers})
         self._subscriber = Subscriber(
             servers,
             records.names,

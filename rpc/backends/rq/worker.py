@@ -67,11 +67,13 @@ class RqWorker:
         options: RqOptions,
         stopped: Callable[[], bool],
         connections: Connections,
+        name: str = "",
     ) -> None:
-        self._records, self._queues, self._handler = records, queues, handler
+        """`name` is what rq knows it by."""
+        self._records, self.queues, self._handler = records, queues, handler
         self._options, self._stopped, self._connections = options, stopped, connections
         self._client = records.client
-        self.name = records.names.workers + uuid4().hex
+        self.name = name or records.names.worker(uuid4().hex, 0)
         self._claimed: Claimed | None = None
         self._delivery: RqDelivery | None = None
         self._done = False
@@ -120,7 +122,7 @@ class RqWorker:
         if claim == 0:
             self._register()
         elif len(claim) == 1:
-            self._records.pass_over(claim[0], self._queues[0])
+            self._records.pass_over(claim[0], self.queues[0])
             with self._records.mending(*self._bells):
                 rung = self._client.blpop(self._bells, timeout=BLOCK)
             if rung and self._stopped() and text(rung[0]) != self._own_bell:  # it was for one that goes on
@@ -139,9 +141,9 @@ class RqWorker:
     def _claimed_as(
         self, number: int, id: bytes, left: int, hash: list[bytes], passed_over: bytes
     ) -> RqDelivery | None:
-        self._records.pass_over(passed_over, self._queues[number])
+        self._records.pass_over(passed_over, self.queues[number])
         fields = dict(zip(hash[::2], hash[1::2], strict=True))
-        claimed = self._claimed = Claimed(self._queues[number], text(id))
+        claimed = self._claimed = Claimed(self.queues[number], text(id))
         try:
             message = message_in(fields)
             claimed.reply_to = message.reply_to
@@ -253,7 +255,7 @@ class RqWorker:
 
     def _promote(self) -> float:
         """Put what is due into its queue; seconds until more is."""
-        left = [each for each in map(self._records.promote, self._queues) if each >= 0]
+        left = [each for each in map(self._records.promote, self.queues) if each >= 0]
         return min(left, default=math.inf)
 
     @property
@@ -266,7 +268,7 @@ class RqWorker:
         """Beat for all these workers, look after others who serve the same queues, put what is due into them,
         and pass on cancellations, until all of them are done; `beaten` hears of each beat."""
         options, client = workers[0]._options, workers[0]._client
-        of_different_queues = {tuple(worker._queues): worker for worker in workers}.values()
+        of_different_queues = {tuple(worker.queues): worker for worker in workers}.values()
         inboxes = [worker._inbox for worker in workers]
         waited = [*inboxes, *(each for worker in of_different_queues for each in worker._later)]
 
@@ -309,7 +311,7 @@ class RqWorker:
         """Enter this worker into rq's records, for the first time or after they expired."""
         held = self._claimed.id if self._claimed else None
         try:
-            self._records.sign_on(self.name, self._queues, math.ceil(self._options.lease), held)
+            self._records.sign_on(self.name, self.queues, math.ceil(self._options.lease), held)
         finally:  # it may have been entered, though its answer was lost
             self._forgot = True
 
@@ -326,7 +328,7 @@ class RqWorker:
 
     def _leave(self) -> None:
         with translated_or_logged():
-            self._records.sign_off(self.name, self._queues, self._own_bell, self._inbox)
+            self._records.sign_off(self.name, self.queues, self._own_bell, self._inbox)
 
     def hand_back(self) -> None:
         """Give back the job that is still running here, at once. Raises BackendUnavailable."""
