@@ -543,3 +543,23 @@ def score_without_time(score: float, now: float) -> Any:
     if abs(seconds) > 3600:
         return int(score)
     return f"NOW+{round(seconds)}" if round(seconds) else "NOW"
+
+
+class Redis6(redis.Redis):
+    """Knows no flags of scripts."""
+
+    refused = 0
+
+    def eval(self, script: str, numkeys: int, *keys_and_args: Any) -> Any:
+        if script.startswith("#!"):
+            self.refused += 1
+            raise redis.ResponseError("Error compiling script (new function): user_script:1: unexpected '#'")
+        return super().eval(script, numkeys, *keys_and_args)
+
+
+def test_it_is_remembered_that_a_server_knows_no_flags_of_scripts(rpc_redis: RedisServer) -> None:
+    script = "#!lua flags=allow-oom\nreturn redis.call('INCR', KEYS[1])"
+    with Redis6.from_url(rpc_redis.url) as client:
+        client.flushall()
+        assert [evaluated(client, script, ["k"]) for _ in range(3)] == [1, 2, 3]
+        assert client.refused == 1

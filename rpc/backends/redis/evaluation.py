@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from hashlib import sha1
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import redis
 from redis.exceptions import NoPermissionError, NoScriptError
@@ -43,9 +44,12 @@ class Scripts:
         return _run(client, script, keys, arguments)
 
 
+_of_client: WeakKeyDictionary[Any, Scripts] = WeakKeyDictionary()
+
+
 def evaluated(client: Any, script: str, keys: Sequence[Any], *arguments: Any) -> Any:
     """What a script returns that is seldom run, on redis-py's client. Raises redis.RedisError."""
-    return Scripts().run(client, script, keys, arguments)
+    return _of_client.setdefault(client, Scripts()).run(client, script, keys, arguments)
 
 
 def _run(client: Any, script: str, keys: Sequence[Any], arguments: Sequence[Any]) -> Any:
