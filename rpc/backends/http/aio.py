@@ -14,7 +14,7 @@ from ...loops import PerLoop
 from ...transport import Address, AsyncReplies, Message, packed
 from .._retry import patience
 from .endpoints import CONNECT, FAREWELL, Peer
-from .exchange import Exchange, Patience, Turn
+from .exchange import Exchange, Patience, Silence, Turn
 from .links import Lines, Link
 from .wire import ROOT, Answers, path_of
 
@@ -88,7 +88,7 @@ class AsyncHttpReplies:
                 raise Cancelled("the client was closed")
             left = None if end is None else end - loop.time()
             if self._is_closed or self._exchange.is_over or (left is not None and left <= 0):
-                raise RpcTimeout
+                raise self._exchange.late()
             await self._wait(left)
         reply = come.popleft()
         if isinstance(reply, RpcError):
@@ -188,7 +188,15 @@ class AsyncHttpReplies:
             self._give_up_line()
             return
         line.changed = self._changed
-        line.send(exchange.request(peer, loop.time()))
+        if line.is_lost and not line.error:  # at once
+            self._give_up_line()
+            exchange.unreachable(peer, Silence(), loop.time())
+            return
+        request = exchange.request(peer, loop.time())
+        if line.is_lost:
+            self._changed()
+        else:
+            line.send(request)
 
     def close(self) -> None:
         if self._is_closed:

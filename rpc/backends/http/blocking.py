@@ -175,7 +175,7 @@ class BlockingReplies:
         while not come:
             left = None if end is None else end - time.monotonic()
             if self._is_closed or self._exchange.is_over or (left is not None and left <= 0):
-                raise RpcTimeout
+                raise self._exchange.late()
             self._advance(left)
         reply = come.popleft()
         if isinstance(reply, RpcError):

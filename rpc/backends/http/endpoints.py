@@ -92,6 +92,8 @@ class Peer(Generic[C]):
         """Requests that wait for their answer."""
         self.down_until = 0.0
         """Nobody was there: others come first. Seconds of the monotonic clock."""
+        self.has_answered = False
+        """Whether it speaks HTTP, as far as is known."""
         self.silent_until = 0.0
         """It did not even say so: it is left out."""
 

@@ -13,6 +13,7 @@ from ...errors import (
     NoReceivers,
     QueueFull,
     RpcError,
+    RpcTimeout,
     SerializationError,
     shown,
 )
@@ -22,12 +23,25 @@ from .._serving import DIED, lost
 from ..features import unsupported
 from .endpoints import Peer, Peers
 from .tls import refusal
-from .wire import BOUNCED, CONTENT_TYPE, FULL, HANDED, ONCE, WHY, Answers, Request, path_of
+from .wire import BOUNCED, CONTENT_TYPE, FULL, HANDED, ONCE, ROOT, WHY, Answers, Request, path_of
 
 LONGEST_PAUSE = 0.25
 AGAIN = 0.05
 """Seconds between the loss of a connection and the next attempt: a process that dies closes its connections
 before it stops to listen, and would be taken for one that lives."""
+
+NO_HTTP = "it does not speak HTTP"
+
+
+class Silence(ConnectionError):
+    """A connection was closed before anything came."""
+
+    def __init__(self) -> None:
+        super().__init__("it closed the connection before anything came: does it speak HTTP?")
+
+
+class Nonsense(ConnectionError):
+    """What came is no HTTP."""
 
 
 @dataclass(frozen=True)
@@ -68,6 +82,9 @@ class Exchange:
         self._rounds = self._bounced = 0
         self._again: Peer[Any] | None = None
         """Who may have it still."""
+        self._is_probe = self._is_silent = False
+        """Whether it is asked if HTTP is spoken there, in place of the message; whether the connection was
+        closed last before anything came."""
         self.why: RpcError = BackendUnavailable("nobody listens")
         """That it was not taken at last."""
 
@@ -99,6 +116,8 @@ class Exchange:
     def request(self, peer: Peer[Any], now: float) -> Request:
         """What is to be sent. Raises SerializationError."""
         self.peer, self.was_sent = peer, True
+        if self._is_probe:
+            return Request("GET", peer.prefix + ROOT, peer.host_header)
         changed: dict[str, Any] = {}
         if self._ttl is not None and now - self._began > 0.001:
             changed["ttl"] = f"{self._ttl - (now - self._began):.3f}"
@@ -116,7 +135,10 @@ class Exchange:
     def unreachable(self, peer: Peer[Any], error: OSError, now: float) -> None:
         """Nobody is there."""
         self._peers.lost(peer, error, now)
-        if not self._is_refused(peer, refusal(error)):
+        self._is_silent = isinstance(error, Silence)
+        if self._is_probe:
+            self._end(lost(self.message, DIED))
+        elif not self._is_refused(peer, NO_HTTP if isinstance(error, Nonsense) else refusal(error)):
             self._refused(peer, BackendUnavailable(f"{peer.name} cannot be reached: {shown(error)}"))
 
     def _is_refused(self, peer: Peer[Any], why: str | None) -> bool:
@@ -140,10 +162,15 @@ class Exchange:
             return
         if error and self._is_refused(self.peer, refusal(error, is_begun=True)):
             return
-        if self.message.reply_to is None:  # that it comes twice is less bad than that it does not come
+        if self._is_probe:
+            self._end(BackendUnavailable(f"{self.peer.name}: {NO_HTTP}, and closes each connection"))
+        elif self.message.reply_to is None:  # that it comes twice is less bad than that it does not come
             self._again = self.peer
-        elif self._is_once or self._deliveries >= self._patience.deliveries:
+            self.why = BackendUnavailable(f"{self.peer.name} closed the connection: does it speak HTTP?")
+        elif self._is_once or (self._deliveries >= self._patience.deliveries and self.peer.has_answered):
             self._end(lost(self.message, DIED))
+        elif self._deliveries >= self._patience.deliveries:  # what is no worker does not die of a message
+            self._is_probe, self._again = True, self.peer
         else:
             self._deliveries += 1
             self._again = self.peer
@@ -151,7 +178,12 @@ class Exchange:
 
     def fed(self, answers: Answers, now: float) -> None:
         """Something of the answer has come."""
-        if answers.status == 200:
+        if answers.status and self.peer:
+            self.peer.has_answered = True
+        if self._is_probe:
+            if answers.status:
+                self._end(lost(self.message, DIED))
+        elif answers.status == 200:
             self._heard = now
             for frame in answers.frames():
                 self._is_once = True  # from now on it would come twice
@@ -187,6 +219,10 @@ class Exchange:
         else:
             text = shown(bytes(answers.body[:200]).decode("utf-8", "replace"))
             self._end(BackendRefused(f"{name} answered with HTTP status {answers.status}: {text}"))
+
+    def late(self) -> RpcError:
+        """Why nothing has come in time."""
+        return self.why if self._is_silent and not self.was_sent else RpcTimeout()
 
     def failed(self, error: SerializationError) -> None:
         """What came is none of ours."""

@@ -22,6 +22,7 @@ from .._in_loop import InLoop
 from ..features import FEATURES
 from .backend import HttpBackend, possible
 from .endpoints import CONNECT, FAREWELL, KEEP, Peer, Peers
+from .exchange import Nonsense, Silence
 from .links import Lines, Link
 from .wire import LEFT, MORE, SOCKET, STATUS, Request, numbered, numbered_of
 
@@ -107,7 +108,7 @@ class Socket(asyncio.Protocol):
     """One connection, and the requests that are open on it."""
 
     def __init__(self, peer: Peer[Any], is_secure: bool) -> None:
-        scheme = "wss" if is_secure else "ws"
+        self._peer, scheme = peer, "wss" if is_secure else "ws"
         uri = parse_uri(f"{scheme}://{peer.name}{peer.prefix}{SOCKET}")
         self._protocol = ClientProtocol(uri, max_size=None)
         self._loop = asyncio.get_running_loop()
@@ -196,13 +197,15 @@ class Socket(asyncio.Protocol):
         if self._timer:
             self._timer.cancel()
         if not self.is_ready.done():
-            self.is_ready.set_exception(error or ConnectionResetError("the connection was closed"))
+            why = Nonsense() if self._protocol.handshake_exc else error or Silence()
+            self.is_ready.set_exception(why)
         channels, self._channels = self._channels, {}
         for channel in channels.values():
             channel.lost(error)
 
     def _event(self, event: Any) -> None:
         if isinstance(event, Response):
+            self._peer.has_answered = True
             if self._protocol.handshake_exc is None:
                 self.is_ready.set_result(None)
             elif not self.is_ready.done():
