@@ -9,36 +9,65 @@ from __future__ import annotations
 import functools
 import inspect
 import random
+import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import ExitStack
+from threading import Thread
 from typing import Any, NamedTuple, TypeVar
 from unittest import mock
 
-from ..aio import AsyncRpcClient
-from ..backends import asynchronous
-from ..caller import Caller
+from ..caller import Caller, propagated
 from ..codecs import named
 from ..core.codecs import Accepted, Codec
 from ..core.dispatch import Dispatcher
 from ..core.events import decode_event
-from ..core.jobs import jobs_from
-from ..core.protocol import decode_call
-from ..describe import ALL_WORKERS
-from ..errors import RpcError, RpcTimeout, Unsupported
-from ..loops import LoopThread
-from ..submits import Submits
-from ..transport import Address, AsyncBackend, Backend, Message, Server
+from ..core.jobs import Jobs, jobs_from
+from ..core.protocol import Call, decode_call
+from ..errors import RpcError
+from ..events import RESERVED
+from ..loops import DelayQueue, LoopThread, started
+from ..streams.limit import StreamLimit
+from ..streams.producing import OpenStreams
+from ..transport import DELAY, IDEMPOTENCY_KEY, ORDER_KEY, Address, Delivery, Message
+from .standins import PLACES, InHand, Instead
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 
-class PatchedCall(NamedTuple):
-    """A call that was answered. Data that is a dict is named arguments, a list is positional ones."""
-
+class _Call(NamedTuple):
     name: str
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
+
+
+class PatchedCall(_Call):
+    """A call that was answered: `(name, args, kwargs)`, with what else was asked for as attributes. Data that
+    is a dict is named arguments, a list is positional ones."""
+
+    queue: str
+    """Where it was sent."""
+    headers: dict[str, str]
+    """The application's own, and those of the trace."""
+    delay: float | None
+    """Seconds, as `delay=` or `at=` said."""
+    keep: float | None
+    idempotency_key: str | None
+    order_key: str | None
+
+    @classmethod
+    def of(cls, call: Call, to: Address, message: Message) -> PatchedCall:
+        """The call in a message that was sent there."""
+        args = tuple(call.params) if isinstance(call.params, list) else ()
+        kwargs = call.params if isinstance(call.params, dict) else call.kwargs
+        patched, headers = cls(call.method, args, kwargs or {}), message.headers
+        patched.queue, patched.headers = to.name, propagated(headers)
+        patched.delay = float(headers[DELAY]) if DELAY in headers else None
+        patched.keep = message.keep
+        key = headers.get(IDEMPOTENCY_KEY)
+        patched.idempotency_key = key and key.removeprefix(f"{call.method}:")
+        patched.order_key = headers.get(ORDER_KEY)
+        return patched
 
 
 def patch(answers: Mapping[str, Any]) -> Patch:
@@ -47,10 +76,11 @@ def patch(answers: Mapping[str, Any]) -> Patch:
 
         with patch({"example.foo": 5, "example.bad": ValueError("x"), "example.add": lambda a, b: a + b}):
 
-    An answer is the value that the call returns; an exception, or a class of them, that it fails with (as a
-    RemoteError, but one of `rpc.errors` as itself); or a callable, which gets the arguments as a handler
-    does, and returns or raises such. A call of another name fails with an AssertionError that names it: where
-    it is made and, if nothing else went wrong, at the end. One patch may be within another, and adds to it.
+    An answer is the value that the call returns, or a list of the items that it streams; an exception, or a
+    class of them, that it fails with (as a RemoteError, but one of `rpc.errors` as itself); or a callable,
+    which gets the arguments as a handler does, and returns or raises such, or yields items. A call of another
+    name fails with an AssertionError that names it: where it is made and, if nothing else went wrong, at the
+    end. What else would ask a broker raises Unsupported. One patch may be within another, and adds to it.
     Raises SettingsError for a name that is none.
     """
     return Patch(answers)
@@ -60,15 +90,27 @@ class Patch:
     """What `patch` returns, and the `with` block gets."""
 
     def __init__(self, answers: Mapping[str, Any]) -> None:
-        self._jobs = jobs_from({name: _handler(answer) for name, answer in answers.items()})
-        self._loop = LoopThread("rpc-patch")
-        self._dispatcher = _Answers(
-            self._jobs,
-            accept=_ACCEPTED,
-            await_=lambda coroutine, delivery: self._loop.run(coroutine).result(),
-            clock=time.monotonic,
-            dice=random.random,
+        handlers = {name: _handler(answer) for name, answer in answers.items()}
+        listed = {
+            name: _items(answer) for name, answer in answers.items() if isinstance(answer, list | tuple)
+        }
+        self._jobs, self._loop, self._later = (
+            jobs_from(handlers),
+            LoopThread("rpc-patch"),
+            DelayQueue("rpc-patch"),
         )
+        self._streams = OpenStreams(
+            "rpc-patch",
+            idle=86400.0,
+            detaches=True,
+            threads=sys.maxsize,
+            limit=StreamLimit(None),
+            spawn=self._spawn,
+            later=self._later,
+            accept=_ACCEPTED,
+        )
+        self._calls = self._dispatching(self._jobs)
+        self._generators = self._dispatching(jobs_from(handlers | listed), streams=self._streams)
         self._stack = ExitStack()
         self._outer: Patch | None = None
         self._undeclared: list[str] = []
@@ -76,6 +118,16 @@ class Patch:
         """What was called, in order; of an inner patch, what it answered itself."""
         self.published: list[tuple[str, Any]] = []
         """Events (name, data). Nobody hears them."""
+
+    def _dispatching(self, jobs: Jobs, **options: Any) -> Dispatcher:
+        return _Answers(
+            jobs,
+            accept=_ACCEPTED,
+            await_=lambda coroutine, delivery: self._loop.run(coroutine).result(),
+            clock=time.monotonic,
+            dice=random.random,
+            **options,
+        )
 
     def __enter__(self) -> Patch:
         outer = self._outer = _current()
@@ -86,14 +138,14 @@ class Patch:
         noted: tuple[list[Any], ...] = (self.calls, self.published, self._undeclared)
         for each in noted:
             each.clear()
-        for owner, name, stand_in in _PLACES:
-            self._stack.enter_context(
-                mock.patch.object(owner, name, _Instead(self, name, stand_in), create=True)
-            )
+        for owner, name, stand_in in PLACES:
+            instead = Instead(self, name, stand_in)
+            self._stack.enter_context(mock.patch.object(owner, name, instead, create=True))
         return self
 
     def __exit__(self, kind: object, *_: object) -> None:
         self._stack.close()
+        self._later.end()
         self._loop.close()
         if kind is None and self._undeclared:
             raise AssertionError(_undeclared(self._undeclared))
@@ -120,26 +172,40 @@ class Patch:
 
         return patched  # type: ignore[return-value]
 
-    def answer(self, to: Address, message: Message) -> Message | None:
-        """The last reply, if there is one: what a worker would do with it. AssertionError for a name that was
-        not declared."""
-        if to.kind == "topic":
-            if to != ALL_WORKERS:
+    def answer(self, to: Address, message: Message) -> list[Message]:
+        """The replies: what a worker would do with it. AssertionError for a name that was not declared."""
+        if to.kind == "inbox":
+            self._streams.hear(InHand(to, message, _unheard))
+        elif to.kind == "topic":
+            if to.name.partition(".")[0] != RESERVED:
                 event = decode_event(message, _ACCEPTED)
                 self.published.append((event.topic, event.data))
-            return None
+        else:
+            replies: list[Message] = []
+            self._noted(to, message)._calls(InHand(to, message, replies.append))
+            return replies
+        return []
+
+    def stream(self, to: Address, message: Message, put: Callable[[Message], object]) -> InHand:
+        """Begin a stream, the replies of which are `put`. AssertionError as in `answer`."""
+        patched, delivery = self._noted(to, message), InHand(to, message, put)
+        # The handler may wait for uploads, which come from the event loop that asks for it.
+        started(Thread(target=patched._generators, args=(delivery,), name="rpc-patch", daemon=True))
+        return delivery
+
+    def _spawn(self, coroutine: Coroutine[Any, Any, None], delivery: Delivery) -> None:
+        self._loop.run(coroutine)
+
+    def _noted(self, to: Address, message: Message) -> Patch:
+        """The patch that answers this call: it or an outer one, where it is noted. Raises AssertionError."""
         call = decode_call(*_ACCEPTED.opened(message))
-        if call.method not in self._jobs:
-            if self._outer is not None:
-                return self._outer.answer(to, message)
-            self._undeclared.append(call.method)
-            raise AssertionError(_undeclared([call.method]))
-        args = tuple(call.params) if isinstance(call.params, list) else ()
-        kwargs = call.params if isinstance(call.params, dict) else call.kwargs
-        self.calls.append(PatchedCall(call.method, args, kwargs or {}))
-        delivery = _Delivery(to, message)
-        self._dispatcher(delivery)
-        return delivery.replied
+        if call.method in self._jobs:
+            self.calls.append(PatchedCall.of(call, to, message))
+            return self
+        if self._outer is not None:
+            return self._outer._noted(to, message)
+        self._undeclared.append(call.method)
+        raise AssertionError(_undeclared([call.method]))
 
 
 class _OfThisProcess(Accepted):
@@ -159,115 +225,9 @@ class _Answers(Dispatcher):
         return error if isinstance(error, RpcError) else super().remote(error)
 
 
-class _Delivery:
-    """A message that is answered where it is sent."""
-
-    caller: str | None = ""
-    cancelled = False
-    on_cancel: Callable[[], object] | None = None
-    error: BaseException | None = None
-
-    def __init__(self, to: Address, message: Message) -> None:
-        self.to, self.message = to, message
-        self.replied: Message | None = None
-
-    def reply(self, message: Message) -> bool:
-        self.replied = message
-        return True
-
-    def finish(self, last: Message | None) -> None:
-        self.replied = last or self.replied
-
-    def forbid_redelivery(self) -> None:
-        """Nothing is delivered again."""
-
-    def postpone(self, seconds: float, message: Message) -> None:
-        raise Unsupported("nothing is tried again here")
-
-    def bury(self, why: str, last: Message | None) -> None:
-        raise Unsupported("there are no dead letters here")
-
-
-class _Replies:
-    """At most one, which is there already."""
-
-    def __init__(self, reply: Message | None) -> None:
-        self._reply = reply
-
-    def receive(self, timeout: float | None) -> Message:
-        if self._reply is None:
-            raise RpcTimeout
-        return self._reply
-
-    def close(self) -> None:
-        """Nothing to do."""
-
-
-class _AsyncReplies(_Replies):
-    async def receive(self, timeout: float | None) -> Message:  # type: ignore[override]
-        return super().receive(timeout)
-
-
-class _StandIn:
-    """A backend that carries no messages."""
-
-    def __init__(self, patched: Patch, real: Backend) -> None:
-        self._patched, self._real = patched, real
-
-    def send(self, to: Address, message: Message) -> None:
-        self._patched.answer(to, message)
-
-    def request(self, to: Address, message: Message) -> _Replies:
-        return _Replies(self._patched.answer(to, message))
-
-    def asynchronous(self) -> AsyncBackend:
-        return asynchronous(self._real)
-
-    def server(self, *addresses: Any, **options: Any) -> Server:
-        raise Unsupported("nobody hears events in a patch: subscribe on a backend of memory://")
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._real, name)
-
-
-class _AsyncStandIn:
-    def __init__(self, patched: Patch, real: AsyncBackend) -> None:
-        self._patched, self._real = patched, real
-
-    async def send(self, to: Address, message: Message) -> None:
-        self._patched.answer(to, message)
-
-    async def request(self, to: Address, message: Message) -> _AsyncReplies:
-        return _AsyncReplies(self._patched.answer(to, message))
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._real, name)
-
-
-_PLACES = (
-    (Caller, "backend", _StandIn),
-    (AsyncRpcClient, "_async", _AsyncStandIn),
-    (Submits, "backend", _AsyncStandIn),
-)
-"""Where clients have their backends."""
-
-
-class _Instead:
-    """An attribute of a class: what its objects have under this name is kept, but a stand-in is read."""
-
-    def __init__(self, patched: Patch, name: str, stand_in: Callable[[Patch, Any], Any]) -> None:
-        self.patched, self._name, self._stand_in = patched, name, stand_in
-
-    def __get__(self, instance: Any, owner: Any = None) -> Any:
-        return self if instance is None else self._stand_in(self.patched, vars(instance)[self._name])
-
-    def __set__(self, instance: Any, value: Any) -> None:
-        vars(instance)[self._name] = value
-
-
 def _current() -> Patch | None:
     outer = vars(Caller).get("backend")
-    return outer.patched if isinstance(outer, _Instead) else None
+    return outer.answers if isinstance(outer, Instead) else None
 
 
 def _handler(answer: Any) -> Callable[..., Any]:
@@ -280,6 +240,19 @@ def _handler(answer: Any) -> Callable[..., Any]:
         found: Callable[..., Any] = answer
         return found
     return lambda *_, **__: answer
+
+
+def _unheard(reply: Message) -> None:
+    """What a caller says has no reply."""
+
+
+def _items(answer: Sequence[Any]) -> Callable[..., Any]:
+    """What answers a stream with these items."""
+
+    def items(*_: Any, **__: Any) -> Any:
+        yield from answer
+
+    return items
 
 
 def _undeclared(names: Sequence[str]) -> str:

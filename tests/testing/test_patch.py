@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import ModuleType
 from typing import Any
 from unittest.mock import MagicMock
@@ -29,6 +29,7 @@ from rpc import (
     WorkerLost,
     job,
 )
+from rpc.logs import RpcLogHandler
 from rpc.testing import patch
 
 NOWHERE = "redis://127.0.0.1:1/0"
@@ -75,8 +76,9 @@ ANSWERS: dict[str, Any] = {
 
 
 @pytest.fixture
-def client() -> RpcClient:
-    return RpcClient(backend=NOWHERE)
+def client() -> Iterator[RpcClient]:
+    with RpcClient(backend=NOWHERE) as client:
+        yield client
 
 
 Ask = Callable[..., Any]
@@ -242,10 +244,176 @@ def test_events_are_noted_and_nobody_is_there(client: RpcClient) -> None:
         assert client.describe() == []
         assert dir(client.services) == []
         assert asyncio.run(main()) == []
-        with pytest.raises(Unsupported, match="nobody hears events in a patch"):
+        with pytest.raises(Unsupported, match=r"^not patched: server\(\)"):
             client.subscribe("boom")
     assert patched.published == [("boom", {"place": "x"}), ("order.paid", {})]
     assert patched.calls == []
+
+
+def test_what_else_was_asked_for_is_noted(client: RpcClient) -> None:
+    with patch({"a.b": None}) as patched:
+        headers = {"x-user": "ann"}
+        client.call(
+            "a.b", [1], queue="slow", delay=60, keep=5, idempotency_key=7, order_key="k", headers=headers
+        )
+        client.call_and_wait("a.b")
+    full, bare = patched.calls
+    assert full == ("a.b", (1,), {})
+    assert (full.queue, full.headers, full.delay, full.keep) == ("slow", headers, 60.0, 5.0)
+    assert (full.idempotency_key, full.order_key) == ("7", "k")
+    assert (bare.queue, bare.headers, bare.delay, bare.keep) == ("default", {}, None, None)
+    assert (bare.idempotency_key, bare.order_key) == (None, None)
+
+
+# Streams.
+
+
+def counting(request: Request) -> Any:
+    for item in request.items:
+        yield item * 2
+
+
+def replying() -> Any:
+    got = yield 1
+    while True:
+        got = yield got
+
+
+def failing() -> Any:
+    yield 1
+    raise ValueError("x")
+
+
+async def in_a_loop(number: int) -> Any:
+    for each in range(number):
+        yield each
+
+
+STREAMS = {
+    "list": [1, [2], "c"],
+    "generator": lambda number: (each for each in range(number)),
+    "async": in_a_loop,
+    "replying": replying,
+    "counting": counting,
+    "failing": failing,
+    "bad": RpcTimeout("too late"),
+    "plain": 5,
+}
+
+
+async def streamed(name: str, *args: Any, **options: Any) -> list[Any]:
+    async with AsyncRpcClient(backend=NOWHERE) as client, client.stream(name, [*args], **options) as items:
+        return [each async for each in items]
+
+
+def taken(name: str, *args: Any, **options: Any) -> list[Any]:
+    with RpcClient(backend=NOWHERE) as client, client.stream(name, [*args], **options) as items:
+        return [*items]
+
+
+@pytest.fixture(params=["blocking", "awaited"])
+def stream(request: pytest.FixtureRequest) -> Callable[..., list[Any]]:
+    if request.param == "blocking":
+        return taken
+    return lambda *args, **options: asyncio.run(streamed(*args, **options))
+
+
+def test_streams_are_answered(stream: Callable[..., list[Any]]) -> None:
+    with patch(STREAMS) as patched:
+        assert stream("list") == [1, [2], "c"]
+        assert stream("generator", 300, window=10) == [*range(300)]
+        assert stream("async", 3) == [0, 1, 2]
+        assert stream("counting", items=[1, 2, 3]) == [2, 4, 6]
+        assert stream("plain") == []
+        with pytest.raises(RemoteError, match="ValueError: x"):
+            stream("failing")
+        with pytest.raises(RpcTimeout, match="too late"):
+            stream("bad")
+    assert patched.calls[:2] == [("list", (), {}), ("generator", (300,), {})]
+
+
+def test_a_stream_talks_with_what_answers_it(client: RpcClient) -> None:
+    with patch(STREAMS), client.stream("replying") as items:
+        assert [next(items), items.send("a"), items.send("b")] == [1, "a", "b"]
+        with pytest.raises(KeyError):
+            items.throw(KeyError("c"))
+
+
+def test_a_stream_that_was_not_declared_fails(stream: Callable[..., list[Any]]) -> None:
+    with pytest.raises(AssertionError, match="nosuch"), patch({}):
+        stream("nosuch")
+
+
+def test_a_list_is_still_what_a_call_returns(client: RpcClient) -> None:
+    with patch(STREAMS):
+        assert client.call_and_wait("list").data == [1, [2], "c"]
+
+
+def test_progress_is_told(client: RpcClient) -> None:
+    told: list[Any] = []
+
+    def slow(request: Request) -> None:
+        request.progress(0.5, "half")
+        request.respond(1)
+
+    with patch({"slow": slow}):
+        assert client.call_and_wait("slow", on_progress=told.append).data == 1
+    assert [(each.fraction, each.text) for each in told] == [(0.5, "half")]
+
+
+# What would ask a broker.
+
+
+@pytest.mark.parametrize("made", ["before", "inside"])
+@pytest.mark.parametrize(
+    "ask",
+    [
+        lambda client: client.job("x"),
+        lambda client: client.jobs(),
+        lambda client: client.queues(),
+        lambda client: client.cancel("x"),
+        lambda client: client.retry("x"),
+        lambda client: client.list_services(),
+        lambda client: client.logs(),
+        lambda client: client.watch_services(print),
+        lambda client: client.backend.dead_letters("default"),
+        lambda client: client.at("http://127.0.0.1:1").hello(),
+    ],
+)
+def test_what_is_not_answered_asks_nobody(ask: Callable[[RpcClient], Any], made: str) -> None:
+    before = RpcClient(backend=NOWHERE)
+    with patch({}), before, RpcClient(backend=NOWHERE) as inside:
+        client = before if made == "before" else inside
+        with pytest.raises(Unsupported, match=r"^not patched: \w+\(\)"):
+            ask(client)
+
+
+def test_coroutines_ask_nobody_either() -> None:
+    async def main() -> None:
+        async with AsyncRpcClient(backend=NOWHERE) as client:
+            for ask in (lambda: client.job("x"), client.jobs, client.at("http://127.0.0.1:1").hello):
+                with pytest.raises(Unsupported, match=r"^not patched: "):
+                    await ask()
+
+    with patch({}):
+        asyncio.run(main())
+
+
+def test_after_the_patch_a_client_that_was_made_inside_asks_again() -> None:
+    with patch({}):
+        client = RpcClient(backend="memory://")
+    with client:
+        assert client.job("x").state == "unknown"
+        assert client.list_services() == []
+
+
+def test_logs_are_sent_to_nobody(caplog: pytest.LogCaptureFixture) -> None:
+    with patch({}) as patched:
+        handler = RpcLogHandler(backend=NOWHERE)
+        handler.emit(logging.makeLogRecord({"msg": "hello"}))
+        handler.close()
+    assert patched.published == []
+    assert not caplog.records
 
 
 # What was not declared.
