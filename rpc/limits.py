@@ -11,7 +11,8 @@ import time
 from collections.abc import Callable, Coroutine, Generator
 from typing import Any
 
-from .core.lifecycle import Overran
+from .core.lifecycle import Overran, shown_as
+from .errors import TimeLimitExceeded
 
 LONGEST = 3600.0
 """Seconds, at most, from one look to the next."""
@@ -98,6 +99,7 @@ class _Running:
         self.teller.start()
 
 
+@shown_as(TimeLimitExceeded)
 class _Reached(Overran, asyncio.CancelledError):
     """Raised in a coroutine. Libraries that wait there (task groups, locks) are written for cancellation."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ from rpc import (
     InvalidParams,
     RemoteError,
     RpcClient,
+    RpcError,
     SerializationError,
     TimeLimitExceeded,
     Unsupported,
@@ -213,6 +215,28 @@ def test_its_death_is_that_of_the_job_alone(client: RpcClient, log: Path, how: s
         client.call_and_wait("dies", {"how": how}, timeout=PATIENCE)
     assert lines(log) == ["dies"]
     assert client.call_and_wait("add", {"a": 1}).data == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "kind", "outcome"),
+    [
+        ("dies", {"how": "segfault"}, "WorkerLost", "WorkerLost"),
+        ("fails", {"how": "other"}, "RemoteError", "KeyError"),
+    ],
+)
+def test_its_end_has_a_public_name_everywhere(
+    rpc_worker: Worker, caplog: pytest.LogCaptureFixture, name: str, data: Any, kind: str, outcome: str
+) -> None:
+    heard: list[str] = []
+    hooks = {"post_error": lambda request, error: heard.append(type(error).__name__)}
+    client = rpc_worker(JOBS, hooks=hooks)
+    with caplog.at_level(logging.INFO, "rpc.jobs"), pytest.raises(RpcError):
+        client.call_and_wait(name, data, timeout=PATIENCE)
+    eventually(lambda: any(record.name == "rpc.jobs" for record in caplog.records))
+    assert [record.outcome for record in caplog.records if record.name == "rpc.jobs"] == [
+        f"failed: {outcome}"
+    ]
+    assert heard == [kind]
 
 
 def test_sys_exit_is_an_error_as_in_any_handler(in_memory: RpcClient) -> None:

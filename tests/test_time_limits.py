@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import math
 import sys
 from collections.abc import Callable, Iterator
@@ -205,6 +206,22 @@ def test_what_a_function_raises_after_its_limit_is_nothing_new(
     assert isinstance(errors[0], TimeLimitExceeded)
     client.call_and_wait("echo", [1])  # by the same thread
     assert caplog.text.count("job 'slow'") == 1
+
+
+@pytest.mark.parametrize("way", ["coroutine", "in_thread"])
+def test_its_name_is_the_public_one_everywhere(
+    rpc_worker: Worker, slow: Slow, caplog: pytest.LogCaptureFixture, way: str
+) -> None:
+    names: list[str] = []
+    hooks = {"post_error": lambda request, error: names.append(type(error).__name__)}
+    client = rpc_worker({"slow": getattr(slow, way)()}, hooks=hooks)
+    with caplog.at_level(logging.INFO, "rpc.jobs"), pytest.raises(TimeLimitExceeded):
+        client.call_and_wait("slow", timeout=LONG)
+    slow.released.set()
+    eventually(lambda: names and any(record.name == "rpc.jobs" for record in caplog.records))
+    outcomes = [record.outcome for record in caplog.records if record.name == "rpc.jobs"]
+    assert (names, outcomes) == (["TimeLimitExceeded"], ["failed: TimeLimitExceeded"])
+    assert "lifecycle.Overran" not in caplog.text
 
 
 def test_what_has_responded_in_time_is_answered(rpc_worker: Worker) -> None:

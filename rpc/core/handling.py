@@ -28,7 +28,7 @@ from .bodies import Writing
 from .codecs import JSON, Codec
 from .compression import THRESHOLD, Compression, first_of
 from .jobs import Progress, Request, current_request
-from .lifecycle import Fate, Overran, ProcessLost, RaisedInChild
+from .lifecycle import Fate, Overran, ProcessLost, RaisedInChild, kind_of
 from .middleware import ContextFactory, Hooks, Middleware
 from .protocol import encode_error, encode_result, printable, remote_error
 from .streams import PROGRESSED
@@ -203,7 +203,7 @@ class Handling:
 
     def failure(self, message: Message, error: RpcError, codec: Codec) -> Message:
         """The reply that carries an error."""
-        kind = printable(str(error.type) if isinstance(error, RemoteError) else type(error).__name__)
+        kind = printable(kind_of(error))
         try:
             body = encode_error(message.id, error, codec)
             if len(body) > self._most_of_errors:

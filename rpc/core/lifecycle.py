@@ -4,10 +4,10 @@ its traceback shows."""
 from __future__ import annotations
 
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from types import TracebackType
-from typing import Literal
+from typing import Literal, TypeVar
 
 from ..errors import (
     Cancelled,
@@ -35,18 +35,37 @@ versions have one queue while they are replaced."""
 LONGEST_TRACE = 8000
 """Characters of a traceback that a dead letter keeps: its last ones."""
 
+E = TypeVar("E", bound=BaseException)
 Fate = float | Literal["answer", "bury"]
 """Seconds to wait before the message is delivered again; or its caller is answered; or it was given up."""
 
 
+def shown_as(public: type[BaseException]) -> Callable[[type[E]], type[E]]:
+    """The class bears the name of the public one that it is a case of, where people see it: in hooks, logs
+    and tracebacks."""
+
+    def shown(kind: type[E]) -> type[E]:
+        kind.__name__, kind.__qualname__, kind.__module__ = (
+            public.__name__,
+            public.__qualname__,
+            public.__module__,
+        )
+        return kind
+
+    return shown
+
+
+@shown_as(TimeLimitExceeded)
 class Overran(TimeLimitExceeded):
     """This very job did, not one that it called."""
 
 
+@shown_as(WorkerLost)
 class ProcessLost(WorkerLost):
     """The process of this very job died, not that of one that it called."""
 
 
+@shown_as(RemoteError)
 class RaisedInChild(RemoteError):
     """What a handler raised in another process, which alone has the exception itself."""
 
@@ -110,13 +129,16 @@ def check_version(versions: str, version: str) -> None:
         raise VersionMismatch(f"the caller wants version {versions:.80}, and this is {version or 'none'}")
 
 
+def kind_of(told: RpcError) -> str:
+    """The name of what a caller is told of."""
+    return str(told.type) if isinstance(told, RemoteError) else type(told).__name__
+
+
 def reason(error: BaseException, told: RpcError) -> str:
     """Why a job was given up: a line, and the traceback of what its handler raised; `told` is what a caller
     is told of it."""
-    kind, text = (
-        (told.type, told.message) if isinstance(told, RemoteError) else (type(told).__name__, str(told))
-    )
-    line = printable(f"{kind}: {text}".replace("\n", " "))[:500]
+    text = told.message if isinstance(told, RemoteError) else str(told)
+    line = printable(f"{kind_of(told)}: {text}".replace("\n", " "))[:500]
     if isinstance(error, RaisedInChild):
         trace = printable(error.trace)
     elif error.__traceback__ is None:

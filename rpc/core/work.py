@@ -16,7 +16,7 @@ from .bodies import Writing
 from .codecs import Codec
 from .handling import HandedBack, Handling, Stream, contained, is_attended
 from .jobs import Job, Progress, Request, current_request
-from .lifecycle import Overran, after_failure, blamed, next_attempt, reason
+from .lifecycle import Overran, after_failure, blamed, kind_of, next_attempt, reason
 from .middleware import ContextFactory, Middleware
 from .protocol import in_short
 from .streams import PROGRESS, SEQ
@@ -238,9 +238,8 @@ class Work:
             return
         handling, delivery = self._handling, self._delivery
         delivery.error = error = error.with_traceback(blamed(error.__traceback__))
-        remote, outcome = handling.remote(error), f"failed: {type(error).__name__}"
-        if isinstance(error, Cancelled):
-            outcome = "cancelled"
+        remote = handling.remote(error)
+        outcome = "cancelled" if isinstance(error, Cancelled) else f"failed: {shown(kind_of(remote))}"
         if self._answered:
             self._log(request, error)
             self._end(self._last, outcome)
