@@ -53,8 +53,10 @@ def test_caller_killed(stage: Stage, pick: Pick) -> None:
     stage.until(have_an_end, "something is kept for ever")
     if pick(False, True):
         stage.until(lambda: len(set(stage.broker.keys()) - before) <= 4, "keys are left", within=150)
-        ask(stage, stage.client())  # whoever sends sweeps
-        assert stage.broker.size() < 10_000
+        with stage.client() as client:
+            ask(stage, client)  # whoever sends sweeps
+        # On rq a way back is a stream, which takes 5 kB however little is in it, and there may be four still.
+        stage.until(lambda: stage.broker.size() < 10_000, "what is left is large", within=150)
 
 
 def test_expired(stage: Stage, pick: Pick) -> None:
