@@ -69,7 +69,7 @@ ANSWERS: dict[str, Any] = {
     "example.late": RpcTimeout("too late"),
     "example.lost": WorkerLost("gone"),
     "example.remote": RemoteError("Odd", "text", {"a": 1}),
-    "example.odd": print,
+    "example.odd": len,
     "example.set": {print},
     "plain": "plain",
 }
