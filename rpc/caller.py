@@ -29,9 +29,9 @@ from .core.conversation import call_message
 from .core.events import event_message, header_parts
 from .core.filters import Scalar
 from .core.jobs import current_request
-from .core.patterns import matcher
+from .core.patterns import first_for, matcher
 from .core.registry import Wanted, quiet
-from .core.tokens import are_texts, sent, token_for
+from .core.tokens import are_texts, sent
 from .describe import ALL_WORKERS, ANSWERS_ALL, DESCRIBE, DISCOVER, ONLY, Gathering, Quiet
 from .durations import Duration, seconds, seconds_or_none
 from .errors import QueueFull, RpcError, SettingsError
@@ -188,7 +188,7 @@ class Caller:
         writing: Writing | None = None,
         to_job: bool = True,
     ) -> Message:
-        if to_job and (token := token_for(self._tokens, name)):
+        if to_job and (token := first_for(name, self._tokens)):
             headers = {**headers, TOKEN: token}
         if idempotency_key is not None:
             headers = {**headers, IDEMPOTENCY_KEY: f"{name}:{_text_of(idempotency_key, 'idempotency')}"}
@@ -242,7 +242,7 @@ class Caller:
         fits."""
         if isinstance(queue, Address):
             return queue
-        if queue is None and (route := next((each for fits, each in self._routes if fits(name)), None)):
+        if queue is None and (route := first_for(name, self._routes)):
             return route
         return queue_address(queue or self._queue)
 

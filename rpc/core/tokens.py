@@ -15,7 +15,7 @@ from typing import Annotated, Any
 import msgspec
 
 from ..errors import RateLimited, SettingsError, Unauthorized
-from .patterns import matcher
+from .patterns import first_for, matcher
 
 logger = logging.getLogger(__name__)
 
@@ -103,7 +103,7 @@ class Tokens:
 
     def wanted(self, name: str) -> list[_Allowed] | None:
         """Those of which the job of this name wants one; None: it wants none."""
-        return next((allowed for fits, allowed in self._rules if fits(name)), None)
+        return first_for(name, self._rules)
 
 
 def _allowed(tokens: Any, where: str) -> list[_Allowed]:
@@ -129,11 +129,6 @@ def _one_of(allowed: list[_Allowed], token: str) -> _Allowed | None:
     return found
 
 
-def token_for(tokens: list[tuple[Callable[[str], object], str]], name: str) -> str | None:
-    """What a client sends with a call of this job: the first that fits its name."""
-    return next((token for fits, token in tokens if fits(name)), None)
-
-
 def are_texts(given: object) -> bool:
     """Whether it is texts by texts."""
     return isinstance(given, Mapping) and all(
@@ -142,7 +137,7 @@ def are_texts(given: object) -> bool:
 
 
 def sent(given: Mapping[str, str], where: str = "RPC_TOKEN") -> list[tuple[Callable[[str], object], str]]:
-    """What a client sends, in the form that `token_for` takes. A token goes with the name of a job, or a
+    """What a client sends, in the form that `first_for` takes. A token goes with the name of a job, or a
     pattern, so that no other service sees it; SettingsError for one that does not."""
     if not are_texts(given):
         raise SettingsError(f"{where} says for which jobs a token is: {{'pay.*': 'the token'}}")

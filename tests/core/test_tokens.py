@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 
 from rpc import RateLimited, SettingsError, Unauthorized
-from rpc.core.tokens import UNAUTHORIZED, Token, Tokens, sent, token_for
+from rpc.core.patterns import first_for
+from rpc.core.tokens import UNAUTHORIZED, Token, Tokens, sent
 
 TOKENS = Tokens(
     {
@@ -93,7 +94,7 @@ def test_what_is_no_token_is_refused_and_not_shown(given: Any) -> None:
 
 def test_a_client_sends_a_token_only_with_what_it_is_for() -> None:
     tokens = sent({"pay.refund": "r", "pay.*": "p"})
-    found = [token_for(tokens, name) for name in ("pay.refund", "pay.place", "payment", "add", "x.pay.y")]
+    found = [first_for(name, tokens) for name in ("pay.refund", "pay.place", "payment", "add", "x.pay.y")]
     assert found == ["r", "p", None, None, None]
     for wrong in "hunter2", {"pay.*": 7}:
         with pytest.raises(SettingsError, match="RPC_TOKEN says for which jobs"):
