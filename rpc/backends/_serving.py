@@ -124,19 +124,20 @@ class Slots:
     def __init__(self, coroutines: int) -> None:
         self._most = coroutines
         self._detached: set[BaseDelivery] = set()
-        self._changed = threading.Condition()
+        self._lock = threading.RLock()  # entered by itself: Condition.__enter__ may be interrupted in it
+        self._changed = threading.Condition(self._lock)
 
     def call(self, handler: Handler, delivery: BaseDelivery) -> None:
         """Call the handler, and keep account of a delivery that it does not finish."""
         handler(delivery)
         if not delivery.finished:
-            with self._changed:
+            with self._lock:
                 if not delivery.finished:
                     self._detached.add(delivery)
 
     def done(self, delivery: BaseDelivery) -> bool:
         """It was finished. Whether there was no room before that."""
-        with self._changed:
+        with self._lock:
             if delivery not in self._detached:  # nor will it be: `call` looks once more
                 return False
             was_full = len(self._detached) >= self._most
@@ -152,12 +153,12 @@ class Slots:
 
     def in_hand(self) -> list[BaseDelivery]:
         """What the handler has returned from and not finished."""
-        with self._changed:
+        with self._lock:
             return list(self._detached)
 
     def wait(self) -> None:
         """Until nothing is left."""
-        with self._changed:
+        with self._lock:
             self._changed.wait_for(lambda: not self._detached)
 
 
@@ -271,7 +272,8 @@ class Turns(Generic[T]):
         """`fetch` returns None when nothing came for a while, or it was woken up. What it raises ends the
         thread that called it; `handle` does not raise."""
         self._fetch, self._handle, self._stopped = fetch, handle, stopped
-        self._turn = threading.Condition()
+        self._lock = threading.RLock()
+        self._turn = threading.Condition(self._lock)
         self._fetching = threading.Lock()
         """Held to fetch: whoever lost the turn just then may be at it."""
         self._leader: int | None = None
@@ -353,19 +355,19 @@ class Turns(Generic[T]):
         self._average += (took - self._average) / 8
 
     def _hand_over(self, me: int) -> None:
-        with self._turn:
+        with self._lock:
             if self._leader == me:
                 self._leader = self._since = None
                 self._turn.notify()
 
     def _have_watched(self) -> None:
-        with self._turn:
+        with self._lock:
             self._watched = True
             self._turn.notify()
 
     def _wait_for_turn(self, me: int) -> bool:
         """True with the turn, False once stopped."""
-        with self._turn:
+        with self._lock:
             idle, self._followers = 0, self._followers + 1
             try:
                 while not self._stopped():
