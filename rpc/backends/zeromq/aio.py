@@ -122,9 +122,11 @@ class LoopCaller:
         self._will_work = False
         if self.is_over:
             return
-        if self._ticks <= self.loop.time():
-            self._ticks = self.loop.time() + TICK
+        if self._ticks <= (now := self.loop.time()):
+            self._ticks = now + TICK
             self._ticking = self.loop.call_at(self._ticks, self._work)
+            for replies in self.open:
+                replies.wake_in_time(now)
         self._in_step(self._work_off)
         if self.workers.peers.has_more:
             self.work_soon()
@@ -245,6 +247,8 @@ class AsyncZeromqReplies:
         self._caller = caller
         self._come: deque[Message | Exception] = deque()
         self._waiter: asyncio.Future[None] | None = None
+        self._end: float | None = None
+        """When whoever waits stops waiting."""
         self._closed = self._ended = False
         self.pendings: list[Pending] = []
 
@@ -253,25 +257,29 @@ class AsyncZeromqReplies:
         self._come.append(reply)
         self._wake()
 
+    def wake_in_time(self, now: float) -> None:
+        """A time limit that is far off costs nothing but a look now and then."""
+        if self._end is not None and self._end - now < 2 * TICK:
+            self._caller.loop.call_at(self._end, self._wake)
+
     def _wake(self) -> None:
         if self._waiter and not self._waiter.done():
             self._waiter.set_result(None)
 
     async def receive(self, timeout: float | None) -> Message:
         loop = self._caller.loop
-        end = None if timeout is None else loop.time() + timeout
-        while not self._come:
-            if self._caller.is_over:
-                raise Cancelled("the client was closed")
-            if self._closed or (end is not None and loop.time() >= end):
-                raise RpcTimeout
-            self._waiter = loop.create_future()
-            timer = None if end is None else loop.call_at(end, self._wake)
-            try:
+        self._end = None if timeout is None else loop.time() + timeout
+        try:
+            while not self._come:
+                if self._caller.is_over:
+                    raise Cancelled("the client was closed")
+                if self._closed or (self._end is not None and loop.time() >= self._end):
+                    raise RpcTimeout
+                self._waiter = loop.create_future()
+                self.wake_in_time(loop.time())
                 await self._waiter
-            finally:
-                if timer:
-                    timer.cancel()
+        finally:
+            self._waiter = self._end = None
         reply = self._come.popleft()
         if isinstance(reply, Exception):
             raise reply
