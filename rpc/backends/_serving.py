@@ -90,6 +90,12 @@ class BaseDelivery:
     finished = False
     """Whether it was finished, postponed or buried."""
 
+    def has_waited(self, seconds: float) -> None:
+        """Tell the handler that so much less time is left; a thousandth of it does not count."""
+        ttl = self.message.ttl
+        if ttl is not None and seconds * 1000 > ttl:
+            self.message = self.message.replace(ttl=f"{ttl - seconds:.3f}")
+
     def cancel(self) -> None:
         """Tell the handler that nobody listens any more. Any thread."""
         self.cancelled = True

@@ -103,9 +103,7 @@ class HttpDelivery(BaseDelivery):
     def begin(self) -> None:
         """Tell the handler how much time is left."""
         self.is_begun = True
-        waited, ttl = time.monotonic() - self._came, self.message.ttl
-        if ttl is not None and waited > 0.001:
-            self.message = self.message.replace(ttl=f"{ttl - waited:.3f}")
+        self.has_waited(time.monotonic() - self._came)
 
     @property
     def is_answered(self) -> bool:

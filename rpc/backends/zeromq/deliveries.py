@@ -48,9 +48,7 @@ class ZeromqDelivery(BaseDelivery):
     def begin(self) -> None:
         """Tell the handler how much time is left."""
         self.is_begun = True
-        waited, ttl = time.monotonic() - self._came, self.message.ttl
-        if ttl is not None and waited > 0.001:
-            self.message = self.message.replace(ttl=f"{ttl - waited:.3f}")
+        self.has_waited(time.monotonic() - self._came)
 
     def reply(self, message: Message) -> bool:
         if self.cancelled or self.finished or self.message.reply_to is None:
