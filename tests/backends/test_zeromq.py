@@ -24,6 +24,8 @@ from rpc import AsyncRpcClient, Identity, RpcClient, RpcReceiver, ServiceInfo
 from rpc.backends import backend_from_url
 from rpc.backends.zeromq import ZeromqBackend
 from rpc.backends.zeromq.directory import WHERE, Directory
+from rpc.backends.zeromq.server import ZeromqServer
+from rpc.backends.zeromq.session import LAST, Route
 from rpc.errors import BackendRefused, BackendUnavailable, QueueFull, RpcTimeout, SettingsError, Unsupported
 from rpc.testing.site import Site, eventually, request
 from rpc.transport import LOST, Delivery, Message, inbox, queue, topic
@@ -38,6 +40,30 @@ PATIENCE = 20.0
 def site() -> Iterator[Site]:
     with Site(f"{tcp_url(4)}?lease=1") as site:
         yield site
+
+
+# Who handles what, and sends the reply.
+
+
+def test_the_time_to_send_a_reply_is_not_that_of_its_handler(
+    site: Site, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else another thread would take over the sockets for each message, on a busy machine."""
+    write = Route.write
+
+    def slowly(route: Route, frame: bytes) -> bool:
+        if frame[:1] == LAST:
+            threading.Event().wait(0.002)
+        return write(route, frame)
+
+    monkeypatch.setattr(Route, "write", slowly)
+    server, _ = site.serve()
+
+    def is_fast() -> bool:
+        site.ask(b"echo:x").receive(site.patience)
+        return cast("ZeromqServer", server)._turns.are_fast()
+
+    eventually(lambda: all(is_fast() for _ in range(10)))
 
 
 # Which worker gets what.

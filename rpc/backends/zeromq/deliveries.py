@@ -11,7 +11,7 @@ from typing import Protocol
 from ...errors import SerializationError, shown
 from ...transport import STREAM, Address, Message, packed
 from .._serving import BaseDelivery, lost
-from .session import LAST, ONCE, REPLY, Session
+from .session import ONCE, REPLY, Session
 from .wire import NUMBER, last_data
 
 logger = logging.getLogger(__name__)
@@ -29,7 +29,7 @@ class Serving(Protocol):
         self, session: Session, kind: bytes, data: bytes, confirmed: Callable[[], object] | None = None
     ) -> None: ...
 
-    def finished(self, delivery: ZeromqDelivery) -> None: ...
+    def finished(self, delivery: ZeromqDelivery, last: bytes) -> None: ...
 
     def is_riding(self, delivery: ZeromqDelivery) -> bool: ...
 
@@ -76,8 +76,7 @@ class ZeromqDelivery(BaseDelivery):
         except SerializationError as error:
             logger.error("the last reply to %s cannot be sent: %s", self.message.id, shown(error))
             data = last_data(self.number, load, lost(self.message, "its reply cannot be sent"))
-        self._server.say(self.session, LAST, data)
-        self._server.finished(self)
+        self._server.finished(self, data)
 
     def forbid_redelivery(self) -> None:
         """Returns once the caller has noted it, or is gone."""

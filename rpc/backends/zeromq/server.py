@@ -16,7 +16,7 @@ from .._retry import run_together
 from .._serving import Connections, OnChange, Plan, Serially, Slots, Turns, guarded
 from .deliveries import ZeromqDelivery
 from .peers import TICK, Peers
-from .session import BACK, CANCEL, END, MESSAGE, RECALL, STOPPING, Session
+from .session import BACK, CANCEL, END, LAST, MESSAGE, RECALL, STOPPING, Session
 from .sockets import Sockets
 from .wire import NUMBER, About, encode_about, message_in, number_in, text_of
 from .workers import FULL, HANDED
@@ -148,8 +148,12 @@ class ZeromqServer:
         """Any thread."""
         self._do(lambda: session.send(kind, data, confirmed))
 
-    def finished(self, delivery: ZeromqDelivery) -> None:
-        """Any thread."""
+    def finished(self, delivery: ZeromqDelivery, last: bytes) -> None:
+        """Say so, with the last reply. Any thread. The leader does it when its handler has returned, which is
+        soon: a handler that sends seems to be slow, and another thread would become the leader."""
+        self._said.append(partial(delivery.session.send, LAST, last))
+        if not self._turns.leads_here():
+            self._ring()
         self._deliveries.discard(delivery)
         if owner := delivery.session.owner:
             owner.pop(delivery.number, None)
