@@ -152,6 +152,11 @@ class Caller:
             self.workers.peers.wait(end - now, self._alarm, look=is_alone and not self._followers)
             self.workers.work(happened)
 
+    def wake(self, waiter: Waiter) -> None:
+        """Something happened. Whoever begins to follow looks for himself after that."""
+        if self._followers:
+            waiter.wake()
+
     def _wake_a_follower(self) -> None:
         with suppress(IndexError):
             if self._followers and not self._turn:
@@ -305,7 +310,7 @@ class BlockingReplies:
 
     def _put(self, reply: Message | Exception) -> None:
         self._come.append(reply)
-        self._waiter.wake()
+        self._caller.wake(self._waiter)
 
     def receive(self, timeout: float | None) -> Message:
         end = None if timeout is None else time.monotonic() + timeout
@@ -325,7 +330,7 @@ class BlockingReplies:
         if self._closed:
             return
         self._closed = True
-        self._waiter.wake()
+        self._caller.wake(self._waiter)
         left = [pending for pending in self._pendings if not pending.is_over]
         if left and not self._ended:
             self._caller.do(lambda: self._caller.workers.withdraw(left))

@@ -183,7 +183,7 @@ class Peers:
             try:
                 identity = socket.recv(NOBLOCK) if is_bound else None
                 frame, is_whole = socket.recv(NOBLOCK), True
-                while socket.get(RCVMORE):  # no frames of ours
+                while is_bound and socket.get(RCVMORE):  # else it would be taken for an identity
                     socket.recv(NOBLOCK)
                     is_whole = False
             except zmq.Again:
