@@ -328,11 +328,11 @@ class Backend(Protocol):
 
 
 class Subscriptions(Protocol):
-    """A backend with the feature `subscriptions`: it serves durable topics. What nobody serves for
-    KEEP_SUBSCRIPTION seconds is forgotten. One that can tell which there are has `subscribed()`, too."""
+    """A backend with the feature `subscriptions`: durable topics. What nobody serves for KEEP_SUBSCRIPTION
+    seconds is forgotten. One that can tell which there are has `subscribed()`, too."""
 
-    def unsubscribe(self, to: Address) -> None:
-        """Forget a durable topic of a group, with what waits for it."""
+    def unsubscribe(self, to: Address, *, unused: bool = False) -> bool:
+        """Forget one, with what waits for it; `unused`: unless it is served or has that. Whether it is so."""
 
 
 class Replay(Protocol):

@@ -36,11 +36,11 @@ from rpc import (
     on,
 )
 from rpc.events import subscribed
-from rpc.inspection import DeadLetters
+from rpc.inspection import Counts, DeadLetters, QueueInfo
 from rpc.loops import process
 from rpc.streams.arrivals import Arrivals
 from rpc.testing.site import eventually
-from rpc.transport import Subscriptions
+from rpc.transport import Address, Subscriptions
 
 LONG = 20.0
 """Seconds: far longer than anything here takes."""
@@ -80,6 +80,12 @@ def place(plain_url: str) -> Iterator[Place]:
 def able(any_url: str) -> Iterator[Place]:
     """On those that keep things."""
     yield from place_of(any_url)
+
+
+@pytest.fixture
+def broker(any_broker_url: str) -> Iterator[Place]:
+    """Those that do not do all at once under a lock of their own."""
+    yield from place_of(any_broker_url)
 
 
 @pytest.fixture
@@ -198,14 +204,17 @@ def test_a_callback_that_raises_is_tried_again(place: Place) -> None:
 # What is kept.
 
 
+def durable(place: Place, group: str, **options: Any) -> Address:
+    return subscribed(place.event, group=group, durable=True, **options).address()
+
+
 def shelf_of(place: Place, group: str, **options: Any) -> list[Any]:
-    queue = subscribed(place.event, group=group, durable=True, **options).address().subscription_queue.name
+    queue = durable(place, group, **options).subscription_queue.name
     return cast("DeadLetters", place.client.backend).dead_letters(queue)
 
 
 def forget(place: Place, group: str, **options: Any) -> None:
-    to = subscribed(place.event, group=group, durable=True, **options).address()
-    cast("Subscriptions", place.client.backend).unsubscribe(to)
+    cast("Subscriptions", place.client.backend).unsubscribe(durable(place, group, **options))
 
 
 def test_a_durable_group_hears_what_came_while_it_was_away(able: Place) -> None:
@@ -216,6 +225,51 @@ def test_a_durable_group_hears_what_came_while_it_was_away(able: Place) -> None:
     with able.subscribe(group="team", durable=True) as stream:
         assert taken(stream, 2) == [2, 3]
     forget(able, "team")
+
+
+def test_a_durable_group_is_forgotten_as_unused_only_if_it_is(able: Place) -> None:
+    to, backend = durable(able, "team"), cast("Subscriptions", able.client.backend)
+    with able.subscribe(group="team", durable=True) as stream:
+        assert not backend.unsubscribe(to, unused=True)
+        able.publish(1)
+        assert stream.get(LONG).data == 1
+    able.publish(2)
+    until(lambda: not backend.unsubscribe(to, unused=True))
+    with able.subscribe(group="team", durable=True) as stream:
+        assert stream.get(LONG).data == 2
+    until(lambda: backend.unsubscribe(to, unused=True))
+    able.publish(3)
+    with able.subscribe(group="team", durable=True) as stream, pytest.raises(RpcTimeout):
+        stream.get(SHORT)
+    forget(able, "team")
+
+
+@pytest.mark.parametrize("meanwhile", ["it is served", "it is served, and stopped", "something comes"])
+def test_a_durable_group_that_is_used_while_it_is_forgotten_loses_nothing(
+    broker: Place, meanwhile: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was looked at, and nobody used it."""
+    to, backend = durable(broker, "team"), broker.client.backend
+    group: dict[str, Any] = {"group": "team", "durable": True}
+    broker.subscribe(**group).close()
+    look, streams = cast("Counts", backend).queue_info, list[EventStream]()
+
+    def looked(queue: str) -> QueueInfo:
+        monkeypatch.undo()
+        found = look(queue)
+        if "served" in meanwhile:
+            streams.append(broker.subscribe(**group))
+        if "stopped" in meanwhile:
+            streams.pop().close()
+        broker.publish("late")
+        return found
+
+    until(lambda: not look(to.subscription_queue.name).workers)
+    monkeypatch.setattr(backend, "queue_info", looked)
+    assert not cast("Subscriptions", backend).unsubscribe(to, unused=True)
+    stream = streams.pop() if streams else broker.subscribe(**group)
+    assert stream.get(LONG).data == "late"
+    forget(broker, "team")
 
 
 def test_what_was_not_done_in_a_durable_group_comes_again(able: Place) -> None:

@@ -282,12 +282,12 @@ def forget_command(
             raise RpcError(
                 f"there is no durable group {group!r} that listens to {event!r} with these headers"
             )
-        if not force and (use := _in_use(known, to)):
+        if not known.unsubscribe(to, unused=not force):
+            use = _in_use(known, to) or "it was used just now"
             raise RpcError(
                 f"group {group!r} of {event!r} is not forgotten, as {use}: have its events heard and stop "
                 "those that serve it, or lose its events with --force"
             )
-        known.unsubscribe(to)
 
 
 class _Use(NamedTuple):

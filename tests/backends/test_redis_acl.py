@@ -33,7 +33,10 @@ SAID = {
 }
 """What each says itself."""
 RUN = {
-    "rpc-client": ("SEND", "SEND_MANY", "SEND_ONCE", "SEND_LATER", "REVIVE", "WITHDRAW", "BROADCAST", "MEND"),
+    "rpc-client": (
+        *("SEND", "SEND_MANY", "SEND_ONCE", "SEND_LATER", "REVIVE", "WITHDRAW", "BROADCAST", "MEND"),
+        *("FORGET", "KEEP"),
+    ),
     "rpc-worker": (
         *("NEXT", "BEGIN", "ACK", "FINISH", "CHANGE", "POSTPONE", "BURY", "RECOVER", "PROMOTE", "RELEASE"),
         *("SIGN_ON", "JOIN", "KEEP", "GONE", "AGO", "LOCK", "UNLOCK", "MEND"),
@@ -136,6 +139,7 @@ def exercised(bench: Bench) -> None:
         client.call_and_wait("fast", ["x"], queue="other", timeout=0.1)
     shelf: Any = client.backend
     (subscription,) = shelf.subscribed()
+    assert not shelf.unsubscribe(subscription, unused=True)
     shelf.unsubscribe(subscription)
     client.publish("boom")
     shelf.send(topic("boom"), Message(b"no event"))

@@ -166,9 +166,17 @@ class AmqpBackend:
             ):
                 self._ask(Queue.Delete(queue=name), Queue.DeleteOk)
 
-    def unsubscribe(self, to: Address) -> None:
+    def unsubscribe(self, to: Address, *, unused: bool = False) -> bool:
         name = self.servers.names.queue(to.subscription_queue)
-        self._ask(Queue.Delete(queue=name), Queue.DeleteOk)
+        if unused:
+            info = self.queue_info(to.subscription_queue.name)
+            if info.workers or info.waiting:
+                return False
+        checks = unused and self.servers.queue_type == "classic"  # a quorum queue refuses to be asked that
+        delete = Queue.Delete(queue=name, if_unused=checks, if_empty=checks)
+        return self.senders.do(
+            lambda connection: connection.succeeds(PROBE, delete, Queue.DeleteOk, 406), RETRY_FOR
+        )
 
     def _ask(self, method: Any, expected: type[Any]) -> None:
         self.senders.do(lambda connection: connection.ask(SEND, method, expected), RETRY_FOR)

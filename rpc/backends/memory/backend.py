@@ -69,10 +69,14 @@ class MemoryBackend:
     def is_served(self, queue: str) -> bool:
         return self.hub.served[queue] > 0
 
-    def unsubscribe(self, to: Address) -> None:
+    def unsubscribe(self, to: Address, *, unused: bool = False) -> bool:
+        queue = to.subscription_queue
         with self.hub.lock:
+            if unused and (self.hub.served[queue.name] or self.hub.entries(queue)):
+                return False
             self.hub.kept[to.name].discard(to)
-            self.hub.waiting.pop(to.subscription_queue, None)
+            self.hub.waiting.pop(queue, None)
+            return True
 
     def subscribed(self) -> list[Address]:
         """The durable topics of groups that there are."""

@@ -37,12 +37,12 @@ class MemoryServer:
     def run(self) -> None:
         hub, names = self._hub, [each.name for each in (*self._plan.queues, *self._kept)]
         queues = [hub.waiting[address] for address in self._plan.queues]
-        heard = {to: hub.subscribe(to) for to in self._plan.channels + self._plan.durable}
-        loops = [partial(self._work, queues)] * (self._threads if queues else 0)
-        loops += [partial(self._hear, {to: waiting for to, (waiting, _) in heard.items()})] * bool(heard)
-        with hub.lock:
+        with hub.lock:  # it is served as soon as it is subscribed to
+            heard = {to: hub.subscribe(to) for to in self._plan.channels + self._plan.durable}
             hub.listening.append(self._wake)
             hub.served.update(names)
+        loops = [partial(self._work, queues)] * (self._threads if queues else 0)
+        loops += [partial(self._hear, {to: waiting for to, (waiting, _) in heard.items()})] * bool(heard)
         self._connections.notify(True)
         try:
             run_together(loops, self.stop)

@@ -186,8 +186,10 @@ class RedisBackend(RedisInspection, RedisBase):
             callers.close()
         self.servers.close()
 
-    def discard(self, queue: str) -> None:
-        """Delete a queue, with what is in it."""
+    def discard(self, queue: str, *, only_empty: bool = False) -> None:
+        """Delete a queue, with what is in it; or only if that is nothing: then it is not there."""
+        if only_empty:
+            return
         keys = self.names.queue(queue)
         client = self.servers.client(keys.queue)
         while raw := client.lpop(keys.queue):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
+from ...inspection import QueueInfo
 from ...transport import Address, Message
 from .connection import BLOCK, milliseconds, persistent, translated
 from .evaluation import evaluated
@@ -18,11 +19,34 @@ class RedisBase:
 
     servers: Servers
     topics: Topics
+    queue_info: Callable[[str], QueueInfo]
+    """That of the backend."""
 
-    def unsubscribe(self, to: Address) -> None:
+    def unsubscribe(self, to: Address, *, unused: bool = False) -> bool:
+        queue = to.subscription_queue.name
         with translated():
+            if unused:
+                return self._unsubscribe_unused(to, queue)
             self.topics.forget(to)
-            self.discard(to.subscription_queue.name)
+            self.discard(queue)
+            return True
+
+    def _unsubscribe_unused(self, to: Address, queue: str) -> bool:
+        """The places lie on several servers of a cluster, so no script does it all. Whoever begins to serve
+        says so first, which ends this; what was published before that is looked for when no more can come;
+        and what is in the queue then is left there."""
+        until = self.topics.kept_until(to)
+        if self._is_used(queue):
+            return False
+        if not self.topics.forget_unless_served(to, until) or self._is_used(queue):
+            self.topics.keep(to)
+            return False
+        self.discard(queue, only_empty=True)
+        return True
+
+    def _is_used(self, queue: str) -> bool:
+        info = self.queue_info(queue)
+        return bool(info.workers or info.waiting or info.running or info.scheduled)
 
     def subscribed(self) -> list[Address]:
         with translated():
@@ -61,6 +85,6 @@ class RedisBase:
         """Put it into the queue of a durable subscription, however much is there."""
         raise NotImplementedError
 
-    def discard(self, queue: str) -> None:
-        """Delete a queue, with what is in it."""
+    def discard(self, queue: str, *, only_empty: bool = False) -> None:
+        """Delete a queue, with what is in it; or only if that is nothing."""
         raise NotImplementedError

@@ -53,6 +53,7 @@ CANCEL = _script("cancel")
 BROADCAST = _script("broadcast")
 KEEP = _script("keep")
 GONE = _script("gone")
+FORGET = _script("forget")
 JOIN = _script("join")
 AGO = _script("ago")
 

@@ -31,7 +31,7 @@ from .connection import (
 )
 from .evaluation import evaluated
 from .keys import Names
-from .scripts import AGO, BROADCAST, GONE, KEEP, MEND
+from .scripts import AGO, BROADCAST, FORGET, GONE, KEEP, MEND
 from .servers import Servers
 
 logger = logging.getLogger(__name__)
@@ -214,6 +214,16 @@ class Topics:
         """Have it kept no more."""
         for key, member in self._entered(to):
             self._run(key, ("ZREM", key, member))
+
+    def kept_until(self, to: Address) -> list[bytes]:
+        """Until when what comes is kept, in each place where that is written down; each sign that it is
+        served says it anew. Empty texts: it is not."""
+        return [self._run(key, (FORGET, 1, key, member))[0] for key, member in self._entered(to)]
+
+    def forget_unless_served(self, to: Address, until: Sequence[bytes]) -> bool:
+        """Have it kept no more; False if there was a sign that it is served since that was `kept_until`."""
+        entered = zip(self._entered(to), until, strict=True)
+        return not any(self._run(key, (FORGET, 1, key, member, said))[0] for (key, member), said in entered)
 
     def subscribed(self) -> list[Address]:
         """All durable subscriptions."""

@@ -222,9 +222,9 @@ class PythonRqBackend(RedisBase):
         own = digest(f"{message.id} {subscription.group}")[:32]
         self._enqueue(subscription.subscription_queue, message.replace(id=own))
 
-    def discard(self, queue: str) -> None:
-        """Delete a queue, with what is in it."""
-        self._records.discard(queue)
+    def discard(self, queue: str, *, only_empty: bool = False) -> None:
+        """Delete a queue, with what is in it; or only if that is nothing."""
+        self._records.discard(queue, only_empty)
 
     def _enqueue(self, to: Address, message: Message) -> None:
         queue = self._records.queue(to.name)

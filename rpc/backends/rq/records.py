@@ -262,10 +262,10 @@ class Records:
         keys.append(self.started(queue))
         return float(self.run(scripts.PROMOTE, keys, [JOBS])) / 1000
 
-    def discard(self, queue: str) -> None:
-        """Delete a queue, with what is in it and what is scheduled for it."""
+    def discard(self, queue: str, only_empty: bool) -> None:
+        """Delete a queue, with what is in it and what is scheduled for it; or only if that is nothing."""
         keys = [self.queue(queue).key, Queue.redis_queues_keys, self.scheduled(queue)]
-        self.run(scripts.DISCARD, keys, [JOBS])
+        self.run(scripts.DISCARD, keys, [JOBS, int(only_empty)])
 
     def sign_on(self, worker: str, queues: Sequence[str], lease: int, held: str | None) -> None:
         """Enter a worker, with the id of the job that it has, for so many seconds: for the first time, or

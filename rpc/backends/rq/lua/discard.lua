@@ -1,7 +1,8 @@
 #!lua flags=allow-oom
 -- include ours
 -- include own
--- KEYS queue queues scheduled   ARGV jobs   The queue goes, and its jobs, but for those of others.
+-- KEYS queue queues scheduled   ARGV jobs only_empty   The queue goes, and its jobs, but for those of others.
+if ARGV[2] == '1' and own('LLEN', KEYS[1]) + own('ZCARD', KEYS[3]) > 0 then return end
 local function drop(id)
   if is_ours(ARGV[1] .. id) then redis.call('DEL', ARGV[1] .. id) end
 end
