@@ -206,8 +206,13 @@ class Serially:
     """Runs what comes to each address one after the other, those of different addresses side by side: in
     threads that are started when they are needed."""
 
-    def __init__(self, addresses: int, done: Callable[[], object] = lambda: None) -> None:
-        """`done` is called after each action, once it does not count as waiting any more."""
+    def __init__(
+        self, addresses: int, done: Callable[[], object] = lambda: None, *, in_place: bool = False
+    ) -> None:
+        """`done` is called after each action, once it does not count as waiting any more. `in_place`: there
+        is one address, and whoever brings what comes there has nothing else to do: it is done by him, as to
+        wake another thread costs more than most of it does."""
+        self._in_place = in_place
         self._pool, self._done = DaemonThreads(max(1, addresses), "rpc-events"), done
         self._lock = threading.Lock()
         self._waiting: dict[Address, deque[Callable[[], object]]] = {}
@@ -218,6 +223,8 @@ class Serially:
 
     def run(self, to: Address, action: Callable[[], object]) -> None:
         """What the action raises is logged. After the end, nothing is done."""
+        if self._in_place:
+            return None if self._ended else _contained(to, action)
         with self._lock:
             if self._ended:
                 return
@@ -257,14 +264,18 @@ class Serially:
                     self._working.discard(to)
                     return
                 action = waiting[0]
-            try:
-                action()
-            except Exception:  # what comes after it is done all the same
-                logger.exception("what came to %s could not be handled", to)
+            _contained(to, action)
             with self._lock:
                 if waiting:
                     waiting.popleft()
             self._done()
+
+
+def _contained(to: Address, action: Callable[[], object]) -> None:
+    try:
+        action()
+    except Exception:  # what comes after it is done all the same
+        logger.exception("what came to %s could not be handled", to)
 
 
 class Turns(Generic[T]):

@@ -172,6 +172,32 @@ def test_an_inbox_is_emptied_as_it_is_read(bench: Bench) -> None:
     assert [delivery.message.body for delivery in seen] == [b"0", b"1", b"2"]
 
 
+def test_what_comes_to_the_only_topic_is_handled_where_it_is_read_and_waited_for(bench: Bench) -> None:
+    backend, threads, go_on = PythonRqBackend(bench.url), list[str](), threading.Event()
+
+    def handler(delivery: Delivery) -> None:
+        threads.append(threading.current_thread().name)
+        go_on.wait(PATIENCE)
+
+    def is_heard() -> bool:
+        backend.send(topic("news"), Message(b"", {"id": "x"}))
+        return bool(threads)
+
+    server = backend.server([topic("news")], handler)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    eventually(is_heard)
+    server.stop()
+    thread.join(0.2)
+    assert thread.is_alive()
+    go_on.set()
+    thread.join(PATIENCE)
+    backend.close()
+    assert not thread.is_alive()
+    assert len(threads) == 1
+    assert threads[0].startswith("rpc-topics")
+
+
 @pytest.mark.parametrize("group", [None, "team"])
 def test_a_listener_hears_what_comes_after_redis_was_emptied(bench: Bench, group: str | None) -> None:
     backend, seen = PythonRqBackend(bench.url), []

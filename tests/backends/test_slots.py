@@ -8,6 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
+import pytest
+
 from rpc.backends._serving import BaseDelivery, Connections, Serially, Slots
 from rpc.testing.site import eventually
 from rpc.transport import Message, queue, topic
@@ -106,6 +108,19 @@ def test_what_comes_to_one_address_is_done_in_order_and_beside_the_others() -> N
     eventually(lambda: len(done) == 200)
     assert done[100:] == list(range(1, 101))
     serially.end()
+
+
+def test_in_place_it_is_done_by_whoever_brings_it(caplog: pytest.LogCaptureFixture) -> None:
+    done, to = list[int](), topic("one")
+    serially = Serially(1, in_place=True)
+    serially.run(to, lambda: done.append(threading.get_ident()))
+    serially.run(to, lambda: done.append(1 // 0))
+    assert done == [threading.get_ident()]
+    assert caplog.messages == [f"what came to {to} could not be handled"]
+    assert serially.waiting(to) == 0
+    serially.end()
+    serially.run(to, lambda: done.append(1))
+    assert len(done) == 1
 
 
 def test_at_the_end_what_is_not_begun_is_forgotten() -> None:

@@ -92,7 +92,8 @@ class Subscriber:
         self._run, self._handler, self._stopped, self.ended = run, handler, stopped, ended
         self._topics, self._discard, self._on_change = Topics(servers, names, run), discard, on_change
         self._durable = durable
-        self._serially = Serially(len(channels) + len(durable))
+        alone = len(channels) == 1 and channels[0].kind == "topic" and not (channels[0].group or durable)
+        self._serially = Serially(len(channels) + len(durable), in_place=alone and not watched)
         self._groups = [each for each in channels if each.group]
         self._joined: set[Address] = set()
         self._unread: set[Address] = set()
