@@ -44,7 +44,7 @@ from rpc.describe import ALL_WORKERS
 from rpc.registry.announcing import SIGNS
 from rpc.registry.lookup import SETTLED, Lookup
 from rpc.settings import Settings
-from rpc.transport import Delivery, Message
+from rpc.transport import Address, Delivery, Message
 
 SIGN_EVERY = 0.3
 
@@ -520,6 +520,37 @@ def test_who_knows_nobody_expects_those_that_the_broker_remembers(fabric: Fabric
         assert time.monotonic() < end
     receiver.end()  # type: ignore[attr-defined]
     assert lookup.expected() == set()
+
+
+class Remembering(MemoryBackend):
+    """Signs of life that were given so many seconds ago, each with the seconds between two of them."""
+
+    features = MemoryBackend.features | {"replay"}
+
+    def __init__(self, **given: tuple[float, float]) -> None:
+        super().__init__(uuid4().hex)
+        self._given, self.asked = given, list[float]()
+
+    def replay(self, to: Address, seconds: float) -> Iterator[Message]:
+        self.asked.append(seconds)
+        for name, (ago, interval) in self._given.items():
+            if ago <= seconds:
+                sign = msgspec.structs.replace(one_sign(), instance=name, interval=interval)
+                yield call_message(name, SIGN, sign, Writing(JSON), ttl=None, replies=False)
+
+
+def test_who_has_missed_several_signs_is_not_expected_to_answer() -> None:
+    backend = Remembering(
+        gone=(3.1, 1.0), runs=(2.9, 1.0), seldom=(14, 5.0), lately=(1, 60.0), often=(2, 0.5)
+    )
+    assert Lookup(backend).expected() == {"runs", "seldom", "lately"}
+    assert sorted(backend.asked) == [1.5, 3.0, 15.0]
+
+
+def test_what_anybody_says_of_its_signs_does_not_have_the_broker_asked_for_each() -> None:
+    backend = Remembering(**{f"a{number}": (0.0, 0.1 + number / 1000) for number in range(5000)})
+    assert len(Lookup(backend).expected()) == 5000
+    assert len(backend.asked) <= 30
 
 
 def test_a_restart_is_later_also_if_the_clock_was_set_back(monkeypatch: pytest.MonkeyPatch) -> None:

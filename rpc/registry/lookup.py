@@ -8,6 +8,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable
+from functools import cache
 from typing import Any, cast
 from uuid import uuid4
 
@@ -18,6 +19,7 @@ from ..core.codecs import ACCEPTED, JSON
 from ..core.conversation import call_message
 from ..core.protocol import decode_call, decode_reply
 from ..core.registry import (
+    MISSED,
     SIGN,
     Registry,
     ServiceChange,
@@ -91,15 +93,23 @@ class Lookup:
 
     def expected(self) -> set[str]:
         """The instances that will answer if all are asked: those that are known to run, or if there are none,
-        those that the backend remembers to have given a sign of life. Raises BackendUnavailable."""
+        those that the backend remembers to have given a sign of life, and not to have missed several since.
+        Raises BackendUnavailable."""
         if known := self.services(Wanted()):
             return {each.instance for each in known}
+        if "replay" not in self._backend.features:
+            return set()
+        heard = cache(self._heard_within)
+        found = heard(REMEMBERED)
+        return {name for name, sign in found.items() if name in heard(_patience(sign))}
+
+    def _heard_within(self, seconds: float) -> dict[str, ServiceInfo]:
+        """Who gave a sign of life in the last so many seconds, and not the last one, by instance."""
         said = Registry()
-        if "replay" in self._backend.features:
-            for message in cast("Replay", self._backend).replay(SIGNS, REMEMBERED):
-                if sign := _read(message, _published):
-                    said.hear(sign, 0.0)
-        return {each.instance for each in said.services(0.0, Wanted())}
+        for message in cast("Replay", self._backend).replay(SIGNS, seconds):
+            if sign := _read(message, _published):
+                said.hear(sign, 0.0)
+        return {each.instance: each for each in said.services(0.0, Wanted())}
 
     def told(self, message: Message) -> None:
         """A sign of life was published."""
@@ -193,6 +203,12 @@ class Lookup:
             self._lock, self._asking = threading.Lock(), threading.Lock()
             self._registry, self._pid = Registry(), os.getpid()
         return self._lock
+
+
+def _patience(sign: ServiceInfo) -> float:
+    """Seconds without another sign after which it may be gone; in steps, as anybody may have written them,
+    and what comes of each is asked for."""
+    return min(REMEMBERED, math.ceil(2 * MISSED * sign.interval) / 2)
 
 
 def _answered(reply: Message) -> object:
