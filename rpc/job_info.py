@@ -31,6 +31,8 @@ PROGRESS_OF = ".progress"
 """What is added to a job's id for how far it is."""
 A_STORE = "RPC_STORE may name one of them, for what is over"
 """Of a backend that cannot tell what became of a job."""
+_NOWHERE = "it is over, and nothing of it is kept, or it never was, or it is in another queue (see `queue`)"
+_NOT_SHOWN = "whether it is scheduled, waits or runs, this backend cannot show"
 KEEP_PROGRESS = 3600.0
 """Seconds for which it is kept."""
 NOTE_AFTER = 0.2
@@ -49,7 +51,8 @@ class JobInfo:
     state: JobState
     """`scheduled` or `waiting` in a queue, or `running`; `succeeded`, `failed` or `cancelled` as long as its
     outcome is kept; `dead`, or `expired`, if it is a dead letter; `unknown`: it is over, and nothing of it
-    is kept, or there never was one."""
+    is kept, or there never was one, or it is in another queue; or it is not over, if the backend cannot show
+    what is in its queues."""
     name: str = ""
     queue: str = ""
     attempt: int = 1
@@ -60,7 +63,7 @@ class JobInfo:
     took: float | None = None
     """Seconds that its handler ran, if its outcome is kept."""
     error: str = ""
-    """Why it failed, or was given up, in one line."""
+    """Why it failed, was given up, or is not known, in one line."""
     traceback: str = ""
     progress: Progress | None = None
     """How far it is, if it runs and has told it."""
@@ -116,7 +119,12 @@ class Inspector:
             for name in self._queues if queue is None else (queue,):
                 if found := self._look(name, id):
                     return found
-        return JobInfo(id, "unknown", _inspector=self)
+        looked_in = ", ".join(self._queues if queue is None else (queue,))
+        if "inspection" in self._backend.features:
+            why = f"nothing is known of {id} in {looked_in}: {_NOWHERE}"
+        else:
+            why = f"nothing is kept of {id} in {looked_in}: {_NOT_SHOWN}"
+        return JobInfo(id, "unknown", error=why, _inspector=self)
 
     def _look(self, queue: str, id: str) -> JobInfo | None:
         kept = self._kept(queue, id)
@@ -145,10 +153,11 @@ class Inspector:
             found += [self._of_letter(letter) for letter in shelf.dead_letters(each)]
             yield from (info for info in found if state in (None, info.state) and name in (None, info.name))
 
-    def queues(self, more: Iterable[str] = ()) -> list[QueueInfo]:
-        """How many jobs are in each queue, and in some more. Raises BackendUnavailable, Unsupported."""
+    def queues(self, more: Iterable[str] = (), queue: str | None = None) -> list[QueueInfo]:
+        """How many jobs are in each queue, and in some more; or in this one. Raises BackendUnavailable,
+        Unsupported."""
         self._need("counts")
-        names = dict.fromkeys((*self._queues, *more))
+        names = dict.fromkeys((*self._queues, *more) if queue is None else (queue,))
         return [cast("Counts", self._backend).queue_info(name) for name in names]
 
     def cancel(self, job: JobInfo) -> bool:

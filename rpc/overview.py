@@ -39,12 +39,12 @@ class Overview(Caller):
         name. Raises ValueError, BackendUnavailable, Unsupported."""
         return [*self._inspector.jobs(queue, state, name)]
 
-    def queues(self, *, domain: str | None = None) -> list[QueueInfo]:
+    def queues(self, *, domain: str | None = None, queue: str | None = None) -> list[QueueInfo]:
         """How many jobs wait, run, are scheduled and dead in each queue that this client knows: those of the
-        settings, and its own; with `domain`, also those of the services of that domain that run now. Raises
-        ValueError, BackendUnavailable, Unsupported."""
+        settings, and its own; with `domain`, also those of the services of that domain that run now; with
+        `queue`, in that one alone. Raises ValueError, BackendUnavailable, Unsupported."""
         services = () if domain is None else self.list_services(domain=domain)
-        return self._inspector.queues(queues_of(services))
+        return self._inspector.queues(queues_of(services), queue)
 
     def cancel(self, id: str, *, queue: str | None = None) -> bool:
         """`JobInfo.cancel` of the job with this id, wherever it was sent from."""
@@ -169,10 +169,10 @@ class AsyncOverview(Caller):
         """As `RpcClient.jobs`."""
         return await asyncio.to_thread(lambda: [*self._inspector.jobs(queue, state, name)])
 
-    async def queues(self, *, domain: str | None = None) -> list[QueueInfo]:
+    async def queues(self, *, domain: str | None = None, queue: str | None = None) -> list[QueueInfo]:
         """As `RpcClient.queues`."""
         services = () if domain is None else await self.list_services(domain=domain)
-        return await asyncio.to_thread(self._inspector.queues, queues_of(services))
+        return await asyncio.to_thread(self._inspector.queues, queues_of(services), queue)
 
     async def cancel(self, id: str, *, queue: str | None = None) -> bool:
         """As `RpcClient.cancel`."""

@@ -316,11 +316,33 @@ def test_outcomes_are_kept_in_a_store_elsewhere(any_url, redis_url, serve):
         assert other.job(good).result == 3
 
 
-def test_what_cannot_be_taken_out_of_its_queue_is_not_said_to_be_over(amqp_url, memory_url):
-    with RpcClient(backend=amqp_url, settings=Settings(store=memory_url)) as client:
-        waiting = client.call("add", [1, 2])
-        with pytest.raises(Unsupported, match="'inspection'"):
-            client.cancel(waiting)
+def test_of_what_a_broker_cannot_show_nothing_false_is_said(amqp_url, redis_url):
+    """It lives: that it is over, or that it was not there to be cancelled, would not be true."""
+    with RpcClient(backend=amqp_url, settings=Settings(store=redis_url)) as client:
+        id = client.call("sleep", delay=60, keep=60)
+        info = client.job(id)
+        why = "whether it is scheduled, waits or runs, this backend cannot show"
+        assert (info.state, info.error) == (
+            "unknown",
+            f"nothing is kept of {id} in high, default, low: {why}",
+        )
+        for cancel in info.cancel, lambda: client.cancel(id):
+            with pytest.raises(Unsupported, match="no feature 'inspection'"):
+                cancel()
+        assert not client.retry(id)
+
+
+def test_what_is_in_another_queue_is_looked_for_there(client):
+    needs(client, "inspection")
+    id = client.call("sleep", queue="aside", delay=60)
+    info = client.job(id)
+    assert info.state == "unknown"
+    assert info.error.startswith(f"nothing is known of {id} in high, default, low: it is over, and nothing")
+    assert not client.cancel(id)
+    assert client.job(id, queue="aside").state == "scheduled"
+    [aside] = client.queues(queue="aside")
+    assert (aside.queue, aside.scheduled) == ("aside", 1)
+    assert client.cancel(id, queue="aside")
 
 
 def test_where_nothing_can_be_looked_at_a_store_is_named() -> None:

@@ -81,7 +81,7 @@ def show_command(id: str, settings: str | None, backend: str | None, queue: str 
     with RpcClient(settings=settings, backend=backend) as client:
         info = client.job(id, queue=queue)
     if info.state == "unknown":
-        raise RpcError(f"nothing is known of {id}: it is over, and nothing of it is kept, or it never was")
+        raise RpcError(info.error)
     summary = _summary(info)
     result = info.read(client.accepted.reading(TAGGED)) if info.state == "succeeded" else None
     if json_wanted():
@@ -141,10 +141,11 @@ def _each(
     failures = []
     with RpcClient(settings=settings, backend=backend) as client:
         for id in ids:
-            if action(client.job(id, queue=queue)):
+            info = client.job(id, queue=queue)
+            if action(info):
                 click.echo(printable(id))
             else:
-                failures.append(f"{id} {not_so}")
+                failures.append(info.error if info.state == "unknown" else f"{id} {not_so}")
     if failures:
         raise RpcError("; ".join(failures))
 

@@ -10,7 +10,7 @@ import click
 
 from ..client import RpcClient
 from ..inspection import QueueInfo
-from .options import backend_option, domain_option, seconds_option, settings_option
+from .options import backend_option, domain_option, queue_names, seconds_option, settings_option
 from .output import aligned, json_option, json_wanted, print_line
 
 COLUMNS = ("queue", "waiting", "running", "scheduled", "dead", "workers", "oldest")
@@ -21,11 +21,19 @@ COLUMNS = ("queue", "waiting", "running", "scheduled", "dead", "workers", "oldes
 @seconds_option(
     "--every", default=2.0, show_default=True, help="How long to wait between two looks, with --watch."
 )
+@click.option("--queue", metavar="NAME", callback=queue_names, help="Show this one alone.")
 @domain_option
 @settings_option
 @backend_option
 @json_option
-def command(watch: bool, every: float, domain: str | None, settings: str | None, backend: str | None) -> None:
+def command(
+    watch: bool,
+    every: float,
+    queue: str | None,
+    domain: str | None,
+    settings: str | None,
+    backend: str | None,
+) -> None:
     """Show how many jobs wait, run, are scheduled and dead in each queue, how many workers serve it, and the
     seconds that the oldest of those that wait has waited.
 
@@ -40,10 +48,11 @@ def command(watch: bool, every: float, domain: str | None, settings: str | None,
       rpc queues
       rpc queues --watch --every 5
       rpc queues --domain shop
+      rpc queues --queue slow
     """
     with RpcClient(settings=settings, backend=backend) as client:
         while True:
-            _show(client.queues(domain=domain))
+            _show(client.queues(domain=domain, queue=queue))
             if not watch:
                 return
             time.sleep(every)

@@ -106,7 +106,9 @@ def test_a_shell_can_have_an_outcome_kept(invoke: Invoke, jobs: Invoke, url: str
 def test_of_what_is_not_known_nothing_is_shown(jobs: Invoke) -> None:
     result = jobs("show", "nosuch")
     assert (result.exit_code, result.stdout) == (1, "")
-    assert "nosuch" in result.stderr
+    assert "nothing is known of nosuch in high, default, low: " in result.stderr
+    assert "nothing is known of nosuch in slow: " in jobs("show", "nosuch", "--queue", "slow").stderr
+    assert "nothing is known of nosuch in slow: " in jobs("cancel", "nosuch", "--queue", "slow").stderr
 
 
 def test_jobs_are_cancelled(jobs: Invoke, client: RpcClient) -> None:
@@ -137,6 +139,9 @@ def test_queues_are_shown(invoke: Invoke, client: RpcClient, url: str) -> None:
     ]
     told = json.loads(invoke("queues", "--json", "--backend", url).stdout)["queues"]
     assert [each["waiting"] for each in told] == [0, 1, 0]
+    client.call("add", [1, 2], queue="slow")
+    told = json.loads(invoke("queues", "--json", "--queue", "slow", "--backend", url).stdout)["queues"]
+    assert [(each["queue"], each["waiting"]) for each in told] == [("slow", 1)]
 
 
 def test_queues_and_dead_letters_of_a_domain_are_shown(invoke: Invoke, client: RpcClient, url: str) -> None:
