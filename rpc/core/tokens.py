@@ -94,12 +94,18 @@ class Tokens:
     def check(self, name: str, token: str | None, now: float) -> None:
         """Raises Unauthorized unless this token, if one is wanted, allows the job of this name; RateLimited
         if it was too often until `now` (in seconds on a monotonic clock)."""
-        allowed = self.wanted(name)
-        if allowed is not None:
-            found = _one_of(allowed, token or "")
-            if found is None or not found.fits(name):
-                raise Unauthorized(UNAUTHORIZED)
+        if found := self.opens(name, token):
             found.count(now)
+
+    def opens(self, name: str, token: str | None) -> _Allowed | None:
+        """The same, without counting it; what it is, if one is wanted."""
+        allowed = self.wanted(name)
+        if allowed is None:
+            return None
+        found = _one_of(allowed, token or "")
+        if found is None or not found.fits(name):
+            raise Unauthorized(UNAUTHORIZED)
+        return found
 
     def wanted(self, name: str) -> list[_Allowed] | None:
         """Those of which the job of this name wants one; None: it wants none."""

@@ -85,7 +85,9 @@ class Front:
             if method not in methods:
                 return error_response(405, -32600, f"{path} takes {' and '.join(methods)}", allow=methods)
             return await answer(scope, receive)
-        matched = self._match({**scope, "path": path, "root_path": ""})
+        matched, headers = self._match({**scope, "path": path, "root_path": ""}), forwarded(scope)
+        # Before anything tells whether there is such a job.
+        self._receiver.tokens.opens(matched[0] if matched else path[1:], headers.get("token"))
         if matched is None:
             return error_response(404, -32601, f"nothing is at {path[:200]}")
         name, variables, methods = matched
@@ -94,7 +96,7 @@ class Front:
         body = await body_of(scope, receive, self._most)
         if body is None:
             return None
-        timeout, headers = self._allowed(scope), forwarded(scope)
+        timeout = self._allowed(scope)
         return await self._simple.answer(name, variables, body, timeout, headers, scope, receive, send)
 
     def _own(self, path: str) -> tuple[tuple[str, ...], Callable[..., Awaitable[Response | None]]] | None:
@@ -138,7 +140,7 @@ class Front:
     async def _jsonrpc(self, scope: Scope, receive: Receive) -> Response | None:
         kind = (header(scope, "content-type") or JSON_TYPES[0]).partition(";")[0].strip().lower()
         if kind not in JSON_TYPES and not kind.endswith("+json"):
-            return error_response(415, -32600, "the content-type is application/json")
+            return error_response(415, -32600, "the content-type must be application/json")
         body = await body_of(scope, receive, self._most)
         if body is None:
             return None

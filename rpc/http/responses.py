@@ -44,6 +44,14 @@ STATUS: Sequence[tuple[type[RpcError], int]] = (
 )
 
 
+HEADERS: Mapping[int, Mapping[str, str]] = {
+    401: {"www-authenticate": "Bearer"},
+    413: {"connection": "close"},  # the rest is not to be read
+    429: {"retry-after": "1"},
+}
+"""What responses of a status have."""
+
+
 class Response(msgspec.Struct):
     """What is sent at once."""
 
@@ -53,7 +61,7 @@ class Response(msgspec.Struct):
     headers: Mapping[str, str] = {}
 
     async def send(self, send: Send, without_body: bool = False) -> None:
-        headers = {"content-type": self.content_type, **self.headers}
+        headers = {"content-type": self.content_type, **HEADERS.get(self.status, {}), **self.headers}
         if self.status != 204:
             headers["content-length"] = str(len(self.body))
         pairs = [(name.encode(), value.encode()) for name, value in headers.items()]
@@ -83,8 +91,6 @@ def error_response(
 ) -> Response:
     """`{"jsonrpc", "error", "id": null}`, as whoever speaks JSON-RPC expects it."""
     headers = {"allow": ", ".join(allow)} if allow else {}
-    if status == 413:
-        headers["connection"] = "close"  # the rest is not to be read
     if isinstance(error, RpcError):
         found = msgspec.json.decode(encode_error("", error, JSON))["error"]
     else:

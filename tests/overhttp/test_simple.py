@@ -30,6 +30,7 @@ from rpc import (
     Unauthorized,
 )
 from rpc.http import route
+from rpc.settings import Settings
 
 from .conftest import Serve
 
@@ -382,3 +383,25 @@ def test_a_job_that_wants_a_token_is_done_for_no_other_one_whichever_way_it_is_c
         assert client.at(f"{site.url}/rpc", style="jsonrpc", token=token).pay("y") == "y"
     assert site.send("POST", "/rows", headers={"authorization": "bearer new"})[2] == b"1\n"
     assert done == ["new", "y", "old", "y", "rows"]
+
+
+def test_a_stranger_is_not_told_which_jobs_there_are_behind_a_token(serve: Serve) -> None:
+    settings = Settings(timeout=20, grace=1, tokens={"pay.*": {"token": "new", "rate": 0.001}})
+    jobs = {"pay.refund": lambda to: to, "free": lambda: 1}
+    made = RpcReceiver(jobs=jobs, backend="http://127.0.0.1:0", settings=settings)
+    site, told = serve(made), set()
+    for method in "POST", "GET", "PUT":
+        for path in "/pay.refund", "/pay.nosuch", "/pay.refund?nosuch=1":
+            for body in "{}", "[", "7":
+                status, headers, answer = site.send(method, path, body)
+                told.add((status, headers["www-authenticate"], answer))
+    [(status, challenge, _)] = told
+    assert (status, challenge) == (401, "Bearer")
+    new = {"authorization": "Bearer new"}
+    assert site.send("GET", "/pay.refund", headers=new)[0] == 405
+    assert site.send("POST", "/pay.nosuch", headers=new)[0] == 404
+    assert site.send("POST", "/nosuch")[0] == 404
+    assert site.send("POST", "/free")[0] == 200
+    assert site.send("POST", "/pay.refund", '["x"]', headers=new)[::2] == (200, b'"x"')  # nothing was counted
+    status, headers, _ = site.send("POST", "/pay.refund", '["x"]', headers=new)
+    assert (status, headers["retry-after"]) == (429, "1")
