@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from typing import Any, Generic, Literal, Protocol, TypeVar, get_args
-from urllib.parse import quote, urlencode
+from urllib.parse import quote, urlencode, urlsplit
 from uuid import uuid4
 
 from .backends import backend_from_url, redacted
@@ -100,9 +100,9 @@ def _encoded(sent: dict[str, Any]) -> bytes:
         raise JSON.located(error, **sent) from error
 
 
-def jsonrpc(name: str, args: tuple[Any, ...], kwargs: dict[str, Any], token: str | None) -> Asked:
+def jsonrpc(path: str, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], token: str | None) -> Asked:
     """A request of JSON-RPC. Raises SerializationError."""
-    return Asked("POST", "", encode_call(call_of(name, Arguments(args, kwargs)), uuid4().hex, JSON), token)
+    return Asked("POST", path, encode_call(call_of(name, Arguments(args, kwargs)), uuid4().hex, JSON), token)
 
 
 def _plain(value: Any) -> str:
@@ -150,6 +150,9 @@ class _Peer:
         self._style, self._most, self._token = style, most, token
         self._seconds = seconds_or_none(timeout, "timeout") or LONGEST
         self.url = address
+        path = urlsplit(address).path
+        self._own_path = "/" if not path or path.endswith("/") else ""
+        """What is below the URL, which the backend has without a `/` at its end, if that itself is asked."""
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.url}>"  # without the token
@@ -162,7 +165,7 @@ class _Peer:
     def send(self, rule: str, /, *args: Any, **kwargs: Any) -> Any:
         """What `POST` to this path, or the method of this name, returns, with these arguments."""
         if self._style == "jsonrpc":
-            return self._answer(jsonrpc(rule, args, kwargs, self._token), rule)
+            return self._answer(jsonrpc(self._own_path, rule, args, kwargs, self._token), rule)
         return self.request("POST", rule, *args, **kwargs)
 
     def request(self, verb: str, rule: str, /, *args: Any, **kwargs: Any) -> Any:

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from uuid import UUID
 
@@ -405,3 +406,46 @@ def test_a_stranger_is_not_told_which_jobs_there_are_behind_a_token(serve: Serve
     assert site.send("POST", "/pay.refund", '["x"]', headers=new)[::2] == (200, b'"x"')  # nothing was counted
     status, headers, _ = site.send("POST", "/pay.refund", '["x"]', headers=new)
     assert (status, headers["retry-after"]) == (429, "1")
+
+
+@pytest.fixture
+def asked() -> Iterator[tuple[str, list[str]]]:
+    """The URL of a server of somebody else, and what its requests are for."""
+    targets: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            targets.append(self.path)
+            body = json.loads(self.rfile.read(int(self.headers["content-length"])))
+            answer = json.dumps({"jsonrpc": "2.0", "result": 3, "id": body["id"]}).encode()
+            self.send_response(200)
+            self.send_header("content-type", "application/json")
+            self.send_header("content-length", str(len(answer)))
+            self.end_headers()
+            self.wfile.write(answer)
+
+        def log_message(self, *_: object) -> None:
+            """Nothing is to be read here."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_address[1]}", targets
+        server.shutdown()
+        thread.join(20)
+
+
+@pytest.mark.parametrize(
+    ("path", "target"), [("", "/"), ("/", "/"), ("/rpc", "/rpc"), ("/rpc/", "/rpc/"), ("?retry_for=1", "/")]
+)
+def test_json_rpc_goes_to_just_this_url(asked: tuple[str, list[str]], path: str, target: str) -> None:
+    url, targets = asked
+
+    async def program() -> None:
+        async with AsyncRpcClient(backend="memory://", timeout=20) as client:
+            assert await client.at(url + path, style="jsonrpc").add(1, 2) == 3
+
+    with RpcClient(backend="memory://", timeout=20) as client:
+        assert client.at(url + path, style="jsonrpc").add(1, 2) == 3
+    asyncio.run(program())
+    assert targets == [target] * 2
