@@ -135,7 +135,9 @@ class Caller:
         store = self._store.backend
         keeps = self.backend if store is None and "results" in self.backend.features else store
         where = (*settings.named_queues, queue)
-        self._inspector = Inspector(self.backend, where, cast("Results | None", keeps), self.accepted)
+        self._inspector = Inspector(
+            self.backend, where, cast("Results | None", keeps), self.accepted, settings.keep_results
+        )
         self.lookup = Lookup(self.backend)
         self._watches: WeakSet[Watch | AsyncWatch] = WeakSet()
         self._reasons: dict[Address, tuple[float, Future[str]]] = {}

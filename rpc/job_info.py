@@ -16,7 +16,7 @@ from .backends.features import unsupported
 from .core.codecs import ACCEPTED, JSON, Accepted
 from .core.conversation import decode_progress
 from .core.jobs import Jobs, Progress
-from .core.protocol import decode_reply, encode_error
+from .core.protocol import decode_reply, encode_error, given_up_for
 from .errors import Cancelled, RpcError, RpcTimeout, SerializationError, Unsupported, shown
 from .inspection import Counts, DeadLetter, DeadLetters, Entry, Inspection, QueueInfo, Results
 from .settings import Settings
@@ -73,12 +73,14 @@ class JobInfo:
 
     @property
     def result(self) -> Any:
-        """What its handler responded with. Raises what a caller would have got, if it failed; RpcError if it
-        is not over, or nothing of it is kept."""
+        """What its handler responded with. Raises what a caller would have got, if it failed or was given up;
+        RpcError if it is not over, or nothing of it is kept."""
         return self.read(self._inspector.accepted if self._inspector else ACCEPTED)
 
     def read(self, accepted: Accepted) -> Any:
         """The `result`, for those who read other codecs."""
+        if self._last is None and isinstance(self._found, DeadLetter):
+            raise given_up_for(self.error)
         if self._last is None:
             raise RpcError(f"job {self.id} is {self.state}: no result of it is kept (see `keep`)")
         return decode_reply(*accepted.opened(self._last))
@@ -99,10 +101,17 @@ class Inspector:
     if they are `accepted`."""
 
     def __init__(
-        self, backend: Backend, queues: Sequence[str], store: Results | None, accepted: Accepted = ACCEPTED
+        self,
+        backend: Backend,
+        queues: Sequence[str],
+        store: Results | None,
+        accepted: Accepted = ACCEPTED,
+        keep_results: float = 0.0,
     ) -> None:
+        """`keep_results` is the seconds for which it is kept that a job was cancelled, which says nothing of
+        that itself."""
         self._backend, self._queues, self._store = backend, tuple(dict.fromkeys(queues)), store
-        self.accepted = accepted
+        self.accepted, self._keep_results = accepted, keep_results
 
     @property
     def keeps(self) -> bool:
@@ -238,7 +247,8 @@ class Inspector:
     def _keep_withdrawn(self, entry: Entry) -> None:
         """That a job was cancelled is its outcome."""
         message = _read(entry.frame)
-        if self._store and (keep := message.keep):
+        usual = self._keep_results if message.reply_to is None else 0.0
+        if self._store and (keep := usual if message.keep is None else message.keep):
             body = encode_error(entry.id, Cancelled("it was cancelled before a worker came to it"), JSON)
             headers = {"id": entry.id, FAILED: "Cancelled", NAME: message.headers.get(NAME, "")}
             last = Message(body, {**headers, ENDED: f"{time.time():.3f}"})

@@ -10,7 +10,17 @@ from typing import Any
 import pytest
 import redis
 
-from rpc import AsyncRpcClient, Cancelled, RemoteError, RpcClient, RpcError, RpcReceiver, Unsupported, job
+from rpc import (
+    AsyncRpcClient,
+    Cancelled,
+    InvalidParams,
+    RemoteError,
+    RpcClient,
+    RpcError,
+    RpcReceiver,
+    Unsupported,
+    job,
+)
 from rpc.backends import backend_from_url
 from rpc.job_info import JobInfo
 from rpc.settings import Settings
@@ -138,6 +148,40 @@ def test_a_dead_letter_is_done_when_it_is_retried(client, serve, shop):
     assert dead.retry()
     assert in_state(client, id, "succeeded").result is None
     assert not client.retry(id)
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "error", "text"),
+    [("fail", {}, RemoteError, "ValueError: no"), ("add", {"a": "x", "b": 1}, InvalidParams, "a: ")],
+)
+def test_what_is_dead_has_its_error_though_nothing_is_kept(client, serve, name, data, error, text):
+    needs(client, "inspection")
+    serve()
+    id = client.call(name, data)
+    with pytest.raises(error, match=text) as raised:
+        _ = in_state(client, id, "dead").result
+    assert type(raised.value) is error
+
+
+def test_a_death_is_retried_once(client, serve):
+    """Whoever knows of the first one alone has not seen why it died again."""
+    serve()
+    client.call("fail")
+    [first] = eventually(lambda: letters(client))
+    assert client.backend.revive(first)
+    [second] = eventually(lambda: [each for each in letters(client) if each.at != first.at])
+    assert not client.backend.revive(first)
+    assert not client.backend.drop(first)
+    assert [each.at for each in letters(client)] == [second.at]
+    assert client.backend.drop(second)
+
+
+def test_a_setting_says_that_it_is_kept_what_was_cancelled(any_url):
+    with RpcClient(backend=any_url, settings=Settings(keep_results=60.0)) as client:
+        needs(client, "inspection", "results")
+        id = client.call("add", [1, 2])
+        assert client.cancel(id)
+        assert client.job(id).state == "cancelled"
 
 
 def test_a_worker_that_does_not_know_a_job_passes_it_on(client, serve):

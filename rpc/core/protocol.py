@@ -180,6 +180,13 @@ def in_short(error: BaseException) -> str:
     return str(remote_error(error))[:500]  # which knows what to do if it has no text
 
 
+def given_up_for(why: str) -> RpcError:
+    """The error of a job that was given up, of the line that says why."""
+    kind, _, text = why.partition(": ")
+    ours = next((each for each in _BY_CODE.values() if each.__name__ == kind), None)
+    return ours(text) if ours else RemoteError(kind, text)
+
+
 def _error(code: int, message: str, data: Any) -> RpcError:
     if code in _BY_CODE:
         return _BY_CODE[code](message)

@@ -215,7 +215,7 @@ class PythonRqBackend(RedisBase):
     def _settle(self, letter: DeadLetter, *places: str, fields: Sequence[Any] = ()) -> bool:
         keys = [self._records.failed(letter.queue), job_key(letter.id), results_key(letter.id), *places]
         with translated():
-            return bool(self._records.run(scripts.REVIVE, keys, [letter.id, *fields]))
+            return bool(self._records.run(scripts.REVIVE, keys, [letter.id, letter.raw, *fields]))
 
     def _keep(self, subscription: Address, message: Message) -> None:
         """With an id of its own: rq's jobs are known by it, whatever queue they are in."""

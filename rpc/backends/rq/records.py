@@ -206,8 +206,8 @@ class Records:
                 frame = fields.get(b"data", b"")
             with suppress(SerializationError):
                 told = _decompressed(fields.get(b"exc_info", b""))[:LONGEST].decode(errors="replace")
-                (why, trace), at = DeadLetter.told(told), int(fields[b"rpc_dead"]) / 1e6
-                found.append(DeadLetter(text(id), queue, at, why, frame, id, trace))
+                (why, trace), death = DeadLetter.told(told), fields[b"rpc_dead"]
+                found.append(DeadLetter(text(id), queue, int(death) / 1e6, why, frame, death, trace))
         return sorted(found, key=lambda letter: letter.at, reverse=True)
 
     @translated()
