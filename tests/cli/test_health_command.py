@@ -7,6 +7,7 @@ import re
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ import pytest
 from click.testing import Result
 
 from rpc import RpcClient
-from rpc.cli.health import LENGTH, LINE
+from rpc.cli.health import LENGTH, LINE, namespace
 from rpc.testing.site import eventually
 
 from .conftest import Process
@@ -82,6 +83,11 @@ def says(health: Invoke) -> Says:
     return says
 
 
+def line(pid: int, later: float = 0.0, where: int | None = None) -> str:
+    """A sign of life of so many seconds after now."""
+    return LINE.format(pid, namespace() if where is None else where, time.monotonic() + later)
+
+
 def silent(pid: int) -> str:
     return rf"1 Error: worker {pid} has given no sign of life for \d+ s\n"
 
@@ -119,7 +125,7 @@ def test_busy_workers_and_those_whose_broker_is_away_are_healthy(
 
 @pytest.mark.redis
 def test_each_process_counts(settings: Path, redis_url: str, spawn: Spawn, says: Says) -> None:
-    (settings / "health").write_text(LINE.format(1, 1.0) * 3)  # of workers that have ended
+    (settings / "health").write_text(LINE.format(1, 0, 1.0) * 3)  # of workers that have ended
     command = spawn("worker", "--backend", redis_url, "--processes", "2")
     said = command.says("rpc.receiver: serving", 2)
     eventually(lambda: says("0 healthy: 2 workers\n"))
@@ -136,19 +142,19 @@ def test_each_process_counts(settings: Path, redis_url: str, spawn: Spawn, says:
 
 def test_those_that_have_not_begun_do_not_count(settings: Path, spawn: Spawn, says: Says) -> None:
     """The others start when the first one has a connection."""
-    (settings / "health").write_text(LINE.format(1, 1.0) * 2)
+    (settings / "health").write_text(LINE.format(1, 0, 1.0) * 2)
     spawn("worker", "--processes", "2").says("trying again")
     assert says("0 healthy: 1 worker\n")
-    (settings / "health").write_bytes(b"\0" * LENGTH + LINE.format(1, time.monotonic()).encode())
+    (settings / "health").write_bytes(b"\0" * LENGTH + line(os.getpid()).encode())
     assert says("0 healthy: [12] workers?\n")
 
 
 @pytest.mark.parametrize(("content", "complaint"), [
     (None, "no sign of life can be read: .* No such file or directory: 'health'"),
-    ("", "no worker has left a sign of life in health"),
+    ("", "no worker has left a sign of life in health, or all have ended"),
     ("nonsense\n", "health is no health file: .*"),
-    (LINE.format(7, time.monotonic() - 61), r"worker 7 has given no sign of life for \d+ s"),
-    (LINE.format(7, 1e12), "worker 7 has left no sign of life in health since this machine started"),
+    (line(7, -61), r"worker 7 has given no sign of life for \d+ s"),
+    (LINE.format(7, 0, 1e12), "worker 7 has left no sign of life in health since this machine started"),
 ], ids=["none", "empty", "foreign", "old", "of another boot"])  # fmt: skip
 def test_what_is_wrong_is_one_line_and_1(says: Says, content: str | None, complaint: str) -> None:
     if content is not None:
@@ -156,9 +162,42 @@ def test_what_is_wrong_is_one_line_and_1(says: Says, content: str | None, compla
     assert says(f"1 Error: {complaint}\n")
 
 
+@pytest.fixture
+def gone() -> int:
+    """The pid of a process that has ended."""
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
+        process.wait()
+    return process.pid
+
+
+def test_who_was_killed_is_not_alive(says: Says, gone: int) -> None:
+    file = Path("health")
+    file.write_text(line(gone))
+    assert says(f"1 Error: worker {gone}: killed, and not replaced\n")
+    file.write_text(line(gone) + line(os.getpid()))
+    assert says("0 healthy: 1 worker\n")  # it may be replaced, as yet
+    file.write_text(line(gone, -61) + line(os.getpid()))
+    assert says(silent(gone))
+    file.write_text(line(gone, where=1))  # of a container whose pids are not ours
+    assert says("0 healthy: 1 worker\n")
+
+
+@pytest.mark.redis
+def test_who_has_ended_as_it_should_leaves_nothing(
+    settings: Path, redis_url: str, spawn: Spawn, says: Says
+) -> None:
+    worker = spawn("worker", "--backend", redis_url)
+    worker.says("serving")
+    assert says("0 healthy: 1 worker\n")
+    worker.popen.terminate()
+    assert worker.ends() == 0
+    assert not (settings / "health").read_bytes().strip(b"\0")
+    assert says("1 Error: no worker has left a sign of life in health, or all have ended\n")
+
+
 def test_the_settings_may_name_the_file(settings: Path, rpc: Run, away: str) -> None:
     assert rpc("health").stderr.startswith("Error: no sign of life can be read: ")
-    (settings / "health").write_text(LINE.format(7, time.monotonic()))
+    (settings / "health").write_text(line(os.getpid()))
     assert rpc("health").returncode == 0
     (settings / "none.py").write_text(f"RPC_BACKEND = {away!r}\n")
     result = rpc("health", "--settings", "none")
