@@ -159,6 +159,26 @@ def test_each_codec_carries_streams_both_ways(rpc_worker, codec):
         stream.close()
 
 
+def uploaded(request):
+    yield from request.items
+
+
+@pytest.mark.parametrize(("codec", "got"), [("json", "YWJj"), ("msgpack", b"abc"), ("json+types", b"abc")])
+def test_bytes_are_the_same_whichever_way_they_travel(rpc_worker, codec, got):
+    """As docs/codecs.md and docs/streams.md have it."""
+    client = rpc_worker({"echo": echo, "uploaded": uploaded, "sized": sized}, settings=EVERYTHING)
+    with RpcClient(backend=client.backend, codec=codec) as own:
+        assert own.call_and_wait("echo", {"a": b"abc"}).data == {"a": got}
+        assert [*own.stream("uploaded", items=[b"abc"])] == [got]
+        assert [*own.stream("uploaded", items=[b"abc"], returns=bytes)] == [b"abc"]
+        assert own.call_and_wait("sized", [b"abc"], returns=bytes).data == b"abcabc"
+
+
+def sized(body: bytes) -> bytes:
+    assert type(body) is bytes
+    return body * 2
+
+
 @pytest.mark.parametrize("codec", NAMES)
 def test_each_codec_carries_events(rpc_receiver, codec):
     heard: list[Any] = []
