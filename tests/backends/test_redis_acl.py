@@ -35,7 +35,7 @@ SAID = {
 RUN = {
     "rpc-client": (
         *("SEND", "SEND_MANY", "SEND_ONCE", "SEND_LATER", "REVIVE", "WITHDRAW", "BROADCAST", "MEND"),
-        *("FORGET", "KEEP"),
+        *("FORGET", "KEEP", "CANCEL"),
     ),
     "rpc-worker": (
         *("NEXT", "BEGIN", "ACK", "FINISH", "CHANGE", "POSTPONE", "BURY", "RECOVER", "PROMOTE", "RELEASE"),
