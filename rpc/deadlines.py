@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import sys
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import Future, InvalidStateError, wait
@@ -113,7 +114,10 @@ async def within_async(seconds: float | None, action: Callable[[], Awaitable[T]]
             return await action()
     with within(seconds):
         try:
-            return await asyncio.wait_for(action(), seconds + AFTER)
+            if sys.version_info < (3, 11):
+                return await asyncio.wait_for(action(), seconds + AFTER)
+            async with asyncio.timeout(seconds + AFTER):  # in this task: no other one is made for each call
+                return await action()
         except RpcTimeout:
             raise
         except asyncio.TimeoutError:

@@ -5,16 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import deque
-from collections.abc import (
-    AsyncGenerator,
-    AsyncIterable,
-    Callable,
-    Coroutine,
-    Generator,
-    Iterable,
-    Iterator,
-    Mapping,
-)
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Coroutine, Generator, Iterable, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
 from queue import SimpleQueue
@@ -129,7 +120,7 @@ class _Stream:
         return consumer
 
     @contextmanager
-    def _taken_by_one(self) -> Iterator[None]:
+    def _taken_by_one(self) -> Generator[None, None, None]:
         """A block that waits for an item."""
         if not self._taking.acquire(blocking=False):
             raise RuntimeError("another thread or task waits for the next item of this stream already")

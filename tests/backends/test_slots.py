@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from rpc.backends._serving import BaseDelivery, Connections, Serially, Slots
+from rpc.backends._serially import Serially
+from rpc.backends._serving import BaseDelivery, Connections, Slots
 from rpc.testing.site import eventually
 from rpc.transport import Message, queue, topic
 

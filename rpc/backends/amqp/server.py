@@ -18,7 +18,8 @@ from ...errors import BackendUnavailable, shown
 from ...loops import Alarm
 from ...transport import Address, Handler, Message
 from .._retry import Backoff, run_together
-from .._serving import Connections, OnChange, Plan, Serially, Slots, Turns, guarded, lost
+from .._serially import Serially
+from .._serving import Connections, OnChange, Plan, Slots, Turns, guarded, lost
 from .again import hand_back, may_not_start
 from .connection import BLOCK, Connection
 from .deliveries import ChannelDelivery, QueueDelivery, reply_bytes

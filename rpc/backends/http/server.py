@@ -14,7 +14,8 @@ from queue import Empty, SimpleQueue
 
 from ...transport import Address, Handler, Message
 from .._retry import run_together
-from .._serving import STOPPED, Connections, OnChange, Plan, Serially, Slots, guarded
+from .._serially import Serially
+from .._serving import STOPPED, Connections, OnChange, Plan, Slots, guarded
 from .deliveries import HttpDelivery, Way
 from .listener import Listener
 from .wire import BUSY, FULL, HANDED, STOPPING

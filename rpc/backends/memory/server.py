@@ -10,7 +10,8 @@ from queue import Empty, SimpleQueue
 
 from ...transport import Address, Handler
 from .._retry import run_together
-from .._serving import Connections, OnChange, Plan, Serially, Slots, guarded
+from .._serially import Serially
+from .._serving import Connections, OnChange, Plan, Slots, guarded
 from .hub import Hub, MemoryDelivery
 
 

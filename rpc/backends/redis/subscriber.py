@@ -15,7 +15,8 @@ from ...errors import BackendUnavailable, RpcError, SerializationError, shown
 from ...loops import Alarm
 from ...transport import Address, Handler, Message, packed, unpacked
 from .._retry import Backoff
-from .._serving import BaseDelivery, OnChange, Serially
+from .._serially import Serially
+from .._serving import BaseDelivery, OnChange
 from .connection import (
     BLOCK,
     FAILURES,

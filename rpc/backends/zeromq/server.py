@@ -13,7 +13,8 @@ from ...errors import SerializationError, shown
 from ...loops import Alarm
 from ...transport import Address, Handler
 from .._retry import run_together
-from .._serving import Connections, OnChange, Plan, Serially, Slots, Turns, guarded
+from .._serially import Serially
+from .._serving import Connections, OnChange, Plan, Slots, Turns, guarded
 from .deliveries import ZeromqDelivery
 from .peers import TICK, Peers
 from .session import BACK, CANCEL, END, LAST, MESSAGE, RECALL, STOPPING, Session
