@@ -15,7 +15,7 @@ from itertools import count
 from os import register_at_fork, urandom
 from threading import Thread
 from types import ModuleType
-from typing import Any, Final, Literal, cast
+from typing import Any, Final, Literal, NoReturn, cast
 from uuid import UUID
 from weakref import WeakSet
 
@@ -28,10 +28,11 @@ from .core.compression import compression
 from .core.conversation import call_message
 from .core.events import event_message, header_parts
 from .core.filters import Scalar
+from .core.headers import wrong_in
 from .core.jobs import current_request
 from .core.patterns import first_for, matcher
 from .core.registry import Wanted, quiet
-from .core.tokens import are_texts, sent
+from .core.tokens import sent
 from .describe import ALL_WORKERS, ANSWERS_ALL, DESCRIBE, DISCOVER, ONLY, Gathering, Quiet
 from .durations import Duration, seconds, seconds_or_none
 from .errors import QueueFull, RpcError, SettingsError
@@ -51,7 +52,6 @@ from .transport import (
     OWN,
     TOKEN,
     TRACE,
-    VERSION,
     Address,
     Backend,
     Message,
@@ -99,7 +99,7 @@ class Caller:
 
     def __init__(
         self,
-        *,
+        *unnamed: NoReturn,
         settings: str | ModuleType | Settings | None = None,
         backend: Backend | str | None = None,
         timeout: Duration | None = AS_SET,
@@ -110,6 +110,9 @@ class Caller:
         when_full: Literal["raise", "wait"] = "raise",
         token: Mapping[str, str] | None = None,
     ) -> None:
+        if unnamed:
+            raise TypeError(f"the arguments of {type(self).__name__} have names, as in backend='redis://…'")
+        Address("queue", queue)  # ValueError
         if not isinstance(settings, Settings):
             settings = load_settings(settings) if backend is None or settings is not None else Settings()
         chosen = settings.for_clients if backend is None else backend
@@ -246,6 +249,8 @@ class Caller:
             return queue
         if queue is None and (route := first_for(name, self._routes)):
             return route
+        if queue is not None and not isinstance(queue, str):
+            return Address("queue", queue)  # ValueError
         return queue_address(queue or self._queue)
 
     def looking_for(
@@ -339,13 +344,9 @@ def own_headers(headers: Mapping[str, str] | None) -> Mapping[str, str]:
     inherited = propagated(request.headers) if request else {}
     if not headers:
         return inherited
-    own: dict[str, str] = {}
-    if is_well := are_texts(headers):
-        own = {name: text for name, text in headers.items() if name == VERSION} | propagated(headers)
-    if not is_well or len(own) < len(headers):
-        raise ValueError(
-            f"headers are texts, named {OWN}..., {VERSION} or {', '.join(TRACE)}, not {headers!r:.200}"
-        )
+    if why := wrong_in(headers):
+        raise ValueError(why)
+    own = dict(headers)
     check_headers({**inherited, **own})
     return {**inherited, **own}
 

@@ -26,6 +26,7 @@ RpcError
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any
 
 DISTRIBUTION = "jobrpc"
@@ -184,6 +185,14 @@ class BackendRefused(BackendUnavailable):
 
 class SettingsError(RpcError):
     """A setting is missing, unknown or of the wrong type; the text names the key and the module."""
+
+
+def nearest(wrong: str, known: Collection[str]) -> str:
+    """A question for the one that was meant instead; if none is like it, those that there are."""
+    from difflib import get_close_matches  # for errors alone
+
+    found = get_close_matches(wrong.upper(), known, n=1, cutoff=0.8)
+    return f"did you mean {found[0]}?" if found else f"known are {', '.join(known)}"
 
 
 def shown(foreign: object, most: int = 500) -> str:

@@ -19,6 +19,7 @@ from .coroutines import Coroutines
 from .describe import WorkerInfo, offered
 from .durations import Duration, seconds_or_none
 from .embedding import Embedding
+from .errors import SettingsError
 from .http import offer, route
 from .identity import Identity
 from .loops import in_contexts
@@ -66,6 +67,10 @@ class RpcReceiver:
         middleware: Sequence[Middleware] | None = None,
         context: ContextFactory = nullcontext,
     ) -> None:
+        if jobs is not None and not isinstance(jobs, Mapping):
+            raise SettingsError(
+                f"jobs maps names to functions, as {{'add': add}}; it is a {type(jobs).__name__}"
+            )
         if not isinstance(settings, Settings):
             wanted = settings is not None or backend is None or (jobs is None and services is None)
             settings = load_settings(settings) if wanted else Settings()

@@ -20,7 +20,7 @@ from typing import Annotated, Any, Literal, get_type_hints
 import msgspec
 
 from .durations import seconds
-from .errors import SettingsError
+from .errors import SettingsError, nearest
 from .identity import NAMELESS, Identity
 
 VARIABLES = ("RPC_SETTINGS_MODULE", "SETTINGS_IMPORT_PATH")
@@ -274,7 +274,7 @@ def settings_from(keys: Mapping[str, Any], module: str, origin: tuple[str, str] 
     values: dict[str, Any] = {}
     for key, value in keys.items():
         if key not in known:
-            raise SettingsError(f"{module} has the unknown key {key}; known are {', '.join(known)}")
+            raise SettingsError(f"{module} has the unknown key {key}; {nearest(key, known)}")
         try:
             of = known[key]
             given = seconds(value, "it") if of in DURATIONS and value is not None else value

@@ -183,7 +183,7 @@ def test_what_is_none_is_refused(client: RpcClient) -> None:
         for way in ways:
             with pytest.raises(ValueError, match="an order key is a str of at most 1024 bytes in UTF-8"):
                 way("note", order_key=bad)
-    with pytest.raises(ValueError, match="headers are texts"):
+    with pytest.raises(ValueError, match="headers are named"):
         client.call("note", headers={"order-key": "k"})
 
 

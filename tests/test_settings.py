@@ -101,7 +101,19 @@ def test_a_list_will_do_for_a_tuple_and_an_int_for_seconds():
     assert (settings.queues, settings.timeout, settings.job_mapping) == (("a",), 5.0, {"a": print})
 
 
-@pytest.mark.parametrize("key", ["RPC_TIMEOUTS", "RPC_", "RPC_MODULE", "RPC_ORIGIN", "RPC_timeout"])
+@pytest.mark.parametrize(
+    ("key", "meant"),
+    [("RPC_TIMEOUTS", "RPC_TIMEOUT"), ("RPC_timeout", "RPC_TIMEOUT"), ("RPC_QUEUE", "RPC_QUEUES"),
+     ("RPC_CONCURENCY", "RPC_CONCURRENCY"), ("RPC_BACKENDS", "RPC_BACKEND")],
+)  # fmt: skip
+def test_of_a_key_that_is_not_written_well_it_is_asked_which_was_meant(key, meant):
+    with pytest.raises(
+        SettingsError, match=rf"^shop\.settings has the unknown key {key}; did you mean {meant}\?$"
+    ):
+        load_settings(module(**{key: 1}))
+
+
+@pytest.mark.parametrize("key", ["RPC_", "RPC_MODULE", "RPC_ORIGIN", "RPC_WORKDAYS"])
 def test_an_unknown_key_is_refused_with_its_name_and_its_module(key):
     with pytest.raises(SettingsError, match=rf"^shop\.settings has the unknown key {key};.* RPC_TIMEOUT,"):
         load_settings(module(**{key: 1}))

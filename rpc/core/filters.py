@@ -90,7 +90,8 @@ def checked(name: Any, value: Any) -> Scalar:
     if isinstance(value, float) and math.isfinite(value):
         return float(value)
     kinds = "a str, an int of at most 64 bits, a float that is finite, or a bool"
-    raise ValueError(f"header {name!r:.80} is {kinds}, not {value!r:.80}")
+    # The value may be a secret: it is not shown.
+    raise ValueError(f"header {name!r:.80} is {kinds}, not this {type(value).__name__}")
 
 
 def _can_travel(text: str) -> bool:

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, TypeVar, get_args
+from typing import Any, Literal, NoReturn, Protocol, TypeVar, get_args
 
 import msgspec
 
@@ -257,7 +257,7 @@ class JobOptions:
 
 
 def job(
-    *,
+    *function: NoReturn,
     delivery: DeliveryMode | None = None,
     retries: int = 0,
     backoff: Duration = 1.0,
@@ -278,6 +278,8 @@ def job(
     process of its own, which is killed at the time limit, and whose death is that of the job alone. Raises
     ValueError.
     """
+    if function:
+        raise TypeError("write @job(…), with options in parentheses; a job without options needs no @job")
     options = JobOptions.checked(delivery, retries, backoff, retry_on, keep, time_limit, fork)
 
     return marking("__rpc_job__", options)

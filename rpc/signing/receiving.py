@@ -41,7 +41,8 @@ class _Receiving:
     def _late(self, late: RpcTimeout) -> RpcTimeout:
         if not self._refused:
             return late
-        return RpcTimeout(f"{self._refused} replies were refused: not signed with a key that is known here")
+        refused = "1 reply was" if self._refused == 1 else f"{self._refused} replies were"
+        return RpcTimeout(f"{refused} refused: not signed with a key that is known here")
 
     def close(self) -> None:
         self._replies.close()

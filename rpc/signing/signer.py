@@ -120,4 +120,5 @@ class Signer:
         with self._counting:
             self.refused[what] += 1
         name = shown(message.headers.get(NAME, ""), 128)
-        logger.warning("refused a %s: %r (%s): %s", what, name, shown(message.id, 128), why)
+        article = "an" if what.startswith("e") else "a"
+        logger.warning("refused %s %s: %r (%s): %s", article, what, name, shown(message.id, 128), why)
