@@ -32,6 +32,7 @@ from rpc import (
     on,
     service,
 )
+from rpc.application import Application
 from rpc.backends.redis.subscriptions import SubscriptionQueue
 from rpc.describe import WorkerInfo
 from rpc.testing import RedisServer
@@ -199,13 +200,13 @@ def test_of_those_that_offer_the_same_one_says_what_that_is(
     stage: Stage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[str] = []
-    discover = RpcReceiver.discover
+    discover = Application.discover
 
-    def counted(receiver: RpcReceiver) -> dict[str, Any]:
-        asked.append(receiver.id)
-        return discover(receiver)
+    def counted(application: Application) -> dict[str, Any]:
+        asked.append(application.id)
+        return discover(application)
 
-    monkeypatch.setattr(RpcReceiver, "discover", counted)
+    monkeypatch.setattr(Application, "discover", counted)
     first, second = stage.serve(Example), stage.serve(Example)
     third = stage.serve(jobs={"add": lambda a, b: a + b})
     schemas = {worker.id: worker.schema for worker in stage.described(3)}
