@@ -72,11 +72,15 @@ class Threads:
     def start(self, action: Callable[[], T], *, in_order: bool = False) -> Future[T]:
         """Raises Cancelled after the end, and BackendUnavailable if no thread can be had."""
         if self.over.done():
-            raise Cancelled("the client was closed")
+            raise self.closed()
         try:
             return (self._in_order if in_order else self._pool).submit(action)
         except RuntimeError as error:
             raise BackendUnavailable(f"no thread for what waits: {error}") from error
+
+    def closed(self) -> Cancelled:
+        """What whoever waits is told after the end."""
+        return Cancelled("the client was closed")
 
     def end(self) -> None:
         """Nobody waits any more for what runs."""
@@ -111,6 +115,8 @@ class RepliesInThreads:
             try:
                 return await self._receive(left)
             except (RpcTimeout, BackendUnavailable) as error:
+                if self._threads.over.done():
+                    raise self._threads.closed() from None
                 if self._is_closed or (end is not None and loop.time() >= end):
                     raise
                 if isinstance(error, BackendUnavailable):
@@ -123,10 +129,8 @@ class RepliesInThreads:
             self._receiving.add_done_callback(_looked_at)  # else the loop complains if nobody comes for it
         either: list[asyncio.Future[Any]] = [self._receiving, self._threads.over]
         await asyncio.wait(either, timeout=seconds + LATE, return_when=asyncio.FIRST_COMPLETED)
-        if self._threads.over.done() and not self._receiving.done():
-            raise Cancelled("the client was closed")
         if not self._receiving.done():
-            raise RpcTimeout
+            raise self._threads.closed() if self._threads.over.done() else RpcTimeout
         receiving, self._receiving = self._receiving, None
         return receiving.result()
 

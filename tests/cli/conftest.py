@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import redis
 from click.testing import CliRunner, Result
 
 from rpc import RpcReceiver
@@ -129,7 +130,10 @@ def redis_server() -> Iterator[RedisServer]:
 
 @pytest.fixture
 def url(redis_server: RedisServer) -> str:
-    """Of a backend that works between processes."""
+    """Of a backend that works between processes, on which nothing is: what a worker had that was killed in
+    another test would be done here."""
+    with redis.Redis.from_url(redis_server.url) as admin:
+        admin.flushdb()
     return f"rq+{redis_server.url}"
 
 
