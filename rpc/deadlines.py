@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from threading import Thread
 from typing import TypeVar
+from weakref import ref
 
 from .errors import RpcTimeout
 
@@ -27,7 +28,6 @@ AFTER = 0.1
 """Seconds that what knows its deadline has to say so, in an event loop."""
 LEAST = 0.001
 """Seconds: 0 would be no limit to some, and to others that nothing is waited for."""
-_until: ContextVar[float | None] = ContextVar("rpc.deadline", default=None)
 
 
 class within:
@@ -35,32 +35,44 @@ class within:
     around it."""
 
     def __init__(self, seconds: float | None) -> None:
-        self._until = None if seconds is None else time.monotonic() + seconds
+        self.until = None if seconds is None else time.monotonic() + seconds
 
     def __enter__(self) -> None:
-        self._before = _until.set(self._until)
+        self._before = _here.set(ref(self))
 
     def __exit__(self, *_: object) -> None:
-        _until.reset(self._before)
+        _here.reset(self._before)
+
+
+_here: ContextVar[ref[within] | None] = ContextVar("rpc.deadline", default=None)
+"""A reference that ends with its block, however that ends: an interrupt may come between `__enter__` and
+`__exit__`, and what the block has begun may live in a copy of this context."""
+
+
+def _until() -> float | None:
+    """The deadline that is here, of the monotonic clock."""
+    here = _here.get()
+    deadline = here() if here else None
+    return deadline.until if deadline else None
 
 
 def left(most: float) -> float:
     """Seconds that something may take here, which usually takes so many at most."""
-    until = _until.get()
+    until = _until()
     return most if until is None else max(LEAST, min(most, until - time.monotonic()))
 
 
 def with_slack() -> within:
     """The deadline that is here, for what is done in another thread on behalf of this one: a little later, so
     that whoever waits for that is not told that the broker is away, if he was only late."""
-    until = _until.get()
+    until = _until()
     return within(None if until is None else until - time.monotonic() + SLACK)
 
 
 def in_time(action: Callable[[], T], undo: Callable[[T], object]) -> T:
     """What the action returns, which has no time limit that could be set, as looking up a host. If there is a
     deadline here, it is done in a thread: TimeoutError if it is late, and what it comes to is undone."""
-    if _until.get() is None:
+    if _until() is None:
         return action()
     outcome: Future[T] = Future()
 

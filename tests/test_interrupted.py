@@ -21,6 +21,7 @@ from in_memory import LONG, until
 
 import rpc
 from rpc import AsyncRpcClient, BackendUnavailable, RpcClient, RpcReceiver, RpcTimeout
+from rpc.deadlines import left
 from rpc.threads import DaemonThreads
 
 pytestmark = [
@@ -115,6 +116,7 @@ def test_a_call_that_is_interrupted_anywhere_leaves_the_next_one_alone(url: str)
             lines = Lines(line)
             with lines.counted():
                 client.call_and_wait("echo", [-line])
+            assert left(1e9) == 1e9, f"{lines.interrupted}: a deadline is left behind"
             assert client.call_and_wait("echo", [line]).data == line, lines.interrupted
             if not lines.interrupted:
                 break
