@@ -58,6 +58,8 @@ def _until() -> float | None:
 
 def left(most: float) -> float:
     """Seconds that something may take here, which usually takes so many at most."""
+    if _here.get() is None:  # as in all that a worker does
+        return most
     until = _until()
     return most if until is None else max(LEAST, min(most, until - time.monotonic()))
 

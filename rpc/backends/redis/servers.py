@@ -207,18 +207,16 @@ class _InTime:
         return in_time(there._connect, undo=lambda made: made.close())
 
     def send_packed_command(self, *arguments: Any, **options: Any) -> Any:
-        there: Any = super()
-        if self._sock is None or left(SOCKET_TIMEOUT) == SOCKET_TIMEOUT:
-            return there.send_packed_command(*arguments, **options)
+        if left(SOCKET_TIMEOUT) == SOCKET_TIMEOUT or self._sock is None:
+            return super().send_packed_command(*arguments, **options)  # type: ignore[misc]
         with limited(self._sock, SOCKET_TIMEOUT):
-            return there.send_packed_command(*arguments, **options)
+            return super().send_packed_command(*arguments, **options)  # type: ignore[misc]
 
     def read_response(self, *arguments: Any, **options: Any) -> Any:
-        there: Any = super()
-        if self._sock is None or left(SOCKET_TIMEOUT) == SOCKET_TIMEOUT:
-            return there.read_response(*arguments, **options)
+        if left(SOCKET_TIMEOUT) == SOCKET_TIMEOUT or self._sock is None:
+            return super().read_response(*arguments, **options)  # type: ignore[misc]
         with limited(self._sock, SOCKET_TIMEOUT):
-            return there.read_response(*arguments, **options)
+            return super().read_response(*arguments, **options)  # type: ignore[misc]
 
 
 @lru_cache
