@@ -37,8 +37,8 @@ class MemoryServer:
 
     def run(self) -> None:
         hub, names = self._hub, [each.name for each in (*self._plan.queues, *self._kept)]
-        queues = [hub.waiting[address] for address in self._plan.queues]
-        with hub.lock:  # it is served as soon as it is subscribed to
+        with hub.lock:  # it is served once it is subscribed to; and no queue is made by two at a time
+            queues = [hub.waiting[address] for address in self._plan.queues]
             heard = {to: hub.subscribe(to) for to in self._plan.channels + self._plan.durable}
             hub.listening.append(self._wake)
             hub.served.update(names)
