@@ -205,3 +205,8 @@ def shown(foreign: object, most: int = 500) -> str:
 def not_installed(what: str, extra: str) -> Unsupported:
     """The error of something that needs an extra."""
     return Unsupported(f"{what} needs `pip install '{DISTRIBUTION}[{extra}]'`")
+
+
+def client_closed() -> Cancelled:
+    """The error of what waited when its client was closed."""
+    return Cancelled("the client was closed")

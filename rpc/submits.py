@@ -11,7 +11,7 @@ from weakref import WeakSet
 
 from .backends import asynchronous
 from .deadlines import within
-from .errors import BackendUnavailable, Cancelled, RpcTimeout
+from .errors import BackendUnavailable, RpcTimeout, client_closed
 from .loops import LoopThread, process
 from .transport import Backend, Replies
 
@@ -52,11 +52,11 @@ class Waits:
         self._open.add(replies)
         try:
             if ends != self.ends:
-                raise Cancelled("the client was closed")
+                raise client_closed()
             yield
         except (RpcTimeout, BackendUnavailable):
             if replies not in self._open:
-                raise Cancelled("the client was closed") from None
+                raise client_closed() from None
             raise
         finally:
             self._open.discard(replies)

@@ -8,7 +8,7 @@ from collections.abc import Coroutine
 from concurrent.futures import CancelledError, Future
 from typing import Any, TypeVar
 
-from ..errors import BackendUnavailable, Cancelled, RpcError, shown
+from ..errors import BackendUnavailable, RpcError, client_closed, shown
 from ..loops import LoopThread
 from ..transport import Address, AsyncBackend, AsyncReplies, Message
 
@@ -34,7 +34,7 @@ class InLoop:
         try:
             return future.result()
         except CancelledError:
-            raise Cancelled("the client was closed") from None
+            raise client_closed() from None
         finally:
             future.cancel()
 

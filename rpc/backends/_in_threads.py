@@ -11,7 +11,7 @@ from threading import Thread
 from typing import Any, TypeVar
 
 from ..deadlines import with_slack, within
-from ..errors import BackendUnavailable, Cancelled, RpcTimeout
+from ..errors import BackendUnavailable, RpcTimeout, client_closed
 from ..loops import PerLoop
 from ..threads import DaemonThreads
 from ..transport import ORDER_KEY, Address, AsyncReplies, Backend, Message, Replies
@@ -72,15 +72,11 @@ class Threads:
     def start(self, action: Callable[[], T], *, in_order: bool = False) -> Future[T]:
         """Raises Cancelled after the end, and BackendUnavailable if no thread can be had."""
         if self.over.done():
-            raise self.closed()
+            raise client_closed()
         try:
             return (self._in_order if in_order else self._pool).submit(action)
         except RuntimeError as error:
             raise BackendUnavailable(f"no thread for what waits: {error}") from error
-
-    def closed(self) -> Cancelled:
-        """What whoever waits is told after the end."""
-        return Cancelled("the client was closed")
 
     def end(self) -> None:
         """Nobody waits any more for what runs."""
@@ -116,7 +112,7 @@ class RepliesInThreads:
                 return await self._receive(left)
             except (RpcTimeout, BackendUnavailable) as error:
                 if self._threads.over.done():
-                    raise self._threads.closed() from None
+                    raise client_closed() from None
                 if self._is_closed or (end is not None and loop.time() >= end):
                     raise
                 if isinstance(error, BackendUnavailable):
@@ -130,7 +126,7 @@ class RepliesInThreads:
         either: list[asyncio.Future[Any]] = [self._receiving, self._threads.over]
         await asyncio.wait(either, timeout=seconds + LATE, return_when=asyncio.FIRST_COMPLETED)
         if not self._receiving.done():
-            raise self._threads.closed() if self._threads.over.done() else RpcTimeout
+            raise client_closed() if self._threads.over.done() else RpcTimeout
         receiving, self._receiving = self._receiving, None
         return receiving.result()
 

@@ -10,7 +10,7 @@ from contextlib import suppress
 from typing import Any, TypeVar
 
 from ...deadlines import left, within
-from ...errors import Cancelled, RpcError, RpcTimeout
+from ...errors import Cancelled, RpcError, RpcTimeout, client_closed
 from ...loops import PerLoop
 from ...transport import Address, Message
 from .._retry import backoff, patience
@@ -107,12 +107,12 @@ class LoopConnection:
         if not connecting.done():
             raise Broken(f"{self._servers.places}: no answer within {seconds:.3g} s")
         if connecting.cancelled():
-            raise Cancelled("the client was closed")
+            raise client_closed()
         return connecting.result()
 
     async def _connected(self) -> AsyncConnection:
         if self.is_over:
-            raise Cancelled("the client was closed")
+            raise client_closed()
         try:
             connection = await AsyncConnection.connect(self._servers, self._lost)
         except Broken as error:
@@ -211,7 +211,7 @@ class LoopConnection:
                 return await action()
             except Broken as error:
                 if self.is_over:
-                    raise Cancelled("the client was closed") from error
+                    raise client_closed() from error
                 pause = backoff(attempt)
                 if self._loop.time() + pause > end:
                     raise unavailable(error) from error
@@ -311,7 +311,7 @@ class AsyncReplies:
         """Nothing will come any more."""
         self.close()
         if not self.request.arrived:
-            self.request.fail(Cancelled("the client was closed"))
+            self.request.fail(client_closed())
         self._wake()
 
 

@@ -9,7 +9,7 @@ from contextlib import closing, suppress
 from typing import Any
 
 from ...deadlines import left
-from ...errors import Cancelled, NoReceivers, RpcError, RpcTimeout, SerializationError
+from ...errors import NoReceivers, RpcError, RpcTimeout, SerializationError, client_closed
 from ...loops import PerLoop
 from ...transport import Address, AsyncReplies, Message, packed
 from .._retry import patience
@@ -85,7 +85,7 @@ class AsyncHttpReplies:
         end = None if timeout is None else loop.time() + timeout
         while not come:
             if self._is_over:
-                raise Cancelled("the client was closed")
+                raise client_closed()
             left = None if end is None else end - loop.time()
             if self._is_closed or self._exchange.is_over or (left is not None and left <= 0):
                 raise self._exchange.late()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from contextlib import suppress
 
-from ...errors import Cancelled, RpcTimeout
+from ...errors import RpcTimeout, client_closed
 from ...transport import Message
 from .hub import Hub, MemoryReplies
 
@@ -26,7 +26,7 @@ class AsyncMemoryReplies:
             with suppress(RpcTimeout):
                 return self.replies.receive(0)
             if self._is_over:
-                raise Cancelled("the client was closed")
+                raise client_closed()
             if self._is_closed:
                 raise RpcTimeout
             left = None if end is None else end - self._loop.time()

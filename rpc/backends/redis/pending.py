@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import redis
 
-from ...errors import Cancelled, RpcError, RpcTimeout, SerializationError, shown
+from ...errors import RpcError, RpcTimeout, SerializationError, client_closed, shown
 from ...transport import DELAY, IDEMPOTENCY_KEY, ORDER_KEY, STREAM, Message, unpacked
 from .._retry import patience
 from .calls import full
@@ -190,7 +190,7 @@ class AsyncRedisReplies(PendingSend):
 
     def cancel(self) -> None:
         """Close it, and tell whoever waits."""
-        self._leave(Cancelled("the client was closed"))
+        self._leave(client_closed())
 
     def _leave(self, error: RpcError | None) -> None:
         if self._session.pending.pop(self.id, None) is not self:

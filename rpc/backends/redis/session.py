@@ -22,7 +22,7 @@ from uuid import uuid4
 import redis
 from redis.exceptions import NoScriptError
 
-from ...errors import Cancelled
+from ...errors import client_closed
 from .._retry import backoff
 from .aio_connection import AioConnection, connect
 from .calls import UNCONFIRMED, full
@@ -105,7 +105,7 @@ class Session:
         for replies in list(self.pending.values()):
             replies.cancel()
         for each in self._underway.values():
-            each.fail(Cancelled("the client was closed"))
+            each.fail(client_closed())
         self._underway.clear()
         self._outbox.clear()
         end = self.loop.time() + SOCKET_TIMEOUT

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, TypeVar
 
-from ...errors import Cancelled, RpcTimeout
+from ...errors import Cancelled, RpcTimeout, client_closed
 from ...loops import PerLoop
 from ...transport import STREAM, Address, AsyncReplies, Message
 from .._retry import patience
@@ -158,7 +158,7 @@ class LoopCaller:
         end = self.loop.time() + seconds
         while not (result := happened()) and self.loop.time() < end:
             if self.is_over:
-                raise Cancelled("the client was closed")
+                raise client_closed()
             watcher: asyncio.Future[None] = self.loop.create_future()
             self._watchers.append(watcher)
             await asyncio.wait([watcher], timeout=end - self.loop.time())
@@ -272,7 +272,7 @@ class AsyncZeromqReplies:
         try:
             while not self._come:
                 if self._caller.is_over:
-                    raise Cancelled("the client was closed")
+                    raise client_closed()
                 if self._closed or (self._end is not None and loop.time() >= self._end):
                     raise RpcTimeout
                 self._waiter = loop.create_future()
